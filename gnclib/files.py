@@ -1,0 +1,114 @@
+"""Small files, written safely: atomically, byte for byte the same for the same content, and as strict JSON.
+
+Every file of the project that somebody may look at while it is written (figures, ledgers, denoised images) goes through
+`write_bytes`: the bytes land in a temporary file beside the target, and `os.replace` then puts the whole file in place.
+A reader sees the old file or the new one, never a half of one.
+
+Strict JSON knows neither nan nor infinity; `encode` writes them as ``{"float": "nan"}`` and `decode` reads them back.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+__all__ = ["decode", "dumps", "encode", "write_bytes", "write_text"]
+
+
+def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
+    """Write `content` to `path` atomically; missing folders are made.
+
+    Raises
+    ------
+    IsADirectoryError
+        `path` is a folder.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder, not a file: give the name of a file")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    try:
+        with os.fdopen(handle, "wb") as file:
+            file.write(content)
+        umask = os.umask(0)  # mkstemp makes private files; give the rights that open() would give
+        os.umask(umask)
+        os.chmod(temporary, 0o666 & ~umask)
+        os.replace(temporary, path)
+    except BaseException:
+        Path(temporary).unlink(missing_ok=True)
+        raise
+    return path
+
+
+def write_text(path: str | os.PathLike, text: str) -> Path:
+    """Write `text` to `path` as UTF-8 with ``\\n`` line ends, atomically."""
+    return write_bytes(path, text.encode("utf-8"))
+
+
+def encode(value: Any, digits: int | None = None) -> Any:
+    """Turn numbers, arrays, tensors, mappings and sequences into strict JSON data.
+
+    Arrays and tensors become nested lists, their 0-dimensional cases numbers. nan and the infinities become
+    ``{"float": "nan"}`` and so on. With `digits`, floats are rounded to that many significant digits.
+
+    Raises
+    ------
+    ValueError
+        The value is of a kind that has no place in JSON, or a mapping has a key that is not a string.
+    """
+    if value is None or isinstance(value, (bool, str)):
+        return value
+    if isinstance(value, int):
+        return int(value)
+    if isinstance(value, float):
+        if not math.isfinite(value):
+            return {"float": repr(float(value))}
+        return float(f"{value:.{digits}g}") if digits else float(value)
+    if isinstance(value, Mapping):
+        for key in value:
+            if not isinstance(key, str):
+                raise ValueError(f"JSON keys are strings, got {key!r} ({type(key).__name__}): use str(key)")
+        return {key: encode(item, digits) for key, item in value.items()}
+    if hasattr(value, "detach"):  # a tensor, told without importing torch
+        value = value.detach().cpu()
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, tensors
+        return encode(value.tolist(), digits)
+    if isinstance(value, (list, tuple)):
+        return [encode(item, digits) for item in value]
+    raise ValueError(
+        f"cannot store a {type(value).__name__} as JSON: use numbers, text, lists, mappings or arrays"
+    )
+
+
+def decode(value: Any) -> Any:
+    """Undo `encode`: ``{"float": "nan"}`` becomes nan again."""
+    if isinstance(value, dict):
+        if set(value) == {"float"} and isinstance(value["float"], str):
+            return float(value["float"])
+        return {key: decode(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [decode(item) for item in value]
+    return value
+
+
+def dumps(value: Any, digits: int | None = None) -> str:
+    """Strict JSON text of `value` with a final newline; lists of plain numbers stay on one line."""
+    return _lines(encode(value, digits), 0) + "\n"
+
+
+def _lines(value: Any, depth: int) -> str:
+    pad, inner = " " * depth, " " * (depth + 1)
+    if isinstance(value, dict) and value and set(value) != {"float"}:
+        items = [
+            f"{inner}{json.dumps(k, ensure_ascii=False)}: {_lines(v, depth + 1)}" for k, v in value.items()
+        ]
+        return "{\n" + ",\n".join(items) + "\n" + pad + "}"
+    if isinstance(value, list) and any(isinstance(v, (list, dict)) and v for v in value):
+        return "[\n" + ",\n".join(inner + _lines(v, depth + 1) for v in value) + "\n" + pad + "]"
+    return json.dumps(value, ensure_ascii=False, allow_nan=False)
