@@ -1,0 +1,64 @@
+"""Small validators shared by every module: a wrong argument is named where it enters, not three calls later."""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
+    """Smoothing parameter ``t`` (a noise *variance*) as one value per sample.
+
+    Args:
+        t: a number, a tensor with one element, or a tensor of shape (B,); finite and >= 0.
+        batch: the batch size B.
+        like: the tensor whose dtype and device the result takes.
+
+    Returns:
+        Tensor of shape (B,); differentiable in ``t`` when ``t`` is a tensor that requires a gradient.
+
+    Raises:
+        ValueError: t is not numeric, has another shape, is not finite, or is negative.
+    """
+    try:
+        value = torch.as_tensor(t, dtype=like.dtype, device=like.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"t must be a number or a tensor of shape ({batch},), got {t!r}") from error
+    if value.numel() == 1:
+        value = value.reshape(1).expand(batch)
+    if value.shape != (batch,):
+        raise ValueError(
+            f"t must be a number or a tensor of shape ({batch},), one per sample, got {tuple(value.shape)}"
+        )
+    seen = value.detach()
+    if not torch.isfinite(seen).all():
+        raise ValueError("t must be finite, got nan or inf")
+    if (seen < 0).any():
+        raise ValueError(
+            f"t is a noise variance and must be >= 0, got {seen.min().item():.6g} (is it tau = 0.5 log t?)"
+        )
+    return value
+
+
+def as_images(x: Tensor) -> Tensor:
+    """Check a batch of grey images and return it unchanged.
+
+    Args:
+        x: floating tensor of shape (B, 1, H, W), finite; grey values are meant to be in [0, 1], but noisy
+            images leave that range, so the range is not checked.
+
+    Raises:
+        ValueError: not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
+    """
+    if not isinstance(x, Tensor):
+        raise ValueError(f"images must be a torch tensor of shape (B, 1, H, W), got {type(x).__name__}")
+    if x.ndim != 4 or x.shape[1] != 1 or x.numel() == 0:
+        raise ValueError(
+            f"images must have shape (B, 1, H, W), none of them 0, got {tuple(x.shape)}; "
+            "a single (H, W) image is x[None, None], a colour image goes channel by channel"
+        )
+    if not x.is_floating_point():
+        raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; divide by 255 first")
+    if not torch.isfinite(x.detach()).all():
+        raise ValueError("images must be finite, got nan or inf")
+    return x
