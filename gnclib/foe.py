@@ -1,0 +1,374 @@
+r"""Fields of Experts whose potentials depend on the noise level: the learned energies R_1, R_2, R_3.
+
+    R_L(y, t) = < phi_L(K_L phi_{L-1}( ... K_2 phi_1(K_1 y, tau) ... , tau), tau), 1 > + n c(tau)
+                                                            (Kobler & Pock 2023, eqs. 2 and 3)
+
+``K_l`` are convolutions without biases, every phi is one quartic-spline function of (feature, tau) per channel, and
+tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
+
+* *Scaled input.* The first convolution sees ``s(tau) y`` with ``s = (t + sigma_0^2)^(-1/2)`` instead of ``y``, so that
+  one node range serves all noise levels. ``scaled_input=False`` is the printed formula.
+* *Constant in y.* ``c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau``, n the number of pixels. The printed potentials
+  can express it (their splines contain constants); named apart, it trains faster.
+* *Border.* Images are continued by reflection by half the receptive field, so that there is one feature per pixel and
+  channel, and the energy is the sum over exactly these. ``grad`` is the exact gradient of that energy.
+* *Range ends.* Potentials are continued linearly outside of their nodes (:mod:`gnclib.spline`).
+
+``grad`` is an explicit backward pass written in forward operations, so that training needs first-order automatic
+differentiation only; ``dtau`` carries first and second tau-derivatives through the layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import tempfile
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+from safetensors.torch import load_file, save_file
+from torch import Tensor, nn
+
+from gnclib import spline
+from gnclib.checks import as_images, as_time
+from gnclib.spline import SplineGrid
+
+#: folder of the weights that come with the package
+WEIGHTS = Path(__file__).with_name("weights")
+
+
+@dataclass(frozen=True)
+class FoEConfig:
+    """Architecture of a Fields-of-Experts energy; defaults are our choices where the paper's numbers are lost.
+
+    Attributes:
+        layers: L >= 1.
+        features: channels per layer; at most kernel_size^2 - 1, the number of DCT kernels without the constant.
+        kernel_size: side of the kernels of K_1, odd.
+        deep_kernel_size: side of the kernels of K_2 ... K_L, odd.
+        nodes_x: N_x, spline nodes per potential; range: the potentials are complete on [-range, range].
+        nodes_tau: N_tau, spline nodes in tau.
+        sigma_min, sigma_max: noise levels (grey values in [0, 1]) between which the energy is defined.
+        sigma_0: sigma_0 of the input scaling and of c(tau).
+        scaled_input: whether the first layer sees s(tau) y (ours) or y (as printed).
+
+    Raises:
+        ValueError: a value outside of its range.
+    """
+
+    layers: int = 1
+    features: int = 48
+    kernel_size: int = 7
+    deep_kernel_size: int = 3
+    nodes_x: int = 95
+    range: float = 6.0
+    nodes_tau: int = 11
+    sigma_min: float = 0.01
+    sigma_max: float = 1.0
+    sigma_0: float = 0.1
+    scaled_input: bool = True
+
+    def __post_init__(self):
+        def demand(condition, message):
+            if not condition:
+                raise ValueError(f"FoEConfig: {message}")
+
+        demand(self.layers >= 1, f"layers must be at least 1, got {self.layers}")
+        for name in ("kernel_size", "deep_kernel_size"):
+            demand(
+                getattr(self, name) % 2 == 1 and getattr(self, name) > 0,
+                f"{name} must be odd, got {getattr(self, name)}",
+            )
+        most = self.kernel_size**2 - 1
+        demand(
+            1 <= self.features <= most,
+            f"features must lie in 1..{most} (kernel_size^2 - 1), got {self.features}",
+        )
+        demand(self.nodes_x >= 5 and self.nodes_tau >= 5, "nodes_x and nodes_tau must be at least 5")
+        demand(self.range > 0 and math.isfinite(self.range), f"range must be positive, got {self.range}")
+        demand(
+            0 < self.sigma_min < self.sigma_max < math.inf,
+            f"0 < sigma_min < sigma_max does not hold: {self.sigma_min}, {self.sigma_max}",
+        )
+        demand(self.sigma_0 > 0, f"sigma_0 must be positive, got {self.sigma_0}")
+
+    @property
+    def grid_x(self) -> SplineGrid:
+        return SplineGrid(self.nodes_x, -self.range, self.range)
+
+    @property
+    def grid_tau(self) -> SplineGrid:
+        return SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
+
+    @property
+    def margin(self) -> int:
+        """Half the receptive field: pixels added on each side by reflection."""
+        return self.kernel_size // 2 + (self.layers - 1) * (self.deep_kernel_size // 2)
+
+    @classmethod
+    def from_dict(cls, values: dict) -> FoEConfig:
+        """The inverse of ``dataclasses.asdict``; unknown or missing names raise ValueError."""
+        known = {f.name for f in fields(cls)}
+        if set(values) != known:
+            raise ValueError(
+                f"config.json does not describe a FieldsOfExperts: unknown {sorted(set(values) - known)}, missing {sorted(known - set(values))}"
+            )
+        return cls(**values)
+
+
+def dct_kernels(size: int, count: int) -> Tensor:
+    """The 2D DCT-II basis of size x size patches without the constant, by increasing frequency: (count, 1, size, size).
+
+    Each kernel has unit Euclidean norm and zero mean.
+    """
+    k, x = torch.meshgrid(
+        torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64), indexing="ij"
+    )
+    rows = torch.cos(math.pi * k * (2 * x + 1) / (2 * size)) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    basis = torch.einsum("ax,by->abxy", rows, rows)
+    order = sorted(
+        ((a, b) for a in range(size) for b in range(size)), key=lambda ab: (ab[0] ** 2 + ab[1] ** 2, ab)
+    )[1:]
+    return torch.stack([basis[a, b] for a, b in order[:count]])[:, None]
+
+
+def reflect(x: Tensor, margin: int) -> Tensor:
+    """Continue images by reflection (without repeating the edge): (B, C, H, W) -> (B, C, H + 2 margin, W + 2 margin)."""
+    return F.pad(x, [margin] * 4, mode="reflect") if margin else x
+
+
+def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
+    """The adjoint of :func:`reflect`: what lies in the margin is folded back and added."""
+    if not margin:
+        return g
+    for _ in range(2):  # fold along the last axis, then swap the two axes and fold the other one
+        g = g.transpose(-1, -2)
+        n = g.shape[-1] - 2 * margin
+        left, centre, right = g.split([margin, n, margin], -1)
+        g = centre + F.pad(left.flip(-1), (1, n - margin - 1)) + F.pad(right.flip(-1), (n - margin - 1, 1))
+    return g
+
+
+class FieldsOfExperts(nn.Module):
+    """R_L(y, t) of Kobler & Pock 2023, eqs. (2) and (3); see the module for the formula and our choices.
+
+    A new one starts as the paper describes: DCT kernels in K_1, Kaiming-normal K_l, identity activations, and a
+    quadratic last potential (gain 1 / kernel_size^2, which makes K_1^T K_1 about the identity on zero-mean signals).
+
+    Args:
+        config: a :class:`FoEConfig`, or None for R_1's.
+        generator: for the random kernels (l >= 2, or ``kernels="random"``).
+        kernels: "dct" or "random" (unit norm, zero mean) for K_1.
+    """
+
+    def __init__(
+        self,
+        config: FoEConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        kernels: str = "dct",
+    ):
+        super().__init__()
+        self.config = c = config or FoEConfig()
+        generator = generator or torch.Generator().manual_seed(0)
+        if kernels == "dct":
+            first = dct_kernels(c.kernel_size, c.features).float()
+        elif kernels == "random":
+            first = torch.randn(c.features, 1, c.kernel_size, c.kernel_size, generator=generator)
+        else:
+            raise ValueError(f'kernels must be "dct" or "random", got {kernels!r}')
+        deep = (c.features, c.features, c.deep_kernel_size, c.deep_kernel_size)
+        gain = math.sqrt(2 / (c.features * c.deep_kernel_size**2))  # Kaiming-normal, fan in
+        hidden = c.grid_x.quadratic(b=1.0)
+        last = c.grid_x.quadratic(c=0.5 / c.kernel_size**2)
+        potentials = [hidden] * (c.layers - 1) + [last]
+        self.kernels = nn.ParameterList(
+            [first, *(gain * torch.randn(deep, generator=generator) for _ in range(c.layers - 1))]
+        )
+        self.weights = nn.ParameterList(
+            [p.float()[None, :, None].repeat(c.features, 1, c.nodes_tau) for p in potentials]
+        )
+        self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
+        self.project()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Put K_1 back to zero mean and norm at most 1 per kernel, in place."""
+        k = self.kernels[0]
+        k -= k.mean((-1, -2), keepdim=True)
+        k /= torch.linalg.vector_norm(k, dim=(-1, -2), keepdim=True).clamp(min=1.0)
+
+    # the energy contract -------------------------------------------------------------------------------------------
+
+    def energy(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
+        """R(y, t), eqs. (2) and (3).
+
+        Args:
+            y: images (B, 1, H, W), grey values of [0, 1] plus noise.
+            t: noise variance, float or (B,), in [sigma_min^2, sigma_max^2].
+            border: "reflect", or "valid" for the sum over the features that need no continuation (used in training).
+
+        Returns:
+            (B,).
+
+        Raises:
+            ValueError: bad shapes, non-finite images, images smaller than the continuation, t outside of its range.
+        """
+        y, tau = self._check(y, t, border)
+        h = self._features(y, tau, border)[-1]
+        return (
+            spline_sum(h, self._coefficients(tau)[-1], self.config.grid_x)
+            + h[0, 0].numel() * self._constant(tau)[0]
+        )
+
+    def grad(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
+        """The exact gradient of :meth:`energy` in y, shaped like y: s pad^T K_1^T phi_1' K_2^T ... phi_L'."""
+        y, tau = self._check(y, t, border)
+        inputs = self._features(y, tau, border, keep_slopes=True)
+        g = inputs[-1]  # phi_L'(x_L)
+        for l in reversed(range(self.config.layers)):
+            g = F.conv_transpose2d(g, self.kernels[l])
+            if l:
+                g = g * inputs[l - 1]
+        g = self._scale(tau)[0][:, None, None, None] * g
+        return reflect_adjoint(g, self.config.margin) if border == "reflect" else g
+
+    def dtau(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> tuple[Tensor, Tensor]:
+        """First and second derivative of R in tau = 0.5 log t at fixed y: two tensors (B,).
+
+        Each layer maps (x, x', x'') to (phi, phi_tau + phi_x x', phi_tautau + 2 phi_xtau x' + phi_xx x'^2 + phi_x x'').
+        """
+        y, tau = self._check(y, t, border)
+        padded = reflect(y, self.config.margin) if border == "reflect" else y
+        jet = [s[:, None, None, None] * padded for s in self._scale(tau)]
+        by_order = [self._coefficients(tau, k) for k in range(3)]
+        for l, kernel in enumerate(self.kernels):
+            x, x1, x2 = (F.conv2d(j, kernel) for j in jet)
+            f, fx, fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2))
+            ft, fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1))
+            (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
+            jet = [f, ft + fx * x1, ftt + 2 * fxt * x1 + fxx * x1**2 + fx * x2]
+        constant = self._constant(tau)
+        return tuple(
+            j.sum((1, 2, 3)) + j[0, 0].numel() * c for j, c in zip(jet[1:], constant[1:], strict=True)
+        )
+
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
+        """Hessian of :meth:`energy` in y times v, shaped like y (forward-mode derivative of :meth:`grad`)."""
+        if v.shape != y.shape:
+            raise ValueError(f"v must have the shape of y, {tuple(y.shape)}, got {tuple(v.shape)}")
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return torch.autograd.grad(self.grad(y, t), y, v)[0]  # the Hessian is symmetric
+
+    # parts ---------------------------------------------------------------------------------------------------------
+
+    def _check(self, y: Tensor, t, border: str) -> tuple[Tensor, Tensor]:
+        if border not in ("reflect", "valid"):
+            raise ValueError(f'border must be "reflect" or "valid", got {border!r}')
+        as_images(y)
+        if y.dtype != self.offset.dtype:
+            raise ValueError(
+                f"images are {y.dtype} but the energy is {self.offset.dtype}: convert one, e.g. prior.double()"
+            )
+        need = self.config.margin + 1 if border == "reflect" else 2 * self.config.margin + 1
+        if min(y.shape[-2:]) < need:
+            raise ValueError(
+                f"images of {y.shape[-2]}x{y.shape[-1]} pixels are too small: this energy needs {need}x{need} or more"
+            )
+        t = as_time(t, y.shape[0], like=y)
+        low, high = self.config.sigma_min**2, self.config.sigma_max**2
+        if bool(((t < low * (1 - 1e-5)) | (t > high * (1 + 1e-5))).any()):
+            raise ValueError(
+                f"t = {t.min().item():.4g} .. {t.max().item():.4g} leaves the range [{low:.4g}, {high:.4g}] of noise variances on which this energy"
+                " is defined (t is a variance: sigma^2, with grey values in [0, 1])"
+            )
+        tau = 0.5 * t.log()
+        return y, tau.clamp(math.log(self.config.sigma_min), math.log(self.config.sigma_max))
+
+    def _coefficients(self, tau: Tensor, derivative: int = 0) -> list[Tensor]:
+        return [
+            spline.contract(w, tau, self.config.grid_tau, derivative) for w in self.weights
+        ]  # each (B, C, N_x)
+
+    def _scale(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s(tau) and its first two derivatives, each (B,)."""
+        if not self.config.scaled_input:
+            return torch.ones_like(tau), torch.zeros_like(tau), torch.zeros_like(tau)
+        t = torch.exp(2 * tau)
+        s = (t + self.config.sigma_0**2) ** -0.5
+        return s, -t * s**3, -2 * t * s**3 + 3 * t**2 * s**5
+
+    def _constant(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c(tau) and its first two derivatives, each (B,)."""
+        t = torch.exp(2 * tau)
+        q = t / (t + self.config.sigma_0**2)
+        log = 0.5 * torch.log(t + self.config.sigma_0**2), q, 2 * q * (1 - q)
+        return tuple(
+            a + spline.contract(self.offset, tau, self.config.grid_tau, k) for k, a in enumerate(log)
+        )
+
+    def _features(self, y: Tensor, tau: Tensor, border: str, keep_slopes: bool = False) -> list[Tensor]:
+        """The inputs x_1 ... x_L of the non-linearities; with ``keep_slopes`` phi_1'(x_1) ... phi_L'(x_L) instead."""
+        coefficients = self._coefficients(tau)
+        h = self._scale(tau)[0][:, None, None, None] * (
+            reflect(y, self.config.margin) if border == "reflect" else y
+        )
+        kept = []
+        for l, kernel in enumerate(self.kernels):
+            x = F.conv2d(h, kernel)
+            last = l == self.config.layers - 1
+            orders = ((1,) if last else (0, 1)) if keep_slopes else (() if last else (0,))
+            values = spline.evaluate(x, coefficients[l], self.config.grid_x, orders) if orders else ()
+            kept.append(values[-1] if keep_slopes else x)
+            h = values[0] if values else None
+        return kept
+
+    # files ---------------------------------------------------------------------------------------------------------
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``, each whole or not at all."""
+        folder = Path(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tempfile.TemporaryDirectory(dir=folder) as temporary:
+            weights, config = Path(temporary, "model.safetensors"), Path(temporary, "config.json")
+            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, weights)
+            config.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
+            os.replace(weights, folder / weights.name)
+            os.replace(config, folder / config.name)
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike) -> FieldsOfExperts:
+        """Load a prior that comes with the package ("R1") or one from a folder written by :meth:`save_pretrained`.
+
+        Raises:
+            FileNotFoundError: neither a shipped name nor a folder with both files.
+            ValueError: a file that is damaged or does not fit the configuration.
+        """
+        shipped = sorted(p.name for p in WEIGHTS.glob("*") if (p / "config.json").is_file())
+        folder = WEIGHTS / str(name) if str(name) in shipped else Path(name)
+        for file in ("config.json", "model.safetensors"):
+            if not (folder / file).is_file():
+                raise FileNotFoundError(
+                    f"no prior {str(name)!r}: the shipped ones are {', '.join(shipped) or 'none'}; a folder must hold config.json and model.safetensors ({file} is missing)"
+                )
+        try:
+            config = FoEConfig.from_dict(json.loads((folder / "config.json").read_text()))
+            state = load_file(folder / "model.safetensors")
+        except Exception as error:
+            raise ValueError(f"the prior in {folder} cannot be read: {error}") from error
+        model = cls(config)
+        try:
+            model.load_state_dict(state)
+        except RuntimeError as error:
+            raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
+        return model.requires_grad_(False).eval()
+
+
+def spline_sum(x: Tensor, coefficients: Tensor, grid: SplineGrid) -> Tensor:
+    """< phi(x), 1 > per image: (B, C, H, W) -> (B,)."""
+    return spline.evaluate(x, coefficients, grid)[0].sum((1, 2, 3))
