@@ -18,7 +18,6 @@ from __future__ import annotations
 import math
 
 import numpy as np
-import torch
 from scipy.optimize import brentq
 
 GOLDEN = (math.sqrt(5) - 1) / 2
@@ -46,6 +45,20 @@ def _components(mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
 
 def _log_terms(y, log_w, mu, v):
     return log_w - 0.5 * ((y[:, None] - mu) ** 2 / v + np.log(v))
+
+
+def _hessian(mixture, y: np.ndarray, t: float) -> np.ndarray:
+    """The closed form of ``GaussianMixture.hessian`` for points (B,), in plain numpy: it is called very often."""
+    w, mu, variances = _components(mixture)
+    v, log_w, parts = variances + t, np.log(w), []
+    for part in np.array_split(y, 1 + len(y) * len(w) // 2_000_000):  # bounds the memory
+        g = _log_terms(part, log_w, mu, v)
+        g = np.exp(g - g.max(1, keepdims=True))
+        g /= g.sum(1, keepdims=True)
+        a = (mu - part[:, None]) / v
+        centred = a - (g * a).sum(1, keepdims=True)
+        parts.append((g * (1 / v - centred**2)).sum(1))
+    return np.concatenate(parts)
 
 
 def crossings(mixture, t: float) -> tuple[np.ndarray, np.ndarray]:
@@ -82,43 +95,36 @@ def candidates(mixture, t: float, lo: float, hi: float) -> np.ndarray:
     if bulk[0] >= bulk[1]:
         bulk = (lo, hi)
     y, width = crossings(mixture, t)
-    y, first = np.unique(y, return_index=True)
+    octave = np.exp2(np.round(np.log2(width)))  # many components: one crossing per place and width is enough
+    _, first = np.unique(np.stack([octave, np.round(y / octave)]), axis=1, return_index=True)
+    y, width = y[first], width[first]
     points = [
         np.linspace(*bulk, 1001),
         (mu[:, None] + np.sqrt(v)[:, None] * np.linspace(-6, 6, 49)).ravel(),
-        (y[:, None] + width[first][:, None] * np.linspace(-16, 16, 65)).ravel(),
+        (y[:, None] + width[:, None] * np.linspace(-16, 16, 65)).ravel(),
         np.array([end for end in (lo, hi) if math.isfinite(end)]),
     ]
     points = np.unique(np.concatenate(points))
     return points[(points >= lo) & (points <= hi)]
 
 
-def _hessian(mixture, y: np.ndarray, t: float) -> np.ndarray:
-    with torch.no_grad():
-        parts = np.array_split(y, 1 + len(y) * len(mixture.weights) // 2_000_000)
-        return np.concatenate([mixture.hessian(torch.from_numpy(part), t).numpy() for part in parts])
-
-
-def min_hessian(mixture, t: float, domain=None, refine: int = 12) -> tuple[float, float]:
-    """``min_y hess F(y, t)`` and its place: candidates, then golden section about the `refine` lowest dips."""
+def min_hessian(mixture, t: float, domain=None) -> tuple[float, float]:
+    """``min_y hess F(y, t)`` and its place: the candidates, then a zoom into each of the twelve lowest dips."""
     y = candidates(mixture, t, *check_domain(domain))
     h = _hessian(mixture, y, t)
     padded = np.concatenate([[np.inf], h, [np.inf]])
     dips = np.flatnonzero((h <= padded[:-2]) & (h <= padded[2:]))
-    dips = dips[np.argsort(h[dips])[:refine]]
+    dips = dips[np.argsort(h[dips], kind="stable")[:12]]
     left, right = y[np.maximum(dips - 1, 0)], y[np.minimum(dips + 1, len(y) - 1)]
-    inner, outer = right - GOLDEN * (right - left), left + GOLDEN * (right - left)
-    h_inner, h_outer = np.split(_hessian(mixture, np.concatenate([inner, outer]), t), 2)
-    for _ in range(36):  # shrinks each bracket by 3e-8; the minimum value is then exact to rounding
-        down = h_inner < h_outer  # the minimum lies in [left, outer]
-        left, right = np.where(down, left, inner), np.where(down, outer, right)
-        fresh = np.where(down, right - GOLDEN * (right - left), left + GOLDEN * (right - left))
-        h_fresh = _hessian(mixture, fresh, t)
-        inner, outer = np.where(down, fresh, outer), np.where(down, inner, fresh)
-        h_inner, h_outer = np.where(down, h_fresh, h_outer), np.where(down, h_inner, h_fresh)
-    values = np.concatenate([h, h_inner, h_outer])
+    steps, rows = np.linspace(0, 1, 25), np.arange(len(dips))
+    for _ in range(7):  # each round shrinks the bracket twelvefold; the value is then exact to rounding
+        zoom = left[:, None] + (right - left)[:, None] * steps  # (dips, 25)
+        values = _hessian(mixture, zoom.ravel(), t).reshape(zoom.shape)
+        k = values.argmin(1)
+        left, right = zoom[rows, np.maximum(k - 1, 0)], zoom[rows, np.minimum(k + 1, 24)]
+    values, y = np.append(h, values[rows, k]), np.append(y, zoom[rows, k])
     best = int(values.argmin())
-    return float(values[best]), float(np.concatenate([y, inner, outer])[best])
+    return float(values[best]), float(y[best])
 
 
 def threshold(mixture, domain=None) -> float:
@@ -136,11 +142,15 @@ def threshold(mixture, domain=None) -> float:
         ts = _whole_line_grid(mu, variances, dip)
     else:
         reach = np.maximum((mu - lo) ** 2, (mu - hi) ** 2)
-        top = float((reach - variances).max())
-        ts = _descending(max(top, 0.0), smallest, 160)
-    values = np.array([math.inf] + [dip(t) for t in ts[1:]])
+        ts = _descending(max(float((reach - variances).max()), 0.0), smallest, 160)
+    values = [math.inf]  # the top is convex by construction
+    for t in ts[1:]:
+        values.append(dip(t))
+        if values[-1] < 0:
+            break
+    values = np.array(values)
     if domain is not None:
-        ts, values = _refine_in_time(ts, values, dip)
+        ts, values = _refine_in_time(ts[: len(values)], values, dip)
     negative = np.flatnonzero(values < 0)
     if len(negative) == 0:
         return 0.0
@@ -173,10 +183,8 @@ def _whole_line_grid(mu: np.ndarray, variances: np.ndarray, dip) -> np.ndarray:
 
 def _refine_in_time(ts: np.ndarray, values: np.ndarray, dip) -> tuple[np.ndarray, np.ndarray]:
     """Add the bottoms of positive dips in t, so that a short non-convex spell between grid points is not missed."""
-    negative = np.flatnonzero(values < 0)
-    last = negative[0] if len(negative) else len(ts)
     extra = []
-    for k in range(1, min(last, len(ts) - 1)):
+    for k in range(1, len(ts) - 1):
         if values[k] <= values[k - 1] and values[k] <= values[k + 1]:
             left, right = ts[k + 1], ts[k - 1]
             for _ in range(24):
