@@ -29,6 +29,25 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from gnclib.leaves import dead_leaves, leaf_radii
+
+__all__ = [
+    "PatchSampler",
+    "add_noise",
+    "available",
+    "bsds500",
+    "bsds500_ids",
+    "bsds68",
+    "bsds68_ids",
+    "dead_leaves",
+    "embedded",
+    "leaf_radii",
+    "patches",
+    "training_images",
+    "validation_images",
+    "verify",
+]
+
 SPLITS = ("train", "val", "test")
 COMMIT = "a04b7c6c3a9f0ace74bf205c72a43d32e1c72722"
 URL = f"https://raw.githubusercontent.com/BIDS/BSDS500/{COMMIT}/BSDS500/data/images/"
@@ -120,9 +139,9 @@ def _download(names: list[str]) -> Path:
         except (OSError, ValueError) as error:  # OSError: no network, HTTP errors; ValueError: wrong hash
             raise ConnectionError(
                 f"BSDS500 could not be downloaded from {URL} ({type(error).__name__}: {error}). If this "
-                "machine has no network, copy the data set here and set the environment variable GNC_DATA_DIR "
-                "to the folder that holds BSDS500/{train,val,test}/*.jpg; or work with gnclib.data.embedded(), "
-                "photographs that need no network"
+                "machine has no network, copy the data set here and set the environment variable "
+                "GNC_DATA_DIR to the folder that holds BSDS500/{train,val,test}/*.jpg; or work with "
+                "gnclib.data.embedded(), photographs that need no network"
             ) from error
     return folder
 
@@ -153,7 +172,7 @@ def bsds500(split: str) -> dict[str, Tensor]:
 
 
 def bsds68() -> dict[str, Tensor]:
-    """The 68 test images of Roth & Black in the benchmark's order: dict id -> (1, 1, H, W). Not for training."""
+    """The 68 test images of Roth & Black in the benchmark's order: dict id -> (1, 1, H, W). For tests only."""
     contents = _contents([f"val/{image}.jpg" for image in bsds68_ids()])
     return {Path(name).stem: _grey(content) for name, content in contents.items()}
 
@@ -187,7 +206,7 @@ def verify(splits: Iterable[str] = SPLITS) -> int:
 
 
 def embedded() -> dict[str, Tensor]:
-    """Grey photographs bundled with scikit-image (no network): dict name -> float32 (1, 1, H, W) in [0, 1]."""
+    """Grey photographs bundled with scikit-image (no network): dict name -> (1, 1, H, W), float32, [0, 1]."""
     folder = files("skimage") / "data"
     return {Path(name).stem: _grey((folder / name).read_bytes()) for name in EMBEDDED}
 
