@@ -43,6 +43,7 @@ __all__ = [
     "embedded",
     "leaf_radii",
     "patches",
+    "refuse_validation",
     "training_images",
     "validation_images",
     "verify",
@@ -184,6 +185,17 @@ def validation_images() -> dict[str, Tensor]:
     return {Path(name).stem: _grey(content) for name, content in contents.items()}
 
 
+def refuse_validation(ids: Iterable[str]) -> None:
+    """Raise ValueError if one of these image ids belongs to val, and say so louder if it belongs to BSDS68."""
+    ids = set(ids)
+    if leaked := sorted(ids & set(bsds68_ids())):
+        raise ValueError(
+            f"these images belong to the test set BSDS68, never train on them: {', '.join(leaked)}"
+        )
+    if leaked := sorted(ids & set(bsds500_ids("val"))):
+        raise ValueError(f"these images belong to val, never train on them: {', '.join(leaked)}")
+
+
 def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tensor]:
     """Images to train on: by default train + test, 400 of them. ValueError for val, which holds BSDS68."""
     splits = (splits,) if isinstance(splits, str) else tuple(splits)
@@ -194,9 +206,7 @@ def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tens
     images = {}
     for split in splits:
         images.update(bsds500(split))
-    leaked = sorted(set(images) & set(bsds68_ids()))
-    if leaked:
-        raise ValueError(f"these training images belong to the test set BSDS68: {', '.join(leaked)}")
+    refuse_validation(images)
     return images
 
 

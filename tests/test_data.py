@@ -52,6 +52,15 @@ def test_training_images_check_for_leaks(monkeypatch):
         data.training_images("train")
 
 
+def test_refuse_validation_by_id():
+    data.refuse_validation([*data.bsds500_ids("train"), *data.bsds500_ids("test"), "my_own_photograph"])
+    with pytest.raises(ValueError, match="BSDS68"):
+        data.refuse_validation(["100075", data.bsds68_ids()[0]])
+    others = sorted(set(data.bsds500_ids("val")) - set(data.bsds68_ids()))
+    with pytest.raises(ValueError, match="belong to val"):
+        data.refuse_validation(others[:1])
+
+
 @pytest.mark.parametrize("split", ["Train", "all", ""])
 def test_unknown_split(split):
     with pytest.raises(ValueError, match="there is no split"):
