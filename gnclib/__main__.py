@@ -1,0 +1,8 @@
+"""``python -m gnclib`` is the command ``gnc``."""
+
+import sys
+
+from gnclib.cli import main
+
+if __name__ == "__main__":
+    sys.exit(main())

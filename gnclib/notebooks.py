@@ -1,0 +1,187 @@
+"""Notebooks as files: run one with parameters, refresh a committed one, and check what is committed.
+
+Committed notebooks are executed, so that a reader sees the figures without running anything, and cleaned of everything
+that changes from run to run (timings, versions, traces of papermill). `check` says in words what is wrong with one.
+"""
+
+from __future__ import annotations
+
+import ast
+import json
+import re
+import subprocess
+import sys
+import tempfile
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from gnclib.files import write_bytes
+
+__all__ = ["NotebookError", "check", "clean", "execute", "find", "parameters", "refresh"]
+
+CLEAN_KEYS = (
+    "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
+)
+KERNEL = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
+
+
+class NotebookError(RuntimeError):
+    """A notebook could not be run, or did not do what it is there for; the message says which and why."""
+
+
+def find(folder: Path | None = None) -> dict[str, Path]:
+    """The notebooks by name, in order: those of `folder`, by default `notebooks/` of the clone (or of the cwd).
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such folder, or no notebook in it.
+    """
+    places = [folder] if folder else [Path(__file__).parents[1] / "notebooks", Path.cwd() / "notebooks"]
+    for place in places:
+        found = {path.stem: path.resolve() for path in sorted(place.glob("[0-9]*.ipynb"))}
+        if found:
+            return found
+    raise FileNotFoundError(
+        f"no notebooks in {' or '.join(map(str, places))}: they are part of the repository, not of the installed "
+        "package; clone it and run this from its top folder"
+    )
+
+
+def parameters(path: Path) -> dict[str, Any]:
+    """Names and defaults of the cell tagged `parameters`, as papermill sees them.
+
+    Raises
+    ------
+    NotebookError
+        There is no such cell, or more than one.
+    """
+    cells = [c for c in _read(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    if len(cells) != 1:
+        raise NotebookError(f"{path.name} has {len(cells)} cells tagged 'parameters', expected exactly one")
+    import papermill
+
+    found = papermill.inspect_notebook(str(path))
+    try:
+        return {name: ast.literal_eval(item["default"]) for name, item in found.items()}
+    except (ValueError, SyntaxError):
+        raise NotebookError(
+            f"{path.name}: the parameters must be plain literals such as 3, 0.1, 'R1' or False"
+        ) from None
+
+
+def execute(path: Path, output: Path, given: Mapping[str, Any], progress: bool = False) -> dict[str, Any]:
+    """Run a notebook by papermill with parameters; the executed copy goes to `output` and is returned.
+
+    The source is not touched. The notebook runs in an empty temporary folder, so that one which depends on the
+    folder it is started from does not pass.
+
+    Raises
+    ------
+    NotebookError
+        A parameter the notebook does not have, `output` is the source, a cell failed, or the kernel died.
+    """
+    path, output = Path(path).resolve(), Path(output).resolve()
+    if path == output:
+        raise NotebookError(f"{path.name}: the executed copy would overwrite the notebook itself")
+    known = parameters(path)
+    for name, value in given.items():
+        if name not in known:
+            raise NotebookError(f"{path.name} has no parameter {name!r}; it has: {', '.join(known)}")
+        if type(value) is not type(known[name]):
+            raise NotebookError(f"{path.name}: parameter {name} is {known[name]!r} by default, got {value!r}")
+    import papermill
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    bar = {"desc": path.stem, "unit": "cell", "leave": True} if progress else False
+    try:
+        with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd:
+            papermill.execute_notebook(
+                str(path), str(output), parameters=dict(given), cwd=cwd, progress_bar=bar, **KERNEL
+            )
+    except papermill.PapermillExecutionError as error:
+        raise NotebookError(_failure(path, error)) from None
+    except (DeadKernelError, CellTimeoutError) as error:
+        raise NotebookError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
+    return _read(output)
+
+
+def _failure(path: Path, error: Any) -> str:
+    """One short message: notebook, cell, failing line, exception."""
+    lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
+    arrows = [line.strip() for line in lines if re.match(r"\s*-+>\s*\d+", line)]
+    place = re.sub(r"^-+>\s*\d+\s*", "", arrows[0]) if arrows else error.source.strip().splitlines()[0]
+    reason = str(error.evalue).strip() or "(no message)"
+    return f"{path.name}, cell In [{error.exec_count}], at '{place}': {error.ename}: {reason}"
+
+
+def _read(path: Path) -> dict[str, Any]:
+    try:
+        return json.loads(Path(path).read_text(encoding="utf-8"))
+    except json.JSONDecodeError as error:
+        raise NotebookError(f"{path} is not a notebook: {error}") from None
+
+
+def clean(content: bytes) -> bytes:
+    """The notebook without what changes from run to run; outputs, counts and cell ids stay. Idempotent."""
+    with tempfile.TemporaryDirectory(prefix="gnc-clean-") as folder:
+        copy = Path(folder) / "notebook.ipynb"
+        copy.write_bytes(content)
+        keep = ["--keep-output", "--keep-count", "--keep-id", "--extra-keys", CLEAN_KEYS]
+        command = [sys.executable, "-m", "nbstripout", *keep, str(copy)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+            raise NotebookError(f"nbstripout failed: {(done.stderr or done.stdout).strip()}")
+        return copy.read_bytes()
+
+
+def refresh(path: Path) -> None:
+    """Run a committed notebook with its own defaults, clean it, and put it in place of the old one in one step."""
+    import nbformat
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, DeadKernelError
+
+    node = nbformat.read(path, as_version=4)
+    with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd:
+        client = NotebookClient(node, timeout=900, resources={"metadata": {"path": cwd}}, **KERNEL)
+        try:
+            client.execute()
+        except CellExecutionError as error:
+            raise NotebookError(
+                f"{path.name}: {error.ename}: {error.evalue}; the notebook was left as it was"
+            ) from None
+        except DeadKernelError as error:
+            raise NotebookError(f"{path.name}: {error}; the notebook was left as it was") from None
+    write_bytes(path, clean(nbformat.writes(node).rstrip("\n").encode() + b"\n"))
+
+
+def check(path: Path) -> list[str]:
+    """What is wrong with a committed notebook, in words; [] if it is executed, in order, clean and parameterised."""
+    content = Path(path).read_bytes()
+    wrong: list[str] = []
+    try:
+        if parameters(path).get("full") is not False or parameters(path).get("out") != "":
+            wrong.append("the parameters cell must set full = False and out = ''")
+    except NotebookError as error:
+        wrong.append(str(error).removeprefix(f"{path.name} "))
+    counts = []
+    for number, cell in enumerate(_read(path)["cells"]):
+        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+            continue
+        counts.append(cell["execution_count"])
+        if cell["execution_count"] is None:
+            wrong.append(f"cell {number} was not executed")
+        for output in cell["outputs"]:
+            if output["output_type"] == "error":
+                wrong.append(f"cell {number} ended in {output['ename']}: {output['evalue']}")
+            if output.get("name") == "stderr":
+                text = "".join(output["text"]).strip().splitlines()
+                wrong.append(f"cell {number} wrote to stderr: {text[0] if text else ''}")
+        if "NBVAL_CHECK_OUTPUT" in "".join(cell["source"]) and not cell["outputs"]:
+            wrong.append(f"cell {number} is marked NBVAL_CHECK_OUTPUT but has no output")
+    if None not in counts and counts != list(range(1, len(counts) + 1)):
+        wrong.append("its cells were not run once each from top to bottom")
+    if clean(content) != content:
+        wrong.append("it is not clean")
+    return [f"{path.name}: {text}; run 'gnc notebooks --only {path.stem}'" for text in wrong]

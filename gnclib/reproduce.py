@@ -1,0 +1,222 @@
+"""From notebooks to figures: what ``gnc figures`` does.
+
+`MANIFEST` declares every figure with the notebook that makes it. `run` executes notebooks in temporary copies, each
+with an empty staging folder as its `out`. A notebook counts as done only if every figure declared for it lies there,
+complete and made just now; then its files move to the output folder, one atomic step each, and the claims it recorded
+enter the ledger. A notebook that fails leaves everything as it was, and the others still run.
+"""
+
+from __future__ import annotations
+
+import difflib
+import os
+import tempfile
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from gnclib import compare, ledger, notebooks
+from gnclib.notebooks import NotebookError
+
+__all__ = ["MANIFEST", "Done", "Figure", "compare_runs", "run", "select"]
+
+SUFFIXES = (".png", ".pdf", ".json")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A declared figure: the notebook that makes it, its title, and the tolerance of its numbers (`gnclib.compare`)."""
+
+    notebook: str
+    title: str
+    rtol: float = 1e-3
+    atol: float = 1e-9
+
+
+MANIFEST: dict[str, Figure] = {
+    "figure1": Figure("02_gnc_flow", "Figure 1: smoothed energies, attainment over t_0 and I, convexity"),
+}
+
+
+@dataclass(frozen=True)
+class Done:
+    """What became of one notebook: its figures and seconds, or the reason why it failed."""
+
+    notebook: str
+    seconds: float
+    figures: tuple[str, ...] = ()
+    failure: str | None = None
+
+
+def select(
+    only: Iterable[str], manifest: Mapping[str, Figure] = MANIFEST, folder: Path | None = None
+) -> dict[str, Path]:
+    """The notebooks that make what `only` names (figures or notebooks); all of them if it is empty.
+
+    Raises
+    ------
+    ValueError
+        A name that is neither a figure nor a notebook.
+    NotebookError
+        The manifest names a notebook that does not exist.
+    """
+    found = notebooks.find(folder)
+    if absent := sorted({figure.notebook for figure in manifest.values()} - found.keys()):
+        raise NotebookError(f"the manifest names notebooks that are missing: {', '.join(absent)}")
+    wanted = set()
+    for name in only:
+        notebook = manifest[name].notebook if name in manifest else name.removesuffix(".ipynb")
+        if notebook not in found:
+            names = [*manifest, *found]
+            near = difflib.get_close_matches(name, names, n=1)
+            hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
+            raise ValueError(f"no figure or notebook is called {name!r}; {hint}")
+        wanted.add(notebook)
+    return {name: path for name, path in found.items() if not wanted or name in wanted}
+
+
+def run(
+    only: Iterable[str] = (),
+    full: bool = False,
+    out: str | os.PathLike = "figures",
+    progress: bool = True,
+    *,
+    manifest: Mapping[str, Figure] = MANIFEST,
+    folder: Path | None = None,
+    say: Callable[[str], None] = lambda text: None,
+) -> list[Done]:
+    """Execute notebooks and bring their figures and claims to `out`.
+
+    Parameters
+    ----------
+    only
+        Names of figures or notebooks; empty means everything.
+    full
+        Run with `full = True` instead of the quick defaults.
+    out
+        Folder for NAME.png, NAME.pdf, NAME.json, claims.json and claims.md; made where it is missing.
+    progress
+        Show one bar per notebook, counting cells.
+    manifest, folder
+        Other declarations and another folder of notebooks (tests use these).
+    say
+        Called with one line of text per finished notebook.
+
+    Raises
+    ------
+    ValueError, NotADirectoryError
+        A wrong name in `only`; `out` is a file.
+    NotebookError
+        One or more notebooks failed. All were tried, and the successful ones are in `out`.
+    """
+    chosen = select(only, manifest, folder)
+    out = Path(out).resolve()
+    if out.exists() and not out.is_dir():
+        raise NotADirectoryError(f"{out} is a file: give a folder for the figures")
+    out.mkdir(parents=True, exist_ok=True)
+    known = notebooks.find(folder)
+    records = ledger.load(out / "claims.json")
+    done = []
+    for name, path in chosen.items():
+        start = time.monotonic()
+        figures = tuple(figure for figure, item in manifest.items() if item.notebook == name)
+        try:
+            new = _run_one(name, path, figures, full, out, progress)
+            records = ledger.merge(records, new, [name], known)
+            ledger.save(out, records)
+            done.append(Done(name, time.monotonic() - start, figures))
+        except (NotebookError, ValueError) as error:
+            done.append(Done(name, time.monotonic() - start, failure=str(error)))
+        say(_summary(done[-1]))
+    if failed := [item for item in done if item.failure]:
+        reasons = "\n".join(f"  {item.failure}" for item in failed)
+        raise NotebookError(
+            f"{len(failed)} of {len(done)} notebooks failed; their older figures were kept:\n{reasons}"
+        )
+    return done
+
+
+def _summary(item: Done) -> str:
+    result = f"FAILED: {item.failure}" if item.failure else ", ".join(item.figures) or "no figures declared"
+    return f"{item.notebook:<26}{item.seconds:6.1f} s  {result}"
+
+
+def _run_one(
+    name: str, path: Path, figures: tuple[str, ...], full: bool, out: Path, progress: bool
+) -> list[ledger.Entry]:
+    """Execute one notebook into a staging folder beside `out`, check what it made, then move it to `out`."""
+    with tempfile.TemporaryDirectory(prefix=".gnc-", dir=out.parent) as temporary:
+        staging = Path(temporary) / "out"
+        staging.mkdir()
+        begun = time.time()
+        given = {"full": full, "out": str(staging)}
+        executed = notebooks.execute(path, Path(temporary) / path.name, given, progress)
+        _check_made(name, figures, staging, begun)
+        records = ledger.collect(executed, name, "full" if full else "quick")
+        for file in sorted(staging.iterdir()):
+            os.replace(file, out / file.name)
+    return records
+
+
+def _check_made(name: str, figures: tuple[str, ...], staging: Path, begun: float) -> None:
+    """Every declared figure is there, not empty and made after `begun`; nothing undeclared lies beside them."""
+    for figure in figures:
+        for suffix in SUFFIXES:
+            file = staging / f"{figure}{suffix}"
+            if not file.is_file() or file.stat().st_size == 0:
+                raise NotebookError(f"{name} ran, but did not make {file.name}, which the manifest declares")
+            if file.stat().st_mtime < begun - 2:  # some file systems keep times to two seconds
+                raise NotebookError(f"{name}: {file.name} is stale, it was not made by this run")
+    declared = {f"{figure}{suffix}" for figure in figures for suffix in SUFFIXES}
+    if extra := sorted({file.name for file in staging.iterdir()} - declared):
+        raise NotebookError(
+            f"{name} wrote {', '.join(extra)}, which gnclib.reproduce.MANIFEST does not declare for it"
+        )
+
+
+def compare_runs(
+    reference: Path,
+    value: Path,
+    only: Iterable[str] = (),
+    *,
+    manifest: Mapping[str, Figure] = MANIFEST,
+    folder: Path | None = None,
+) -> tuple[list[str], list[str]]:
+    """Compare a fresh run in `value` with the one kept in `reference`: numbers within tolerance, verdicts exactly.
+
+    Returns
+    -------
+    (wrong, remarks)
+        Lines of text; the run reproduces the reference if `wrong` is empty. Remarks tell what was not compared.
+    """
+    chosen = select(only, manifest, folder)
+    wrong, remarks, skipped = [], [], set()
+    for name, figure in manifest.items():
+        if figure.notebook not in chosen:
+            continue
+        try:
+            found, reason = compare.compare_files(
+                reference / f"{name}.json", value / f"{name}.json", figure.rtol, figure.atol
+            )
+        except FileNotFoundError as error:
+            found, reason = [str(error)], None
+        wrong += [f"{name}: {text}" for text in found]
+        if reason:
+            remarks.append(f"{name}: not compared, {reason}")
+            skipped.add(figure.notebook)
+    old, new = (_verdicts(path / "claims.json", chosen) for path in (reference, value))
+    for key in sorted(old.keys() | new.keys()):
+        if key[1] not in skipped and old.get(key) != new.get(key):
+            kept, now = old.get(key, "no record"), new.get(key, "no record")
+            wrong.append(f"claim {key[0]} ({key[1]}): {now!r} instead of {kept!r}")
+    if not only:
+        declared = {name + suffix for name in manifest for suffix in SUFFIXES} | {"claims.json", "claims.md"}
+        files = {path.name for path in reference.iterdir() if path.is_file()} if reference.is_dir() else set()
+        wrong += [f"{file}: left over, not in the manifest: delete it" for file in sorted(files - declared)]
+    return wrong, remarks
+
+
+def _verdicts(path: Path, chosen: Mapping[str, Any]) -> dict[tuple[str, str], str]:
+    return {(e["id"], e["notebook"]): e["verdict"] for e in ledger.load(path) if e["notebook"] in chosen}
