@@ -51,7 +51,8 @@ class GaussianMixture:
                 f"weights must lie on the simplex (>= 0, sum 1), got smallest {self.weights.min().item():.6g} "
                 f"and sum {total:.6g}"
             )
-        self.weights = self.weights / total
+        if abs(total - 1) > 1e-12:  # written-out decimals stay as they are
+            self.weights = self.weights / total
         active = self.weights > 0
         means = self.means if self.means.ndim == 2 else self.means[:, None]
         eigenvalues, vectors = self._diagonalise(means.shape[1])
