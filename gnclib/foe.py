@@ -23,16 +23,15 @@ from __future__ import annotations
 import json
 import math
 import os
-import tempfile
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
 import torch.nn.functional as F
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from gnclib import spline
+from gnclib import files, spline
 from gnclib.checks import as_images, as_time
 from gnclib.spline import SplineGrid
 
@@ -153,6 +152,19 @@ def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
     return g
 
 
+def convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    """Valid 2D convolution (correlation, as in networks); channels-last inside, three times faster on CPU."""
+    layout = torch.channels_last
+    return F.conv2d(x.contiguous(memory_format=layout), kernel.contiguous(memory_format=layout)).contiguous()
+
+
+def convolve_adjoint(g: Tensor, kernel: Tensor) -> Tensor:
+    """The adjoint of :func:`convolve` in x."""
+    layout = torch.channels_last
+    g, kernel = g.contiguous(memory_format=layout), kernel.contiguous(memory_format=layout)
+    return F.conv_transpose2d(g, kernel).contiguous()
+
+
 class FieldsOfExperts(nn.Module):
     """R_L(y, t) of Kobler & Pock 2023, eqs. (2) and (3); see the module for the formula and our choices.
 
@@ -231,7 +243,7 @@ class FieldsOfExperts(nn.Module):
         inputs = self._features(y, tau, border, keep_slopes=True)
         g = inputs[-1]  # phi_L'(x_L)
         for l in reversed(range(self.config.layers)):
-            g = F.conv_transpose2d(g, self.kernels[l])
+            g = convolve_adjoint(g, self.kernels[l])
             if l:
                 g = g * inputs[l - 1]
         g = self._scale(tau)[0][:, None, None, None] * g
@@ -247,7 +259,7 @@ class FieldsOfExperts(nn.Module):
         jet = [s[:, None, None, None] * padded for s in self._scale(tau)]
         by_order = [self._coefficients(tau, k) for k in range(3)]
         for l, kernel in enumerate(self.kernels):
-            x, x1, x2 = (F.conv2d(j, kernel) for j in jet)
+            x, x1, x2 = (convolve(j, kernel) for j in jet)
             f, fx, fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2))
             ft, fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1))
             (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
@@ -320,7 +332,7 @@ class FieldsOfExperts(nn.Module):
         )
         kept = []
         for l, kernel in enumerate(self.kernels):
-            x = F.conv2d(h, kernel)
+            x = convolve(h, kernel)
             last = l == self.config.layers - 1
             orders = ((1,) if last else (0, 1)) if keep_slopes else (() if last else (0,))
             values = spline.evaluate(x, coefficients[l], self.config.grid_x, orders) if orders else ()
@@ -332,14 +344,9 @@ class FieldsOfExperts(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, each whole or not at all."""
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
-        with tempfile.TemporaryDirectory(dir=folder) as temporary:
-            weights, config = Path(temporary, "model.safetensors"), Path(temporary, "config.json")
-            save_file({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}, weights)
-            config.write_text(json.dumps(asdict(self.config), indent=2) + "\n")
-            os.replace(weights, folder / weights.name)
-            os.replace(config, folder / config.name)
+        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
+        files.write_bytes(Path(folder) / "model.safetensors", save(tensors))
+        files.write_text(Path(folder) / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> FieldsOfExperts:

@@ -150,7 +150,9 @@ def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0
 def polynomials(coefficients: Tensor) -> Tensor:
     """The polynomial of each interval in its local variable f in [0, 1]: (..., N) -> (..., N - 4, 5)."""
     matrix = torch.tensor(_pieces(), dtype=coefficients.dtype, device=coefficients.device)
-    return coefficients.unfold(-1, ORDER, 1) @ matrix
+    n = coefficients.shape[-1] - (ORDER - 1)
+    overlapping = torch.stack([coefficients[..., m : m + n] for m in range(ORDER)], -1)  # (..., N - 4, 5)
+    return overlapping.flatten(0, -2).matmul(matrix).view(overlapping.shape)
 
 
 def evaluate(
