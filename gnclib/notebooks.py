@@ -9,8 +9,6 @@ from __future__ import annotations
 import ast
 import json
 import re
-import subprocess
-import sys
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -21,7 +19,9 @@ from gnclib.files import write_bytes
 __all__ = ["NotebookError", "check", "clean", "execute", "find", "parameters", "refresh"]
 
 CLEAN_KEYS = (
-    "metadata.papermill cell.metadata.papermill cell.metadata.execution metadata.language_info.version"
+    *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
+    *("cell.metadata.papermill", "cell.metadata.execution", "cell.metadata.ExecuteTime"),
+    *("cell.metadata.collapsed", "cell.metadata.scrolled"),
 )
 KERNEL = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
 
@@ -113,7 +113,9 @@ def _failure(path: Path, error: Any) -> str:
     arrows = [line.strip() for line in lines if re.match(r"\s*-+>\s*\d+", line)]
     place = re.sub(r"^-+>\s*\d+\s*", "", arrows[0]) if arrows else error.source.strip().splitlines()[0]
     reason = str(error.evalue).strip() or "(no message)"
-    return f"{path.name}, cell In [{error.exec_count}], at '{place}': {error.ename}: {reason}"
+    # papermill inserts a cell with the given parameters, so the count in the notebook itself is one less
+    count = error.exec_count - 1 if error.exec_count else "?"
+    return f"{path.name}, cell In [{count}], at '{place}': {error.ename}: {reason}"
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -125,15 +127,12 @@ def _read(path: Path) -> dict[str, Any]:
 
 def clean(content: bytes) -> bytes:
     """The notebook without what changes from run to run; outputs, counts and cell ids stay. Idempotent."""
-    with tempfile.TemporaryDirectory(prefix="gnc-clean-") as folder:
-        copy = Path(folder) / "notebook.ipynb"
-        copy.write_bytes(content)
-        keep = ["--keep-output", "--keep-count", "--keep-id", "--extra-keys", CLEAN_KEYS]
-        command = [sys.executable, "-m", "nbstripout", *keep, str(copy)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-            raise NotebookError(f"nbstripout failed: {(done.stderr or done.stdout).strip()}")
-        return copy.read_bytes()
+    import nbformat
+    from nbstripout import strip_output
+
+    node = nbformat.reads(content.decode("utf-8"), as_version=nbformat.NO_CONVERT)
+    node = strip_output(node, keep_output=True, keep_count=True, keep_id=True, extra_keys=CLEAN_KEYS)
+    return (nbformat.writes(node).rstrip("\n") + "\n").encode()
 
 
 def refresh(path: Path) -> None:
@@ -153,7 +152,7 @@ def refresh(path: Path) -> None:
             ) from None
         except DeadKernelError as error:
             raise NotebookError(f"{path.name}: {error}; the notebook was left as it was") from None
-    write_bytes(path, clean(nbformat.writes(node).rstrip("\n").encode() + b"\n"))
+    write_bytes(path, clean(nbformat.writes(node).encode()))
 
 
 def check(path: Path) -> list[str]:
