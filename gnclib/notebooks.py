@@ -7,10 +7,12 @@ that changes from run to run (timings, versions, traces of papermill). `check` s
 from __future__ import annotations
 
 import ast
+import contextlib
 import json
+import os
 import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -96,7 +98,7 @@ def execute(path: Path, output: Path, given: Mapping[str, Any], progress: bool =
 
     bar = {"desc": path.stem, "unit": "cell", "leave": True} if progress else False
     try:
-        with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd:
+        with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd, _inline_figures():
             papermill.execute_notebook(
                 str(path), str(output), parameters=dict(given), cwd=cwd, progress_bar=bar, **KERNEL
             )
@@ -105,6 +107,17 @@ def execute(path: Path, output: Path, given: Mapping[str, Any], progress: bool =
     except (DeadKernelError, CellTimeoutError) as error:
         raise NotebookError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
     return _read(output)
+
+
+@contextlib.contextmanager
+def _inline_figures() -> Iterator[None]:
+    """Kernels started meanwhile show figures in the notebook, whatever MPLBACKEND says outside."""
+    backend = os.environ.pop("MPLBACKEND", None)
+    try:
+        yield
+    finally:
+        if backend is not None:
+            os.environ["MPLBACKEND"] = backend
 
 
 def _failure(path: Path, error: Any) -> str:
@@ -142,7 +155,7 @@ def refresh(path: Path) -> None:
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
     node = nbformat.read(path, as_version=4)
-    with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd:
+    with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd, _inline_figures():
         client = NotebookClient(node, timeout=900, resources={"metadata": {"path": cwd}}, **KERNEL)
         try:
             client.execute()

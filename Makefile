@@ -1,0 +1,64 @@
+# make figures   every notebook run headless, every figure and the claims ledger in figures/
+# make test      lint, unit tests, notebooks against their stored outputs, notebooks executed and clean
+# make lab       JupyterLab in notebooks/
+# make env       only the virtual environment .venv (all other targets make it when it is needed)
+# make notebooks run the committed notebooks anew in place (after a change of the library)
+# make lint      ruff only             make clean     remove caches, not .venv
+#
+# Needs: make and any Python >= 3.11. Choose one with  make env PYTHON=/path/to/python3.12
+.PHONY: help env figures test lab notebooks lint clean
+.DEFAULT_GOAL := help
+
+VENV := .venv
+BIN := $(VENV)/bin
+STAMP := $(VENV)/.gnclib-ready
+NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
+export JUPYTER_PREFER_ENV_PATH := 1
+
+help:
+	@sed -n 's/^# \{0,1\}//; 1,/^$$/p' Makefile
+
+env: $(STAMP)
+
+# Built anew only when the declared packages change.
+$(STAMP): pyproject.toml constraints.txt
+	@set -eu; \
+	try() { "$$1" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' >/dev/null 2>&1; }; \
+	found=; \
+	for python in $(PYTHON) python3 python3.14 python3.13 python3.12 python3.11 python; do \
+		if try "$$python"; then found=$$python; break; fi; \
+		if [ "$$python" = "$(PYTHON)" ]; then \
+			echo "make: PYTHON=$$python is no Python >= 3.11 with the venv module" >&2; exit 1; fi; \
+	done; \
+	if [ -z "$$found" ]; then \
+		echo "make: no Python >= 3.11 with venv and pip was found." >&2; \
+		echo "make: install one (Debian/Ubuntu: apt install python3-venv) or name it: make env PYTHON=/path/to/python3" >&2; \
+		exit 1; \
+	fi; \
+	echo "building $(VENV) with $$("$$found" --version) ($$found)"; \
+	[ -x $(BIN)/python ] && $(BIN)/python -c '' 2>/dev/null || { rm -rf $(VENV); "$$found" -m venv $(VENV); }; \
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		-c constraints.txt -e '.[notebooks,test]'
+	@touch $@
+
+figures: $(STAMP)
+	$(BIN)/gnc figures
+
+test: lint
+	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -q $(NBVAL) notebooks
+	$(BIN)/gnc notebooks --check
+
+lint: $(STAMP)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+notebooks: $(STAMP)
+	$(BIN)/gnc notebooks
+
+lab: $(STAMP)
+	$(BIN)/jupyter lab --notebook-dir=notebooks
+
+clean:
+	rm -rf build dist .pytest_cache .ruff_cache .gnc-*
+	find gnclib tests notebooks -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +
