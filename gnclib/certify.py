@@ -183,10 +183,13 @@ def _cov(g, x, y) -> arb:
 
 
 def _softmax(logits) -> list[arb]:
-    """g_i = 1 / sum_j exp(l_j - l_i): each ball stays inside [0, 1] because every term is positive."""
-    return [
-        1 / (1 + sum((lj - li).exp() for j, lj in enumerate(logits) if j != i)) for i, li in enumerate(logits)
-    ]
+    """g_i = 1 / (1 + sum_j exp(l_j - l_i)), decreasing in every difference: take their lower and upper ends."""
+    g = []
+    for i, li in enumerate(logits):
+        differences = [lj - li for j, lj in enumerate(logits) if j != i]
+        least = 1 / (1 + sum((d.upper().exp() for d in differences), arb(0)))
+        g.append(least.union(1 / (1 + sum((d.lower().exp() for d in differences), arb(0)))))
+    return g
 
 
 def certify_convex(mixture, domain, t_range, *, max_boxes: int = 20_000, binary: bool = False) -> Certificate:

@@ -182,15 +182,15 @@ def _whole_line_grid(mu: np.ndarray, variances: np.ndarray, dip) -> np.ndarray:
 
 
 def _refine_in_time(ts: np.ndarray, values: np.ndarray, dip) -> tuple[np.ndarray, np.ndarray]:
-    """Add the bottoms of positive dips in t, so that a short non-convex spell between grid points is not missed."""
+    """Add the bottoms of the four lowest positive dips in t: a short non-convex spell is not to be missed."""
     extra = []
-    for k in range(1, len(ts) - 1):
-        if values[k] <= values[k - 1] and values[k] <= values[k + 1]:
-            left, right = ts[k + 1], ts[k - 1]
-            for _ in range(24):
-                a, b = right - GOLDEN * (right - left), left + GOLDEN * (right - left)
-                left, right = (left, b) if dip(a) < dip(b) else (a, right)
-            extra.append((left + right) / 2)
+    bottoms = 1 + np.flatnonzero(values[1:-1] < np.minimum(values[:-2], values[2:]) - 1e-9)
+    for k in bottoms[np.argsort(values[bottoms], kind="stable")[:4]]:
+        left, right = ts[k + 1], ts[k - 1]
+        for _ in range(24):
+            a, b = right - GOLDEN * (right - left), left + GOLDEN * (right - left)
+            left, right = (left, b) if dip(a) < dip(b) else (a, right)
+        extra.append((left + right) / 2)
     if extra:
         ts = np.concatenate([ts, extra])
         values = np.concatenate([values, [dip(t) for t in extra]])
