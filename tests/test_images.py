@@ -1,0 +1,169 @@
+"""Image files survive reading and writing unchanged, or are refused by name; tiles do not change a gradient."""
+
+import zlib
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from gnclib import images
+from gnclib.denoise import Tiled, check_sigma, denoise
+from gnclib.foe import FieldsOfExperts, FoEConfig
+
+
+def levels(shape, depth, seed=0):
+    return np.random.default_rng(seed).integers(
+        0, 2**depth, shape, dtype=np.uint8 if depth == 8 else np.uint16
+    )
+
+
+def save(path, array):
+    if array.dtype == np.uint16 and array.ndim == 3:
+        tifffile.imwrite(path, array, photometric="rgb")
+    else:
+        Image.fromarray(array).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "depth", "channels"),
+    [
+        ("grey.png", (7, 9), 8, 1),
+        ("grey16.png", (7, 9), 16, 1),
+        ("grey16.tif", (7, 9), 16, 1),
+        ("colour.png", (7, 9, 3), 8, 3),
+        ("colour.bmp", (7, 9, 3), 8, 3),
+        ("colour16.tif", (7, 9, 3), 16, 3),
+        ("alpha.png", (7, 9, 4), 8, 3),
+        ("alpha_grey.png", (7, 9, 2), 8, 1),
+        ("alpha16.tif", (7, 9, 4), 16, 3),
+    ],
+)
+def test_round_trip_is_exact(tmp_path, name, shape, depth, channels):
+    array = levels(shape, depth)
+    save(tmp_path / name, array)
+    picture = images.read(tmp_path / name)
+    assert picture.pixels.shape == (channels, 7, 9)
+    assert picture.depth == depth
+    first = array if array.ndim == 2 else array[..., 0]
+    np.testing.assert_allclose(picture.pixels[0], first / (2**depth - 1), atol=1e-7)
+    images.write(tmp_path / f"again-{name}", picture)
+    again = images.read(tmp_path / f"again-{name}")
+    np.testing.assert_array_equal(again.pixels, picture.pixels)
+    if shape[-1] in (2, 4):
+        np.testing.assert_array_equal(again.alpha, array[..., -1])
+
+
+def test_palette_orientation_and_profile(tmp_path):
+    colours = Image.fromarray(levels((6, 8, 3), 8))
+    colours.quantize(16).save(tmp_path / "palette.png")
+    expected = np.asarray(Image.open(tmp_path / "palette.png").convert("RGB"))[..., 1] / 255
+    np.testing.assert_allclose(images.read(tmp_path / "palette.png").pixels[1], expected, atol=1e-7)
+    exif = Image.Exif()
+    exif[274] = 6  # turned by 90 degrees
+    colours.save(tmp_path / "turned.png", exif=exif, icc_profile=b"profile")
+    picture = images.read(tmp_path / "turned.png")
+    assert picture.pixels.shape == (3, 8, 6)
+    images.write(tmp_path / "upright.png", picture)
+    with Image.open(tmp_path / "upright.png") as upright:
+        assert upright.info["icc_profile"] == b"profile"
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda path: Image.new("1", (4, 4)).save(path), "mode 1"),
+        (lambda path: Image.new("CMYK", (4, 4)).save(path, "TIFF"), "mode CMYK"),
+        (lambda path: Image.new("F", (4, 4)).save(path, "TIFF"), "mode F"),
+        (lambda path: path.write_text("text"), "is not an image file"),
+        (
+            lambda path: Image.new("L", (4, 4)).save(
+                path, "GIF", save_all=True, append_images=[Image.new("L", (4, 4), 9)]
+            ),
+            "2 frames",
+        ),
+    ],
+)
+def test_reading_refuses(tmp_path, make, message):
+    make(tmp_path / "image.png")
+    with pytest.raises(ValueError, match=message):
+        images.read(tmp_path / "image.png")
+
+
+def test_sixteen_bit_colour_png_is_refused_and_not_halved(tmp_path):
+    Image.new("RGB", (1, 1)).save(tmp_path / "x.png")
+    content = bytearray((tmp_path / "x.png").read_bytes())
+    content[24] = 16  # bit depth; the checksum of the header has to follow
+    content[29:33] = zlib.crc32(bytes(content[12:29])).to_bytes(4, "big")
+    (tmp_path / "x.png").write_bytes(bytes(content))
+    with pytest.raises(ValueError, match="16 bits per colour channel"):
+        images.read(tmp_path / "x.png")
+    with pytest.raises(FileNotFoundError, match="no image file"):
+        images.read(tmp_path / "absent.png")
+
+
+def test_writing_refuses(tmp_path):
+    grey16 = images.Picture(np.zeros((1, 4, 4), np.float32), None, 16)
+    alpha = images.Picture(np.zeros((3, 4, 4), np.float32), np.zeros((4, 4), np.uint8), 8)
+    colour16 = images.Picture(np.zeros((3, 4, 4), np.float32), None, 16)
+    for name, picture, message in [
+        ("a.jpg", grey16, "16-bit"), ("a.png", colour16, r"ends in \.tif"), ("a.jpg", alpha, "alpha"),
+        ("a.xyz", grey16, "choose one of the suffixes"), ("a", grey16, "choose one of the suffixes"),
+    ]:  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            images.write(tmp_path / name, picture)
+    with pytest.raises(FileNotFoundError, match="no folder"):
+        images.write(tmp_path / "absent" / "a.png", grey16)
+    images.write(tmp_path / "a.png", grey16)
+    with pytest.raises(FileExistsError, match="--force"):
+        images.write(tmp_path / "a.png", grey16)
+    images.write(tmp_path / "a.png", grey16, force=True)
+
+
+@pytest.fixture(scope="module")
+def prior():
+    torch.manual_seed(0)
+    model = FieldsOfExperts(FoEConfig(layers=2, features=6, kernel_size=5, deep_kernel_size=3)).double()
+    for parameter in model.parameters():  # away from the quadratic start
+        parameter.data += 0.05 * torch.randn(parameter.shape, dtype=parameter.dtype)
+    return model
+
+
+@pytest.mark.parametrize(("shape", "tile"), [((64, 50), 16), ((33, 47), 20), ((20, 20), 64)])
+def test_tiles_do_not_change_the_gradient(prior, shape, tile):
+    y = torch.rand(1, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        whole, tiled = prior.grad(y, 0.01), Tiled(prior, tile).grad(y, 0.01)
+    assert whole.abs().max() > 1e-3
+    torch.testing.assert_close(tiled, whole, rtol=1e-10, atol=1e-10 * float(whole.abs().max()))
+
+
+def test_denoise_is_the_stated_formula(prior):
+    y = torch.rand(1, 1, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
+    sigma = 0.1
+    (mmse,) = denoise(prior, y, sigma, "mmse", 7)
+    with torch.no_grad():
+        torch.testing.assert_close(mmse, y - sigma**2 * prior.grad(y, sigma**2))
+        x = y
+        t_last = prior.config.sigma_min**2
+        for t in (sigma**2, (sigma**2 + t_last) / 2, t_last):
+            x = x - t * prior.grad(x, t)
+            x = (sigma**2 * x + t * y) / (sigma**2 + t)
+    *_, gnc = denoise(Tiled(prior, 12), y, sigma, "gnc", 3)
+    torch.testing.assert_close(gnc, x, rtol=1e-9, atol=1e-9)
+
+
+def test_denoise_refuses(prior):
+    y = torch.zeros(1, 1, 24, 24, dtype=torch.float64)
+    with pytest.raises(ValueError, match="unknown scheme 'dct'"):
+        denoise(prior, y, 0.1, "dct")
+    with pytest.raises(ValueError, match="at least 1"):
+        denoise(prior, y, 0.1, "gnc", 0)
+    with pytest.raises(ValueError, match="side of a tile"):
+        Tiled(prior, 0)
+    with pytest.raises(ValueError, match=r"sigma 1 is outside .* 2\.55 to 255"):
+        check_sigma(1, 0.01, 1.0)
+    with pytest.raises(ValueError, match="sigma nan is outside"):
+        check_sigma(float("nan"), 0.01, 1.0)
+    assert check_sigma(25.5, 0.01, 1.0) == pytest.approx(0.1)
