@@ -18,7 +18,7 @@ from typing import Any
 
 from gnclib.files import write_bytes
 
-__all__ = ["NotebookError", "check", "clean", "execute", "find", "parameters", "refresh"]
+__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "parameters", "refresh"]
 
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
@@ -59,7 +59,7 @@ def parameters(path: Path) -> dict[str, Any]:
     NotebookError
         There is no such cell, or more than one.
     """
-    cells = [c for c in _read(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
+    cells = [c for c in load(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(f"{path.name} has {len(cells)} cells tagged 'parameters', expected exactly one")
     import papermill
@@ -106,7 +106,7 @@ def execute(path: Path, output: Path, given: Mapping[str, Any], progress: bool =
         raise NotebookError(_failure(path, error)) from None
     except (DeadKernelError, CellTimeoutError) as error:
         raise NotebookError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
-    return _read(output)
+    return load(output)
 
 
 @contextlib.contextmanager
@@ -131,7 +131,8 @@ def _failure(path: Path, error: Any) -> str:
     return f"{path.name}, cell In [{count}], at '{place}': {error.ename}: {reason}"
 
 
-def _read(path: Path) -> dict[str, Any]:
+def load(path: Path) -> dict[str, Any]:
+    """The notebook as plain data; a file that is none is a NotebookError."""
     try:
         return json.loads(Path(path).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
@@ -178,7 +179,7 @@ def check(path: Path) -> list[str]:
     except NotebookError as error:
         wrong.append(str(error).removeprefix(f"{path.name} "))
     counts = []
-    for number, cell in enumerate(_read(path)["cells"]):
+    for number, cell in enumerate(load(path)["cells"]):
         if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
             continue
         counts.append(cell["execution_count"])

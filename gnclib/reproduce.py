@@ -36,7 +36,13 @@ class Figure:
 
 
 MANIFEST: dict[str, Figure] = {
+    "tweedie_maps": Figure("02_gnc_flow", "One step of the flow is the MMSE estimate, for several t"),
+    "gnc_trajectories": Figure("02_gnc_flow", "Trajectories of the GNC flow"),
     "figure1": Figure("02_gnc_flow", "Figure 1: smoothed energies, attainment over t_0 and I, convexity"),
+    "steps_needed": Figure("02_gnc_flow", "Steps needed until all trajectories arrive, against t_0"),
+    "gnc_and_ddim": Figure("02_gnc_flow", "Where the GNC flow and DDIM end"),
+    "gnc_control": Figure("02_gnc_flow", "GNC flow against gradient descent and random restarts"),
+    "gnc_failure": Figure("02_gnc_flow", "Mixtures on which the GNC flow misses the global minimum"),
 }
 
 

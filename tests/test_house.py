@@ -1,0 +1,205 @@
+"""The repository as a whole: declarations agree with each other, imports point down, what is committed is complete."""
+
+import ast
+import hashlib
+import re
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+import yaml
+from packaging.requirements import Requirement
+from packaging.version import Version
+
+import gnclib
+from gnclib import data, ledger, notebooks, reproduce
+
+ROOT = Path(__file__).parents[1]
+PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+
+# From top to bottom: a module may import only from lines below its own.
+LAYERS = [
+    "__main__",
+    "cli",
+    "reproduce",
+    "compare ledger notebooks denoise train",
+    "plots claims images toy_losses",
+    "solvers score_matching toy",
+    "foe operators",
+    "spline gmm certify data metrics",
+    "spline_native convexity leaves claims_list checks files",
+]
+RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
+
+
+def requirements() -> dict[str, Requirement]:
+    extras = [item for group in PROJECT["optional-dependencies"].values() for item in group]
+    made = map(Requirement, [*PROJECT["dependencies"], *extras])
+    return {item.name.lower(): item for item in made}
+
+
+def tracked() -> list[Path]:
+    done = subprocess.run(["git", "ls-files", "-z"], cwd=ROOT, capture_output=True, text=True)
+    if done.returncode:
+        pytest.skip("not a git clone")
+    return [ROOT / name for name in done.stdout.split("\0") if name and (ROOT / name).is_file()]
+
+
+# --- imports ----------------------------------------------------------------------------------------------
+
+
+def imported(path: Path) -> set[str]:
+    names = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        if isinstance(node, ast.ImportFrom):
+            base = ".".join(filter(None, ["gnclib" if node.level else "", node.module]))
+            names |= {f"{base}.{alias.name}" for alias in node.names}
+    return {name.split(".")[1] for name in names if name.startswith("gnclib.")}
+
+
+def test_imports_point_down():
+    modules = {path.stem: path for path in (ROOT / "gnclib").glob("*.py") if path.stem != "__init__"}
+    assert modules.keys() == RANK.keys(), "a new module needs its place in LAYERS"
+    for name, path in modules.items():
+        for target in imported(path) & RANK.keys():
+            assert RANK[target] > RANK[name], f"{name} must not import {target}"
+
+
+def test_the_package_itself_loads_nothing_heavy():
+    code = "import sys, gnclib; print(sorted({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "[]\n"
+
+
+# --- versions and dependencies ----------------------------------------------------------------------------
+
+CONDA_NAMES = {"pytorch": "torch", "matplotlib-base": "matplotlib"}
+
+
+def test_conda_environment_states_the_bounds_of_pyproject():
+    environment = yaml.safe_load((ROOT / "environment.yml").read_text())
+    assert environment["channels"] == ["conda-forge", "nodefaults"]
+    packages = [item for item in environment["dependencies"] if isinstance(item, str)]
+    (pip,) = [item["pip"] for item in environment["dependencies"] if isinstance(item, dict)]
+    assert pip == ["-e ."]
+    conda = {}
+    for item in map(Requirement, packages):
+        conda[CONDA_NAMES.get(item.name, item.name)] = item.specifier
+    assert str(conda.pop("python")) == PROJECT["requires-python"]
+    conda.pop("pip")
+    assert conda == {name: item.specifier for name, item in requirements().items()}
+
+
+def test_constraints_pin_every_dependency_within_its_bounds():
+    pins = {}
+    for line in (ROOT / "constraints.txt").read_text().splitlines():
+        if line and not line.startswith("#"):
+            name, version = line.split("==")
+            assert "+" not in version, f"{line}: a local version cannot be installed elsewhere"
+            pins[name.lower()] = Version(version)
+    for name, item in requirements().items():
+        assert pins[name] in item.specifier, name
+
+
+def test_versions_agree_and_the_citation_parses():
+    citation = yaml.safe_load((ROOT / "CITATION.cff").read_text())
+    assert gnclib.__version__ == PROJECT["version"] == citation["version"]
+    assert citation["cff-version"] == "1.2.0"
+    assert citation["license"] == PROJECT["license"]
+    paper = citation["preferred-citation"]
+    assert [author["family-names"] for author in paper["authors"]] == ["Kobler", "Pock"]
+    assert "2302.10502" in paper["url"]
+    for key in ("message", "title", "authors"):
+        assert citation[key]
+
+
+# --- notebooks, figures, ledger ---------------------------------------------------------------------------
+
+NAMES = (
+    *("01_convexity_theorem", "02_gnc_flow", "03_score_matching", "04_train_foe"),
+    *("05_kernels_and_potentials", "06_inverse_problems", "07_ablations"),
+)
+
+
+def test_the_seven_notebooks_are_there():
+    assert tuple(notebooks.find(ROOT / "notebooks")) == NAMES
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_notebook_is_executed_and_clean(path):
+    assert notebooks.check(path) == []
+
+
+def test_manifest_names_notebooks_and_the_readme_names_both():
+    readme = (ROOT / "README.md").read_text()
+    for name, figure in reproduce.MANIFEST.items():
+        assert figure.notebook in NAMES
+        assert f"figures/{name}.png" in readme, f"the README's table lacks {name}"
+    for name in NAMES:
+        assert f"notebooks/{name}.ipynb" in readme
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
+def test_manifest_declares_what_the_notebook_saves(path):
+    sources = ["".join(c["source"]) for c in notebooks.load(path)["cells"] if c["cell_type"] == "code"]
+    saved = set(re.findall(r"\bsave\(\s*\w+,\s*[\"']([\w-]+)[\"']", "\n".join(sources)))
+    assert saved == {name for name, figure in reproduce.MANIFEST.items() if figure.notebook == path.stem}
+
+
+def test_committed_figures_are_those_of_the_manifest():
+    expected = {name + suffix for name in reproduce.MANIFEST for suffix in reproduce.SUFFIXES}
+    found = {path.name for path in tracked() if path.parent == ROOT / "figures"}
+    assert found == expected | {"claims.json", "claims.md"}
+
+
+def test_ledger_says_what_the_committed_notebooks_say():
+    stored = ledger.load(ROOT / "figures" / "claims.json")
+    for name, path in notebooks.find(ROOT / "notebooks").items():
+        shown = ledger.collect(notebooks.load(path), name, "quick")
+        kept = {entry["id"]: entry["verdict"] for entry in stored if entry["notebook"] == name}
+        assert kept == {entry["id"]: entry["verdict"] for entry in shown}, name
+    assert (ROOT / "figures" / "claims.md").read_text(encoding="utf-8") == ledger.to_markdown(stored)
+
+
+# --- files ------------------------------------------------------------------------------------------------
+
+
+def test_no_image_of_bsds500_and_nothing_large_is_tracked():
+    forbidden = {digest: name for name, digest in data._hashes().items()}
+    assert len(forbidden) == 500
+    for path in tracked():
+        content = path.read_bytes()
+        assert len(content) < 6_000_000, f"{path} has {len(content)} bytes"
+        assert path.suffix not in (".pt", ".pth", ".pkl", ".ckpt"), f"{path}: weights go into safetensors"
+        assert hashlib.sha256(content).hexdigest() not in forbidden, f"{path} is an image of BSDS500"
+
+
+def test_modules_stay_readable():
+    for path in (ROOT / "gnclib").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, f"{path.name} is too long: split it"
+
+
+def test_links_of_the_readme_lead_somewhere():
+    text = (ROOT / "README.md").read_text()
+    targets = [target for target in re.findall(r"\]\(([^)\s]+)\)", text) if "://" not in target]
+    assert len(targets) > 8
+    for target in targets:
+        assert (ROOT / target).is_file(), f"README links to {target}, which does not exist"
+
+
+def test_the_example_of_the_readme_runs():
+    (code,) = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), flags=re.DOTALL)
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stderr
+    first, *steps = [re.findall(r"-?\d+\.\d+(?:e-?\d+)?", line) for line in done.stdout.splitlines()]
+    assert float(first[0]) < float(first[1])
+    assert len(steps) == 10
+
+
+def test_makefile_has_the_targets_of_the_readme():
+    targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
+    assert {"env", "figures", "test", "lab", "notebooks", "lint", "clean"} <= targets
