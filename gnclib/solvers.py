@@ -266,3 +266,20 @@ def attainment_map(
         end = last(gnc_flow(prior, schedules.repeat_interleave(count, dim=1), start=everything))
         columns.append(attained(end.x, target, tolerance).reshape(len(t_firsts), count).double().mean(dim=1))
     return torch.stack(columns, dim=1)  # (M, N)
+
+
+def steps_until_all_arrive(arrival: Tensor, steps: Sequence[int]) -> list[float]:
+    """N(t_0): the smallest number of steps such that all starts arrive with it and with every larger one tried.
+
+    arrival: (M, N) from `attainment_map`; steps: the N numbers of steps of its columns, rising. Returns M
+    numbers, nan where not even the largest is enough. Raises ValueError for shapes that do not match.
+    """
+    if arrival.ndim != 2 or arrival.shape[1] != len(steps) or list(steps) != sorted(steps):
+        raise ValueError(
+            f"an attainment map of shape {tuple(arrival.shape)} needs one rising number of steps per column, "
+            f"got {len(steps)}"
+        )
+    late = (
+        (arrival == 1).flip(1).cumprod(dim=1).sum(dim=1).tolist()
+    )  # how many columns, from the last one, are 1
+    return [float(steps[len(steps) - n]) if n else math.nan for n in late]

@@ -20,6 +20,7 @@ from gnclib.solvers import (
     last,
     linear_schedule,
     log_schedule,
+    steps_until_all_arrive,
 )
 
 MEAN, VARIANCE = 0.3, 0.04
@@ -261,6 +262,16 @@ def test_attainment_map_against_numpy():
     np.testing.assert_array_equal(found.numpy(), expected)
     assert 0 < found[0, -1] < 1  # the map is not trivial
     assert attainment(mixture, points, log_schedule(0.3, 1e-4, 9), target, tolerance) == found[1, 1]
+
+
+def test_steps_until_all_arrive():
+    """A setting that works by luck and then fails again with more steps does not count."""
+    arrival = torch.tensor([[0.1, 1.0, 0.9, 1.0, 1.0], [1.0] * 5, [1.0, 1.0, 1.0, 1.0, 0.99]])
+    assert steps_until_all_arrive(arrival, [1, 2, 4, 8, 16])[:2] == [8, 1]
+    assert math.isnan(steps_until_all_arrive(arrival, [1, 2, 4, 8, 16])[2])
+    for bad in ([1, 2, 4], [1, 2, 4, 16, 8]):
+        with pytest.raises(ValueError, match="rising"):
+            steps_until_all_arrive(arrival, bad)
 
 
 def test_attained_measures_the_norm():
