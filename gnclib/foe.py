@@ -153,16 +153,24 @@ def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
 
 
 def convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    """Valid 2D convolution (correlation, as in networks); channels-last inside, three times faster on CPU."""
-    layout = torch.channels_last
-    return F.conv2d(x.contiguous(memory_format=layout), kernel.contiguous(memory_format=layout)).contiguous()
+    """Valid 2D convolution (correlation, as in networks), (B, C, H, W) and (D, C, s, s) -> (B, D, H - s + 1, W - s + 1).
+
+    A single input channel is a matrix product with all shifts of the image, several times faster on CPU than conv2d.
+    """
+    if kernel.shape[1] > 1:
+        return F.conv2d(x, kernel)
+    h, w = x.shape[-2] - kernel.shape[-2] + 1, x.shape[-1] - kernel.shape[-1] + 1
+    shifts = x.unfold(2, h, 1).unfold(3, w, 1).reshape(len(x), -1, h * w)  # (B, s s, h w)
+    return torch.bmm(kernel.flatten(1).expand(len(x), -1, -1), shifts).unflatten(-1, (h, w))
 
 
 def convolve_adjoint(g: Tensor, kernel: Tensor) -> Tensor:
-    """The adjoint of :func:`convolve` in x."""
-    layout = torch.channels_last
-    g, kernel = g.contiguous(memory_format=layout), kernel.contiguous(memory_format=layout)
-    return F.conv_transpose2d(g, kernel).contiguous()
+    """The adjoint of :func:`convolve` in x: (B, D, h, w) -> (B, C, h + s - 1, w + s - 1)."""
+    if kernel.shape[1] > 1:
+        return F.conv_transpose2d(g, kernel)
+    s = kernel.shape[-1]
+    size = g.shape[-2] + s - 1, g.shape[-1] + s - 1
+    return F.fold(torch.bmm(kernel.flatten(1).t().expand(len(g), -1, -1), g.flatten(2)), size, s)
 
 
 class FieldsOfExperts(nn.Module):

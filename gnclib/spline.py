@@ -115,13 +115,11 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
 
 
 @cache
-def _pieces() -> tuple[tuple[float, ...], ...]:
-    """M[m, p]: on each interval, with f in [0, 1], basis function m of the five is sum_p M[m, p] f^p."""
-    f = np.linspace(0.0, 1.0, ORDER)
-    vandermonde = np.vander(f, ORDER, increasing=True)
-    inside = np.clip(f, 1e-300, None)  # the pieces are continuous, either side serves at the joints
-    values = [quartic_bspline(torch.from_numpy(inside + 1.5 - m)).numpy() for m in range(ORDER)]
-    return tuple(tuple(float(v) for v in np.linalg.solve(vandermonde, b)) for b in values)
+def _pieces(dtype=torch.float64, device="cpu") -> Tensor:
+    """M (5, 5): on each interval, with f in [0, 1], basis function m of the five is sum_p M[m, p] f^p."""
+    f = torch.linspace(0.05, 0.95, ORDER, dtype=torch.float64)
+    values = torch.stack([quartic_bspline(f + 1.5 - m) for m in range(ORDER)])  # (5, points)
+    return torch.linalg.solve(f[:, None] ** torch.arange(ORDER), values.T).T.contiguous().to(device, dtype)
 
 
 def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0) -> Tensor:
@@ -145,14 +143,6 @@ def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0
         quartic_bspline((tau[:, None] - nodes) / grid.spacing, derivative) / grid.spacing**derivative
     )  # (B, N_tau)
     return torch.tensordot(basis, weights, dims=([1], [weights.dim() - 1]))
-
-
-def polynomials(coefficients: Tensor) -> Tensor:
-    """The polynomial of each interval in its local variable f in [0, 1]: (..., N) -> (..., N - 4, 5)."""
-    matrix = torch.tensor(_pieces(), dtype=coefficients.dtype, device=coefficients.device)
-    n = coefficients.shape[-1] - (ORDER - 1)
-    overlapping = torch.stack([coefficients[..., m : m + n] for m in range(ORDER)], -1)  # (..., N - 4, 5)
-    return overlapping.flatten(0, -2).matmul(matrix).view(overlapping.shape)
 
 
 def evaluate(
@@ -184,37 +174,38 @@ def evaluate(
         )
     if not orders or any(k not in (0, 1, 2) for k in orders):
         raise ValueError(f"orders must be a non-empty tuple of 0, 1 and 2, got {orders!r}")
-    table = (
-        polynomials(coefficients).flatten(0, -3) if lead else polynomials(coefficients)[None]
-    )  # (S, N_x - 4, 5)
-    flat = x.reshape(table.shape[0], -1)  # (S, M)
-    if spline_native.usable(flat, table):
-        values = spline_native.evaluate(flat, table, grid.low, grid.spacing, orders, evaluate_polynomials)
+    flat, rows = x.reshape(lead.numel(), -1), coefficients.reshape(-1, grid.count)  # (S, M), (S, N_x)
+    if spline_native.usable(flat, rows):
+        values = spline_native.evaluate(flat, rows, grid, _pieces(torch.float32), orders, evaluate_reference)
     else:
-        values = evaluate_polynomials(flat, table, grid.low, grid.spacing, orders)
+        values = evaluate_reference(flat, rows, grid, orders)
     return tuple(v.view_as(x) for v in values)
 
 
-def evaluate_polynomials(
-    x: Tensor, table: Tensor, low: float, spacing: float, orders: tuple[int, ...]
+def evaluate_reference(
+    x: Tensor, coefficients: Tensor, grid: SplineGrid, orders: tuple[int, ...]
 ) -> tuple[Tensor, ...]:
-    """Reference evaluation: x (S, M), table (S, intervals, 5) of local polynomials -> one (S, M) tensor per order."""
-    intervals = table.shape[1]
-    position = (x - low) / spacing
-    inside = position.clamp(0, intervals)
-    interval = inside.detach().floor().clamp(max=intervals - 1).long()
-    f = inside - interval
+    """:func:`evaluate` in plain torch for x (S, M) and coefficients (S, N_x): one (S, M) tensor per order.
+
+    The five basis functions of an interval are polynomials in its local variable f in [0, 1]; so is their sum.
+    """
+    n = grid.intervals
+    overlapping = torch.stack([coefficients[:, m : m + n] for m in range(ORDER)], -1)  # (S, intervals, 5)
+    table = overlapping @ _pieces(coefficients.dtype, coefficients.device)
+    start = grid.low / grid.spacing
+    position = x / grid.spacing
+    inside = position.clamp(start, start + n)
+    interval = (inside.detach() - start).floor().clamp(max=n - 1).long()
+    f = inside - (interval + start)  # whole numbers last: accurate in the middle of the range
     c = [table[..., p].gather(1, interval) for p in range(ORDER)]
     slope = c[1] + f * (2 * c[2] + f * (3 * c[3] + f * 4 * c[4]))
     values = []
     for order in orders:
         if order == 0:
-            values.append(
-                c[0] + f * (c[1] + f * (c[2] + f * (c[3] + f * c[4]))) + slope * (position - inside)
-            )
+            values.append(c[0] + f * (c[1] + f * (c[2] + f * (c[3] + f * c[4]))) + slope * (position - inside))
         elif order == 1:
-            values.append(slope / spacing)
+            values.append(slope / grid.spacing)
         else:
             curvature = 2 * c[2] + f * (6 * c[3] + f * 12 * c[4])
-            values.append(torch.where(position == inside, curvature, 0.0) / spacing**2)
+            values.append(torch.where(position == inside, curvature, 0.0) / grid.spacing**2)
     return tuple(values)

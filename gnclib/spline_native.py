@@ -26,7 +26,7 @@ _tried = False
 def _build() -> ctypes.CDLL:
     from torch.utils import cpp_extension
 
-    flags = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math"]
+    flags = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
     path = cpp_extension.load(
         "gnclib_spline",
         [str(_SOURCE)],
@@ -38,9 +38,9 @@ def _build() -> ctypes.CDLL:
         path or os.path.join(cpp_extension._get_build_directory("gnclib_spline", False), "gnclib_spline.so")
     )
     pointer, number, integer = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
-    head = [pointer, pointer, number, number, integer, ctypes.c_int64, ctypes.c_int64, integer]
-    library.gnc_spline_forward.argtypes = [*head, pointer, pointer, pointer, integer]
-    library.gnc_spline_backward.argtypes = [*head, pointer, pointer, pointer, pointer, pointer, integer]
+    head = [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3
+    library.gnc_spline_forward.argtypes = [*head, integer]
+    library.gnc_spline_backward.argtypes = [*head, pointer, pointer, integer]
     library.gnc_spline_forward.restype = library.gnc_spline_backward.restype = None
     return library
 
@@ -66,61 +66,50 @@ def library() -> ctypes.CDLL | None:
     return _library
 
 
-def usable(x: Tensor, table: Tensor) -> bool:
+def usable(x: Tensor, coefficients: Tensor) -> bool:
     """Whether the compiled form serves these tensors: float32 on CPU, not empty, and the library is there."""
-    plain = type(x) in (Tensor, torch.nn.Parameter) and x.dtype == table.dtype == torch.float32
-    return plain and x.device.type == table.device.type == "cpu" and x.numel() > 0 and library() is not None
+    plain = type(x) in (Tensor, torch.nn.Parameter) and x.dtype == coefficients.dtype == torch.float32
+    return plain and x.device.type == coefficients.device.type == "cpu" and x.numel() > 0 and library() is not None
 
 
 class _Evaluate(torch.autograd.Function):
     @staticmethod
-    def forward(ctx, x, table, low, spacing, orders, reference):
-        x, table = x.contiguous(), table.contiguous()
-        ctx.save_for_backward(x, table)
-        ctx.settings = low, spacing, orders, reference
+    def forward(ctx, x, coefficients, grid, matrix, orders, reference):
+        x, coefficients = x.contiguous(), coefficients.contiguous()
+        ctx.save_for_backward(x, coefficients)
+        ctx.settings = grid, matrix, orders, reference
         outputs = {k: torch.empty_like(x) for k in orders}
-        mask = sum(1 << k for k in outputs)
-        library().gnc_spline_forward(
-            *_head(x, table, low, spacing),
-            mask,
-            *(_address(outputs.get(k)) for k in range(3)),
-            torch.get_num_threads(),
-        )
+        library().gnc_spline_forward(*_arguments(x, coefficients, grid, matrix, outputs), torch.get_num_threads())
         return tuple(outputs[k] for k in orders)
 
     @staticmethod
     def backward(ctx, *grads):
-        x, table = ctx.saved_tensors
-        low, spacing, orders, reference = ctx.settings
+        x, coefficients = ctx.saved_tensors
+        grid, matrix, orders, reference = ctx.settings
         if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave it to the reference
-            return *torch.autograd.grad(
-                reference(x, table, low, spacing, orders), (x, table), grads, create_graph=True
-            ), *[None] * 4
-        by_order = {k: g.contiguous() for k, g in zip(orders, grads, strict=True)}
-        g_x, g_table = torch.empty_like(x), torch.empty_like(table)
-        library().gnc_spline_backward(
-            *_head(x, table, low, spacing),
-            sum(1 << k for k in by_order),
-            *(_address(by_order.get(k)) for k in range(3)),
-            _address(g_x),
-            _address(g_table),
-            torch.get_num_threads(),
-        )
-        return g_x, g_table, None, None, None, None
+            wanted = torch.autograd.grad(reference(x, coefficients, grid, orders), (x, coefficients), grads, create_graph=True)
+        else:
+            by_order = {k: g.contiguous() for k, g in zip(orders, grads, strict=True)}
+            wanted = torch.empty_like(x), torch.empty_like(coefficients)
+            library().gnc_spline_backward(
+                *_arguments(x, coefficients, grid, matrix, by_order), *(w.data_ptr() for w in wanted), torch.get_num_threads()
+            )
+        return *wanted, None, None, None, None
 
 
-def _address(tensor: Tensor | None) -> int | None:
-    return None if tensor is None else tensor.data_ptr()
+def _arguments(x: Tensor, coefficients: Tensor, grid, matrix: Tensor, by_order: dict[int, Tensor]) -> tuple:
+    return (
+        *(x.data_ptr(), coefficients.data_ptr(), matrix.data_ptr(), grid.low / grid.spacing, 1.0 / grid.spacing),
+        *(grid.intervals, x.shape[0], x.shape[1], sum(1 << k for k in by_order)),
+        *(by_order[k].data_ptr() if k in by_order else None for k in range(3)),
+    )
 
 
-def _head(x: Tensor, table: Tensor, low: float, spacing: float) -> tuple:
-    return x.data_ptr(), table.data_ptr(), low, 1.0 / spacing, table.shape[1], x.shape[0], x.shape[1]
+def evaluate(x: Tensor, coefficients: Tensor, grid, matrix: Tensor, orders: tuple[int, ...], reference) -> tuple[Tensor, ...]:
+    """As :func:`gnclib.spline.evaluate_reference`, which is passed as ``reference`` for higher derivatives.
 
-
-def evaluate(
-    x: Tensor, table: Tensor, low: float, spacing: float, orders: tuple[int, ...], reference
-) -> tuple[Tensor, ...]:
-    """As :func:`gnclib.spline.evaluate_polynomials`, which is passed as ``reference`` for higher derivatives."""
+    ``matrix`` (5, 5), float32: row m has the powers of f of the m-th basis function on an interval.
+    """
     distinct = tuple(dict.fromkeys(orders))
-    values = dict(zip(distinct, _Evaluate.apply(x, table, low, spacing, distinct, reference), strict=True))
+    values = dict(zip(distinct, _Evaluate.apply(x, coefficients, grid, matrix, distinct, reference), strict=True))
     return tuple(values[k] for k in orders)
