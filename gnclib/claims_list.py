@@ -157,6 +157,13 @@ CLAIMS: tuple[Claim, ...] = (
         "about section 3.2",
         "ours",
     ),
+    Claim(
+        "J-tau-denoising",
+        "Denoising score matching works in tau as well: regressing d_tau R on n - ||z||^2 equals explicit score "
+        "matching up to a constant, without second derivatives and without a boundary term.",
+        "about section 3.2, eq. 7",
+        "ours",
+    ),
     # Section 4: inverse problems
     Claim(
         "I-lipschitz",

@@ -43,6 +43,21 @@ MANIFEST: dict[str, Figure] = {
     "gnc_and_ddim": Figure("02_gnc_flow", "Where the GNC flow and DDIM end"),
     "gnc_control": Figure("02_gnc_flow", "GNC flow against gradient descent and random restarts"),
     "gnc_failure": Figure("02_gnc_flow", "Mixtures on which the GNC flow misses the global minimum"),
+    "score_truth": Figure("03_score_matching", "The true energy on the line and its derivatives"),
+    "score_regression": Figure(
+        "03_score_matching", "Both derivatives of the energy are regressions on the noise"
+    ),
+    "score_boundary": Figure(
+        "03_score_matching", "The boundary artefact of eq. 7 as printed, and its prediction"
+    ),
+    "score_maps": Figure("03_score_matching", "Errors of the learned derivatives over (y, tau)", rtol=1e-2),
+    "score_lambda": Figure(
+        "03_score_matching", "Role of lambda for the printed and the corrected loss", rtol=1e-2
+    ),
+    "score_valley": Figure("03_score_matching", "The artefact makes a spurious valley in tau"),
+    "score_samples": Figure(
+        "03_score_matching", "Error against the number of samples, by estimator", rtol=5e-2
+    ),
 }
 
 

@@ -188,8 +188,8 @@ class Points:
         return (self.weight * values).sum()
 
 
-def _cells(low: float, high: float, count: int, order: int = 6) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights on ``count`` equal cells of [low, high]."""
+def cells(low: float, high: float, count: int, order: int = 6) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights, both (count * order,), on ``count`` equal cells of [low, high]."""
     x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(order))
     h = (high - low) / count
     centres = low + h * (torch.arange(count, dtype=torch.float64) + 0.5)
@@ -214,9 +214,9 @@ def quadrature(
     left = max(0, math.ceil((grid.low - mixture.means.min().item() + reach) / grid.spacing))
     right = max(0, math.ceil((mixture.means.max().item() + reach - grid.high) / grid.spacing))
     low, high = grid.low - left * grid.spacing, grid.high + right * grid.spacing
-    y, wy = _cells(low, high, grid.intervals + left + right)
+    y, wy = cells(low, high, grid.intervals + left + right)
     if at is None:
-        tau, wtau = _cells(prior.low, prior.high, basis.tau.intervals)
+        tau, wtau = cells(prior.low, prior.high, basis.tau.intervals)
         wtau = wtau * prior.density(tau)
     else:
         tau, wtau = torch.tensor([float(at)], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
