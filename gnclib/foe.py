@@ -27,12 +27,12 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from gnclib import files, spline
 from gnclib.checks import as_images, as_time
+from gnclib.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
 from gnclib.spline import SplineGrid
 
 #: folder of the weights that come with the package
@@ -112,65 +112,11 @@ class FoEConfig:
         """The inverse of ``dataclasses.asdict``; unknown or missing names raise ValueError."""
         known = {f.name for f in fields(cls)}
         if set(values) != known:
+            unknown, missing = sorted(set(values) - known), sorted(known - set(values))
             raise ValueError(
-                f"config.json does not describe a FieldsOfExperts: unknown {sorted(set(values) - known)}, missing {sorted(known - set(values))}"
+                f"config.json does not describe a FieldsOfExperts: unknown names {unknown}, missing names {missing}"
             )
         return cls(**values)
-
-
-def dct_kernels(size: int, count: int) -> Tensor:
-    """The 2D DCT-II basis of size x size patches without the constant, by increasing frequency: (count, 1, size, size).
-
-    Each kernel has unit Euclidean norm and zero mean.
-    """
-    k, x = torch.meshgrid(
-        torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64), indexing="ij"
-    )
-    rows = torch.cos(math.pi * k * (2 * x + 1) / (2 * size)) * math.sqrt(2 / size)
-    rows[0] /= math.sqrt(2)
-    basis = torch.einsum("ax,by->abxy", rows, rows)
-    order = sorted(
-        ((a, b) for a in range(size) for b in range(size)), key=lambda ab: (ab[0] ** 2 + ab[1] ** 2, ab)
-    )[1:]
-    return torch.stack([basis[a, b] for a, b in order[:count]])[:, None]
-
-
-def reflect(x: Tensor, margin: int) -> Tensor:
-    """Continue images by reflection (without repeating the edge): (B, C, H, W) -> (B, C, H + 2 margin, W + 2 margin)."""
-    return F.pad(x, [margin] * 4, mode="reflect") if margin else x
-
-
-def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
-    """The adjoint of :func:`reflect`: what lies in the margin is folded back and added."""
-    if not margin:
-        return g
-    for _ in range(2):  # fold along the last axis, then swap the two axes and fold the other one
-        g = g.transpose(-1, -2)
-        n = g.shape[-1] - 2 * margin
-        left, centre, right = g.split([margin, n, margin], -1)
-        g = centre + F.pad(left.flip(-1), (1, n - margin - 1)) + F.pad(right.flip(-1), (n - margin - 1, 1))
-    return g
-
-
-def convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    """Valid 2D convolution (correlation, as in networks), (B, C, H, W) and (D, C, s, s) -> (B, D, H - s + 1, W - s + 1).
-
-    A single input channel is a matrix product with all shifts of the image, several times faster on CPU than conv2d.
-    """
-    if kernel.shape[1] > 1:
-        return F.conv2d(x, kernel)
-    h, w = x.shape[-2] - kernel.shape[-2] + 1, x.shape[-1] - kernel.shape[-1] + 1
-    shifts = x.unfold(2, h, 1).unfold(3, w, 1).reshape(len(x), -1, h * w)  # (B, s s, h w)
-    return torch.bmm(kernel.flatten(1).expand(len(x), -1, -1), shifts).unflatten(-1, (h, w))
-
-
-def convolve_adjoint(g: Tensor, kernel: Tensor) -> Tensor:
-    """The adjoint of :func:`convolve` in x: (B, D, h, w) -> (B, C, h + s - 1, w + s - 1)."""
-    if kernel.shape[1] > 1:
-        return F.conv_transpose2d(g, kernel)
-    s = kernel.shape[-1]
-    size = g.shape[-2] + s - 1, g.shape[-1] + s - 1
-    return F.fold(torch.bmm(kernel.flatten(1).t().expand(len(g), -1, -1), g.flatten(2)), size, s)
 
 
 class FieldsOfExperts(nn.Module):
@@ -304,8 +250,8 @@ class FieldsOfExperts(nn.Module):
         low, high = self.config.sigma_min**2, self.config.sigma_max**2
         if bool(((t < low * (1 - 1e-5)) | (t > high * (1 + 1e-5))).any()):
             raise ValueError(
-                f"t = {t.min().item():.4g} .. {t.max().item():.4g} leaves the range [{low:.4g}, {high:.4g}] of noise variances on which this energy"
-                " is defined (t is a variance: sigma^2, with grey values in [0, 1])"
+                f"t = {t.min().item():.4g} .. {t.max().item():.4g} leaves the range [{low:.4g}, {high:.4g}] of noise"
+                " variances on which this energy is defined (t is sigma^2, with grey values in [0, 1])"
             )
         tau = 0.5 * t.log()
         return y, tau.clamp(math.log(self.config.sigma_min), math.log(self.config.sigma_max))
@@ -369,7 +315,8 @@ class FieldsOfExperts(nn.Module):
         for file in ("config.json", "model.safetensors"):
             if not (folder / file).is_file():
                 raise FileNotFoundError(
-                    f"no prior {str(name)!r}: the shipped ones are {', '.join(shipped) or 'none'}; a folder must hold config.json and model.safetensors ({file} is missing)"
+                    f"no prior {str(name)!r}: the shipped ones are {', '.join(shipped) or 'none'}; a folder must hold"
+                    f" config.json and model.safetensors ({file} is missing)"
                 )
         try:
             config = FoEConfig.from_dict(json.loads((folder / "config.json").read_text()))

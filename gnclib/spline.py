@@ -78,6 +78,20 @@ class SplineGrid:
         return a + b * mu + c * (mu**2 - 5 / 12 * self.spacing**2)
 
 
+@cache
+def _polynomials(derivative: int) -> tuple[tuple[float, float, tuple[float, ...]], ...]:
+    """The pieces of a derivative of beta on |u|: (from, to, coefficients by rising power of |u|)."""
+    pieces = (
+        (0.0, 0.5, (115 / 192, 0, -5 / 8, 0, 1 / 4)),
+        (0.5, 1.5, (55 / 96, 20 / 96, -120 / 96, 80 / 96, -16 / 96)),
+        (1.5, 2.5, (625 / 384, -125 / 48, 25 / 16, -5 / 12, 1 / 24)),
+    )
+    return tuple(
+        (inner, outer, tuple(map(float, np.polynomial.polynomial.polyder(powers, derivative))))
+        for inner, outer, powers in pieces
+    )
+
+
 def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
     r"""The centred quartic B-spline beta(u) or one of its derivatives, element by element.
 
@@ -97,19 +111,10 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
     pieces = torch.zeros_like(u)
     a = u.abs()
     sign = torch.where(u < 0, -1.0, 1.0).to(u.dtype) if derivative % 2 else 1.0
-    for inner, outer, powers in (
-        (0.0, 0.5, (115 / 192, 0, -5 / 8, 0, 1 / 4)),
-        (0.5, 1.5, (55 / 96, 20 / 96, -120 / 96, 80 / 96, -16 / 96)),
-        (1.5, 2.5, (625 / 384, -125 / 48, 25 / 16, -5 / 12, 1 / 24)),
-    ):
-        polynomial = (
-            np.polynomial.Polynomial(powers).deriv(derivative)
-            if derivative
-            else np.polynomial.Polynomial(powers)
-        )
+    for inner, outer, powers in _polynomials(derivative):
         value = torch.zeros_like(u)
-        for coefficient in polynomial.coef[::-1]:
-            value = value * a + float(coefficient)
+        for coefficient in powers[::-1]:
+            value = value * a + coefficient
         pieces = torch.where((a >= inner) & (a < outer), value, pieces)
     return sign * pieces
 
@@ -169,8 +174,8 @@ def evaluate(
     lead = coefficients.shape[:-1]
     if coefficients.shape[-1] != grid.count or x.shape[: len(lead)] != lead:
         raise ValueError(
-            f"coefficients of shape {tuple(coefficients.shape)} do not match x of shape {tuple(x.shape)} and {grid.count} nodes:"
-            " expected (*S, N_x) for x of shape (*S, ...)"
+            f"coefficients of shape {tuple(coefficients.shape)} do not match x of shape {tuple(x.shape)} and"
+            f" {grid.count} nodes: expected (*S, N_x) for x of shape (*S, ...)"
         )
     if not orders or any(k not in (0, 1, 2) for k in orders):
         raise ValueError(f"orders must be a non-empty tuple of 0, 1 and 2, got {orders!r}")
@@ -195,14 +200,16 @@ def evaluate_reference(
     start = grid.low / grid.spacing
     position = x / grid.spacing
     inside = position.clamp(start, start + n)
-    interval = (inside.detach() - start).floor().clamp(max=n - 1).long()
+    interval = (inside.detach() - start).nan_to_num().floor().clamp(max=n - 1)
     f = inside - (interval + start)  # whole numbers last: accurate in the middle of the range
-    c = [table[..., p].gather(1, interval) for p in range(ORDER)]
+    c = [table[..., p].gather(1, interval.long()) for p in range(ORDER)]
     slope = c[1] + f * (2 * c[2] + f * (3 * c[3] + f * 4 * c[4]))
     values = []
     for order in orders:
         if order == 0:
-            values.append(c[0] + f * (c[1] + f * (c[2] + f * (c[3] + f * c[4]))) + slope * (position - inside))
+            values.append(
+                c[0] + f * (c[1] + f * (c[2] + f * (c[3] + f * c[4]))) + slope * (position - inside)
+            )
         elif order == 1:
             values.append(slope / grid.spacing)
         else:

@@ -26,7 +26,15 @@ _tried = False
 def _build() -> ctypes.CDLL:
     from torch.utils import cpp_extension
 
-    flags = ["-O3", "-march=native", "-std=c++17", "-fopenmp", "-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"]
+    flags = [
+        "-O3",
+        "-march=native",
+        "-std=c++17",
+        "-fopenmp",
+        "-fno-math-errno",
+        "-fno-trapping-math",
+        "-ffp-contract=fast",
+    ]
     path = cpp_extension.load(
         "gnclib_spline",
         [str(_SOURCE)],
@@ -59,7 +67,8 @@ def library() -> ctypes.CDLL | None:
                         str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
                     )
                     warnings.warn(
-                        f"gnclib: the compiled splines could not be built ({reason}); plain torch is used, several times slower",
+                        f"gnclib: the compiled splines could not be built ({reason}); plain torch is used instead,"
+                        " several times slower",
                         RuntimeWarning,
                         stacklevel=2,
                     )
@@ -69,7 +78,12 @@ def library() -> ctypes.CDLL | None:
 def usable(x: Tensor, coefficients: Tensor) -> bool:
     """Whether the compiled form serves these tensors: float32 on CPU, not empty, and the library is there."""
     plain = type(x) in (Tensor, torch.nn.Parameter) and x.dtype == coefficients.dtype == torch.float32
-    return plain and x.device.type == coefficients.device.type == "cpu" and x.numel() > 0 and library() is not None
+    return (
+        plain
+        and x.device.type == coefficients.device.type == "cpu"
+        and x.numel() > 0
+        and library() is not None
+    )
 
 
 class _Evaluate(torch.autograd.Function):
@@ -79,7 +93,9 @@ class _Evaluate(torch.autograd.Function):
         ctx.save_for_backward(x, coefficients)
         ctx.settings = grid, matrix, orders, reference
         outputs = {k: torch.empty_like(x) for k in orders}
-        library().gnc_spline_forward(*_arguments(x, coefficients, grid, matrix, outputs), torch.get_num_threads())
+        library().gnc_spline_forward(
+            *_arguments(x, coefficients, grid, matrix, outputs), torch.get_num_threads()
+        )
         return tuple(outputs[k] for k in orders)
 
     @staticmethod
@@ -87,29 +103,43 @@ class _Evaluate(torch.autograd.Function):
         x, coefficients = ctx.saved_tensors
         grid, matrix, orders, reference = ctx.settings
         if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave it to the reference
-            wanted = torch.autograd.grad(reference(x, coefficients, grid, orders), (x, coefficients), grads, create_graph=True)
+            wanted = torch.autograd.grad(
+                reference(x, coefficients, grid, orders), (x, coefficients), grads, create_graph=True
+            )
         else:
             by_order = {k: g.contiguous() for k, g in zip(orders, grads, strict=True)}
             wanted = torch.empty_like(x), torch.empty_like(coefficients)
             library().gnc_spline_backward(
-                *_arguments(x, coefficients, grid, matrix, by_order), *(w.data_ptr() for w in wanted), torch.get_num_threads()
+                *_arguments(x, coefficients, grid, matrix, by_order),
+                *(w.data_ptr() for w in wanted),
+                torch.get_num_threads(),
             )
         return *wanted, None, None, None, None
 
 
 def _arguments(x: Tensor, coefficients: Tensor, grid, matrix: Tensor, by_order: dict[int, Tensor]) -> tuple:
     return (
-        *(x.data_ptr(), coefficients.data_ptr(), matrix.data_ptr(), grid.low / grid.spacing, 1.0 / grid.spacing),
+        *(
+            x.data_ptr(),
+            coefficients.data_ptr(),
+            matrix.data_ptr(),
+            grid.low / grid.spacing,
+            1.0 / grid.spacing,
+        ),
         *(grid.intervals, x.shape[0], x.shape[1], sum(1 << k for k in by_order)),
         *(by_order[k].data_ptr() if k in by_order else None for k in range(3)),
     )
 
 
-def evaluate(x: Tensor, coefficients: Tensor, grid, matrix: Tensor, orders: tuple[int, ...], reference) -> tuple[Tensor, ...]:
+def evaluate(
+    x: Tensor, coefficients: Tensor, grid, matrix: Tensor, orders: tuple[int, ...], reference
+) -> tuple[Tensor, ...]:
     """As :func:`gnclib.spline.evaluate_reference`, which is passed as ``reference`` for higher derivatives.
 
     ``matrix`` (5, 5), float32: row m has the powers of f of the m-th basis function on an interval.
     """
     distinct = tuple(dict.fromkeys(orders))
-    values = dict(zip(distinct, _Evaluate.apply(x, coefficients, grid, matrix, distinct, reference), strict=True))
+    values = dict(
+        zip(distinct, _Evaluate.apply(x, coefficients, grid, matrix, distinct, reference), strict=True)
+    )
     return tuple(values[k] for k in orders)

@@ -2,20 +2,19 @@ r"""Joint score matching on image patches (Kobler & Pock 2023, eq. 7): how R_1 i
 
 The loss of one batch, with everything divided by the number of pixels n so that lambda does not depend on the size,
 
-    1/n  mean_b  1/2 || e^tau grad_1 R - z ||^2   +   lambda/n ( mean_b [1/2 (d_tau R)^2 - d_tautau R] + boundary term ).
+    1/n mean_b 1/2 || e^tau grad_1 R - z ||^2  +  lambda/n ( mean_b [1/2 (d_tau R)^2 - d_tautau R] + boundary term ).
 
 The image part is taken over the pixels whose receptive field lies inside of the patch; the smoothing part on a
 fraction of the batch (unbiased). Optimiser: AdaBelief with cosine annealing, as in the paper.
 
 :func:`training` is a generator: it yields one :class:`Step` per iteration and prints nothing, so that a notebook can
-drive it and plot while it runs. :func:`run` drives it with checkpoints, a CSV log and a progress bar (`gnc train`).
+drive it and plot while it runs. :mod:`gnclib.training_run` drives it with checkpoints and a log (`gnc train`).
 """
 
 from __future__ import annotations
 
 import json
 import math
-import time
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
@@ -29,11 +28,9 @@ from torch import Tensor
 from gnclib import data, files
 from gnclib import score_matching as sm
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.metrics import psnr
 
 OBJECTIVES = ("corrected", "printed", "denoising")
 CHECKPOINT = "checkpoint.safetensors"
-LOG = "log.csv"
 
 
 @dataclass(frozen=True)
@@ -111,7 +108,9 @@ class TrainState:
             self.optimizer = AdaBelief(groups, weight_decay=0.0)
 
 
-def sample_noise(config: FoEConfig, count: int, shape: torch.Size, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def sample_noise(
+    config: FoEConfig, count: int, shape: torch.Size, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """tau ~ U(tau_min, tau_max), stratified over the batch (B,), and z ~ N(0, I) of ``shape``.
 
     Stratified: image b gets the b-th of B equal parts of the interval. Each batch covers all noise levels, and the
@@ -122,7 +121,9 @@ def sample_noise(config: FoEConfig, count: int, shape: torch.Size, generator: to
     return low + (high - low) * u, torch.randn(shape, generator=generator)
 
 
-def smoothing_part(model: FieldsOfExperts, x: Tensor, tau: Tensor, z: Tensor, config: TrainConfig, generator) -> Tensor:
+def smoothing_part(
+    model: FieldsOfExperts, x: Tensor, tau: Tensor, z: Tensor, config: TrainConfig, generator
+) -> Tensor:
     """The tau-part of the loss on some patches, per pixel: a scalar."""
     margin = model.config.margin
     spread = tau.exp()[:, None, None, None]
@@ -141,7 +142,9 @@ def smoothing_part(model: FieldsOfExperts, x: Tensor, tau: Tensor, z: Tensor, co
     return value / pixels
 
 
-def loss_parts(model: FieldsOfExperts, x: Tensor, config: TrainConfig, generator: torch.Generator) -> tuple[Tensor, Tensor]:
+def loss_parts(
+    model: FieldsOfExperts, x: Tensor, config: TrainConfig, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
     """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches (B, 1, H, W)."""
     tau, z = sample_noise(model.config, len(x), x.shape, generator)
     t = (2 * tau).exp()
@@ -186,13 +189,17 @@ def training(state: TrainState, images) -> Iterator[Step]:
         image, smoothing = loss_parts(model, sampler.sample(config.batch), config, state.generator)
         loss = image + config.smoothing * smoothing
         if not math.isfinite(loss.item()):
-            raise FloatingPointError(f"the loss is {loss.item()} at step {state.step + 1}: training stopped; the last checkpoint is good")
+            raise FloatingPointError(
+                f"the loss is {loss.item()} at step {state.step + 1}: training stopped; the last checkpoint is good"
+            )
         state.optimizer.zero_grad()
         loss.backward()
         state.optimizer.step()
         model.project()
         state.step += 1
-        yield Step(state.step, loss.item(), image.item(), smoothing.item(), state.optimizer.param_groups[0]["lr"])
+        yield Step(
+            state.step, loss.item(), image.item(), smoothing.item(), state.optimizer.param_groups[0]["lr"]
+        )
 
 
 # checkpoints -------------------------------------------------------------------------------------------------------
@@ -227,7 +234,7 @@ def load_checkpoint(folder: str | Path) -> TrainState:
     try:
         with safe_open(path, "pt") as file:
             meta = json.loads(file.metadata()["state"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}  # noqa: SIM118 (not a dict)
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
     except Exception as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
     model = FieldsOfExperts(FoEConfig.from_dict(meta["prior"]))
@@ -243,48 +250,3 @@ def load_checkpoint(folder: str | Path) -> TrainState:
     state.optimizer.load_state_dict({"state": entries, "param_groups": meta["groups"]})
     state.generator.set_state(tensors["generator"])
     return state
-
-
-# a whole run -------------------------------------------------------------------------------------------------------
-
-
-def validation_psnr(model: FieldsOfExperts, images: list[Tensor], sigma: float) -> float:
-    """Mean PSNR of the one-step MMSE estimate y - t grad R over ``images``, noise not clipped, seed = position."""
-    values = []
-    for k, x in enumerate(images):
-        y = data.add_noise(x, sigma, k)
-        with torch.no_grad():
-            values.append(psnr(y - sigma**2 * model.grad(y, sigma**2), x).item())
-    return sum(values) / len(values)
-
-
-def run(state: TrainState, folder: str | Path, *, every: int = 2000, progress=lambda steps, **_: steps) -> FieldsOfExperts:
-    """Train to the end with a checkpoint, a row of the log and a validation every ``every`` steps.
-
-    ``folder`` gets ``checkpoint.safetensors``, ``log.csv`` and, at the end, ``model.safetensors`` with ``config.json``.
-    Validation: one-step MMSE at sigma 25/255 on 256 x 256 centres of the first eight images of val outside of BSDS68.
-
-    Args:
-        progress: wraps the iterator of steps, for instance in tqdm.
-    """
-    folder = Path(folder)
-    images = data.training_images()
-    centres = [x[..., :256, :256] for x in list(data.validation_images().values())[:8]]
-    log = folder / LOG
-    rows = ["step,loss,image,smoothing,lr,validation_psnr_25,seconds"]
-    if state.step and log.is_file():
-        rows += [row for row in log.read_text().splitlines()[1:] if int(row.split(",")[0]) <= state.step]
-    before = float(rows[-1].split(",")[-1]) if len(rows) > 1 else 0.0
-    started, recent = time.monotonic(), []
-    for step in progress(training(state, images), total=state.config.steps, initial=state.step):
-        recent.append(step)
-        if step.step % every == 0 or step.step == state.config.steps:
-            means = [sum(getattr(s, k) for s in recent) / len(recent) for k in ("loss", "image", "smoothing")]
-            value = validation_psnr(state.model, centres, 25 / 255)
-            seconds = before + time.monotonic() - started
-            rows.append(f"{step.step},{means[0]:.6f},{means[1]:.6f},{means[2]:.6f},{step.lr:.3e},{value:.3f},{seconds:.0f}")
-            save_checkpoint(state, folder)
-            files.write_text(log, "\n".join(rows) + "\n")
-            recent = []
-    state.model.save_pretrained(folder)
-    return state.model

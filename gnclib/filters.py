@@ -1,0 +1,67 @@
+"""Linear maps of a Fields of Experts: convolution without biases, continuation by reflection, and their adjoints.
+
+Each map comes with its exact adjoint, <A x, g> = <x, A^T g>: the gradient of an energy <phi(A y), 1> is A^T phi'(A y).
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def dct_kernels(size: int, count: int) -> Tensor:
+    """The 2D DCT-II basis of size x size patches without the constant, by increasing frequency: (count, 1, size, size).
+
+    Each kernel has unit Euclidean norm and zero mean.
+    """
+    k, x = torch.meshgrid(
+        torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64), indexing="ij"
+    )
+    rows = torch.cos(math.pi * k * (2 * x + 1) / (2 * size)) * math.sqrt(2 / size)
+    rows[0] /= math.sqrt(2)
+    basis = torch.einsum("ax,by->abxy", rows, rows)
+    order = sorted(
+        ((a, b) for a in range(size) for b in range(size)), key=lambda ab: (ab[0] ** 2 + ab[1] ** 2, ab)
+    )[1:]
+    return torch.stack([basis[a, b] for a, b in order[:count]])[:, None]
+
+
+def reflect(x: Tensor, margin: int) -> Tensor:
+    """Continue images by reflection, without repeating the edge: (..., H, W) -> (..., H + 2 margin, W + 2 margin)."""
+    return F.pad(x, [margin] * 4, mode="reflect") if margin else x
+
+
+def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
+    """The adjoint of :func:`reflect`: what lies in the margin is folded back and added."""
+    if not margin:
+        return g
+    for _ in range(2):  # fold along the last axis, then swap the two axes and fold the other one
+        g = g.transpose(-1, -2)
+        n = g.shape[-1] - 2 * margin
+        left, centre, right = g.split([margin, n, margin], -1)
+        g = centre + F.pad(left.flip(-1), (1, n - margin - 1)) + F.pad(right.flip(-1), (n - margin - 1, 1))
+    return g
+
+
+def convolve(x: Tensor, kernel: Tensor) -> Tensor:
+    """Valid 2D convolution (correlation, as in networks): (B, C, H, W), (D, C, s, s) -> (B, D, H - s + 1, W - s + 1).
+
+    A single input channel is a matrix product with all shifts of the image, several times faster on CPU than conv2d.
+    """
+    if kernel.shape[1] > 1:
+        return F.conv2d(x, kernel)
+    h, w = x.shape[-2] - kernel.shape[-2] + 1, x.shape[-1] - kernel.shape[-1] + 1
+    shifts = x.unfold(2, h, 1).unfold(3, w, 1).reshape(len(x), -1, h * w)  # (B, s s, h w)
+    return torch.bmm(kernel.flatten(1).expand(len(x), -1, -1), shifts).unflatten(-1, (h, w))
+
+
+def convolve_adjoint(g: Tensor, kernel: Tensor) -> Tensor:
+    """The adjoint of :func:`convolve` in x: (B, D, h, w) -> (B, C, h + s - 1, w + s - 1)."""
+    if kernel.shape[1] > 1:
+        return F.conv_transpose2d(g, kernel)
+    s = kernel.shape[-1]
+    size = g.shape[-2] + s - 1, g.shape[-1] + s - 1
+    return F.fold(torch.bmm(kernel.flatten(1).t().expand(len(g), -1, -1), g.flatten(2)), size, s)
