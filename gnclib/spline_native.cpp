@@ -28,7 +28,7 @@ struct alignas(32) Piece {
 // `start` is low / spacing. The whole number is subtracted last, which keeps f accurate in the middle of the range.
 inline void locate(float x, float start, float scale, int intervals, int &k, float &f, float &beyond) {
     const float v = x * scale;
-    const float inside = std::min(std::max(v, start), start + static_cast<float>(intervals));
+    const float inside = std::min(std::max(start, v), start + static_cast<float>(intervals));  // nan: the first piece
     beyond = v - inside;
     k = std::min(static_cast<int>(inside - start), intervals - 1);
     f = inside - (start + static_cast<float>(k));
