@@ -224,12 +224,15 @@ class FieldsOfExperts(nn.Module):
         )
 
     def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
-        """Hessian of :meth:`energy` in y times v, shaped like y (forward-mode derivative of :meth:`grad`)."""
-        if v.shape != y.shape:
-            raise ValueError(f"v must have the shape of y, {tuple(y.shape)}, got {tuple(v.shape)}")
+        """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of <grad(y, t), v> (it is symmetric)."""
+        as_images(y)
+        if v.shape != y.shape or v.dtype != y.dtype:
+            raise ValueError(
+                f"v must have the shape and dtype of y, {tuple(y.shape)} {y.dtype}, got {tuple(v.shape)} {v.dtype}"
+            )
         with torch.enable_grad():
             y = y.detach().requires_grad_()
-            return torch.autograd.grad(self.grad(y, t), y, v)[0]  # the Hessian is symmetric
+            return torch.autograd.grad(self.grad(y, t), y, v)[0]
 
     # parts ---------------------------------------------------------------------------------------------------------
 
