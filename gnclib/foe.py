@@ -224,7 +224,7 @@ class FieldsOfExperts(nn.Module):
         )
 
     def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
-        """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of <grad(y, t), v> (it is symmetric)."""
+        """Hessian of :meth:`energy` in y times v, shaped like y: the gradient of <grad(y, t), v>, by symmetry."""
         as_images(y)
         if v.shape != y.shape or v.dtype != y.dtype:
             raise ValueError(

@@ -306,7 +306,7 @@ METHODS = [
 def test_bad_times(method):
     energy, y = random_energy(), images()
     for t in (0.0, 1e-5, 1.1, torch.tensor([0.1, 2.0], **f64)):
-        with pytest.raises(ValueError, match="leaves the range .* of noise variances"):
+        with pytest.raises(ValueError, match=r"leaves the range .* of noise variances"):
             method(energy, y, t)
     for t in (-0.1, math.nan, math.inf, "x", torch.full((3,), 0.1)):
         with pytest.raises(ValueError, match=r"\bt (must|is)\b"):
