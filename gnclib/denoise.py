@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from gnclib.operators import Denoising
-from gnclib.solvers import gnc_flow, linear_schedule
+from gnclib.solvers import gnc_flow, log_schedule
 
 __all__ = ["SCHEMES", "Tiled", "check_sigma", "denoise", "schedule"]
 
@@ -80,9 +80,15 @@ def check_sigma(levels: float, sigma_min: float, sigma_max: float) -> float:
     return float(levels) / 255
 
 
-def schedule(sigma: float, t_min: float, steps: int) -> Tensor:
-    """Linear schedule from sigma^2 down to t_min, (steps,), as in the paper's GNC flow; the ends are our choice."""
-    return linear_schedule(sigma**2, min(t_min, sigma**2), steps)
+def schedule(sigma_min: float, sigma_max: float, steps: int) -> Tensor:
+    """Logarithmic schedule from sigma_max^2 to sigma_min^2, the whole range of the prior, (steps,).
+
+    Our choice: graduated non-convexity wants to start where the prior is as convex as it gets, and of linear and
+    logarithmic schedules from sigma^2, 4 sigma^2, 0.1 and 1 with 5, 10 and 20 steps this one, with 10, had the best
+    mean PSNR (shipped R_1, three crops of bundled photographs, noise 15, 25 and 50). More steps come closer to the
+    minimal energy and lose PSNR, as the paper observes.
+    """
+    return log_schedule(sigma_max**2, sigma_min**2, steps)
 
 
 def denoise(prior, y: Tensor, sigma: float, scheme: str = "gnc", steps: int = 10) -> Iterator[Tensor]:
@@ -112,5 +118,6 @@ def denoise(prior, y: Tensor, sigma: float, scheme: str = "gnc", steps: int = 10
         flow = gnc_flow(prior, [sigma**2], start=y)
     else:
         base = prior.prior if isinstance(prior, Tiled) else prior
-        flow = gnc_flow(prior, schedule(sigma, base.config.sigma_min**2, steps), Denoising(y, sigma))
+        config = base.config
+        flow = gnc_flow(prior, schedule(config.sigma_min, config.sigma_max, steps), Denoising(y, sigma))
     return (state.x for state in flow)

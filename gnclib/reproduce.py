@@ -36,6 +36,17 @@ class Figure:
 
 
 MANIFEST: dict[str, Figure] = {
+    "convexity_map": Figure("01_convexity_theorem", "Where the Hessian of the smoothed energy is negative"),
+    "bound_sharpness": Figure("01_convexity_theorem", "Exact thresholds against two bounds, equal variances"),
+    "two_components": Figure(
+        "01_convexity_theorem", "Two components: exact threshold, and where it is attained"
+    ),
+    "once_convex": Figure("01_convexity_theorem", "Once convex, always convex: on the line, and in a window"),
+    "outside_domain": Figure("01_convexity_theorem", "Convex on X and non-convex outside, unequal variances"),
+    "empirical_measure": Figure("01_convexity_theorem", "Exact threshold of an empirical measure"),
+    "certificate": Figure(
+        "01_convexity_theorem", "Boxes on which convexity is proved by interval arithmetic"
+    ),
     "tweedie_maps": Figure("02_gnc_flow", "One step of the flow is the MMSE estimate, for several t"),
     "gnc_trajectories": Figure("02_gnc_flow", "Trajectories of the GNC flow"),
     "figure1": Figure("02_gnc_flow", "Figure 1: smoothed energies, attainment over t_0 and I, convexity"),

@@ -24,7 +24,7 @@ LAYERS = [
     "__main__",
     "cli",
     "reproduce",
-    "compare ledger notebooks denoise training_run",
+    "compare ledger notebooks denoise training_run ablations",
     "train evaluate",
     "plots claims images toy_losses",
     "solvers score_matching toy",
@@ -199,6 +199,7 @@ def test_the_example_of_the_readme_runs():
     first, *steps = [re.findall(r"-?\d+\.\d+(?:e-?\d+)?", line) for line in done.stdout.splitlines()]
     assert float(first[0]) < float(first[1])
     assert len(steps) == 10
+    assert float(steps[-1][-1]) > 28  # PSNR in dB; the noisy image has 20.2
 
 
 def test_makefile_has_the_targets_of_the_readme():
