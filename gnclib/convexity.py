@@ -140,25 +140,40 @@ def threshold(mixture, domain=None) -> float:
 
     if domain is None:
         ts = _whole_line_grid(mu, variances, dip)
+        first = _first_negative_of_one_change(ts, dip)
     else:
         reach = np.maximum((mu - lo) ** 2, (mu - hi) ** 2)
         ts = _descending(max(float((reach - variances).max()), 0.0), smallest, 160)
+        ts, first = _first_negative(ts, dip)
+    if first is None:
+        return 0.0
+    above = ts[first - 1]
+    if dip(above) <= 0:  # a root that sits on a grid point
+        return float(above)
+    return float(brentq(dip, ts[first], above, xtol=1e-14, rtol=1e-14, maxiter=200))
+
+
+def _first_negative_of_one_change(ts: np.ndarray, dip) -> int | None:
+    """Index of the first t (descending) where the dip is negative, if there is at most one change: bisection."""
+    low, high = 0, len(ts) - 1
+    if high == 0 or dip(ts[high]) >= 0:
+        return None
+    while high - low > 1:
+        middle = (low + high) // 2
+        low, high = (low, middle) if dip(ts[middle]) < 0 else (middle, high)
+    return high
+
+
+def _first_negative(ts: np.ndarray, dip) -> tuple[np.ndarray, int | None]:
+    """The same without that assumption: a scan, with a closer look at the lowest dips; ts with these added."""
     values = [math.inf]  # the top is convex by construction
     for t in ts[1:]:
         values.append(dip(t))
         if values[-1] < 0:
             break
-    values = np.array(values)
-    if domain is not None:
-        ts, values = _refine_in_time(ts[: len(values)], values, dip)
+    ts, values = _refine_in_time(ts[: len(values)], np.array(values), dip)
     negative = np.flatnonzero(values < 0)
-    if len(negative) == 0:
-        return 0.0
-    k = negative[0]
-    above = ts[k - 1]
-    if dip(above) <= 0:  # a root that sits on a grid point
-        return float(above)
-    return float(brentq(dip, ts[k], above, xtol=1e-14, rtol=1e-14, maxiter=200))
+    return ts, int(negative[0]) if len(negative) else None
 
 
 def _descending(top: float, smallest: float, count: int) -> np.ndarray:

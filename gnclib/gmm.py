@@ -275,7 +275,8 @@ class GaussianMixture:
         """The exact threshold ``t*``: the largest root of ``t -> min_y hess F(y, t)``; line only.
 
         F(., t) is convex on the domain for every t >= t*, and just below t* it is not; 0.0 if it is convex for
-        every t > 0. Numerical (about 1e-10 relative), see ``gnclib.certify`` for a proof on an interval.
+        every t > 0. Numerical: about 1e-10 relative, and a Hessian between -1e-13 / (t + min s_i^2) and 0 is
+        below rounding and counts as convex. See ``gnclib.certify`` for a proof on an interval.
 
         Args:
             domain: (lo, hi), or None for the whole line.
