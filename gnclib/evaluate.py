@@ -7,9 +7,13 @@ image nor the result is clipped; PSNR has data range 1 and is averaged over the 
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
+from pathlib import Path
 
+import numpy as np
 import torch
+from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gnclib.data import add_noise
@@ -43,3 +47,27 @@ def denoising_psnr(
     if not values:
         raise ValueError("there are no images to evaluate on")
     return values
+
+
+def folder_images(folder: str | os.PathLike) -> dict[str, Tensor]:
+    """All images of a folder in the order of their names, grey (PIL's "L"): name -> (1, 1, H, W) in [0, 1].
+
+    Files that are no images are passed over.
+
+    Raises:
+        FileNotFoundError: no such folder. ValueError: no image in it.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    images = {}
+    for path in sorted(p for p in folder.iterdir() if p.is_file()):
+        try:
+            with Image.open(path) as image:
+                grey = np.array(image.convert("L"))
+        except UnidentifiedImageError:
+            continue
+        images[path.name] = torch.from_numpy(grey).float().div_(255)[None, None]
+    if not images:
+        raise ValueError(f"there is no image in {folder}")
+    return images
