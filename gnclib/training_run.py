@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 import time
 from collections.abc import Callable
 from dataclasses import fields
@@ -11,7 +12,7 @@ from pathlib import Path
 import torch
 from tqdm import tqdm
 
-from gnclib import data, files
+from gnclib import card, data, files
 from gnclib.evaluate import denoising_psnr
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.train import CHECKPOINT, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
@@ -35,7 +36,8 @@ def run(
 ) -> FieldsOfExperts:
     """Train to the end on train + test of BSDS500; every ``every`` steps a checkpoint, a validation, a row of the log.
 
-    ``folder`` gets ``checkpoint.safetensors``, ``log.csv`` and, at the end, ``model.safetensors`` with ``config.json``.
+    ``folder`` gets ``checkpoint.safetensors``, ``log.csv`` and, at the end, ``model.safetensors`` with ``config.json``,
+    ``training.json`` and a model card, ``README.md``.
     The log has means of the loss parts over the steps since its last row, and the validation PSNR: one-step MMSE at
     sigma 25/255 on the upper left 256 x 256 pixels of the first eight images of val outside of BSDS68.
 
@@ -66,6 +68,9 @@ def run(
             files.write_text(folder / LOG, "\n".join(rows) + "\n")
             recent = []
     state.model.save_pretrained(folder)
+    seconds = float(rows[-1].split(",")[-1])
+    files.write_text(folder / "training.json", json.dumps(card.provenance(state, seconds), indent=2) + "\n")
+    card.write(folder)
     return state.model
 
 

@@ -25,6 +25,7 @@ LAYERS = [
     "cli",
     "reproduce",
     "compare ledger notebooks denoise training_run ablations",
+    "card",
     "train evaluate",
     "plots claims images toy_losses",
     "solvers score_matching toy",

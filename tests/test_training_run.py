@@ -34,6 +34,9 @@ def test_a_run_leaves_log_checkpoint_and_weights(tmp_path, few_images):
     again = FieldsOfExperts.from_pretrained(tmp_path)
     for a, b in zip(again.state_dict().values(), model.state_dict().values(), strict=True):
         assert torch.equal(a, b)
+    card = (tmp_path / "README.md").read_text()
+    assert "| iterations | 4 of batch 2, patches of side 20 |" in card
+    assert f"| parameters | {48 * 49 + 48 * 95 * 11 + 11} |" in card
     psnr = evaluate.denoising_psnr(again, [data.embedded()["coins"][..., :256, :256]], 25 / 255)
     assert rows[-1].split(",")[5] == f"{psnr[0]:.3f}"
 
@@ -103,7 +106,7 @@ def test_a_full_disk_keeps_the_old_checkpoint(tmp_path, few_images, monkeypatch)
         training_run.run(training_run.start("R1", SMALL), tmp_path, every=2)
     assert (tmp_path / "checkpoint.safetensors").read_bytes() == before
     assert sorted(p.name for p in tmp_path.iterdir()) == [
-        "checkpoint.safetensors", "config.json", "log.csv", "model.safetensors",
+        "README.md", "checkpoint.safetensors", "config.json", "log.csv", "model.safetensors", "training.json",
     ]  # fmt: skip
 
 
