@@ -17,19 +17,23 @@ import hashlib
 import io
 import math
 import os
+import warnings
 from collections.abc import Iterable, Mapping
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
 
 import numpy as np
-import pooch
 import torch
 from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from gnclib.leaves import dead_leaves, leaf_radii
+
+with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import pooch
 
 __all__ = [
     "PatchSampler",
