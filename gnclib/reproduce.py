@@ -79,6 +79,23 @@ MANIFEST: dict[str, Figure] = {
     "train_quality": Figure("04_train_foe", "R_1 over noise levels: denoising and calibration", rtol=1e-2),
     "ablation_psnr": Figure("07_ablations", "Short trainings compared: denoising", rtol=2e-2),
     "ablation_calibration": Figure("07_ablations", "Short trainings compared: calibration in tau", rtol=0.2),
+    "effective_range": Figure("05_kernels_and_potentials", "Range of the responses against the noise level"),
+    "figure2_r1": Figure(
+        "05_kernels_and_potentials", "Figure 2 for R_1: sixteen kernels and their potentials"
+    ),
+    "figure2_r1_all": Figure(
+        "05_kernels_and_potentials", "Figure 2 for R_1: all 48 kernels and their potentials"
+    ),
+    "potentials_shape": Figure(
+        "05_kernels_and_potentials", "How quadratic, convex and rugged the potentials are"
+    ),
+    "learned_hessian": Figure(
+        "05_kernels_and_potentials", "Is the learned energy convex? Eigenvalues and chords"
+    ),
+    "mmse_step": Figure("05_kernels_and_potentials", "One denoising step and what it removes"),
+    "images_from_noise": Figure(
+        "05_kernels_and_potentials", "From noise to images without data, in three ways"
+    ),
 }
 
 
