@@ -1,7 +1,7 @@
 """The model card of a trained prior: a README beside its weights, written from what the run recorded.
 
 ``gnc train`` leaves ``training.json`` (settings, data, machine, revision) and ``log.csv``; ``gnc evaluate --json``
-adds ``evaluation.json``. :func:`write` turns the three into ``README.md``, so that no number in it is typed by hand.
+adds ``evaluation*.json``. :func:`write` turns them into ``README.md``, so that no number in it is typed by hand.
 """
 
 from __future__ import annotations
@@ -55,7 +55,7 @@ def write(folder: str | Path) -> Path:
         f"# {folder.name}: Fields of Experts with {config['layers']} layer{'s' if config['layers'] > 1 else ''}",
         "",
         "A learned energy R(y, t) of noisy grey images, trained by joint score matching (Kobler & Pock 2023, eqs. 2, 3",
-        "and 7). Written by `gnclib.card` from `config.json`, `training.json`, `log.csv` and `evaluation.json`.",
+        "and 7). Written by `gnclib.card` from `config.json`, `training.json`, `log.csv` and `evaluation*.json`.",
         "",
         "| | |",
         "|---|---|",
@@ -72,11 +72,12 @@ def write(folder: str | Path) -> Path:
         f"| last logged loss per pixel | image {float(last[2]):.4f}, smoothing {float(last[3]):.2f} |",
         f"| validation, sigma 25/255 | {float(last[5]):.2f} dB (one-step MMSE, 8 crops of val outside of BSDS68) |",
     ]
-    if (folder / "evaluation.json").is_file():
-        numbers = json.loads((folder / "evaluation.json").read_text())
+    for file in sorted(folder.glob("evaluation*.json"), key=lambda f: f.stem):
+        numbers = json.loads(file.read_text())
+        scheme = "one-step MMSE" if numbers["scheme"] == "mmse" else f"GNC flow of {numbers['steps']} steps"
         for sigma, result in numbers["psnr_by_sigma"].items():
             lines.append(
-                f"| {numbers['set']}, sigma {sigma}/255 | {result['mean']:.2f} dB (one-step MMSE, mean of"
+                f"| {numbers['set']}, sigma {sigma}/255 | {result['mean']:.2f} dB ({scheme}, mean of"
                 f" {len(result['images'])} images, noise of image k with seed k, nothing clipped) |"
             )
     if note := run.get("note"):

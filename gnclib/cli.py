@@ -291,13 +291,15 @@ def _denoise_pixels(args: argparse.Namespace, pixels, reference):
 def _evaluate_parser(add) -> None:
     sub = add(
         "evaluate", _evaluate, "measure how well a prior denoises a set of images",
-        "Mean PSNR of the one-step MMSE estimate y - t grad R(y, t), t = sigma^2. Image k of the set gets Gaussian\n"
-        "noise of seed k; nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder.",
+        "Mean PSNR over a set of images. Image k of the set gets Gaussian noise of seed k; nothing is clipped; data\n"
+        "range 1. The set is BSDS68 unless --images names a folder.",
         "  gnc evaluate --sigma 15 --sigma 25 --sigma 50\n"
         "  gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json",
     )  # fmt: skip
     sub.add_argument("--prior", default="R1", metavar="NAME", help="shipped name or folder (default: R1)")
-    sub.add_argument("--scheme", choices=("mmse",), default="mmse", help="mmse: one Tweedie step")
+    sub.add_argument("--scheme", choices=("mmse", "gnc"), default="mmse",
+                     help="mmse: one Tweedie step (default); gnc: GNC flow with data term")  # fmt: skip
+    sub.add_argument("--steps", type=int, default=10, metavar="I", help="steps of the GNC flow (default: 10)")
     sub.add_argument("--task", choices=("denoise",), default="denoise", help="denoise: white Gaussian noise")
     sub.add_argument("--sigma", type=float, action="append", metavar="S",
                      help="noise level in grey levels of 0..255; may be repeated (default: 25)")  # fmt: skip
@@ -326,13 +328,16 @@ def _evaluate(args: argparse.Namespace) -> None:
             prior,
             images.values(),
             sigma,
+            args.scheme,
+            args.steps,
             lambda x: tqdm(x, total=len(images), disable=not sys.stderr.isatty()),
         )
         level = f"{255 * sigma:g}"
         numbers[level] = {"mean": sum(values) / len(values), "images": dict(zip(images, values, strict=True))}
         _say(f"sigma {level:>4}: {numbers[level]['mean']:.2f} dB, mean of {len(images)} images, not clipped")
     if args.json:
-        about = {"prior": args.prior, "scheme": args.scheme, "task": args.task, "clipping": "none",
+        steps = {"steps": args.steps} if args.scheme == "gnc" else {}
+        about = {"prior": args.prior, "scheme": args.scheme, **steps, "task": args.task, "clipping": "none",
                  "noise": "image k has torch.Generator seed k", "set": str(args.images or "BSDS68")}  # fmt: skip
         files.write_text(args.json, files.dumps({**about, "psnr_by_sigma": numbers}))
 

@@ -1,8 +1,8 @@
 """How good a prior is as a denoiser, in the conventions that this project states beside every number.
 
-One-step MMSE estimate (Tweedie; Kobler & Pock 2023, eq. 9 with I = 1 and no data term): x = y - t grad_1 R(y, t) with
-t = sigma^2. Noise: y = x + sigma z, image k of a list gets z from a torch.Generator with seed k. Neither the noisy
-image nor the result is clipped; PSNR has data range 1 and is averaged over the images.
+The schemes are those of :mod:`gnclib.denoise`: the one-step MMSE estimate, and the GNC flow (Kobler & Pock 2023, eq. 9)
+with its predefined schedule. Noise: y = x + sigma z, image k of a list gets z from a torch.Generator with seed k.
+Neither the noisy image nor the result is clipped; PSNR has data range 1 and is averaged over the images.
 """
 
 from __future__ import annotations
@@ -17,33 +17,40 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gnclib.data import add_noise
+from gnclib.denoise import denoise
 from gnclib.metrics import psnr
 
 
 def mmse(prior, y: Tensor, t: float) -> Tensor:
-    """y - t grad_1 R(y, t): the estimate E[X | Y = y] if R is the energy of the data, shaped like y."""
-    with torch.no_grad():
-        return y - t * prior.grad(y, t)
+    """y - t grad_1 R(y, t): the estimate E[X | Y = y] if R is the energy of the data (Tweedie), shaped like y."""
+    (estimate,) = denoise(prior, y, t**0.5, "mmse")
+    return estimate
 
 
 def denoising_psnr(
-    prior, images: Iterable[Tensor], sigma: float, progress: Callable[[Iterable], Iterable] = iter
+    prior,
+    images: Iterable[Tensor],
+    sigma: float,
+    scheme: str = "mmse",
+    steps: int = 10,
+    progress: Callable[[Iterable], Iterable] = iter,
 ) -> list[float]:
-    """PSNR in dB of the one-step MMSE estimate for each image; see the module for the conventions.
+    """PSNR in dB of the denoised image for each image; see the module for the conventions.
 
     Args:
         prior: an energy with ``grad(y, t)`` on images (1, 1, H, W).
         images: clean images (1, 1, H, W) in [0, 1]; the k-th gets noise of seed k.
         sigma: noise standard deviation in grey values of [0, 1], for instance 25 / 255.
+        scheme: "mmse" or "gnc"; steps: of the GNC flow.
         progress: wraps the iteration, for instance tqdm.
 
     Raises:
-        ValueError: no images, or sigma outside of the range of the prior.
+        ValueError: no images, an unknown scheme, or sigma outside of the range of the prior.
     """
     values = []
     for k, x in enumerate(progress(images)):
-        y = add_noise(x, sigma, k)
-        values.append(psnr(mmse(prior, y, sigma**2), x).item())
+        *_, estimate = denoise(prior, add_noise(x, sigma, k), sigma, scheme, steps)
+        values.append(psnr(estimate, x).item())
     if not values:
         raise ValueError("there are no images to evaluate on")
     return values
