@@ -174,7 +174,7 @@ def training(state: TrainState, images) -> Iterator[Step]:
 
     Raises:
         ValueError: an image of the benchmark BSDS68 or of val among ``images``, or patches that do not fit.
-        FloatingPointError: the loss is no longer finite; ``state`` is then as before that iteration.
+        FloatingPointError: the loss is no longer finite; weights and step are then as before that iteration.
     """
     config, model = state.config, state.model
     need = 4 * model.config.margin + 1
