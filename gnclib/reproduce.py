@@ -96,6 +96,18 @@ MANIFEST: dict[str, Figure] = {
     "images_from_noise": Figure(
         "05_kernels_and_potentials", "From noise to images without data, in three ways"
     ),
+    "one_step": Figure(
+        "06_inverse_problems", "One step as a denoiser: gain, optimal factor, wrong noise level"
+    ),
+    "denoising_steps": Figure("06_inverse_problems", "Energy and PSNR per step of the GNC flow"),
+    "denoising_images": Figure(
+        "06_inverse_problems", "A photograph denoised by one step and by the GNC flow"
+    ),
+    "attainment_images": Figure(
+        "06_inverse_problems", "Attainment, PSNR and memory of the start over t_0 and I"
+    ),
+    "sum_of_steps": Figure("06_inverse_problems", "What the sum of the steps decides"),
+    "inpainting_images": Figure("06_inverse_problems", "A photograph inpainted by the GNC flow"),
 }
 
 
