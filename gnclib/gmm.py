@@ -199,17 +199,19 @@ class GaussianMixture:
     def _shape(self, vectors: Tensor) -> Tensor:
         return vectors[:, 0] if self.on_line else vectors
 
-    def sample(self, n: int, generator: torch.Generator, t: float = 0.0) -> Tensor:
+    def sample(self, n: int, generator: torch.Generator | None = None, t: float = 0.0) -> Tensor:
         """Draw n points of ``X + sqrt(t) Z``: (n,) on the line, else (n, d), float64; t = 0 gives X itself.
 
+        Give a seeded generator for a reproducible sample; None takes torch's global one.
+
         Raises:
-            ValueError: n < 1, no generator (reproducibility is explicit here), or a bad t.
+            ValueError: n < 1, a generator of another kind (a bare seed, say), or a bad t.
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"n must be a whole number >= 1, got {n!r}")
-        if not isinstance(generator, torch.Generator):
+        if generator is not None and not isinstance(generator, torch.Generator):
             raise ValueError(
-                "sample needs an explicit torch.Generator, e.g. torch.Generator().manual_seed(0)"
+                f"generator must be a torch.Generator, e.g. torch.Generator().manual_seed(0), got {generator!r}"
             )
         t = as_time(t, 1, like=self._mu)
         pick = torch.multinomial(self._log_w.exp(), n, replacement=True, generator=generator)

@@ -370,7 +370,7 @@ def test_time_zero():
     [
         (lambda m: m.sample(0, generator()), "n must be"),
         (lambda m: m.sample(2.5, generator()), "n must be"),
-        (lambda m: m.sample(3, None), "Generator"),
+        (lambda m: m.sample(3, 42), "Generator"),
         (lambda m: m.sample(3, generator(), t=-1.0), "noise variance"),
         (lambda m: m.theorem_bound((1, -1)), "lo < hi"),
         (lambda m: m.theorem_bound((0.5, 1)), "every mean"),
