@@ -309,6 +309,7 @@ def _evaluate_parser(add) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
+    import numpy as np
     from tqdm import tqdm
 
     from gnclib import data, denoise, evaluate, files
@@ -324,21 +325,25 @@ def _evaluate(args: argparse.Namespace) -> None:
     images = dict(list(images.items())[: args.limit])
     numbers = {}
     for sigma in sigmas:
-        values = evaluate.denoising_psnr(
-            prior,
-            images.values(),
-            sigma,
-            args.scheme,
-            args.steps,
-            lambda x: tqdm(x, total=len(images), disable=not sys.stderr.isatty()),
-        )
+        bar = tqdm(images.items(), desc=f"sigma {255 * sigma:g}", disable=not sys.stderr.isatty())
+        paths = {
+            name: evaluate.denoising_path(prior, x, sigma, k, args.scheme, args.steps)
+            for k, (name, x) in enumerate(bar)
+        }
+        mean = np.mean(list(paths.values()), axis=0).T.tolist()  # PSNR and energy, per step
         level = f"{255 * sigma:g}"
-        numbers[level] = {"mean": sum(values) / len(values), "images": dict(zip(images, values, strict=True))}
-        _say(f"sigma {level:>4}: {numbers[level]['mean']:.2f} dB, mean of {len(images)} images, not clipped")
+        numbers[level] = {
+            "mean": mean[0][-1],
+            "mean_psnr_per_step": mean[0],
+            "mean_energy_per_step": mean[1],
+            "images": {name: path[-1][0] for name, path in paths.items()},
+        }
+        _say(f"sigma {level:>4}: {mean[0][-1]:.2f} dB, mean of {len(images)} images, not clipped")
     if args.json:
         steps = {"steps": args.steps} if args.scheme == "gnc" else {}
         about = {"prior": args.prior, "scheme": args.scheme, **steps, "task": args.task, "clipping": "none",
-                 "noise": "image k has torch.Generator seed k", "set": str(args.images or "BSDS68")}  # fmt: skip
+                 "noise": "image k has torch.Generator seed k", "set": str(args.images or "BSDS68"),
+                 "energy": "D + R at the smallest t of the prior, nats per pixel"}  # fmt: skip
         files.write_text(args.json, files.dumps({**about, "psnr_by_sigma": numbers}))
 
 

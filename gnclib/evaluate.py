@@ -8,7 +8,7 @@ Neither the noisy image nor the result is clipped; PSNR has data range 1 and is 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from pathlib import Path
 
 import numpy as np
@@ -19,6 +19,7 @@ from torch import Tensor
 from gnclib.data import add_noise
 from gnclib.denoise import denoise
 from gnclib.metrics import psnr
+from gnclib.operators import Denoising
 
 
 def mmse(prior, y: Tensor, t: float) -> Tensor:
@@ -27,30 +28,39 @@ def mmse(prior, y: Tensor, t: float) -> Tensor:
     return estimate
 
 
-def denoising_psnr(
-    prior,
-    images: Iterable[Tensor],
-    sigma: float,
-    scheme: str = "mmse",
-    steps: int = 10,
-    progress: Callable[[Iterable], Iterable] = iter,
-) -> list[float]:
-    """PSNR in dB of the denoised image for each image; see the module for the conventions.
+def denoising_path(
+    prior, x: Tensor, sigma: float, seed: int, scheme: str = "mmse", steps: int = 10
+) -> list[tuple[float, float]]:
+    """PSNR in dB and energy per pixel after each step of denoising y = x + sigma z, z of this seed.
+
+    The energy is the one that the schedules end with, D(x_i) + R(x_i, t_min), in nats per pixel (eq. 9).
 
     Args:
-        prior: an energy with ``grad(y, t)`` on images (1, 1, H, W).
-        images: clean images (1, 1, H, W) in [0, 1]; the k-th gets noise of seed k.
+        prior: an energy with ``energy``, ``grad`` and ``config`` on images (1, 1, H, W).
+        x: a clean image (1, 1, H, W) in [0, 1].
         sigma: noise standard deviation in grey values of [0, 1], for instance 25 / 255.
         scheme: "mmse" or "gnc"; steps: of the GNC flow.
-        progress: wraps the iteration, for instance tqdm.
 
     Raises:
-        ValueError: no images, an unknown scheme, or sigma outside of the range of the prior.
+        ValueError: an unknown scheme, fewer than one step, or sigma outside of the range of the prior.
     """
-    values = []
-    for k, x in enumerate(progress(images)):
-        *_, estimate = denoise(prior, add_noise(x, sigma, k), sigma, scheme, steps)
-        values.append(psnr(estimate, x).item())
+    y = add_noise(x, sigma, seed)
+    data, t_min = Denoising(y, sigma), prior.config.sigma_min**2
+    path = []
+    for estimate in denoise(prior, y, sigma, scheme, steps):
+        with torch.no_grad():
+            energy = (data.energy(estimate) + prior.energy(estimate, t_min)).item() / x.numel()
+        path.append((psnr(estimate, x).item(), energy))
+    return path
+
+
+def denoising_psnr(prior, images: Iterable[Tensor], sigma: float) -> list[float]:
+    """PSNR in dB of the one-step MMSE estimate of each image, the k-th with noise of seed k.
+
+    Raises:
+        ValueError: no images; otherwise as :func:`denoising_path`.
+    """
+    values = [psnr(mmse(prior, add_noise(x, sigma, k), sigma**2), x).item() for k, x in enumerate(images)]
     if not values:
         raise ValueError("there are no images to evaluate on")
     return values
