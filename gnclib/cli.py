@@ -11,7 +11,8 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gnclib import __version__
+from gnclib import __version__, cli_images
+from gnclib.cli_images import say
 
 __all__ = ["build_parser", "main"]
 
@@ -20,10 +21,6 @@ _ROOT = Path(__file__).parents[1]
 
 class Failed(Exception):
     """The work was done and found something wrong; already explained in the message."""
-
-
-def _say(text: str) -> None:
-    print(text, flush=True)
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -80,8 +77,8 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     _figures_parser(add)
     _notebooks_parser(add)
     _train_parser(add, command)
-    _denoise_parser(add)
-    _evaluate_parser(add)
+    cli_images.denoise_parser(add)
+    cli_images.evaluate_parser(add)
     _data_parser(add)
     return parser
 
@@ -108,23 +105,33 @@ def _figures_parser(add) -> None:
                      help="where the figures go (default: figures/ of the clone; --full: figures/full/)")  # fmt: skip
     sub.add_argument("--check", action="store_true",
                      help="change nothing; compare a fresh run with DIR, exit 1 if they differ")  # fmt: skip
+    sub.add_argument("--jobs", type=int, metavar="N",
+                     help="notebooks at the same time (default: one per core, at most 4)")  # fmt: skip
     sub.add_argument("--list", action="store_true", help="only list the figures and their notebooks")
 
 
 def _figures(args: argparse.Namespace) -> None:
+    import os
     import tempfile
 
     from gnclib import reproduce
 
     if args.list:
         for name, figure in reproduce.MANIFEST.items():
-            _say(f"{name:<24}{figure.notebook:<26}{figure.title}")
+            say(f"{name:<24}{figure.notebook:<26}{figure.title}")
         return
     out = args.out or _ROOT / "figures" / ("full" if args.full else "")
-    options = {"only": args.only, "full": args.full, "progress": sys.stderr.isatty(), "say": _say}
+    jobs = min(4, os.cpu_count() or 1) if args.jobs is None else args.jobs
+    options = {
+        "only": args.only,
+        "full": args.full,
+        "progress": sys.stderr.isatty(),
+        "say": say,
+        "jobs": jobs,
+    }
     if not args.check:
         reproduce.run(out=out, **options)
-        _say(f"figures and claims.md are in {out}")
+        say(f"figures and claims.md are in {out}")
         return
     if not out.is_dir():
         raise FileNotFoundError(
@@ -134,10 +141,10 @@ def _figures(args: argparse.Namespace) -> None:
         reproduce.run(out=folder, **options)
         wrong, remarks = reproduce.compare_runs(out, Path(folder), args.only)
     for line in (*remarks, *wrong):
-        _say(line)
+        say(line)
     if wrong:
         raise Failed(f"{len(wrong)} differences from the figures in {out}, see above")
-    _say(f"the fresh run agrees with {out}")
+    say(f"the fresh run agrees with {out}")
 
 
 def _notebooks_parser(add) -> None:
@@ -166,10 +173,10 @@ def _notebooks(args: argparse.Namespace) -> None:
     if args.check:
         wrong = [line for path in chosen.values() for line in notebooks.check(path)]
         for line in wrong:
-            _say(line)
+            say(line)
         if wrong:
             raise Failed(f"{len(wrong)} things are wrong with the committed notebooks, see above")
-        _say(f"{len(chosen)} notebooks are executed and clean")
+        say(f"{len(chosen)} notebooks are executed and clean")
         return
     for path in tqdm(chosen.values(), unit="notebook", disable=not sys.stderr.isatty()):
         notebooks.refresh(path)
@@ -196,155 +203,6 @@ def _train(args: argparse.Namespace) -> None:
     from gnclib import training_run
 
     training_run.main(args)
-
-
-# --- denoise ----------------------------------------------------------------------------------------------
-
-
-def _denoise_parser(add) -> None:
-    sub = add(
-        "denoise", _denoise, "denoise an image file with a learned prior",
-        "Denoise a grey or colour image (8 or 16 bit; colour channel by channel; alpha is kept). S is the standard\n"
-        "deviation of the noise in grey levels of an 8-bit image (0..255), as in the literature, whatever the depth.",
-        "  gnc denoise noisy.png --sigma 25 -o clean.png\n"
-        "  gnc denoise noisy.png --sigma 25 -o clean.png --scheme mmse      one step, no data term\n"
-        "  gnc denoise photo.png --sigma 25 --add-noise -o demo.png         add the noise first, print PSNRs\n"
-        "  gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference",
-    )  # fmt: skip
-    sub.add_argument("input", type=Path, metavar="IN", help="image file: png, tif, jpg, bmp, ...")
-    sub.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="file to write: png, tif, jpg, bmp"
-    )
-    sub.add_argument(
-        "--sigma", type=float, required=True, metavar="S", help="noise level in grey levels of 0..255"
-    )
-    sub.add_argument(
-        "--prior", default="R1", metavar="NAME", help="a prior of the package or a folder (default: R1)"
-    )
-    sub.add_argument("--scheme", choices=("gnc", "mmse"), default="gnc",
-                     help="gnc: GNC flow with data term (default); mmse: one Tweedie step")  # fmt: skip
-    sub.add_argument("--steps", type=int, default=10, metavar="I",
-                     help="steps of the GNC flow (default: 10; more lower the energy, not the error)")  # fmt: skip
-    sub.add_argument("--clean", type=Path, metavar="REF", help="noise-free image to measure the PSNR against")
-    sub.add_argument("--add-noise", nargs="?", type=int, const=0, metavar="SEED",
-                     help="take IN as clean: add Gaussian noise of this sigma first (default seed: 0)")  # fmt: skip
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    sub.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
-
-
-def _denoise(args: argparse.Namespace) -> None:
-    import numpy as np
-
-    from gnclib import images
-
-    if args.add_noise is not None and args.clean is not None:
-        raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
-    if args.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {args.steps}")
-    picture = images.read(args.input)
-    images.check_writable(args.output, picture, args.force)
-    reference = images.read(args.clean).pixels if args.clean else None
-    if reference is not None and reference.shape != picture.pixels.shape:
-        raise ValueError(f"{args.clean} has the shape {reference.shape} (channels, height, width), "
-                         f"{args.input} has {picture.pixels.shape}: they must agree")  # fmt: skip
-    noisy, reference, result = _denoise_pixels(args, picture.pixels, reference)
-    made = images.quantise(picture, result)
-    if reference is not None:
-        before, after = (-10 * np.log10(np.mean((a - reference) ** 2) + 1e-30) for a in (noisy, made.pixels))
-        kind = "unclipped" if args.add_noise is not None else "as in the file"
-        _say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
-    images.write(args.output, made, args.force)
-    _say(f"{args.output}: {made}")
-
-
-def _denoise_pixels(args: argparse.Namespace, pixels, reference):
-    """(noisy, reference, result), each (C, H, W) or None for the reference, after the work on the device."""
-    import torch
-    from tqdm import tqdm
-
-    from gnclib import denoise
-    from gnclib.foe import FieldsOfExperts
-
-    prior = FieldsOfExperts.from_pretrained(args.prior)
-    sigma = denoise.check_sigma(args.sigma, prior.config.sigma_min, prior.config.sigma_max)
-    x = torch.from_numpy(pixels)  # (C, H, W)
-    if args.add_noise is not None:
-        reference = pixels
-        x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(args.add_noise))
-    device = torch.device(args.device)
-    tiled, steps = denoise.Tiled(prior.to(device)), 1 if args.scheme == "mmse" else args.steps
-    result = []
-    bar = tqdm(total=len(x) * steps, unit="step", disable=not sys.stderr.isatty())
-    for channel in x.to(device):
-        final = None
-        for iterate in denoise.denoise(tiled, channel[None, None], sigma, args.scheme, steps):
-            final = iterate[0].cpu()  # (1, H, W)
-            bar.update()
-        result.append(final)
-    bar.close()
-    return x.numpy(), reference, torch.cat(result).numpy()
-
-
-# --- evaluate ---------------------------------------------------------------------------------------------
-
-
-def _evaluate_parser(add) -> None:
-    sub = add(
-        "evaluate", _evaluate, "measure how well a prior denoises a set of images",
-        "Mean PSNR over a set of images. Image k of the set gets Gaussian noise of seed k; nothing is clipped; data\n"
-        "range 1. The set is BSDS68 unless --images names a folder.",
-        "  gnc evaluate --sigma 15 --sigma 25 --sigma 50\n"
-        "  gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json",
-    )  # fmt: skip
-    sub.add_argument("--prior", default="R1", metavar="NAME", help="shipped name or folder (default: R1)")
-    sub.add_argument("--scheme", choices=("mmse", "gnc"), default="mmse",
-                     help="mmse: one Tweedie step (default); gnc: GNC flow with data term")  # fmt: skip
-    sub.add_argument("--steps", type=int, default=10, metavar="I", help="steps of the GNC flow (default: 10)")
-    sub.add_argument("--task", choices=("denoise",), default="denoise", help="denoise: white Gaussian noise")
-    sub.add_argument("--sigma", type=float, action="append", metavar="S",
-                     help="noise level in grey levels of 0..255; may be repeated (default: 25)")  # fmt: skip
-    sub.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: BSDS68)")
-    sub.add_argument("--limit", type=int, metavar="N", help="only the first N images")
-    sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, image by image, to FILE")
-
-
-def _evaluate(args: argparse.Namespace) -> None:
-    import numpy as np
-    from tqdm import tqdm
-
-    from gnclib import data, denoise, evaluate, files
-    from gnclib.foe import FieldsOfExperts
-
-    if args.limit is not None and args.limit < 1:
-        raise ValueError(f"--limit must be at least 1, got {args.limit}")
-    prior = FieldsOfExperts.from_pretrained(args.prior)
-    sigmas = [
-        denoise.check_sigma(s, prior.config.sigma_min, prior.config.sigma_max) for s in args.sigma or [25]
-    ]
-    images = evaluate.folder_images(args.images) if args.images else data.bsds68()
-    images = dict(list(images.items())[: args.limit])
-    numbers = {}
-    for sigma in sigmas:
-        bar = tqdm(images.items(), desc=f"sigma {255 * sigma:g}", disable=not sys.stderr.isatty())
-        paths = {
-            name: evaluate.denoising_path(prior, x, sigma, k, args.scheme, args.steps)
-            for k, (name, x) in enumerate(bar)
-        }
-        mean = np.mean(list(paths.values()), axis=0).T.tolist()  # PSNR and energy, per step
-        level = f"{255 * sigma:g}"
-        numbers[level] = {
-            "mean": mean[0][-1],
-            "mean_psnr_per_step": mean[0],
-            "mean_energy_per_step": mean[1],
-            "images": {name: path[-1][0] for name, path in paths.items()},
-        }
-        _say(f"sigma {level:>4}: {mean[0][-1]:.2f} dB, mean of {len(images)} images, not clipped")
-    if args.json:
-        steps = {"steps": args.steps} if args.scheme == "gnc" else {}
-        about = {"prior": args.prior, "scheme": args.scheme, **steps, "task": args.task, "clipping": "none",
-                 "noise": "image k has torch.Generator seed k", "set": str(args.images or "BSDS68"),
-                 "energy": "D + R at the smallest t of the prior, nats per pixel"}  # fmt: skip
-        files.write_text(args.json, files.dumps({**about, "psnr_by_sigma": numbers}))
 
 
 # --- data -------------------------------------------------------------------------------------------------
@@ -375,14 +233,14 @@ def _data(args: argparse.Namespace) -> None:
     if args.action == "show":
         for split in data.SPLITS:
             state = "there" if data.available([split]) else "not there"
-            _say(f"{split:<6} {len(data.bsds500_ids(split)):>4} images  {state}")
-        _say(f"looked in {where}")
-        _say(f"BSDS68 (test set): {len(data.bsds68_ids())} images, all in val, which is never trained on")
+            say(f"{split:<6} {len(data.bsds500_ids(split)):>4} images  {state}")
+        say(f"looked in {where}")
+        say(f"BSDS68 (test set): {len(data.bsds68_ids())} images, all in val, which is never trained on")
         if not there:
-            _say("'gnc data download' fetches them; nothing in the notebooks requires it")
+            say("'gnc data download' fetches them; nothing in the notebooks requires it")
         return
     if args.action == "verify" and not there:
         raise FileNotFoundError(
             f"BSDS500 is not complete in {where}: run 'gnc data download' or set GNC_DATA_DIR"
         )
-    _say(f"{data.verify()} images have the right SHA-256, in {where}")
+    say(f"{data.verify()} images have the right SHA-256, in {where}")

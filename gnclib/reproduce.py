@@ -1,7 +1,7 @@
 """From notebooks to figures: what ``gnc figures`` does.
 
-`MANIFEST` declares every figure with the notebook that makes it. `run` executes notebooks in temporary copies, each
-with an empty staging folder as its `out`. A notebook counts as done only if every figure declared for it lies there,
+`gnclib.manifest` declares every figure with the notebook that makes it. `run` executes notebooks in temporary copies,
+each with an empty staging folder as its `out`. A notebook counts as done only if every figure declared for it lies there,
 complete and made just now; then its files move to the output folder, one atomic step each, and the claims it recorded
 enter the ledger. A notebook that fails leaves everything as it was, and the others still run.
 """
@@ -12,111 +12,18 @@ import difflib
 import os
 import tempfile
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass
+from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
 from gnclib import compare, ledger, notebooks
+from gnclib.manifest import MANIFEST, SUFFIXES, Figure
 from gnclib.notebooks import NotebookError
 
-__all__ = ["MANIFEST", "Done", "Figure", "compare_runs", "run", "select"]
-
-SUFFIXES = (".png", ".pdf", ".json")
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A declared figure: the notebook that makes it, its title, and the tolerance of its numbers (`gnclib.compare`)."""
-
-    notebook: str
-    title: str
-    rtol: float = 1e-3
-    atol: float = 1e-9
-
-
-MANIFEST: dict[str, Figure] = {
-    "convexity_map": Figure("01_convexity_theorem", "Where the Hessian of the smoothed energy is negative"),
-    "bound_sharpness": Figure("01_convexity_theorem", "Exact thresholds against two bounds, equal variances"),
-    "two_components": Figure(
-        "01_convexity_theorem", "Two components: exact threshold, and where it is attained"
-    ),
-    "once_convex": Figure("01_convexity_theorem", "Once convex, always convex: on the line, and in a window"),
-    "outside_domain": Figure("01_convexity_theorem", "Convex on X and non-convex outside, unequal variances"),
-    "empirical_measure": Figure("01_convexity_theorem", "Exact threshold of an empirical measure"),
-    "certificate": Figure(
-        "01_convexity_theorem", "Boxes on which convexity is proved by interval arithmetic"
-    ),
-    "tweedie_maps": Figure("02_gnc_flow", "One step of the flow is the MMSE estimate, for several t"),
-    "gnc_trajectories": Figure("02_gnc_flow", "Trajectories of the GNC flow"),
-    "figure1": Figure("02_gnc_flow", "Figure 1: smoothed energies, attainment over t_0 and I, convexity"),
-    "steps_needed": Figure("02_gnc_flow", "Steps needed until all trajectories arrive, against t_0"),
-    "gnc_and_ddim": Figure("02_gnc_flow", "Where the GNC flow and DDIM end"),
-    "gnc_control": Figure("02_gnc_flow", "GNC flow against gradient descent and random restarts"),
-    "gnc_failure": Figure("02_gnc_flow", "Mixtures on which the GNC flow misses the global minimum"),
-    "score_truth": Figure("03_score_matching", "The true energy on the line and its derivatives"),
-    "score_regression": Figure(
-        "03_score_matching", "Both derivatives of the energy are regressions on the noise"
-    ),
-    "score_boundary": Figure(
-        "03_score_matching", "The boundary artefact of eq. 7 as printed, and its prediction"
-    ),
-    "score_maps": Figure("03_score_matching", "Errors of the learned derivatives over (y, tau)", rtol=1e-2),
-    "score_lambda": Figure(
-        "03_score_matching", "Role of lambda for the printed and the corrected loss", rtol=1e-2
-    ),
-    "score_valley": Figure("03_score_matching", "The artefact makes a spurious valley in tau"),
-    "score_samples": Figure(
-        "03_score_matching", "Error against the number of samples, by estimator", rtol=5e-2
-    ),
-    "spline_basis": Figure("04_train_foe", "Quartic B-splines: partition of unity and smoothness"),
-    "dct_kernels": Figure("04_train_foe", "The kernels before training: the DCT basis"),
-    "train_live": Figure("04_train_foe", "A short training: loss parts and denoising", rtol=2e-2),
-    "train_before_after": Figure(
-        "04_train_foe", "A photograph denoised before and after training", rtol=2e-2
-    ),
-    "train_log": Figure("04_train_foe", "The log of the training of the shipped R_1"),
-    "train_quality": Figure("04_train_foe", "R_1 over noise levels: denoising and calibration", rtol=1e-2),
-    "ablation_psnr": Figure("07_ablations", "Short trainings compared: denoising", rtol=2e-2),
-    "ablation_calibration": Figure("07_ablations", "Short trainings compared: calibration in tau", rtol=0.2),
-    "effective_range": Figure("05_kernels_and_potentials", "Range of the responses against the noise level"),
-    "figure2_r1": Figure(
-        "05_kernels_and_potentials", "Figure 2 for R_1: sixteen kernels and their potentials"
-    ),
-    "figure2_r1_all": Figure(
-        "05_kernels_and_potentials", "Figure 2 for R_1: all 48 kernels and their potentials"
-    ),
-    "potentials_shape": Figure(
-        "05_kernels_and_potentials",
-        "How quadratic, convex and rugged the potentials are",
-        rtol=1e-2,
-        atol=1e-3,
-    ),
-    "learned_hessian": Figure(
-        "05_kernels_and_potentials",
-        "Is the learned energy convex? Eigenvalues and chords",
-        rtol=2e-2,
-        atol=1e-3,
-    ),
-    "mmse_step": Figure("05_kernels_and_potentials", "One denoising step and what it removes"),
-    "images_from_noise": Figure(
-        "05_kernels_and_potentials", "From noise to images without data, in three ways", rtol=2e-2, atol=1e-3
-    ),
-    "one_step": Figure(
-        "06_inverse_problems", "One step as a denoiser: gain, optimal factor, wrong noise level"
-    ),
-    "denoising_steps": Figure(
-        "06_inverse_problems", "Energy and PSNR per step of the GNC flow", rtol=1e-2, atol=2e-3
-    ),
-    "denoising_images": Figure(
-        "06_inverse_problems", "A photograph denoised by one step and by the GNC flow"
-    ),
-    "attainment_images": Figure(
-        "06_inverse_problems", "Attainment, PSNR and memory of the start over t_0 and I", rtol=1e-2, atol=2e-3
-    ),
-    "sum_of_steps": Figure("06_inverse_problems", "What the sum of the steps decides", rtol=1e-2, atol=2e-3),
-    "inpainting_images": Figure("06_inverse_problems", "A photograph inpainted by the GNC flow"),
-}
+__all__ = ["MANIFEST", "SUFFIXES", "Done", "Figure", "compare_runs", "run", "select"]
 
 
 @dataclass(frozen=True)
@@ -163,6 +70,7 @@ def run(
     out: str | os.PathLike = "figures",
     progress: bool = True,
     *,
+    jobs: int = 1,
     manifest: Mapping[str, Figure] = MANIFEST,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
@@ -178,7 +86,9 @@ def run(
     out
         Folder for NAME.png, NAME.pdf, NAME.json, claims.json and claims.md; made where it is missing.
     progress
-        Show one bar per notebook, counting cells.
+        Show one bar per notebook, counting cells; with several jobs one bar that counts notebooks.
+    jobs
+        Notebooks that run at the same time, each in a process of its own.
     manifest, folder
         Other declarations and another folder of notebooks (tests use these).
     say
@@ -187,10 +97,12 @@ def run(
     Raises
     ------
     ValueError, NotADirectoryError
-        A wrong name in `only`; `out` is a file.
+        A wrong name in `only`, fewer than one job; `out` is a file.
     NotebookError
         One or more notebooks failed. All were tried, and the successful ones are in `out`.
     """
+    if jobs < 1:
+        raise ValueError(f"the number of jobs must be at least 1, got {jobs}")
     chosen = select(only, manifest, folder)
     out = Path(out).resolve()
     if out.exists() and not out.is_dir():
@@ -198,24 +110,57 @@ def run(
     out.mkdir(parents=True, exist_ok=True)
     known = notebooks.find(folder)
     records = ledger.load(out / "claims.json")
+    tasks = [
+        (name, path, tuple(key for key, item in manifest.items() if item.notebook == name), full, out)
+        for name, path in chosen.items()
+    ]
     done = []
-    for name, path in chosen.items():
-        start = time.monotonic()
-        figures = tuple(figure for figure, item in manifest.items() if item.notebook == name)
-        try:
-            new = _run_one(name, path, figures, full, out, progress)
-            records = ledger.merge(records, new, [name], known)
+    for item, new in _results(tasks, min(jobs, len(tasks)), progress):
+        if item.failure is None:
+            records = ledger.merge(records, new, [item.notebook], known)
             ledger.save(out, records)
-            done.append(Done(name, time.monotonic() - start, figures))
-        except (NotebookError, ValueError) as error:
-            done.append(Done(name, time.monotonic() - start, failure=str(error)))
-        say(_summary(done[-1]))
+        done.append(item)
+        say(_summary(item))
     if failed := [item for item in done if item.failure]:
         reasons = "\n".join(f"  {item.failure}" for item in failed)
         raise NotebookError(
             f"{len(failed)} of {len(done)} notebooks failed; their older figures were kept:\n{reasons}"
         )
     return done
+
+
+def _results(tasks: list[tuple], jobs: int, progress: bool) -> Iterator[tuple[Done, list[ledger.Entry]]]:
+    """The results of `_attempt` for all tasks, as they become ready."""
+    if jobs == 1:
+        for task in tasks:
+            yield _attempt(*task, progress=progress)
+        return
+    from tqdm import tqdm
+
+    # Kernels inherit the environment: share the cores among them, or each would start a thread for every core.
+    threads = str(max(1, (os.cpu_count() or 1) // jobs))
+    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_share_cores, initargs=(threads,))
+    with pool, tqdm(total=len(tasks), unit="notebook", disable=not progress) as bar:
+        for future in as_completed([pool.submit(_attempt, *task) for task in tasks]):
+            bar.update()
+            with tqdm.external_write_mode():
+                yield future.result()
+
+
+def _share_cores(threads: str) -> None:
+    os.environ.setdefault("OMP_NUM_THREADS", threads)
+
+
+def _attempt(
+    name: str, path: Path, figures: tuple[str, ...], full: bool, out: Path, progress: bool = False
+) -> tuple[Done, list[ledger.Entry]]:
+    """`_run_one`, with what became of it instead of an exception."""
+    start = time.monotonic()
+    try:
+        records = _run_one(name, path, figures, full, out, progress)
+    except (NotebookError, ValueError) as error:
+        return Done(name, time.monotonic() - start, failure=str(error)), []
+    return Done(name, time.monotonic() - start, figures), records
 
 
 def _summary(item: Done) -> str:
@@ -252,7 +197,7 @@ def _check_made(name: str, figures: tuple[str, ...], staging: Path, begun: float
     declared = {f"{figure}{suffix}" for figure in figures for suffix in SUFFIXES}
     if extra := sorted({file.name for file in staging.iterdir()} - declared):
         raise NotebookError(
-            f"{name} wrote {', '.join(extra)}, which gnclib.reproduce.MANIFEST does not declare for it"
+            f"{name} wrote {', '.join(extra)}, which gnclib/manifest.py does not declare for it"
         )
 
 

@@ -23,6 +23,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LAYERS = [
     "__main__",
     "cli",
+    "cli_images",
     "reproduce",
     "compare ledger notebooks training_run ablations",
     "card evaluate",
@@ -31,7 +32,7 @@ LAYERS = [
     "solvers score_matching toy",
     "foe operators",
     "spline gmm certify data metrics filters",
-    "spline_native convexity leaves claims_list checks files",
+    "spline_native convexity leaves claims_list manifest checks files",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 

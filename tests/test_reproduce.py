@@ -108,8 +108,24 @@ def test_one_failure_does_not_stop_the_others(tmp_path):
     write(folder, "01_tiny", "raise ValueError('no such luck')")
     write(folder, "02_tiny", saving("two"))
     with pytest.raises(NotebookError, match=r"1 of 2 notebooks failed(.|\n)*01_tiny.*no such luck"):
-        reproduce.run(out=out, progress=False, manifest={"two": Figure("02_tiny", "")}, folder=folder)
+        reproduce.run(out=out, progress=False, manifest={"two": Figure("02_tiny", "")}, folder=folder, jobs=2)
     assert (out / "two.png").read_text() == "png"
+
+
+def test_two_jobs_really_run_at_the_same_time(tmp_path):
+    folder = tmp_path / "notebooks"
+    meet = f"""\
+import pathlib, time
+place = pathlib.Path({str(tmp_path)!r})
+(place / "ME").touch()
+until = time.monotonic() + 60
+while not (place / "OTHER").exists() and time.monotonic() < until:
+    time.sleep(0.05)
+assert (place / "OTHER").exists()"""
+    write(folder, "01_tiny", meet.replace("ME", "a").replace("OTHER", "b"))
+    write(folder, "02_tiny", meet.replace("ME", "b").replace("OTHER", "a"))
+    done = reproduce.run(out=tmp_path / "out", progress=False, manifest={}, folder=folder, jobs=2)
+    assert {item.notebook for item in done} == {"01_tiny", "02_tiny"}
 
 
 def test_parameters_are_validated(tmp_path):
@@ -140,6 +156,8 @@ def test_wrong_names_are_explained(tmp_path):
         reproduce.select([], {"a": Figure("03_absent", "")}, tmp_path)
     with pytest.raises(FileNotFoundError, match="no notebooks in"):
         notebooks.find(tmp_path / "empty")
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        reproduce.run(jobs=0, out=tmp_path / "out", manifest=manifest, folder=tmp_path)
     with pytest.raises(NotADirectoryError, match="is a file"):
         reproduce.run(out=tmp_path / "02_tiny.ipynb", manifest=manifest, folder=tmp_path)
 

@@ -1,0 +1,109 @@
+"""Every figure of the project, with the notebook that makes it.
+
+A figure is three files, NAME.png, NAME.pdf and NAME.json (the numbers behind it), written by `gnclib.plots.save`. A
+notebook that saves a figure which is not declared here fails in ``gnc figures``, and so does one which does not save a
+figure that is.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+__all__ = ["MANIFEST", "SUFFIXES", "Figure"]
+
+SUFFIXES = (".png", ".pdf", ".json")
+
+
+@dataclass(frozen=True)
+class Figure:
+    """A declared figure: the notebook that makes it, its title, and the tolerance of its numbers (`gnclib.compare`)."""
+
+    notebook: str
+    title: str
+    rtol: float = 1e-3
+    atol: float = 1e-9
+
+
+MANIFEST: dict[str, Figure] = {
+    "convexity_map": Figure("01_convexity_theorem", "Where the Hessian of the smoothed energy is negative"),
+    "bound_sharpness": Figure("01_convexity_theorem", "Exact thresholds against two bounds, equal variances"),
+    "two_components": Figure(
+        "01_convexity_theorem", "Two components: exact threshold, and where it is attained"
+    ),
+    "once_convex": Figure("01_convexity_theorem", "Once convex, always convex: on the line, and in a window"),
+    "outside_domain": Figure("01_convexity_theorem", "Convex on X and non-convex outside, unequal variances"),
+    "empirical_measure": Figure("01_convexity_theorem", "Exact threshold of an empirical measure"),
+    "certificate": Figure(
+        "01_convexity_theorem", "Boxes on which convexity is proved by interval arithmetic"
+    ),
+    "tweedie_maps": Figure("02_gnc_flow", "One step of the flow is the MMSE estimate, for several t"),
+    "gnc_trajectories": Figure("02_gnc_flow", "Trajectories of the GNC flow"),
+    "figure1": Figure("02_gnc_flow", "Figure 1: smoothed energies, attainment over t_0 and I, convexity"),
+    "steps_needed": Figure("02_gnc_flow", "Steps needed until all trajectories arrive, against t_0"),
+    "gnc_and_ddim": Figure("02_gnc_flow", "Where the GNC flow and DDIM end"),
+    "gnc_control": Figure("02_gnc_flow", "GNC flow against gradient descent and random restarts"),
+    "gnc_failure": Figure("02_gnc_flow", "Mixtures on which the GNC flow misses the global minimum"),
+    "score_truth": Figure("03_score_matching", "The true energy on the line and its derivatives"),
+    "score_regression": Figure(
+        "03_score_matching", "Both derivatives of the energy are regressions on the noise"
+    ),
+    "score_boundary": Figure(
+        "03_score_matching", "The boundary artefact of eq. 7 as printed, and its prediction"
+    ),
+    "score_maps": Figure("03_score_matching", "Errors of the learned derivatives over (y, tau)", rtol=1e-2),
+    "score_lambda": Figure(
+        "03_score_matching", "Role of lambda for the printed and the corrected loss", rtol=1e-2
+    ),
+    "score_valley": Figure("03_score_matching", "The artefact makes a spurious valley in tau"),
+    "score_samples": Figure(
+        "03_score_matching", "Error against the number of samples, by estimator", rtol=5e-2
+    ),
+    "spline_basis": Figure("04_train_foe", "Quartic B-splines: partition of unity and smoothness"),
+    "dct_kernels": Figure("04_train_foe", "The kernels before training: the DCT basis"),
+    "train_live": Figure("04_train_foe", "A short training: loss parts and denoising", rtol=2e-2),
+    "train_before_after": Figure(
+        "04_train_foe", "A photograph denoised before and after training", rtol=2e-2
+    ),
+    "train_log": Figure("04_train_foe", "The log of the training of the shipped R_1"),
+    "train_quality": Figure("04_train_foe", "R_1 over noise levels: denoising and calibration", rtol=1e-2),
+    "ablation_psnr": Figure("07_ablations", "Short trainings compared: denoising", rtol=2e-2),
+    "ablation_calibration": Figure("07_ablations", "Short trainings compared: calibration in tau", rtol=0.2),
+    "effective_range": Figure("05_kernels_and_potentials", "Range of the responses against the noise level"),
+    "figure2_r1": Figure(
+        "05_kernels_and_potentials", "Figure 2 for R_1: sixteen kernels and their potentials"
+    ),
+    "figure2_r1_all": Figure(
+        "05_kernels_and_potentials", "Figure 2 for R_1: all 48 kernels and their potentials"
+    ),
+    "potentials_shape": Figure(
+        "05_kernels_and_potentials",
+        "How quadratic, convex and rugged the potentials are",
+        rtol=1e-2,
+        atol=1e-3,
+    ),
+    "learned_hessian": Figure(
+        "05_kernels_and_potentials",
+        "Is the learned energy convex? Eigenvalues and chords",
+        rtol=2e-2,
+        atol=1e-3,
+    ),
+    "mmse_step": Figure("05_kernels_and_potentials", "One denoising step and what it removes"),
+    "images_from_noise": Figure(
+        "05_kernels_and_potentials", "From noise to images without data, in three ways", rtol=2e-2, atol=1e-3
+    ),
+    "one_step": Figure(
+        "06_inverse_problems", "One step as a denoiser: gain, optimal factor, wrong noise level"
+    ),
+    "denoising_steps": Figure(
+        "06_inverse_problems", "Energy and PSNR per step of the GNC flow", rtol=1e-2, atol=2e-3
+    ),
+    "denoising_images": Figure(
+        "06_inverse_problems", "A photograph denoised by one step and by the GNC flow"
+    ),
+    "attainment_images": Figure(
+        "06_inverse_problems", "Attainment, PSNR and memory of the start over t_0 and I", rtol=1e-2, atol=2e-3
+    ),
+    "bsds68_steps": Figure("06_inverse_problems", "Energy and PSNR per step of the GNC flow, mean of BSDS68"),
+    "sum_of_steps": Figure("06_inverse_problems", "What the sum of the steps decides", rtol=1e-2, atol=2e-3),
+    "inpainting_images": Figure("06_inverse_problems", "A photograph inpainted by the GNC flow"),
+}
