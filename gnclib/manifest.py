@@ -16,7 +16,7 @@ SUFFIXES = (".png", ".pdf", ".json")
 
 @dataclass(frozen=True)
 class Figure:
-    """A declared figure: the notebook that makes it, its title, and the tolerance of its numbers (`gnclib.compare`)."""
+    """A declared figure: its notebook, its title, and the tolerance of its numbers (`gnclib.compare` explains it)."""
 
     notebook: str
     title: str

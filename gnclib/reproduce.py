@@ -1,9 +1,10 @@
 """From notebooks to figures: what ``gnc figures`` does.
 
-`gnclib.manifest` declares every figure with the notebook that makes it. `run` executes notebooks in temporary copies,
-each with an empty staging folder as its `out`. A notebook counts as done only if every figure declared for it lies there,
-complete and made just now; then its files move to the output folder, one atomic step each, and the claims it recorded
-enter the ledger. A notebook that fails leaves everything as it was, and the others still run.
+`gnclib.manifest` declares every figure with the notebook that makes it. `run` executes notebooks in temporary
+copies, each with an empty staging folder as its `out`. A notebook counts as done only if every figure
+declared for it lies there, complete and made just now; then its files move to the output folder, one atomic
+step each, and the claims it recorded enter the ledger. A notebook that fails leaves everything as it was, and
+the others still run.
 """
 
 from __future__ import annotations
