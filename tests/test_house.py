@@ -2,6 +2,7 @@
 
 import ast
 import hashlib
+import json
 import re
 import subprocess
 import sys
@@ -207,3 +208,9 @@ def test_the_example_of_the_readme_runs():
 def test_makefile_has_the_targets_of_the_readme():
     targets = set(re.findall(r"^([a-z]+):", (ROOT / "Makefile").read_text(), flags=re.MULTILINE))
     assert {"env", "figures", "test", "lab", "notebooks", "lint", "clean"} <= targets
+
+
+def test_the_readme_quotes_the_shipped_evaluation():
+    shipped = json.loads((ROOT / "gnclib" / "weights" / "R1" / "evaluation.json").read_text())
+    means = [f"{shipped['psnr_by_sigma'][sigma]['mean']:.2f}" for sigma in ("15", "25", "50")]
+    assert f"{' / '.join(means)} dB" in (ROOT / "README.md").read_text(encoding="utf-8")
