@@ -65,3 +65,17 @@ def convolve_adjoint(g: Tensor, kernel: Tensor) -> Tensor:
     s = kernel.shape[-1]
     size = g.shape[-2] + s - 1, g.shape[-1] + s - 1
     return F.fold(torch.bmm(kernel.flatten(1).t().expand(len(g), -1, -1), g.flatten(2)), size, s)
+
+
+def convolve_adjoint_inner(g: Tensor, kernel: Tensor) -> Tensor:
+    """:func:`convolve_adjoint` where all of ``g`` that it needs is known: (B, D, h, w) -> (B, C, h - s + 1, w - s + 1)."""
+    s = kernel.shape[-1]
+    if kernel.shape[1] > 1:
+        return F.conv2d(g, kernel.flip(-1, -2).transpose(0, 1))
+    return F.pad(convolve_adjoint(g, kernel), [1 - s] * 4)
+
+
+def crop_to(x: Tensor, smaller: Tensor) -> Tensor:
+    """The central part of ``x`` (..., H, W) with the height and width of ``smaller``."""
+    top, left = ((a - b) // 2 for a, b in zip(x.shape[-2:], smaller.shape[-2:], strict=True))
+    return x[..., top : top + smaller.shape[-2], left : left + smaller.shape[-1]]

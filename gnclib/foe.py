@@ -24,6 +24,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass, fields
+from functools import cache
 from pathlib import Path
 
 import torch
@@ -32,7 +33,15 @@ from torch import Tensor, nn
 
 from gnclib import files, spline
 from gnclib.checks import as_images, as_time
-from gnclib.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
+from gnclib.filters import (
+    convolve,
+    convolve_adjoint,
+    convolve_adjoint_inner,
+    crop_to,
+    dct_kernels,
+    reflect,
+    reflect_adjoint,
+)
 from gnclib.spline import SplineGrid
 
 #: folder of the weights that come with the package
@@ -168,6 +177,18 @@ class FieldsOfExperts(nn.Module):
         k -= k.mean((-1, -2), keepdim=True)
         k /= torch.linalg.vector_norm(k, dim=(-1, -2), keepdim=True).clamp(min=1.0)
 
+    @torch.no_grad()
+    def smooth(self, amount: float) -> None:
+        """Take one implicit step of length ``amount`` down the roughness 1/2 ||D^3 w||^2 of all potentials, in place.
+
+        w becomes (I + amount D^3^T D^3)^-1 w, with D^3 the third difference along x: what is rough from node to node
+        is damped, quadratic functions stay as they are.
+        """
+        values, vectors = _roughness(self.config.nodes_x)
+        damping = (vectors * (1 / (1 + amount * values)) @ vectors.T).to(self.offset)
+        for w in self.weights:
+            w.copy_(torch.einsum("ij,cjt->cit", damping, w))
+
     # the energy contract -------------------------------------------------------------------------------------------
 
     def energy(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
@@ -203,22 +224,53 @@ class FieldsOfExperts(nn.Module):
         g = self._scale(tau)[0][:, None, None, None] * g
         return reflect_adjoint(g, self.config.margin) if border == "reflect" else g
 
-    def dtau(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> tuple[Tensor, Tensor]:
-        """First and second derivative of R in tau = 0.5 log t at fixed y: two tensors (B,).
+    def inner_grad(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """:meth:`grad` at the pixels all of whose features lie inside of y, where no border is felt.
+
+        Args:
+            y, t: as for :meth:`energy`; H and W above 4 ``config.margin``.
+
+        Returns:
+            (B, 1, H - 4 margin, W - 4 margin). Cheaper than cropping :meth:`grad`: no layer computes what is cut off.
+
+        Raises:
+            ValueError: as :meth:`energy`.
+        """
+        if min(y.shape[-2:]) <= 4 * self.config.margin:
+            raise ValueError(
+                f"images of {y.shape[-2]}x{y.shape[-1]} pixels have no inner pixel: this energy needs more than"
+                f" {4 * self.config.margin} in each direction"
+            )
+        y, tau = self._check(y, t, "valid")
+        slopes = self._features(y, tau, "valid", keep_slopes=True)
+        g = slopes[-1]
+        for l in reversed(range(1, self.config.layers)):
+            g = convolve_adjoint_inner(g, self.kernels[l])
+            g = g * crop_to(slopes[l - 1], g)
+        return self._scale(tau)[0][:, None, None, None] * convolve_adjoint_inner(g, self.kernels[0])
+
+    def dtau(
+        self, y: Tensor, t: float | Tensor, *, border: str = "reflect", order: int = 2
+    ) -> tuple[Tensor, ...]:
+        """The derivatives of R in tau = 0.5 log t at fixed y up to ``order`` (1 or 2): as many tensors (B,).
 
         Each layer maps (x, x', x'') to (phi, phi_tau + phi_x x', phi_tautau + 2 phi_xtau x' + phi_xx x'^2 + phi_x x'').
         """
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order!r}")
         y, tau = self._check(y, t, border)
         padded = reflect(y, self.config.margin) if border == "reflect" else y
-        jet = [s[:, None, None, None] * padded for s in self._scale(tau)]
-        by_order = [self._coefficients(tau, k) for k in range(3)]
+        jet = [s[:, None, None, None] * padded for s in self._scale(tau)[: order + 1]]
+        by_order = [self._coefficients(tau, k) for k in range(order + 1)]
         for l, kernel in enumerate(self.kernels):
-            x, x1, x2 = (convolve(j, kernel) for j in jet)
-            f, fx, fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2))
-            ft, fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1))
-            (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
-            jet = [f, ft + fx * x1, ftt + 2 * fxt * x1 + fxx * x1**2 + fx * x2]
-        constant = self._constant(tau)
+            x, x1, *x2 = (convolve(j, kernel) for j in jet)
+            f, fx, *fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2)[: order + 1])
+            ft, *fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1)[:order])
+            jet = [f, ft + fx * x1]
+            if order == 2:
+                (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
+                jet.append(ftt + 2 * fxt[0] * x1 + fxx[0] * x1**2 + fx * x2[0])
+        constant = self._constant(tau)[: order + 1]
         return tuple(
             j.sum((1, 2, 3)) + j[0, 0].numel() * c for j, c in zip(jet[1:], constant[1:], strict=True)
         )
@@ -297,6 +349,32 @@ class FieldsOfExperts(nn.Module):
             h = values[0] if values else None
         return kept
 
+    @torch.no_grad()
+    def warm_start(self, shallow: FieldsOfExperts, generator: torch.Generator | None = None) -> None:
+        """Become nearly the energy ``shallow`` = R_1: its kernels K_1, its potentials in the last layer.
+
+        Hidden activations are the identity and K_l = identity + 0.1 Kaiming-normal for l >= 2, so that training sets
+        out from R_1's quality (not in the paper, which starts from DCT and Kaiming-normal kernels).
+
+        Raises:
+            ValueError: ``shallow`` has other nodes, kernels or features, or more than one layer.
+        """
+        if asdict(shallow.config) != asdict(self.config) | {"layers": 1}:
+            raise ValueError(
+                "a warm start needs a prior of one layer with the same configuration otherwise, got"
+                f" {shallow.config} for {self.config}"
+            )
+        fresh = FieldsOfExperts(self.config, generator=generator)
+        for kernel, random in zip(self.kernels[1:], fresh.kernels[1:], strict=True):
+            kernel.copy_(0.1 * random)
+            middle = self.config.deep_kernel_size // 2
+            kernel[:, :, middle, middle] += torch.eye(self.config.features)
+        for weights, start in zip(self.weights, fresh.weights, strict=True):
+            weights.copy_(start)
+        self.kernels[0].copy_(shallow.kernels[0])
+        self.weights[-1].copy_(shallow.weights[0])
+        self.offset.copy_(shallow.offset)
+
     # files ---------------------------------------------------------------------------------------------------------
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
@@ -332,6 +410,13 @@ class FieldsOfExperts(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
         return model.requires_grad_(False).eval()
+
+
+@cache
+def _roughness(count: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of D^3^T D^3 for ``count`` nodes."""
+    third = torch.eye(count, dtype=torch.float64).diff(n=3, dim=0)
+    return torch.linalg.eigh(third.T @ third)
 
 
 def spline_sum(x: Tensor, coefficients: Tensor, grid: SplineGrid) -> Tensor:

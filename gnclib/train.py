@@ -27,6 +27,7 @@ from torch import Tensor
 
 from gnclib import data, files
 from gnclib import score_matching as sm
+from gnclib.filters import crop_to
 from gnclib.foe import FieldsOfExperts, FoEConfig
 
 OBJECTIVES = ("corrected", "printed", "denoising")
@@ -43,6 +44,8 @@ class TrainConfig:
         smoothing: lambda, weight of the smoothing part.
         fraction: part of the batch on which the smoothing part is evaluated.
         objective: "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as printed) or "denoising".
+        roughness: weight of the decoupled decay of :meth:`FieldsOfExperts.smooth`, taken after each step times the
+            learning rate (as AdamW decays weights): where data are rare a potential stays smooth.
         seed: of patches, noise levels and noise.
 
     Raises:
@@ -58,6 +61,7 @@ class TrainConfig:
     smoothing: float = 5e-4
     fraction: float = 0.125
     objective: str = "corrected"
+    roughness: float = 0.0
     seed: int = 0
 
     def __post_init__(self):
@@ -70,6 +74,8 @@ class TrainConfig:
                 raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
         if not 0 <= self.smoothing < math.inf:
             raise ValueError(f"smoothing (lambda) must be >= 0, got {self.smoothing}")
+        if not 0 <= self.roughness < math.inf:
+            raise ValueError(f"roughness must be >= 0, got {self.roughness}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must lie in (0, 1], got {self.fraction}")
         if self.objective not in OBJECTIVES:
@@ -127,17 +133,18 @@ def smoothing_part(
     """The tau-part of the loss on some patches, per pixel: a scalar."""
     margin = model.config.margin
     spread = tau.exp()[:, None, None, None]
-    first, second = model.dtau(x + spread * z, (2 * tau).exp(), border="valid")
+    order = 1 if config.objective == "denoising" else 2
+    first, *second = model.dtau(x + spread * z, (2 * tau).exp(), border="valid", order=order)
     inner = z[..., margin:-margin, margin:-margin]  # one feature position per pixel of this part
     pixels = inner[0].numel()
     if config.objective == "denoising":
         return sm.denoising_term(first, inner).mean() / pixels
-    value = sm.implicit_term(first, second).mean()
+    value = sm.implicit_term(first, *second).mean()
     if config.objective == "corrected":
         ends = model.config.grid_tau
         tau = torch.where(torch.arange(len(x)) % 2 == 0, ends.high, ends.low)
         z = torch.randn(x.shape, generator=generator)
-        first, _ = model.dtau(x + tau.exp()[:, None, None, None] * z, (2 * tau).exp(), border="valid")
+        (first,) = model.dtau(x + tau.exp()[:, None, None, None] * z, (2 * tau).exp(), border="valid", order=1)
         value = value + sm.boundary_term(first[::2], first[1::2], ends.low, ends.high)
     return value / pixels
 
@@ -149,13 +156,13 @@ def loss_parts(
     tau, z = sample_noise(model.config, len(x), x.shape, generator)
     t = (2 * tau).exp()
     y = x + tau.exp()[:, None, None, None] * z
-    edge = 2 * model.config.margin  # pixels that not all of their features see
-    inner = (..., slice(edge, -edge), slice(edge, -edge))
-    grad, noise = model.grad(y, t, border="valid")[inner], z[inner]
+    grad = model.inner_grad(y, t)
+    noise = crop_to(z, grad)
     image = sm.image_term(grad, noise, t).mean() / noise[0].numel()
     if config.smoothing == 0:
         return image, torch.zeros(())
-    count = max(2, round(config.fraction * len(x)))
+    least = 2 if config.objective == "corrected" else 1  # both ends of the tau interval
+    count = max(least, round(config.fraction * len(x)))
     chosen = torch.randperm(len(x), generator=generator)[:count]
     return image, smoothing_part(model, x[chosen], tau[chosen], z[chosen], config, generator)
 
@@ -196,6 +203,8 @@ def training(state: TrainState, images) -> Iterator[Step]:
         loss.backward()
         state.optimizer.step()
         model.project()
+        if config.roughness:
+            model.smooth(config.roughness * state.optimizer.param_groups[0]["lr"])
         state.step += 1
         yield Step(
             state.step, loss.item(), image.item(), smoothing.item(), state.optimizer.param_groups[0]["lr"]

@@ -101,6 +101,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "smoothing": "lambda of eq. 7, per pixel",
         "fraction": "part of the batch on which the smoothing part is evaluated",
         "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7) or denoising (in tau as well)",
+        "roughness": "weight of the decoupled smoothing of the potentials",
         "seed": "of patches, noise levels and noise",
     }
     for item in fields(TrainConfig):
