@@ -68,7 +68,7 @@ def convolve_adjoint(g: Tensor, kernel: Tensor) -> Tensor:
 
 
 def convolve_adjoint_inner(g: Tensor, kernel: Tensor) -> Tensor:
-    """:func:`convolve_adjoint` where all of ``g`` that it needs is known: (B, D, h, w) -> (B, C, h - s + 1, w - s + 1)."""
+    """:func:`convolve_adjoint` where ``g`` has all that it needs: (B, D, h, w) -> (B, C, h - s + 1, w - s + 1)."""
     s = kernel.shape[-1]
     if kernel.shape[1] > 1:
         return F.conv2d(g, kernel.flip(-1, -2).transpose(0, 1))

@@ -23,7 +23,7 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict
 from functools import cache
 from pathlib import Path
 
@@ -42,90 +42,13 @@ from gnclib.filters import (
     reflect,
     reflect_adjoint,
 )
+from gnclib.foe_config import FoEConfig
 from gnclib.spline import SplineGrid
+
+__all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig", "spline_sum"]
 
 #: folder of the weights that come with the package
 WEIGHTS = Path(__file__).with_name("weights")
-
-
-@dataclass(frozen=True)
-class FoEConfig:
-    """Architecture of a Fields-of-Experts energy; defaults are our choices where the paper's numbers are lost.
-
-    Attributes:
-        layers: L >= 1.
-        features: channels per layer; at most kernel_size^2 - 1, the number of DCT kernels without the constant.
-        kernel_size: side of the kernels of K_1, odd.
-        deep_kernel_size: side of the kernels of K_2 ... K_L, odd.
-        nodes_x: N_x, spline nodes per potential; range: the potentials are complete on [-range, range].
-        nodes_tau: N_tau, spline nodes in tau.
-        sigma_min, sigma_max: noise levels (grey values in [0, 1]) between which the energy is defined.
-        sigma_0: sigma_0 of the input scaling and of c(tau).
-        scaled_input: whether the first layer sees s(tau) y (ours) or y (as printed).
-
-    Raises:
-        ValueError: a value outside of its range.
-    """
-
-    layers: int = 1
-    features: int = 48
-    kernel_size: int = 7
-    deep_kernel_size: int = 3
-    nodes_x: int = 95
-    range: float = 6.0
-    nodes_tau: int = 11
-    sigma_min: float = 0.01
-    sigma_max: float = 1.0
-    sigma_0: float = 0.1
-    scaled_input: bool = True
-
-    def __post_init__(self):
-        def demand(condition, message):
-            if not condition:
-                raise ValueError(f"FoEConfig: {message}")
-
-        demand(self.layers >= 1, f"layers must be at least 1, got {self.layers}")
-        for name in ("kernel_size", "deep_kernel_size"):
-            demand(
-                getattr(self, name) % 2 == 1 and getattr(self, name) > 0,
-                f"{name} must be odd, got {getattr(self, name)}",
-            )
-        most = self.kernel_size**2 - 1
-        demand(
-            1 <= self.features <= most,
-            f"features must lie in 1..{most} (kernel_size^2 - 1), got {self.features}",
-        )
-        demand(self.nodes_x >= 5 and self.nodes_tau >= 5, "nodes_x and nodes_tau must be at least 5")
-        demand(self.range > 0 and math.isfinite(self.range), f"range must be positive, got {self.range}")
-        demand(
-            0 < self.sigma_min < self.sigma_max < math.inf,
-            f"0 < sigma_min < sigma_max does not hold: {self.sigma_min}, {self.sigma_max}",
-        )
-        demand(self.sigma_0 > 0, f"sigma_0 must be positive, got {self.sigma_0}")
-
-    @property
-    def grid_x(self) -> SplineGrid:
-        return SplineGrid(self.nodes_x, -self.range, self.range)
-
-    @property
-    def grid_tau(self) -> SplineGrid:
-        return SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
-
-    @property
-    def margin(self) -> int:
-        """Half the receptive field: pixels added on each side by reflection."""
-        return self.kernel_size // 2 + (self.layers - 1) * (self.deep_kernel_size // 2)
-
-    @classmethod
-    def from_dict(cls, values: dict) -> FoEConfig:
-        """The inverse of ``dataclasses.asdict``; unknown or missing names raise ValueError."""
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
-            unknown, missing = sorted(set(values) - known), sorted(known - set(values))
-            raise ValueError(
-                f"config.json does not describe a FieldsOfExperts: unknown names {unknown}, missing names {missing}"
-            )
-        return cls(**values)
 
 
 class FieldsOfExperts(nn.Module):
@@ -182,8 +105,13 @@ class FieldsOfExperts(nn.Module):
         """Take one implicit step of length ``amount`` down the roughness 1/2 ||D^3 w||^2 of all potentials, in place.
 
         w becomes (I + amount D^3^T D^3)^-1 w, with D^3 the third difference along x: what is rough from node to node
-        is damped, quadratic functions stay as they are.
+        is damped, quadratic functions stay as they are. Stable for every amount.
+
+        Raises:
+            ValueError: an amount that is negative or not finite.
         """
+        if not 0 <= amount < math.inf:
+            raise ValueError(f"the amount of smoothing must be >= 0 and finite, got {amount}")
         values, vectors = _roughness(self.config.nodes_x)
         damping = (vectors * (1 / (1 + amount * values)) @ vectors.T).to(self.offset)
         for w in self.weights:
@@ -354,7 +282,12 @@ class FieldsOfExperts(nn.Module):
         """Become nearly the energy ``shallow`` = R_1: its kernels K_1, its potentials in the last layer.
 
         Hidden activations are the identity and K_l = identity + 0.1 Kaiming-normal for l >= 2, so that training sets
-        out from R_1's quality (not in the paper, which starts from DCT and Kaiming-normal kernels).
+        out from R_1's quality (not in the paper, which starts from DCT and Kaiming-normal kernels). Without the random
+        part (and as long as features stay within the range of the nodes) it is R_1 but for the border.
+
+        Args:
+            shallow: R_1; left as it is.
+            generator: of the random part of K_l.
 
         Raises:
             ValueError: ``shallow`` has other nodes, kernels or features, or more than one layer.
@@ -368,7 +301,7 @@ class FieldsOfExperts(nn.Module):
         for kernel, random in zip(self.kernels[1:], fresh.kernels[1:], strict=True):
             kernel.copy_(0.1 * random)
             middle = self.config.deep_kernel_size // 2
-            kernel[:, :, middle, middle] += torch.eye(self.config.features)
+            kernel[:, :, middle, middle] += torch.eye(self.config.features).to(kernel)
         for weights, start in zip(self.weights, fresh.weights, strict=True):
             weights.copy_(start)
         self.kernels[0].copy_(shallow.kernels[0])

@@ -32,6 +32,7 @@ LAYERS = [
     "plots claims images toy_losses",
     "solvers score_matching toy",
     "foe operators",
+    "foe_config",
     "spline gmm certify data metrics filters",
     "spline_native convexity leaves claims_list manifest checks files",
 ]
