@@ -30,11 +30,11 @@ LAYERS = [
     "card evaluate",
     "train denoise",
     "plots claims images toy_losses",
-    "solvers score_matching toy",
+    "solvers score_matching toy train_state",
     "foe operators",
     "foe_config",
     "spline gmm certify data metrics filters",
-    "spline_native convexity leaves claims_list manifest checks files",
+    "spline_native convexity leaves claims_list manifest checks files distributed",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 

@@ -1,7 +1,7 @@
 """The training loop: loss against automatic differentiation, optimiser against its paper, resuming to the bit."""
 
 import math
-from dataclasses import replace
+from dataclasses import asdict, replace
 from itertools import islice, pairwise
 
 import pytest
@@ -180,6 +180,42 @@ def test_a_tiny_problem_is_overfitted(images):
     assert losses[-15:].mean() < 0.75 * losses[:10].mean()
 
 
+def test_roughness_is_a_decoupled_decay(images):
+    """After each step amount = roughness times the learning rate of the potentials, beside the gradient's step."""
+    plain, rough = (
+        TrainState(FieldsOfExperts(PRIOR), replace(SHORT, roughness=value)) for value in (0.0, 50.0)
+    )
+    step = next(train.training(plain, images))
+    assert next(train.training(rough, images)) == step  # the loss does not know of it
+    assert not same(plain, rough)
+    plain.model.smooth(50.0 * step.lr)
+    assert same(plain, rough)
+
+
+@pytest.mark.parametrize("fraction", [0.01, 0.25, 0.5, 1.0])
+@pytest.mark.parametrize("objective", train.OBJECTIVES)
+@pytest.mark.usefixtures("double")
+def test_the_reported_smoothing_part_is_a_mean_whatever_the_fraction(objective, fraction):
+    """Patches that are all the same up to their noise: its expectation cannot depend on how many are chosen.
+
+    The mean over 60 draws, against the mean over 60 draws on whole batches, within six standard errors of both.
+    """
+    model, x = (
+        prior(3).double(),
+        torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(1)).repeat(8, 1, 1, 1),
+    )
+
+    def draws(part, seed):
+        settings, generator = replace(SHORT, batch=8, objective=objective, fraction=part), torch.Generator()
+        generator.manual_seed(seed)
+        with torch.no_grad():
+            return torch.stack([train.loss_parts(model, x, settings, generator)[1] for _ in range(60)])
+
+    found, whole = draws(fraction, 5), draws(1.0, 6)
+    error = (found.var() / 60 + whole.var() / 60).sqrt()
+    assert abs(found.mean() - whole.mean()) < 6 * error
+
+
 # --- stopping and going on ---------------------------------------------------------------------------------
 
 
@@ -276,11 +312,25 @@ def test_patches_that_do_not_fit_are_refused(images, patch, says):
         ({"fraction": 0.0}, "fraction must lie in"),
         ({"fraction": 1.5}, "fraction must lie in"),
         ({"objective": "explicit"}, "objective must be one of corrected, printed, denoising"),
+        ({"roughness": -1.0}, "roughness must be >= 0"),
+        ({"roughness": math.nan}, "roughness must be >= 0"),
+        ({"batch": 1}, "takes pairs of patches"),
     ],
 )
 def test_bad_settings_are_named(setting, says):
     with pytest.raises(ValueError, match=says):
         TrainConfig(**setting)
+
+
+def test_settings_of_older_and_newer_versions():
+    """What an older version did not have gets its default; what a newer one has is refused by name."""
+    stored = asdict(replace(SHORT, roughness=2.0, warm_start="R1", warm_start_sha256="ab"))
+    assert TrainConfig.from_dict(stored) == TrainConfig(**stored)
+    for name in ("roughness", "warm_start", "warm_start_sha256"):
+        del stored[name]
+    assert TrainConfig.from_dict(stored) == SHORT
+    with pytest.raises(ValueError, match="does not know: ema"):
+        TrainConfig.from_dict(stored | {"ema": 0.9})
 
 
 def test_no_checkpoint_and_unreadable_ones(tmp_path):

@@ -1,0 +1,180 @@
+"""What a training run is: its settings, everything it needs to go on, and the checkpoint that keeps both.
+
+A checkpoint is one safetensors file: weights, optimiser moments and the state of the random generator as tensors, the
+rest as JSON in its metadata. It is replaced atomically, so that whoever reads it sees a whole one, old or new.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import asdict, dataclass, field, fields
+from pathlib import Path
+
+import torch
+from pytorch_optimizer import AdaBelief
+from safetensors import safe_open
+from safetensors.torch import save
+from torch import Tensor
+
+from gnclib import files
+from gnclib.foe import FieldsOfExperts, FoEConfig
+
+OBJECTIVES = ("corrected", "printed", "denoising")
+CHECKPOINT = "checkpoint.safetensors"
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """Settings of a training run; all are our choices but the optimiser, the schedule and eq. (7).
+
+    Attributes:
+        steps: iterations; batch: patches per iteration, over all processes; patch: side of a patch in pixels.
+        lr, lr_constant: first learning rates of kernels and potentials, and of c(tau); lr_last: the last of both.
+        smoothing: lambda, weight of the smoothing part.
+        fraction: part of the batch on which the smoothing part is evaluated.
+        objective: "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as printed) or "denoising" (denoising
+            score matching in tau as well, which departs from eq. 7; see :mod:`gnclib.score_matching`).
+        roughness: weight of the decoupled decay of :meth:`FieldsOfExperts.smooth`, taken after each step times the
+            learning rate (as AdamW decays weights): where data are rare a potential stays smooth.
+        seed: of patches, noise levels and noise.
+        warm_start: name of the prior that the run set out from (:meth:`FieldsOfExperts.warm_start`), "" for none;
+            warm_start_sha256: SHA-256 of its model.safetensors. :func:`gnclib.training_run.start` fills in the latter.
+
+    Raises:
+        ValueError: a value outside of its range.
+    """
+
+    steps: int = 100_000
+    batch: int = 32
+    patch: int = 48
+    lr: float = 1e-3
+    lr_constant: float = 1e-2
+    lr_last: float = 1e-5
+    smoothing: float = 5e-4
+    fraction: float = 0.125
+    objective: str = "corrected"
+    roughness: float = 0.0
+    seed: int = 0
+    warm_start: str = ""
+    warm_start_sha256: str = ""
+
+    def __post_init__(self):
+        for name in ("steps", "batch", "patch"):
+            value = getattr(self, name)
+            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
+                raise ValueError(f"{name} must be a positive integer, got {value!r}")
+        for name in ("lr", "lr_constant", "lr_last"):
+            if not 0 < getattr(self, name) < 1:
+                raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
+        if not 0 <= self.smoothing < math.inf:
+            raise ValueError(f"smoothing (lambda) must be >= 0, got {self.smoothing}")
+        if not 0 <= self.roughness < math.inf:
+            raise ValueError(f"roughness must be >= 0, got {self.roughness}")
+        if not 0 < self.fraction <= 1:
+            raise ValueError(f"fraction must lie in (0, 1], got {self.fraction}")
+        if self.objective not in OBJECTIVES:
+            raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.objective == "corrected" and self.smoothing and self.batch < 2:
+            raise ValueError(
+                "the boundary term of the corrected objective takes pairs of patches: batch must be >= 2"
+            )
+
+    @classmethod
+    def from_dict(cls, values: dict) -> TrainConfig:
+        """The inverse of ``dataclasses.asdict``; settings that an older version did not have get their defaults.
+
+        Raises:
+            ValueError: a setting that this version does not know, or a value outside of its range.
+        """
+        if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
+            raise ValueError(f"settings that this version does not know: {', '.join(unknown)}")
+        return cls(**values)
+
+
+@dataclass
+class TrainState:
+    """Everything that a run needs to go on as if it had never stopped.
+
+    Attributes:
+        model: the prior in training, on the device where the work is done.
+        step: iterations done; generator: of all random draws, on the CPU whatever the device of the model.
+        optimizer: AdaBelief with one group for kernels and potentials and one for c(tau).
+        record: what the run remembers about itself, as JSON data; filled by :mod:`gnclib.training_run`.
+    """
+
+    model: FieldsOfExperts
+    config: TrainConfig
+    step: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    optimizer: torch.optim.Optimizer = None
+    record: dict = field(default_factory=dict)
+
+    def __post_init__(self):
+        if self.step == 0:
+            self.generator.manual_seed(self.config.seed)
+        if self.optimizer is None:
+            groups = [
+                {"params": [*self.model.kernels, *self.model.weights], "lr": self.config.lr},
+                {"params": [self.model.offset], "lr": self.config.lr_constant},
+            ]
+            self.optimizer = AdaBelief(groups, weight_decay=0.0)
+
+
+def save_checkpoint(state: TrainState, folder: str | Path) -> Path:
+    """Write the whole state into ``folder/checkpoint.safetensors``, atomically.
+
+    Raises:
+        OSError: it cannot be written, for instance on a full disk; an older checkpoint is then intact.
+    """
+    tensors = {f"model.{k}": v.detach() for k, v in state.model.state_dict().items()}
+    optimizer = state.optimizer.state_dict()
+    for index, entries in optimizer["state"].items():
+        tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items()}
+    tensors["generator"] = state.generator.get_state()
+    meta = {
+        "step": state.step,
+        "prior": asdict(state.model.config),
+        "config": asdict(state.config),
+        "groups": optimizer["param_groups"],
+        "record": state.record,
+    }
+    content = save(
+        {k: v.cpu().contiguous() for k, v in tensors.items()}, metadata={"state": json.dumps(meta)}
+    )
+    return files.write_bytes(Path(folder) / CHECKPOINT, content)
+
+
+def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> TrainState:
+    """The state that :func:`save_checkpoint` wrote, its model and optimiser on ``device``.
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it cannot be read.
+    """
+    path = Path(folder) / CHECKPOINT
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
+    try:
+        with safe_open(path, "pt") as file:
+            meta = json.loads(file.metadata()["state"])
+            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        return _restore(meta, tensors, device)
+    except Exception as error:
+        raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
+
+
+def _restore(meta: dict, tensors: dict[str, Tensor], device: torch.device | str) -> TrainState:
+    model = FieldsOfExperts(FoEConfig.from_dict(meta["prior"]))
+    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    config = TrainConfig.from_dict(meta["config"])
+    state = TrainState(model.to(device), config, step=meta["step"], record=meta.get("record", {}))
+    entries: dict[int, dict[str, Tensor]] = {}
+    for name, value in tensors.items():
+        if name.startswith("optimizer."):
+            _, index, key = name.split(".")
+            entries.setdefault(int(index), {})[key] = value
+    for group in meta["groups"]:  # JSON has no tuples
+        group.update({k: tuple(v) for k, v in group.items() if k == "betas"})
+    state.optimizer.load_state_dict({"state": entries, "param_groups": meta["groups"]})
+    state.generator.set_state(tensors["generator"])
+    return state
