@@ -1,6 +1,6 @@
 """The model card of a trained prior: a README beside its weights, written from what the run recorded.
 
-``gnc train`` leaves ``training.json`` (settings, data, machine, revision) and ``log.csv``; ``gnc evaluate --json``
+``gnc train`` leaves ``training.json`` (settings, data, machines, revisions) and ``log.csv``; ``gnc evaluate --json``
 adds ``evaluation*.json``. :func:`write` turns them into ``README.md``, so that no number in it is typed by hand.
 """
 
@@ -15,71 +15,201 @@ from pathlib import Path
 import torch
 
 from gnclib import __version__, files
-from gnclib.train import TrainState
+from gnclib.train_state import TrainState
+
+#: what each objective is, in words
+OBJECTIVES = {
+    "corrected": "eq. 7 with the boundary term that its integration by parts over tau leaves out",
+    "printed": "eq. 7 as printed",
+    "denoising": "departs from eq. 7: denoising instead of implicit score matching in tau, the mean of"
+    " 1/2 (d_tau R + norm(z)^2 - n)^2, which has the same minimiser (up to the border of the patches) and needs neither"
+    " second derivatives nor a boundary term",
+}
+
+
+# what a run tells about itself -------------------------------------------------------------------------------------
+
+
+def revision() -> str:
+    """The git revision of the code, with "-dirty" if files differ from it; "unknown" outside of a clone."""
+    root = Path(__file__).parents[1]
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout
+
+    try:
+        git(
+            "ls-files", "--error-unmatch", Path(__file__)
+        )  # not the revision of a project that we are installed in
+        return git("describe", "--always", "--dirty").strip()
+    except (OSError, subprocess.CalledProcessError):
+        return "unknown"
+
+
+def machine(device: torch.device, processes: int = 1) -> str:
+    """Where this process computes: the model of the GPU or of the CPU with torch's threads, and how many processes."""
+    if device.type == "cuda":
+        text = torch.cuda.get_device_name(device)
+    else:
+        text = f"{_cpu()} ({platform.machine()}), {torch.get_num_threads()} torch thread(s)"
+    return text + (f", {processes} processes" if processes > 1 else "")
+
+
+def _cpu() -> str:
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+    except OSError:
+        lines = []
+    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
+    return next(named, "") or platform.processor() or "CPU"
+
+
+def remember(state: TrainState, processes: int = 1) -> None:
+    """Add to ``state.record["history"]`` from which iteration on which code ran on which machine.
+
+    To be called when a run starts or resumes; nothing is added where nothing has changed.
+    """
+    history = state.record.setdefault("history", [])
+    if state.step and not history:  # a checkpoint of a version that kept no history
+        history.append({"from": 0, "revision": "unknown", "machine": "unknown", "software": "unknown"})
+    now = {
+        "from": state.step,
+        "revision": revision(),
+        "machine": machine(state.model.offset.device, processes),
+        "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
+    }
+    if history and history[-1]["from"] == state.step:
+        history.pop()  # no iteration was made with it
+    if not history or {**history[-1], "from": state.step} != now:
+        history.append(now)
 
 
 def provenance(state: TrainState, seconds: float) -> dict:
-    """What a run has to tell about itself: settings, sizes, training data, machine, software, revision."""
-    root = Path(__file__).parents[1]
-    asked = subprocess.run(
-        ["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
+    """What a run has to tell about itself: settings, sizes, training data, machines, software, revisions."""
+    unknown = {"from": 0, "revision": "unknown", "machine": "unknown", "software": "unknown"}
+    history = state.record.get("history") or [unknown]
     return {
         "settings": asdict(state.config),
         "iterations": state.step,
         "parameters": sum(p.numel() for p in state.model.parameters()),
         "images": "BSDS500 train + test (400 images); val, which contains BSDS68, is refused",
         "hours": round(seconds / 3600, 2),
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} torch thread(s)",
-        "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
-        "revision": asked.stdout.strip() or "unknown",
+        "machine": _in_turn(history, "machine"),
+        "software": _in_turn(history, "software"),
+        "revision": _in_turn(history, "revision"),
+        "history": history,
     }
+
+
+def _in_turn(history: list[dict], key: str) -> str:
+    """ "a", or "a for the first 2000 iterations, b from there on" where the value changed."""
+    turns: list[tuple[int, str]] = []
+    for entry in history:
+        if not turns or turns[-1][1] != entry[key]:
+            turns.append((entry["from"], entry[key]))
+    if len(turns) == 1:
+        return turns[0][1]
+    parts = [f"{turns[0][1]} for the first {turns[1][0]} iterations"]
+    return ", ".join([*parts, *(f"{value} from {first} on" for first, value in turns[1:])])
+
+
+# the card ----------------------------------------------------------------------------------------------------------
 
 
 def write(folder: str | Path) -> Path:
     """Write ``README.md`` into the folder of a trained prior.
 
     Raises:
-        FileNotFoundError: the folder has no config.json, training.json or log.csv.
+        FileNotFoundError: the folder has no config.json or training.json.
     """
     folder = Path(folder)
-    for name in ("config.json", "training.json", "log.csv"):
+    for name in ("config.json", "training.json"):
         if not (folder / name).is_file():
             raise FileNotFoundError(
-                f"{folder} holds no {name}: a model card is written from a finished training run"
+                f"{folder} holds no {name}: a model card is written from what a training run left behind"
             )
     config, run = (json.loads((folder / name).read_text()) for name in ("config.json", "training.json"))
-    settings = run["settings"]
-    last = (folder / "log.csv").read_text().splitlines()[-1].split(",")
+    layers = f"{config['layers']} layer{'s' if config['layers'] > 1 else ''}"
     lines = [
-        f"# {folder.name}: Fields of Experts with {config['layers']} layer{'s' if config['layers'] > 1 else ''}",
+        f"# {folder.resolve().name}: Fields of Experts with {layers}",
         "",
         "A learned energy R(y, t) of noisy grey images, trained by joint score matching (Kobler & Pock 2023, eqs. 2, 3",
         "and 7). Written by `gnclib.card` from `config.json`, `training.json`, `log.csv` and `evaluation*.json`.",
         "",
         "| | |",
         "|---|---|",
-        f"| parameters | {run['parameters']} |",
-        f"| noise levels | sigma in [{config['sigma_min']}, {config['sigma_max']}], grey values in [0, 1] |",
-        f"| training data | {run['images']} |",
-        f"| iterations | {run['iterations']} of batch {settings['batch']}, patches of side {settings['patch']} |",
-        f"| loss | eq. 7, objective `{settings['objective']}`, lambda {settings['smoothing']:g} per pixel |",
-        f"| optimiser | AdaBelief, cosine from {settings['lr']:g} to {settings['lr_last']:g} |",
-        f"| seed | {settings['seed']} |",
-        f"| time | {run['hours']} h |",
-        f"| machine | {run['machine']} |",
-        f"| software | {run['software']}, revision {run['revision']} |",
-        f"| last logged loss per pixel | image {float(last[2]):.4f}, smoothing {float(last[3]):.2f} |",
-        f"| validation, sigma 25/255 | {float(last[5]):.2f} dB (one-step MMSE, 8 crops of val outside of BSDS68) |",
+        *(
+            f"| {name} | {value} |"
+            for name, value in [*_training(config, run), *_log(folder), *_evaluations(folder)]
+        ),
     ]
+    if run["iterations"] < run["settings"]["steps"]:
+        lines += [
+            "",
+            f"**Not finished.** These are the weights after {run['iterations']} of {run['settings']['steps']} planned"
+            " iterations, with the learning rate still on its way down. The checkpoint of the run goes on from there"
+            " (`gnc train --resume`).",
+        ]
+    if note := run.get("note"):
+        lines += ["", note]
+    return files.write_text(folder / "README.md", "\n".join(lines) + "\n")
+
+
+def _training(config: dict, run: dict) -> list[tuple[str, str]]:
+    """The rows on how the prior was made; ``run`` may be the training.json of an older version."""
+    settings, done = run["settings"], run["iterations"]
+    of = "" if done == settings["steps"] else f" of {settings['steps']} planned, each"
+    start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
+    if run.get("history", [{}])[0].get("revision") == "unknown" and config["layers"] > 1:
+        start = "none recorded: the run began with a version that did not do so"
+    if settings.get("warm_start"):
+        digest = settings["warm_start_sha256"]
+        start = f"`{settings['warm_start']}`, SHA-256 of its weights {digest} (our choice)"
+    rows = [
+        ("parameters", run["parameters"]),
+        ("noise levels", f"sigma in [{config['sigma_min']}, {config['sigma_max']}], grey values in [0, 1]"),
+        ("training data", run["images"]),
+        ("iterations", f"{done}{of} of batch {settings['batch']}, patches of side {settings['patch']}"),
+        ("loss", f"objective `{settings['objective']}`, lambda {settings['smoothing']:g} per pixel"),
+        ("objective", OBJECTIVES[settings["objective"]]),
+        ("warm start", start),
+        ("optimiser", f"AdaBelief, cosine from {settings['lr']:g} to {settings['lr_last']:g}"),
+    ]
+    if settings.get("roughness"):
+        text = "times the learning rate: decoupled decay of the potentials' third differences after each step (ours)"
+        rows.append(("roughness", f"{settings['roughness']:g} {text}"))
+    rows += [
+        ("seed", settings["seed"]),
+        ("time", f"{run['hours']} h"),
+        ("machine", run["machine"]),
+        ("software", f"{run['software']}; revision {run['revision']}"),
+    ]
+    if "weights_sha256" in run:
+        rows.append(("weights", f"SHA-256 {run['weights_sha256']}"))
+    return rows
+
+
+def _log(folder: Path) -> list[tuple[str, str]]:
+    log = folder / "log.csv"
+    lines = log.read_text().splitlines()[1:] if log.is_file() else []
+    if not lines:
+        return [("validation", "none yet")]
+    step, _, image, smoothing, _, quality, _ = lines[-1].split(",")
+    return [
+        ("last logged loss per pixel", f"image {float(image):.4f}, smoothing {float(smoothing):.2f}"),
+        (
+            f"validation, sigma 25/255, at iteration {step}",
+            f"{float(quality):.2f} dB (one-step MMSE, 8 crops of val outside of BSDS68)",
+        ),
+    ]
+
+
+def _evaluations(folder: Path) -> list[tuple[str, str]]:
+    found = []
     for file in sorted(folder.glob("evaluation*.json"), key=lambda f: f.stem):
         numbers = json.loads(file.read_text())
         scheme = "one-step MMSE" if numbers["scheme"] == "mmse" else f"GNC flow of {numbers['steps']} steps"
         for sigma, result in numbers["psnr_by_sigma"].items():
-            lines.append(
-                f"| {numbers['set']}, sigma {sigma}/255 | {result['mean']:.2f} dB ({scheme}, mean of"
-                f" {len(result['images'])} images, noise of image k with seed k, nothing clipped) |"
-            )
-    if note := run.get("note"):
-        lines += ["", note]
-    return files.write_text(folder / "README.md", "\n".join(lines) + "\n")
+            about = f"{scheme}, mean of {len(result['images'])} images, noise of image k with seed k, nothing clipped"
+            found.append((f"{numbers['set']}, sigma {sigma}/255", f"{result['mean']:.2f} dB ({about})"))
+    return found

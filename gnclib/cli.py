@@ -188,21 +188,27 @@ def _notebooks(args: argparse.Namespace) -> None:
 def _train_parser(add, command: str) -> None:
     sub = add(
         "train", _train, "train a prior by joint score matching",
-        "Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7).",
+        "Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7).\n"
+        "A run can be stopped at any moment: Ctrl-C and SIGTERM write a checkpoint first, after a kill the last one\n"
+        "counts. A resumed run on the CPU ends with the same weights, bit for bit, as one that was never stopped.\n"
+        "Under torchrun several processes share each batch.",
         "  gnc data verify                                first see whether the training images are there\n"
         "  gnc train R1 --steps 50000 --batch 16          as the shipped R_1; about an hour on one core\n"
-        "  gnc train R1 --resume                          go on after an interruption, bit for bit the same",
+        "  gnc train R1 --resume                          go on after an interruption\n"
+        "  gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1\n"
+        "  gnc train R3 --export-only                     weights and model card of a run that is not finished\n"
+        "  torchrun --nproc-per-node=2 -m gnclib train R3 --device cuda       one process per GPU",
     )  # fmt: skip
     if command == "train":
-        from gnclib import training_run
+        from gnclib import cli_train
 
-        training_run.add_arguments(sub)
+        cli_train.add_arguments(sub)
 
 
 def _train(args: argparse.Namespace) -> None:
-    from gnclib import training_run
+    from gnclib import cli_train
 
-    training_run.main(args)
+    cli_train.main(args)
 
 
 # --- data -------------------------------------------------------------------------------------------------

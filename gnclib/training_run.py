@@ -1,21 +1,34 @@
-"""A whole training run in a folder: checkpoints, log, validation, weights; the options of ``gnc train``."""
+"""A whole training run in a folder: checkpoints, log, validation, weights and model card.
+
+:func:`drive` is a generator, like :func:`gnclib.train.training` which it drives: a notebook plots what it yields, and
+``gnc train`` (:mod:`gnclib.cli_train`) shows a progress bar. A folder holds
+
+    checkpoint.safetensors    all that the run needs to go on; from the start of the run
+    log.csv                   a row every so many steps: means of the loss parts since the last row, validation PSNR
+    model.safetensors, config.json, training.json, README.md    the prior, what it is made from, and its model card
+
+The last four are written at the end, or by :func:`export` from the checkpoint of a run that is not finished. Every
+file is replaced atomically, and the log is written before the checkpoint: a run that is killed at any moment goes on
+from its checkpoint and ends with the same weights, to the bit, and the same log but for the seconds.
+"""
 
 from __future__ import annotations
 
-import argparse
+import hashlib
 import json
 import time
-from collections.abc import Callable
-from dataclasses import fields
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
 from pathlib import Path
+from statistics import fmean
 
 import torch
-from tqdm import tqdm
 
 from gnclib import card, data, files
+from gnclib.distributed import ALONE, Group
 from gnclib.evaluate import denoising_psnr
-from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.train import CHECKPOINT, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
+from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
+from gnclib.train import CHECKPOINT, Step, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
 
 LOG = "log.csv"
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
@@ -23,119 +36,230 @@ COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
 PRIORS = {"R1": 1, "R2": 2, "R3": 3}
 
 
-def start(name: str, config: TrainConfig) -> TrainState:
-    """A new run of R1, R2 or R3. Raises ValueError for another name."""
+@dataclass(frozen=True)
+class Row:
+    """One row of the log.
+
+    Attributes:
+        step: after which iteration; loss, image, smoothing: means over the iterations since the last row, per pixel.
+        lr: learning rate of kernels and potentials.
+        validation: PSNR in dB of the one-step MMSE estimate at sigma 25/255, mean over the upper left 256 x 256 pixels
+            of the first eight images of val outside of BSDS68.
+        seconds: that the run has taken so far, validation included, pauses between a stop and a resumption not.
+    """
+
+    step: int
+    loss: float
+    image: float
+    smoothing: float
+    lr: float
+    validation: float
+    seconds: float
+
+    def __str__(self) -> str:
+        parts = f"{self.step},{self.loss:.6f},{self.image:.6f},{self.smoothing:.6f},{self.lr:.3e}"
+        return f"{parts},{self.validation:.3f},{self.seconds:.0f}"
+
+    @classmethod
+    def parse(cls, line: str) -> Row:
+        step, *numbers = line.split(",")
+        return cls(int(step), *map(float, numbers))
+
+
+def start(
+    name: str, config: TrainConfig, *, warm_start: str | Path = "", device: torch.device | str = "cpu"
+) -> TrainState:
+    """A new run of R1, R2 or R3.
+
+    Args:
+        name: which prior; it has the default :class:`FoEConfig` but for the number of layers.
+        config: of the training. Its ``warm_start`` and ``warm_start_sha256`` are filled in.
+        warm_start: a prior of one layer to set out from, a shipped name or a folder; "" for none.
+        device: where to train.
+
+    Raises:
+        ValueError: another name, or a warm start that does not fit. FileNotFoundError: no such prior to start from.
+    """
     if name not in PRIORS:
         raise ValueError(f"there is no prior {name!r} to train: choose one of {', '.join(PRIORS)}")
     generator = torch.Generator().manual_seed(config.seed)
-    return TrainState(FieldsOfExperts(FoEConfig(layers=PRIORS[name]), generator=generator), config)
+    model = FieldsOfExperts(FoEConfig(layers=PRIORS[name]), generator=generator)
+    if str(warm_start):
+        shallow = FieldsOfExperts.from_pretrained(warm_start)
+        model.warm_start(shallow, torch.Generator().manual_seed(config.seed))
+        config = replace(config, **warm_start_settings(warm_start))
+    return TrainState(model.to(device), config)
 
 
-def run(
-    state: TrainState, folder: str | Path, *, every: int = 1000, progress: Callable = lambda steps, **_: steps
-) -> FieldsOfExperts:
-    """Train to the end on train + test of BSDS500; every ``every`` steps a checkpoint, a validation, a row of the log.
+def warm_start_settings(prior: str | Path) -> dict[str, str]:
+    """What a :class:`TrainConfig` records of the prior that a run sets out from: its name and its weights' SHA-256."""
+    return {"warm_start": Path(prior).resolve().name, "warm_start_sha256": weights_sha256(prior)}
 
-    ``folder`` gets ``checkpoint.safetensors``, ``log.csv`` and, at the end, ``model.safetensors`` with ``config.json``,
-    ``training.json`` and a model card, ``README.md``.
-    The log has means of the loss parts over the steps since its last row, and the validation PSNR: one-step MMSE at
-    sigma 25/255 on the upper left 256 x 256 pixels of the first eight images of val outside of BSDS68.
+
+def weights_sha256(prior: str | Path) -> str:
+    """SHA-256 of the model.safetensors that :meth:`FieldsOfExperts.from_pretrained` reads for this name or folder."""
+    shipped = WEIGHTS / str(prior)
+    folder = shipped if (shipped / "config.json").is_file() else Path(prior)
+    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+
+
+def drive(
+    state: TrainState,
+    folder: str | Path,
+    *,
+    every: int = 1000,
+    group: Group = ALONE,
+    stop: Callable[[], bool] = lambda: False,
+) -> Iterator[tuple[Step, Row | None]]:
+    """Train to the end on train + test of BSDS500 and yield each step, with the row of the log that it brought or None.
+
+    Every ``every`` steps and at the end: a validation, a row, a checkpoint. After the last step the prior is exported.
+    With several processes only rank 0 does this; the others compute, and get None. A generator that is closed, or whose
+    consumer leaves its loop, writes a checkpoint first.
 
     Args:
-        progress: wraps the iterator of steps, for instance tqdm.
+        state: from :func:`start` or :func:`gnclib.train.load_checkpoint`; changed in place.
+        folder: of the run; made if need be.
+        every: steps between two rows, >= 1.
+        group: the processes that train together.
+        stop: asked after each step; when it says yes, on any rank, a checkpoint is written and the generator ends, with
+            ``state.step < state.config.steps``.
 
     Raises:
-        ValueError, ConnectionError, FloatingPointError: as :func:`gnclib.train.training` and :mod:`gnclib.data`.
+        ValueError: ``every`` < 1. OSError: a file cannot be written; its older version is intact. ValueError,
+            ConnectionError, FloatingPointError: what :func:`gnclib.train.training` and :mod:`gnclib.data` raise.
     """
-    folder = Path(folder)
+    if isinstance(every, bool) or not isinstance(every, int) or every < 1:
+        raise ValueError(f"the steps between two rows of the log must be a positive integer, got {every!r}")
     images = data.training_images()
-    held_out = [x[..., :256, :256] for x in list(data.validation_images().values())[:8]]
-    rows = _rows_until(folder / LOG, state.step)
-    before = float(rows[-1].split(",")[-1]) if len(rows) > 1 else 0.0
-    started, recent = time.monotonic(), []
-    for step in progress(training(state, images), total=state.config.steps, initial=state.step):
-        recent.append(step)
-        if step.step % every == 0 or step.step == state.config.steps:
-            loss, image, smoothing = (
-                sum(getattr(s, part) for s in recent) / len(recent) for part in ("loss", "image", "smoothing")
-            )
-            values = denoising_psnr(state.model, held_out, 25 / 255)
-            quality, seconds = sum(values) / len(values), before + time.monotonic() - started
-            rows.append(
-                f"{step.step},{loss:.6f},{image:.6f},{smoothing:.6f},{step.lr:.3e},{quality:.3f},{seconds:.0f}"
-            )
-            save_checkpoint(state, folder)
-            files.write_text(folder / LOG, "\n".join(rows) + "\n")
-            recent = []
-    state.model.save_pretrained(folder)
-    seconds = float(rows[-1].split(",")[-1])
-    files.write_text(folder / "training.json", json.dumps(card.provenance(state, seconds), indent=2) + "\n")
-    card.write(folder)
+    keeper = _Keeper(state, Path(folder), group) if group.rank == 0 else None
+    for step in training(state, images, group):
+        row, last = None, step.step == state.config.steps
+        if keeper:
+            keeper.add(step)
+            row = keeper.row() if last or step.step % every == 0 else None
+        try:
+            yield step, row
+        except GeneratorExit:
+            if keeper:
+                keeper.checkpoint()
+            raise
+        if not last and group.any(stop(), state.model.offset.device):
+            if keeper:
+                keeper.checkpoint()
+            return
+    if keeper:
+        export(folder)
+
+
+def run(state: TrainState, folder: str | Path, **options) -> FieldsOfExperts:
+    """:func:`drive` to the end: the trained prior."""
+    for _ in drive(state, folder, **options):
+        pass
     return state.model
 
 
-def _rows_until(log: Path, step: int) -> list[str]:
-    """The log so far, without rows that a resumed run will write again."""
-    if not step or not log.is_file():
-        return [COLUMNS]
-    rows = log.read_text().splitlines()[1:]
-    return [COLUMNS, *(row for row in rows if int(row.split(",")[0]) <= step)]
+def export(folder: str | Path) -> TrainState:
+    """Write the prior of the checkpoint in ``folder``: weights, config.json, training.json and the model card.
 
+    The run need not be finished: the card then says how many of the planned iterations were made, and the run can be
+    resumed as before, whereupon these files are written anew. Evaluations of other weights (``evaluation*.json``) are
+    renamed to ``*.json.old``, so that the card does not quote them.
 
-# the command -------------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``gnc train``; those of :class:`gnclib.train.TrainConfig` with its defaults."""
-    parser.add_argument("prior", choices=sorted(PRIORS), help="which prior: the number is that of its layers")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRIOR)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
-    help = {
-        "steps": "iterations (the paper: 100000)",
-        "batch": "patches per iteration",
-        "patch": "side of a patch in pixels",
-        "lr": "first learning rate of kernels and potentials",
-        "lr_constant": "first learning rate of c(tau)",
-        "lr_last": "last learning rate",
-        "smoothing": "lambda of eq. 7, per pixel",
-        "fraction": "part of the batch on which the smoothing part is evaluated",
-        "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7) or denoising (in tau as well)",
-        "roughness": "weight of the decoupled smoothing of the potentials",
-        "seed": "of patches, noise levels and noise",
+    Raises:
+        FileNotFoundError: there is no checkpoint. ValueError: it cannot be read. OSError: a file cannot be written.
+    """
+    folder, state = Path(folder), load_checkpoint(folder)
+    weights = folder / "model.safetensors"
+    before = weights.read_bytes() if weights.is_file() else b""
+    state.model.save_pretrained(folder)
+    if weights.read_bytes() != before:
+        for stale in folder.glob("evaluation*.json"):
+            stale.rename(stale.with_name(stale.name + ".old"))
+    about = card.provenance(state, _seconds(state, folder)) | {
+        "weights_sha256": weights_sha256(folder.resolve())
     }
-    for item in fields(TrainConfig):
-        option = "--" + item.name.replace("_", "-")
-        text = f"{help[item.name]} (default: {item.default})"
-        parser.add_argument(option, type=type(item.default), default=None, metavar="X", help=text)
+    files.write_text(folder / "training.json", json.dumps(about, indent=2) + "\n")
+    card.write(folder)
+    return state
 
 
-def main(args: argparse.Namespace) -> None:
-    """Run ``gnc train``. Raises ValueError where the options contradict each other or the checkpoint."""
-    folder = args.out or Path("runs") / args.prior
-    given = {f.name: v for f in fields(TrainConfig) if (v := getattr(args, f.name)) is not None}
-    if args.threads is not None:
-        if args.threads < 1:
-            raise ValueError(f"--threads must be at least 1, got {args.threads}")
-        torch.set_num_threads(args.threads)
-    if args.resume:
-        state = load_checkpoint(folder)
-        if changed := [name for name, value in given.items() if value != getattr(state.config, name)]:
-            raise ValueError(
-                "--resume goes on with the settings of the checkpoint; leave out --" + ", --".join(changed)
+class _Keeper:
+    """What rank 0 does beside training: it validates, keeps log and clock, and writes the checkpoints of one run."""
+
+    def __init__(self, state: TrainState, folder: Path, group: Group):
+        self.state, self.folder = state, folder
+        self.held_out = [
+            x[..., :256, :256].to(state.model.offset) for x in list(data.validation_images().values())[:8]
+        ]
+        for name in (CHECKPOINT, LOG):
+            for remainder in folder.glob(f".{name}.*.tmp"):  # of a run that was killed while it wrote one
+                remainder.unlink()
+        self.rows = rows(folder, state.step) if state.step else []
+        self.before, self.started = _seconds(state, folder), time.monotonic()
+        self.saved = (
+            state.step or None
+        )  # the step of the last checkpoint; a new run writes one before its first step
+        card.remember(state, group.world)
+        if self.saved is None:
+            self.checkpoint()
+
+    def add(self, step: Step) -> None:
+        """Take a step into the means of the next row."""
+        sums = self.state.record.setdefault("sums", {"count": 0, "loss": 0.0, "image": 0.0, "smoothing": 0.0})
+        sums["count"] += 1
+        for part in ("loss", "image", "smoothing"):
+            sums[part] += getattr(step, part)
+        self.state.record["lr"] = step.lr
+
+    def row(self) -> Row:
+        """Validate, write the log and the checkpoint, and begin new means."""
+        record = self.state.record
+        sums = record.pop("sums")
+        quality = fmean(denoising_psnr(self.state.model, self.held_out, 25 / 255))
+        means = (sums[part] / sums["count"] for part in ("loss", "image", "smoothing"))
+        row = Row(self.state.step, *means, record["lr"], quality, self._clock())
+        self.rows.append(row)
+        self._write(
+            lambda: files.write_text(self.folder / LOG, "\n".join([COLUMNS, *map(str, self.rows)]) + "\n")
+        )
+        self.checkpoint()
+        return row
+
+    def checkpoint(self) -> None:
+        """Write the checkpoint, unless that of this step is written."""
+        if self.saved != self.state.step:
+            self.state.record["seconds"] = round(self._clock(), 1)
+            self._write(lambda: save_checkpoint(self.state, self.folder))
+            self.saved = self.state.step
+
+    def _clock(self) -> float:
+        return self.before + time.monotonic() - self.started
+
+    def _write(self, write: Callable[[], object]) -> None:
+        try:
+            write()
+        except OSError as error:
+            kept = (
+                "no checkpoint was written yet"
+                if self.saved is None
+                else f"that of step {self.saved} is intact"
             )
-        if state.model.config.layers != PRIORS[args.prior]:
-            raise ValueError(f"the checkpoint in {folder} is of another prior than {args.prior}")
-    elif (folder / CHECKPOINT).exists():
-        raise ValueError(f"{folder} holds a run already: continue it with --resume or choose another --out")
-    else:
-        state = start(args.prior, TrainConfig(**given))
+            raise OSError(
+                error.errno,
+                f"cannot write to {self.folder} at step {self.state.step} ({error.strerror}); {kept}",
+            ) from error
 
-    def progress(steps, total, initial):
-        with tqdm(steps, total=total, initial=initial, unit="it", desc=args.prior) as bar:
-            for step in bar:
-                bar.set_postfix(image=f"{step.image:.4f}", smoothing=f"{step.smoothing:.2f}", refresh=False)
-                yield step
 
-    run(state, folder, progress=progress)
-    print(f"{args.prior}: weights, log and checkpoint are in {folder}")
+def rows(folder: str | Path, step: int | None = None) -> list[Row]:
+    """The rows of the log in ``folder``, up to that of ``step``: a run that is resumed writes later ones again."""
+    log = Path(folder) / LOG
+    found = [Row.parse(line) for line in log.read_text().splitlines()[1:]] if log.is_file() else []
+    return [row for row in found if step is None or row.step <= step]
+
+
+def _seconds(state: TrainState, folder: Path) -> float:
+    """How long the run has taken up to this state; checkpoints of older versions leave that to the log."""
+    if "seconds" in state.record or not state.step:
+        return state.record.get("seconds", 0.0)
+    return max((row.seconds for row in rows(folder, state.step)), default=0.0)

@@ -24,7 +24,7 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LAYERS = [
     "__main__",
     "cli",
-    "cli_images",
+    "cli_images cli_train",
     "reproduce",
     "compare ledger notebooks training_run ablations",
     "card evaluate",
