@@ -77,6 +77,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     _figures_parser(add)
     _notebooks_parser(add)
     _train_parser(add, command)
+    _ablate_parser(add, command)
     cli_images.denoise_parser(add)
     cli_images.evaluate_parser(add)
     _data_parser(add)
@@ -209,6 +210,28 @@ def _train(args: argparse.Namespace) -> None:
     from gnclib import cli_train
 
     cli_train.main(args)
+
+
+def _ablate_parser(add, command: str) -> None:
+    sub = add(
+        "ablate", _ablate, "train variants of the recipe under one small budget and compare them",
+        "Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and\n"
+        "judge them on validation images outside of BSDS68. Each finished training is added to FILE at once; started\n"
+        "again after an interruption, the command trains what is missing. Needs BSDS500. The notebook 07_ablations\n"
+        "reads the results that come with the package, gnclib/ablations.json.",
+        "  gnc ablate                                     all variants, seeds 0 and 1; an hour and more on one core\n"
+        "  gnc ablate --only recipe --only 'N_tau = 5'    two of them",
+    )  # fmt: skip
+    if command == "ablate":
+        from gnclib import ablation_run
+
+        ablation_run.add_arguments(sub)
+
+
+def _ablate(args: argparse.Namespace) -> None:
+    from gnclib import ablation_run
+
+    ablation_run.main(args)
 
 
 # --- data -------------------------------------------------------------------------------------------------

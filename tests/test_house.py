@@ -25,7 +25,7 @@ LAYERS = [
     "__main__",
     "cli",
     "cli_images cli_train",
-    "reproduce",
+    "reproduce ablation_run",
     "compare ledger notebooks training_run ablations",
     "card evaluate",
     "train denoise figure2 spectra",

@@ -1,0 +1,204 @@
+"""The sweep that comes with the package, in one resumable file; the options of ``gnc ablate``.
+
+Every finished training is added to a JSON file at once and atomically, with its settings and provenance. A run that
+was killed goes on where it was: what is in the file is not trained again. Training data: train + test of BSDS500.
+Judged on the middle of each of the 32 images of val outside of BSDS68: the benchmark plays no part in any choice.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import platform
+import subprocess
+from collections.abc import Sequence
+from dataclasses import asdict, replace
+from pathlib import Path
+
+import torch
+
+from gnclib import __version__, data, files
+from gnclib.ablations import Judge, Result, Variant, sweep
+from gnclib.foe import FoEConfig
+from gnclib.train import TrainConfig
+
+#: the results that come with the package
+SHIPPED = Path(__file__).with_name("ablations.json")
+STEPS, CROP = 1000, 160
+JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))
+
+
+def variants(steps: int = STEPS) -> list[Variant]:
+    """The recipe of the shipped priors at this budget, and the same with one ingredient exchanged at a time."""
+    config = TrainConfig(
+        steps=steps, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.125, objective="denoising", roughness=10.0
+    )  # fmt: skip
+    recipe = Variant("recipe", FoEConfig(), config)
+
+    def trained(name: str, **changes) -> Variant:
+        return replace(recipe, name=name, config=replace(config, **changes))
+
+    def shaped(name: str, **changes) -> Variant:
+        return replace(recipe, name=name, prior=replace(recipe.prior, **changes))
+
+    deep = Variant("R_3 warm", FoEConfig(layers=3), replace(config, batch=4, patch=64, lr=5e-4), warm=recipe)
+    return [
+        recipe,
+        deep,
+        replace(deep, name="R_3 cold", warm=None),
+        trained("lambda = 0", smoothing=0.0),
+        trained("lambda x 10", smoothing=10 * config.smoothing),
+        trained("roughness = 0", roughness=0.0),
+        shaped("input not scaled", scaled_input=False, range=4.0, nodes_x=127),
+        replace(recipe, name="random kernels", kernels="random"),
+        trained("objective corrected", objective="corrected"),
+        trained("objective printed", objective="printed"),
+        shaped("N_tau = 5", nodes_tau=5),
+        shaped("N_tau = 21", nodes_tau=21),
+        shaped("N_x = 31", nodes_x=31),
+        shaped("N_x = 191", nodes_x=191),
+        trained("roughness x 10", roughness=10 * config.roughness),
+    ]
+
+
+def held_out() -> list[torch.Tensor]:
+    """The middle of every validation image: 32 crops (1, 1, 160, 160)."""
+    middle = []
+    for x in data.validation_images().values():
+        top, left = ((side - CROP) // 2 for side in x.shape[-2:])
+        middle.append(x[..., top : top + CROP, left : left + CROP])
+    return middle
+
+
+# the file ----------------------------------------------------------------------------------------------------------
+
+
+def settings(variant: Variant) -> dict:
+    """A variant as JSON data; what it starts from by name."""
+    return {
+        "prior": asdict(variant.prior),
+        "config": asdict(variant.config),
+        "kernels": variant.kernels,
+        "warm": variant.warm and variant.warm.name,
+    }
+
+
+def load(path: str | Path = SHIPPED) -> dict:
+    """The content of a result file: "judge", "held_out", "variants" (name -> settings) and "runs".
+
+    Raises:
+        FileNotFoundError: there is none. ValueError: it is no result file.
+    """
+    try:
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
+        if not content.keys() >= {"judge", "held_out", "variants", "runs"}:
+            raise ValueError("something is missing in it")
+    except (ValueError, AttributeError) as error:
+        raise ValueError(f"{path} is no file of ablations: {error}") from None
+    return content
+
+
+def check(content: dict, chosen: Sequence[Variant]) -> None:
+    """Raise ValueError unless the runs in ``content`` were made with the settings of these variants and of ``JUDGE``.
+
+    A setting that an older version did not have counts as its default.
+    """
+    if content["judge"] != files.encode(asdict(JUDGE)):
+        raise ValueError("its runs were judged otherwise than now: choose another --out")
+    for v in chosen:
+        if v.name in content["variants"]:
+            known, now = content["variants"][v.name], settings(v)
+            same = FoEConfig(**known["prior"]) == v.prior and TrainConfig(**known["config"]) == v.config
+            if not same or any(known[key] != now[key] for key in ("kernels", "warm")):
+                raise ValueError(f"its runs of {v.name!r} had other settings: choose another --out")
+
+
+def add(path: Path, variant: Variant, result: Result) -> None:
+    """Add one result to the file (made where it is missing), atomically."""
+    content = load(path) if path.is_file() else _empty()
+    check(content, [variant])
+    content["variants"][variant.name] = settings(variant)
+    run = {
+        "variant": result.variant,
+        "seed": result.seed,
+        "psnr": [round(v, 4) for v in result.psnr],
+        "profile": [round(v, 5) for v in result.profile],
+        "error": [round(v, 5) for v in result.error],
+        "curvature": [round(v, 4) for v in result.curvature],
+        "seconds": round(result.seconds),
+        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} torch thread(s)",
+        "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
+        "revision": _revision(),
+    }
+    content["runs"].append(run)
+    files.write_text(path, files.dumps(content))
+
+
+def _revision() -> str:
+    """The commit of the clone that this code lies in, "unknown" outside of one."""
+    root = Path(__file__).parents[1]
+    asked = subprocess.run(
+        ["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True
+    )
+    return asked.stdout.strip() or "unknown"
+
+
+def _empty() -> dict:
+    where = f"the middle {CROP} x {CROP} pixels of each of the 32 images of val of BSDS500 outside of BSDS68"
+    return {"judge": files.encode(asdict(JUDGE)), "held_out": where, "variants": {}, "runs": []}
+
+
+# the command -------------------------------------------------------------------------------------------------------
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``gnc ablate``."""
+    names = [v.name for v in variants()]
+    parser.add_argument(
+        "--steps", type=int, default=STEPS, metavar="N", help=f"iterations per training (default: {STEPS})"
+    )
+    parser.add_argument(
+        "--seeds",
+        type=int,
+        nargs="+",
+        default=[0, 1],
+        metavar="K",
+        help="default: 0 1; all of one come first",
+    )
+    parser.add_argument(
+        "--only", action="append", default=[], metavar="NAME", choices=names,
+        help=f"a variant; may be repeated (default: all of {', '.join(names)})",
+    )  # fmt: skip
+    parser.add_argument(
+        "--out", type=Path, default=Path("runs/ablations.json"), metavar="FILE", help="default: %(default)s"
+    )
+    parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (default: 1)")
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run ``gnc ablate``. Raises ValueError for options that do not fit together or the file."""
+    if args.threads < 1:
+        raise ValueError(f"--threads must be at least 1, got {args.threads}")
+    torch.set_num_threads(args.threads)
+    chosen = {v.name: v for v in variants(args.steps) if v.name in args.only or not args.only}
+    known = set()
+    if args.out.is_file():
+        content = load(args.out)
+        try:
+            check(content, list(chosen.values()))
+        except ValueError as error:
+            raise ValueError(f"{args.out} cannot be continued: {error}") from None
+        known = {(run["variant"], run["seed"]) for run in content["runs"]}
+    wanted = [(name, seed) for seed in args.seeds for name in chosen if (name, seed) not in known]
+    print(f"{len(wanted)} trainings to do, {len(known)} in {args.out} already", flush=True)
+    if not wanted:
+        return
+    images = data.training_images()
+    for k, result in enumerate(sweep(chosen.values(), args.seeds, images, held_out(), JUDGE, known), 1):
+        add(args.out, chosen[result.variant], result)
+        levels = " / ".join(f"{v:.2f}" for v in result.psnr)
+        print(
+            f"{k}/{len(wanted)}  {result.variant}, seed {result.seed}: {levels} dB, calibration error"
+            f" {result.calibration:.3f}, {result.seconds:.0f} s",
+            flush=True,
+        )
