@@ -24,7 +24,8 @@ PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LAYERS = [
     "__main__",
     "cli",
-    "cli_images cli_train",
+    "cli_train",
+    "cli_images",
     "reproduce ablation_run",
     "compare ledger notebooks training_run ablations",
     "card evaluate",
