@@ -125,7 +125,7 @@ def add(path: Path, variant: Variant, result: Result) -> None:
         "profile": [round(v, 5) for v in result.profile],
         "error": [round(v, 5) for v in result.error],
         "curvature": [round(v, 4) for v in result.curvature],
-        "seconds": round(result.seconds),
+        "cpu_seconds": round(result.seconds),
         "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} torch thread(s)",
         "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
         "revision": _revision(),
@@ -199,6 +199,6 @@ def main(args: argparse.Namespace) -> None:
         levels = " / ".join(f"{v:.2f}" for v in result.psnr)
         print(
             f"{k}/{len(wanted)}  {result.variant}, seed {result.seed}: {levels} dB, calibration error"
-            f" {result.calibration:.3f}, {result.seconds:.0f} s",
+            f" {result.calibration:.3f}, {result.seconds:.0f} s of CPU",
             flush=True,
         )

@@ -134,7 +134,8 @@ class Result:
             standard error.
         curvature: for each level of :attr:`Judge.curvature_at`, the smallest eigenvalue of t Hess R at the worst of
             some noisy patches.
-        seconds: of the training, including that of what it started from.
+        seconds: of processor time for the training, including that of what it started from; hardly depends on what else
+            the machine does.
         prior: the trained prior.
     """
 
@@ -234,11 +235,11 @@ def sweep(
     def train(variant: Variant, seed: int) -> tuple[FieldsOfExperts, float]:
         if (variant, seed) not in trained:
             start, before = train(variant.warm, seed) if variant.warm else (None, 0.0)
-            begun = time.monotonic()
+            begun = time.process_time()
             prior = build(variant, seed, start)
             for _ in training(TrainState(prior, replace(variant.config, seed=seed)), images):
                 pass
-            done = prior.requires_grad_(False), before + time.monotonic() - begun
+            done = prior.requires_grad_(False), before + time.process_time() - begun
             if not any(variant == v.warm for v in variants):
                 return done
             trained[variant, seed] = done

@@ -212,7 +212,9 @@ def command(*words):
 
 def without_seconds(path):
     content = ablation_run.load(path)
-    return content | {"runs": [{k: v for k, v in run.items() if k != "seconds"} for run in content["runs"]]}
+    return content | {
+        "runs": [{k: v for k, v in run.items() if k != "cpu_seconds"} for run in content["runs"]]
+    }
 
 
 def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(small, tmp_path, monkeypatch, capsys):
