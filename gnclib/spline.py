@@ -15,9 +15,14 @@ image; :func:`evaluate` then turns them into one polynomial per interval and eva
 *Outside of the range* of its grid a spline is continued linearly, with the value and the slope at the end of the
 range (our choice; the bare basis would drop to zero and leave the energy with a slope of the wrong sign).
 
-This file is the definition, in plain torch: any device, any floating dtype, any order of differentiation. On
-float32 CPU tensors :func:`evaluate` calls the compiled form of :mod:`gnclib.spline_native` where it is available;
-both agree to rounding, and a test says so.
+One function, three engines with the same results up to rounding (tests say so), chosen by the tensors:
+
+* :mod:`gnclib.spline_reference`, plain torch: the definition; any device, any floating dtype, any derivative.
+* :mod:`gnclib.spline_native`, compiled C++: float32 on CPU.
+* :mod:`gnclib.spline_compiled`, torch.compile: float32 on CUDA.
+
+Where an engine cannot be built a warning says so once and the definition takes over; ``GNC_NATIVE=0`` in the
+environment allows the definition only. ``gnc bench splines`` measures them.
 """
 
 from __future__ import annotations
@@ -29,10 +34,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnclib import spline_native
-
-#: number of basis functions that overlap at a point, and of coefficients of a quartic polynomial
-ORDER = 5
+from gnclib import spline_compiled, spline_native, spline_reference
+from gnclib.spline_reference import ORDER
 
 
 @dataclass(frozen=True)
@@ -119,14 +122,6 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
     return sign * pieces
 
 
-@cache
-def _pieces(dtype=torch.float64, device="cpu") -> Tensor:
-    """M (5, 5): on each interval, with f in [0, 1], basis function m of the five is sum_p M[m, p] f^p."""
-    f = torch.linspace(0.05, 0.95, ORDER, dtype=torch.float64)
-    values = torch.stack([quartic_bspline(f + 1.5 - m) for m in range(ORDER)])  # (5, points)
-    return torch.linalg.solve(f[:, None] ** torch.arange(ORDER), values.T).T.contiguous().to(device, dtype)
-
-
 def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0) -> Tensor:
     r"""Sum over the tau direction: a_bci = sum_j w_cij d^k/dtau^k beta((tau_b - nu_j) / dtau).
 
@@ -180,39 +175,33 @@ def evaluate(
     if not orders or any(k not in (0, 1, 2) for k in orders):
         raise ValueError(f"orders must be a non-empty tuple of 0, 1 and 2, got {orders!r}")
     flat, rows = x.reshape(lead.numel(), -1), coefficients.reshape(-1, grid.count)  # (S, M), (S, N_x)
-    if spline_native.usable(flat, rows):
-        values = spline_native.evaluate(flat, rows, grid, _pieces(torch.float32), orders, evaluate_reference)
+    engine = _engine(flat, rows)
+    if engine is None:
+        values = dict(zip(orders, spline_reference.evaluate(flat, rows, grid, orders), strict=True))
     else:
-        values = evaluate_reference(flat, rows, grid, orders)
-    return tuple(v.view_as(x) for v in values)
+        distinct = tuple(dict.fromkeys(orders))
+        values = dict(zip(distinct, _Evaluate.apply(flat, rows, grid, distinct, engine), strict=True))
+    return tuple(values[k].view_as(x) for k in orders)
 
 
-def evaluate_reference(
-    x: Tensor, coefficients: Tensor, grid: SplineGrid, orders: tuple[int, ...]
-) -> tuple[Tensor, ...]:
-    """:func:`evaluate` in plain torch for x (S, M) and coefficients (S, N_x): one (S, M) tensor per order.
+def _engine(x: Tensor, coefficients: Tensor):
+    """The module that evaluates these tensors fast, or None where only the definition does."""
+    return next((e for e in (spline_native, spline_compiled) if e.usable(x, coefficients)), None)
 
-    The five basis functions of an interval are polynomials in its local variable f in [0, 1]; so is their sum.
-    """
-    n = grid.intervals
-    overlapping = torch.stack([coefficients[:, m : m + n] for m in range(ORDER)], -1)  # (S, intervals, 5)
-    table = overlapping @ _pieces(coefficients.dtype, coefficients.device)
-    start = grid.low / grid.spacing
-    position = x / grid.spacing
-    inside = position.clamp(start, start + n)
-    interval = (inside.detach() - start).nan_to_num().floor().clamp(max=n - 1)
-    f = inside - (interval + start)  # whole numbers last: accurate in the middle of the range
-    c = [table[..., p].gather(1, interval.long()) for p in range(ORDER)]
-    slope = c[1] + f * (2 * c[2] + f * (3 * c[3] + f * 4 * c[4]))
-    values = []
-    for order in orders:
-        if order == 0:
-            values.append(
-                c[0] + f * (c[1] + f * (c[2] + f * (c[3] + f * c[4]))) + slope * (position - inside)
-            )
-        elif order == 1:
-            values.append(slope / grid.spacing)
-        else:
-            curvature = 2 * c[2] + f * (6 * c[3] + f * 12 * c[4])
-            values.append(torch.where(position == inside, curvature, 0.0) / grid.spacing**2)
-    return tuple(values)
+
+class _Evaluate(torch.autograd.Function):
+    """phi^(k)(x) and its first derivatives by an engine; higher ones by autograd of the backward pass's formula."""
+
+    @staticmethod
+    def forward(ctx, x, coefficients, grid, orders, engine):
+        ctx.save_for_backward(x, coefficients)
+        ctx.settings = grid, orders, engine
+        ctx.set_materialize_grads(False)
+        return engine.forward(x, coefficients, grid, orders)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        grid, orders, engine = ctx.settings
+        given = {k: g for k, g in zip(orders, grads, strict=True) if g is not None}
+        backward = spline_reference.backward if torch.is_grad_enabled() else engine.backward
+        return *backward(*ctx.saved_tensors, grid, tuple(given), tuple(given.values())), None, None, None

@@ -9,42 +9,48 @@ it off.
 from __future__ import annotations
 
 import ctypes
+import hashlib
 import os
+import platform
 import threading
 import warnings
+from functools import cache
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
+from gnclib import spline_reference
+
 _SOURCE = Path(__file__).with_name("spline_native.cpp")
+_FLAGS = [
+    *("-O3", "-march=native", "-std=c++17", "-fopenmp"),
+    *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
+]
 _lock = threading.Lock()
 _library: ctypes.CDLL | None = None
 _tried = False
 
 
+def _name() -> str:
+    """One library per source, flags and processor: building another never replaces one that a process uses."""
+    try:
+        lines = Path("/proc/cpuinfo").read_text().splitlines()
+        processor = next(line for line in lines if line.startswith(("flags", "Features")))
+    except (OSError, StopIteration):
+        processor = platform.processor()
+    parts = _SOURCE.read_text(), *_FLAGS, platform.machine(), processor
+    return "gnclib_spline_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+
+
 def _build() -> ctypes.CDLL:
     from torch.utils import cpp_extension
 
-    flags = [
-        "-O3",
-        "-march=native",
-        "-std=c++17",
-        "-fopenmp",
-        "-fno-math-errno",
-        "-fno-trapping-math",
-        "-ffp-contract=fast",
-    ]
+    name = _name()
     path = cpp_extension.load(
-        "gnclib_spline",
-        [str(_SOURCE)],
-        extra_cflags=flags,
-        extra_ldflags=["-fopenmp"],
-        is_python_module=False,
+        name, [str(_SOURCE)], extra_cflags=_FLAGS, extra_ldflags=["-fopenmp"], is_python_module=False
     )
-    library = ctypes.CDLL(
-        path or os.path.join(cpp_extension._get_build_directory("gnclib_spline", False), "gnclib_spline.so")
-    )
+    library = ctypes.CDLL(path or os.path.join(cpp_extension._get_build_directory(name, False), f"{name}.so"))
     pointer, number, integer = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
     head = [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3
     library.gnc_spline_forward.argtypes = [*head, integer]
@@ -86,60 +92,38 @@ def usable(x: Tensor, coefficients: Tensor) -> bool:
     )
 
 
-class _Evaluate(torch.autograd.Function):
-    @staticmethod
-    def forward(ctx, x, coefficients, grid, matrix, orders, reference):
-        x, coefficients = x.contiguous(), coefficients.contiguous()
-        ctx.save_for_backward(x, coefficients)
-        ctx.settings = grid, matrix, orders, reference
-        outputs = {k: torch.empty_like(x) for k in orders}
-        library().gnc_spline_forward(
-            *_arguments(x, coefficients, grid, matrix, outputs), torch.get_num_threads()
-        )
-        return tuple(outputs[k] for k in orders)
-
-    @staticmethod
-    def backward(ctx, *grads):
-        x, coefficients = ctx.saved_tensors
-        grid, matrix, orders, reference = ctx.settings
-        if torch.is_grad_enabled():  # a derivative of this derivative is wanted: leave it to the reference
-            wanted = torch.autograd.grad(
-                reference(x, coefficients, grid, orders), (x, coefficients), grads, create_graph=True
-            )
-        else:
-            by_order = {k: g.contiguous() for k, g in zip(orders, grads, strict=True)}
-            wanted = torch.empty_like(x), torch.empty_like(coefficients)
-            library().gnc_spline_backward(
-                *_arguments(x, coefficients, grid, matrix, by_order),
-                *(w.data_ptr() for w in wanted),
-                torch.get_num_threads(),
-            )
-        return *wanted, None, None, None, None
+@cache
+def _matrix() -> Tensor:
+    return spline_reference.pieces(torch.float32)  # kept: the library gets its address
 
 
-def _arguments(x: Tensor, coefficients: Tensor, grid, matrix: Tensor, by_order: dict[int, Tensor]) -> tuple:
+def forward(x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ...]) -> tuple[Tensor, ...]:
+    """:func:`gnclib.spline_reference.evaluate` for tensors which are :func:`usable` and distinct ``orders``."""
+    x, coefficients = x.contiguous(), coefficients.contiguous()
+    values = {k: torch.empty_like(x) for k in orders}
+    library().gnc_spline_forward(*_arguments(x, coefficients, grid, values), torch.get_num_threads())
+    return tuple(values[k] for k in orders)
+
+
+def backward(
+    x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ...], grads: tuple[Tensor, ...]
+) -> tuple[Tensor, Tensor]:
+    """:func:`gnclib.spline_reference.backward`, likewise."""
+    x, coefficients = x.contiguous(), coefficients.contiguous()
+    by_order = {k: g.contiguous() for k, g in zip(orders, grads, strict=True)}
+    wanted = torch.empty_like(x), torch.empty_like(coefficients)
+    library().gnc_spline_backward(
+        *_arguments(x, coefficients, grid, by_order),
+        *(w.data_ptr() for w in wanted),
+        torch.get_num_threads(),
+    )
+    return wanted
+
+
+def _arguments(x: Tensor, coefficients: Tensor, grid, by_order: dict[int, Tensor]) -> tuple:
     return (
-        *(
-            x.data_ptr(),
-            coefficients.data_ptr(),
-            matrix.data_ptr(),
-            grid.low / grid.spacing,
-            1.0 / grid.spacing,
-        ),
-        *(grid.intervals, x.shape[0], x.shape[1], sum(1 << k for k in by_order)),
+        *(v.data_ptr() for v in (x, coefficients, _matrix())),
+        *(grid.low / grid.spacing, 1.0 / grid.spacing, grid.intervals, *x.shape),
+        sum(1 << k for k in by_order),
         *(by_order[k].data_ptr() if k in by_order else None for k in range(3)),
     )
-
-
-def evaluate(
-    x: Tensor, coefficients: Tensor, grid, matrix: Tensor, orders: tuple[int, ...], reference
-) -> tuple[Tensor, ...]:
-    """As :func:`gnclib.spline.evaluate_reference`, which is passed as ``reference`` for higher derivatives.
-
-    ``matrix`` (5, 5), float32: row m has the powers of f of the m-th basis function on an interval.
-    """
-    distinct = tuple(dict.fromkeys(orders))
-    values = dict(
-        zip(distinct, _Evaluate.apply(x, coefficients, grid, matrix, distinct, reference), strict=True)
-    )
-    return tuple(values[k] for k in orders)

@@ -35,7 +35,8 @@ LAYERS = [
     "foe operators",
     "foe_config",
     "spline gmm certify data metrics filters",
-    "spline_native convexity leaves claims_list manifest checks files distributed",
+    "spline_native spline_compiled convexity leaves claims_list manifest checks files distributed",
+    "spline_reference",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 

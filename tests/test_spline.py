@@ -1,4 +1,4 @@
-"""Quartic splines against scipy's B-splines, autograd and dense sums; the compiled form against plain torch."""
+"""Quartic splines against scipy's B-splines, autograd and dense sums: the definition and every engine."""
 
 import itertools
 import os
@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
-from gnclib import spline_native
-from gnclib.spline import SplineGrid, contract, evaluate, evaluate_reference, quartic_bspline
+from gnclib import spline, spline_compiled, spline_native, spline_reference
+from gnclib.spline import SplineGrid, contract, evaluate, quartic_bspline
+from gnclib.spline_reference import evaluate as evaluate_reference
 
 f64 = {"dtype": torch.float64}
 KNOTS = np.arange(6) - 2.5  # of the centred basis function, where its pieces meet
@@ -26,6 +27,21 @@ def scipy_spline(grid, coefficients):
     """The same function by scipy: knots half way between the nodes."""
     knots = grid.nodes()[0].item() - 2.5 * grid.spacing + grid.spacing * np.arange(grid.count + 5)
     return BSpline(knots, np.asarray(coefficients), 4)
+
+
+def scipy_basis(grid, x, derivative):
+    """All basis functions of a grid at x (M,), by scipy: (M, N_x)."""
+    return scipy_spline(grid, np.eye(grid.count)).derivative(derivative)(np.asarray(x, dtype=np.float64))
+
+
+def scipy_values_and_gradients(x, coefficients, grid, orders, weights):
+    """phi^(k) at x (S, M) inside of the range, and the gradients of sum_k <w_k, phi^(k)>, all by scipy."""
+    x, a, weights = x.double().numpy(), coefficients.double().numpy(), [w.double().numpy() for w in weights]
+    bases = [np.stack([scipy_basis(grid, row, k) for row in x]) for k in range(4)]  # (S, M, N_x)
+    phi = [np.einsum("smi,si->sm", basis, a) for basis in bases]
+    g_x = sum(w * phi[k + 1] for k, w in zip(orders, weights, strict=True))
+    g_a = sum(np.einsum("smi,sm->si", bases[k], w) for k, w in zip(orders, weights, strict=True))
+    return [*(phi[k] for k in orders), g_x, g_a]
 
 
 def problem(count=13, rows=3, points=200, reach=1.6, dtype=torch.float64, seed=0):
@@ -99,7 +115,7 @@ def test_bad_grids(arguments):
 # --- evaluate: the definition in plain torch --------------------------------------------------------------
 
 
-@pytest.mark.parametrize("count", [5, 6, 13, 63])
+@pytest.mark.parametrize("count", [5, 6, 31, 63, 127])
 @pytest.mark.parametrize("order", [0, 1, 2])
 def test_values_and_derivatives_against_scipy(count, order):
     x, coefficients, grid = problem(count, reach=0.999)  # inside of the range
@@ -185,6 +201,23 @@ def test_contract_and_evaluate_are_the_double_sum(derivative):
         assert ours[b, c, k].item() == pytest.approx(dense.item(), abs=1e-12, rel=1e-12)
 
 
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("derivative", range(3))
+def test_mixed_derivatives_against_scipy(derivative, dtype):
+    """phi and its derivatives in x of order k and in tau of order l: sum_ij w_ij B_i^(k)(x) B_j^(l)(tau)."""
+    g, gx, gt = generator(4), SplineGrid(31, -6.0, 6.0), SplineGrid(11, -4.6, 0.0)
+    w = torch.randn(2, 31, 11, generator=g, **f64).to(dtype)
+    tau = torch.tensor([-4.5, -2.0, -0.1], dtype=dtype)
+    x = (12 * torch.rand(3, 2, 50, generator=g, **f64) - 6).to(dtype)
+    found = evaluate(x, contract(w, tau, gt, derivative), gx, (0, 1, 2))
+    in_tau = scipy_basis(gt, tau, derivative)
+    for k, values in enumerate(found):
+        in_x = np.stack([[scipy_basis(gx, row, k) for row in plane] for plane in x])  # (B, C, M, N_x)
+        exact = np.einsum("bcmi,cij,bj->bcm", in_x, w.double(), in_tau)
+        relative = 1e-11 if dtype == torch.float64 else 1e-5
+        assert np.abs(values.double().numpy() - exact).max() < relative * np.abs(exact).max()
+
+
 def test_contract_differentiates_in_tau():
     grid, w = SplineGrid(11, -4.6, 0.0), torch.randn(3, 11, generator=generator(2), **f64)
     tau = torch.tensor([-3.0, -0.2], **f64, requires_grad=True)
@@ -204,7 +237,41 @@ def test_bad_input_to_contract():
         contract(torch.zeros(3, 7), torch.zeros(2), grid, 5)
 
 
-# --- the compiled form ------------------------------------------------------------------------------------
+# --- the backward pass of the definition ------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("count", [31, 63, 127])
+@pytest.mark.parametrize("orders", ORDERS)
+def test_backward_formula_against_scipy(count, orders):
+    x, coefficients, grid = problem(count, points=60, reach=0.999)
+    weights = tuple(torch.randn(x.shape, generator=generator(k), **f64) for k in orders)
+    found = spline_reference.backward(x, coefficients, grid, orders, weights)
+    exact = scipy_values_and_gradients(x, coefficients, grid, orders, weights)[-2:]
+    for a, b in zip(found, exact, strict=True):
+        np.testing.assert_allclose(a, b, atol=1e-10 * np.abs(b).max(), rtol=0)
+
+
+@pytest.mark.parametrize("orders", ORDERS)
+def test_backward_formula_against_autograd_outside_of_the_range(orders):
+    """First and second derivatives: those of the formula are taken by autograd, too."""
+    x, coefficients, grid = problem(9, rows=2, points=40)
+    weights = tuple(torch.randn(x.shape, generator=generator(k), **f64).requires_grad_() for k in orders)
+    directions = [torch.randn(v.shape, generator=generator(7), **f64) for v in (x, coefficients)]
+    x.requires_grad_(), coefficients.requires_grad_()
+    values = evaluate_reference(x, coefficients, grid, orders)
+    by_autograd = torch.autograd.grad(values, (x, coefficients), weights, create_graph=True)
+    by_hand = spline_reference.backward(x, coefficients, grid, orders, weights)
+    for a, b in zip(by_hand, by_autograd, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-9)
+    second = [
+        torch.autograd.grad(first, (x, coefficients, *weights), directions)
+        for first in (by_hand, by_autograd)
+    ]
+    for a, b in zip(*second, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-10, atol=1e-8)
+
+
+# --- the engines ------------------------------------------------------------------------------------------
 
 
 @pytest.fixture
@@ -218,7 +285,7 @@ def gradients(function, x, coefficients, weights):
     x, coefficients = x.clone().requires_grad_(), coefficients.clone().requires_grad_()
     values = function(x, coefficients)
     total = sum((v * w).sum() for v, w in zip(values, weights, strict=True))
-    return *values, *torch.autograd.grad(total, (x, coefficients))
+    return *(v.detach() for v in values), *torch.autograd.grad(total, (x, coefficients))
 
 
 def largest_error(found, exact):
@@ -252,6 +319,24 @@ def test_compiled_values_and_gradients_against_float64(compiled, count, orders):
     assert largest_error(g_coefficients, exact_coefficients) < 8 * rounding * size
 
 
+def check_against_scipy(count, orders, points):
+    """float32 within 1e-5 of the largest number of its kind, for values and both gradients."""
+    g, grid = generator(count), SplineGrid(count, -6.0, 6.0)
+    x = (1.5 * torch.randn(3, points, generator=g)).clamp(-5.99, 5.99)
+    coefficients = torch.randn(3, count, generator=g)
+    weights = [torch.randn(x.shape, generator=g) for _ in orders]
+    found = gradients(lambda x, c: evaluate(x, c, grid, orders), x, coefficients, weights)
+    exact = scipy_values_and_gradients(x, coefficients, grid, orders, weights)
+    for a, b in zip(found, exact, strict=True):
+        assert np.abs(a.double().numpy() - b).max() < 1e-5 * np.abs(b).max()
+
+
+@pytest.mark.parametrize("count", [31, 63, 127])
+@pytest.mark.parametrize("orders", [(0, 1), (0, 1, 2)])
+def test_compiled_form_against_scipy(compiled, count, orders):
+    check_against_scipy(count, orders, points=301)
+
+
 def test_compiled_form_does_not_depend_on_the_number_of_threads(compiled):
     x, coefficients, grid = problem(63, rows=7, points=5001, reach=1.2, dtype=torch.float32)
     weights = [torch.randn(x.shape, generator=generator(k)) for k in range(3)]
@@ -278,6 +363,19 @@ def test_double_backward_through_the_compiled_form(compiled):
     exact = penalty(evaluate_reference, x.double(), coefficients.double())
     for a, b in zip(penalty(evaluate, x, coefficients), exact, strict=True):
         assert largest_error(a, b) < 1e-4 * b.abs().max()
+
+
+def test_double_backward_in_the_coefficients_alone(compiled):
+    """x is data and needs no gradient, and only one of two results is used."""
+    x, coefficients, grid = problem(9, rows=2, points=30, dtype=torch.float32)
+    results = []
+    for dtype in (torch.float32, torch.float64):
+        c, w = coefficients.to(dtype).requires_grad_(), torch.ones(x.shape, dtype=dtype, requires_grad=True)
+        slope = evaluate(x.to(dtype), c, grid, (0, 1))[1]
+        (first,) = torch.autograd.grad(slope, c, w, create_graph=True)
+        results += [first, *torch.autograd.grad(first.square().sum(), w)]
+    for a, b in zip(results[:2], results[2:], strict=True):
+        assert largest_error(a, b) < 1e-5 * b.abs().max()
 
 
 def test_compiled_form_with_repeated_orders_and_views(compiled):
@@ -307,6 +405,81 @@ def test_which_tensors_the_compiled_form_serves(compiled):
     assert not spline_native.usable(x.double(), c.double())
     assert not spline_native.usable(x, c.double())
     assert not spline_native.usable(x[:, :0], c)
+
+
+def test_another_build_has_another_name(monkeypatch):
+    """A library that a running process uses is never replaced: source, flags and processor are in its name."""
+    name = spline_native._name()
+    assert spline_native._name() == name
+    monkeypatch.setattr(spline_native, "_FLAGS", ["-O2"])
+    assert spline_native._name() != name
+
+
+@pytest.mark.slow
+def test_torch_compile_against_scipy(compiled, monkeypatch):
+    """The engine for CUDA, compiled for the CPU: two graphs, forward and backward, serve points of any number."""
+    monkeypatch.setattr(spline, "_engine", lambda *tensors: spline_compiled)
+    before = torch._dynamo.utils.counters["stats"]["unique_graphs"]
+    for points in (301, 500):
+        check_against_scipy(63, (0, 1), points)
+    assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2
+    assert not spline_compiled.failed()
+    grid = SplineGrid(63, -6.0, 6.0)
+    x = torch.linspace(-9, 9, 1600).view(4, 400)  # some of it outside
+    coefficients = torch.randn(4, 63, generator=generator())
+    ours = evaluate(x, coefficients, grid, (0, 1))
+    exact = evaluate_reference(x.double(), coefficients.double(), grid, (0, 1))
+    for a, b in zip(ours, exact, strict=True):
+        assert largest_error(a, b) < 1e-5 * b.abs().max()
+
+
+def test_torch_compile_that_fails_says_so_once_and_goes_on(monkeypatch):
+    def broken(function, orders):
+        raise NotImplementedError("no Triton here\nand a long story")
+
+    monkeypatch.setattr(spline, "_engine", lambda *tensors: spline_compiled)
+    monkeypatch.setattr(spline_compiled, "_failed", False)
+    monkeypatch.setattr(spline_compiled, "_compiled", broken)
+    x, coefficients, grid = problem(9, rows=2, points=30, dtype=torch.float32)
+    weights = [torch.ones_like(x), x]
+    with pytest.warns(RuntimeWarning, match=r"could not compile the splines \(no Triton here\)") as said:
+        found = gradients(lambda x, c: evaluate(x, c, grid, (0, 1)), x, coefficients, weights)
+    assert len(said) == 1
+    assert spline_compiled.failed()
+    exact = gradients(lambda x, c: evaluate_reference(x, c, grid, (0, 1)), x, coefficients, weights)
+    for a, b in zip(found, exact, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
+
+
+def test_memory_that_runs_out_is_no_failed_compilation(monkeypatch):
+    def exhausted(function, orders):
+        raise torch.OutOfMemoryError("CUDA out of memory")
+
+    monkeypatch.setattr(spline_compiled, "_failed", False)
+    monkeypatch.setattr(spline_compiled, "_compiled", exhausted)
+    x, coefficients, grid = problem(9, rows=2, points=30, dtype=torch.float32)
+    with pytest.raises(torch.OutOfMemoryError):
+        spline_compiled.forward(x, coefficients, grid, (0,))
+    assert not spline_compiled.failed()
+
+
+class OnCuda:
+    """As much of a CUDA tensor as the choice of an engine looks at."""
+
+    is_cuda, device = True, torch.device("cuda", 0)
+
+    def __init__(self, dtype=torch.float32, count=6):
+        self.dtype, self.numel = dtype, lambda: count
+
+
+def test_which_tensors_go_through_torch_compile(monkeypatch):
+    monkeypatch.setattr(spline_compiled, "_failed", False)
+    assert spline._engine(OnCuda(), OnCuda()) is spline_compiled
+    assert spline._engine(OnCuda(torch.float64), OnCuda(torch.float64)) is None
+    assert spline._engine(OnCuda(count=0), OnCuda()) is None
+    assert spline._engine(torch.zeros(2, 3).double(), torch.zeros(2, 9).double()) is None
+    monkeypatch.setenv("GNC_NATIVE", "0")
+    assert spline._engine(OnCuda(), OnCuda()) is None
 
 
 SCRIPT = """
