@@ -1,4 +1,4 @@
-"""The command ``gnc``: figures, notebooks, train, denoise, evaluate, data.
+"""The command ``gnc``: figures, notebooks, train, denoise, evaluate, data, bench.
 
 Heavy imports happen inside the subcommands, so that ``gnc --help`` answers at once. Mistakes end in one line
 ``gnc: error: ...`` and exit status 2 (wrong usage) or 1 (the work failed); ``--debug`` shows where.
@@ -81,6 +81,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     cli_images.denoise_parser(add)
     cli_images.evaluate_parser(add)
     _data_parser(add)
+    _bench_parser(add)
     return parser
 
 
@@ -273,3 +274,39 @@ def _data(args: argparse.Namespace) -> None:
             f"BSDS500 is not complete in {where}: run 'gnc data download' or set GNC_DATA_DIR"
         )
     say(f"{data.verify()} images have the right SHA-256, in {where}")
+
+
+# --- bench ------------------------------------------------------------------------------------------------
+
+
+def _bench_parser(add) -> None:
+    sub = add(
+        "bench", _bench, "measure the spline operation against torch.compile and the memory bandwidth",
+        "Time the spline operation, forward and backward, in all its implementations and beside the bandwidth of the\n"
+        "memory, and the peak memory of a training step. Ratios count: all is measured in one run, in turns.",
+        "  gnc bench splines                      on two threads; about two minutes on an idle machine\n"
+        "  gnc bench splines --threads 1 --nodes 95 --json bench.json\n"
+        "  gnc bench splines --only native --only 'torch gather' --no-memory",
+    )  # fmt: skip
+    sub.add_argument("what", choices=("splines",), help="what to measure")
+    sub.add_argument("--threads", type=int, default=2, metavar="N", help="torch threads (default: 2)")
+    sub.add_argument("--nodes", type=int, default=63, metavar="N_x", help="nodes per spline (default: 63)")
+    sub.add_argument(
+        "--size", type=int, default=96, metavar="PIXELS", help="side of the images (default: 96)"
+    )
+    sub.add_argument(
+        "--rounds", type=int, default=15, metavar="N", help="turns of each candidate (default: 15)"
+    )
+    sub.add_argument("--clock", choices=("wall", "cpu"), default="wall",
+                     help="wall clock, or processor time / threads for a busy machine (default: wall)")  # fmt: skip
+    sub.add_argument(
+        "--only", action="append", default=[], metavar="NAME", help="a candidate; may be repeated"
+    )
+    sub.add_argument("--no-memory", dest="memory", action="store_false", help="leave out the training steps")
+    sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers to FILE, too")
+
+
+def _bench(args: argparse.Namespace) -> None:
+    from gnclib import bench
+
+    bench.main(args)

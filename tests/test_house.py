@@ -26,7 +26,7 @@ LAYERS = [
     "cli",
     "cli_train",
     "cli_images",
-    "reproduce ablation_run",
+    "reproduce ablation_run bench",
     "compare ledger notebooks training_run ablations",
     "card evaluate",
     "train denoise figure2 spectra",
