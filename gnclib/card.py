@@ -98,6 +98,7 @@ def provenance(state: TrainState, seconds: float) -> dict:
         "software": _in_turn(history, "software"),
         "revision": _in_turn(history, "revision"),
         "history": history,
+        **({"note": state.record["note"]} if "note" in state.record else {}),
     }
 
 
@@ -178,6 +179,8 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
     if settings.get("roughness"):
         text = "times the learning rate: decoupled decay of the potentials' third differences after each step (ours)"
         rows.append(("roughness", f"{settings['roughness']:g} {text}"))
+    if settings.get("averaging"):
+        rows.append(("averaging", f"exponential moving average of the weights, decay {settings['averaging']:g}"))
     rows += [
         ("seed", settings["seed"]),
         ("time", f"{run['hours']} h"),

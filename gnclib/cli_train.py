@@ -9,7 +9,7 @@ import threading
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import fields, replace
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -18,8 +18,8 @@ from tqdm import tqdm
 from gnclib import training_run
 from gnclib.cli_images import say
 from gnclib.distributed import ALONE, Group, join
-from gnclib.train import CHECKPOINT, Step, TrainConfig, TrainState, load_checkpoint
-from gnclib.training_run import PRIORS, Row
+from gnclib.train import CHECKPOINT, Step, TrainState, load_checkpoint
+from gnclib.training_run import PRIORS, RECIPES, Row
 
 __all__ = ["add_arguments", "main"]
 
@@ -35,12 +35,13 @@ SETTINGS = {
     "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7), or denoising (in tau as well; departs from"
     " eq. 7, same minimiser)",
     "roughness": "weight of the decoupled smoothing of the potentials",
+    "averaging": "decay of the moving average of the weights, 0 for none",
     "seed": "of patches, noise levels and noise",
 }
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``gnc train``; those of :class:`gnclib.train.TrainConfig` with its defaults."""
+    """The options of ``gnc train``; defaults are the recipes of the shipped priors."""
     parser.add_argument("prior", choices=sorted(PRIORS), help="which prior: the number is that of its layers")
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRIOR)")
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
@@ -62,13 +63,19 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
-    defaults = {f.name: f.default for f in fields(TrainConfig)}
     for name, text in SETTINGS.items():
+        defaults = [getattr(recipe, name) for recipe in RECIPES.values()]
+        alike = len(set(defaults)) == 1
+        shown = (
+            defaults[0]
+            if alike
+            else ", ".join(f"{d} for {r}" for r, d in zip(RECIPES, defaults, strict=True))
+        )
         parser.add_argument(
             "--" + name.replace("_", "-"),
-            type=type(defaults[name]),
+            type=type(defaults[0]),
             metavar="X",
-            help=f"{text} (default: {defaults[name]})",
+            help=f"{text} (default: {shown})",
         )
 
 
@@ -121,7 +128,7 @@ def _prepare(args: argparse.Namespace, folder: Path, device: torch.device) -> Tr
                 f"{folder} holds a run already: continue it with --resume or choose another --out"
             )
         return training_run.start(
-            args.prior, TrainConfig(**given), warm_start=args.warm_start or "", device=device
+            args.prior, replace(RECIPES[args.prior], **given), warm_start=args.warm_start or "", device=device
         )
     state = load_checkpoint(folder, device)
     if args.warm_start:

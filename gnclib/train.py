@@ -189,6 +189,8 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
         model.project()
         if config.roughness:
             model.smooth(config.roughness * lr)
+        if state.average:
+            state.average.update_parameters(model)
         state.step += 1
         yield Step(state.step, loss, image, smoothing, lr)
 

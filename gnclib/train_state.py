@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 from dataclasses import asdict, dataclass, field, fields
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -16,6 +17,7 @@ from pytorch_optimizer import AdaBelief
 from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
+from torch.optim.swa_utils import AveragedModel
 
 from gnclib import files
 from gnclib.foe import FieldsOfExperts, FoEConfig
@@ -37,6 +39,8 @@ class TrainConfig:
             score matching in tau as well, which departs from eq. 7; see :mod:`gnclib.score_matching`).
         roughness: weight of the decoupled decay of :meth:`FieldsOfExperts.smooth`, taken after each step times the
             learning rate (as AdamW decays weights): where data are rare a potential stays smooth.
+        averaging: decay beta of the exponential moving average of the weights, in [0, 1); 0 for none. The average is
+            what is validated and exported; it forgets over about 1 / (1 - beta) steps, fewer in the beginning.
         seed: of patches, noise levels and noise.
         warm_start: name of the prior that the run set out from (:meth:`FieldsOfExperts.warm_start`), "" for none;
             warm_start_sha256: SHA-256 of its model.safetensors. :func:`gnclib.training_run.start` fills in the latter.
@@ -55,6 +59,7 @@ class TrainConfig:
     fraction: float = 0.125
     objective: str = "corrected"
     roughness: float = 0.0
+    averaging: float = 0.0
     seed: int = 0
     warm_start: str = ""
     warm_start_sha256: str = ""
@@ -71,6 +76,8 @@ class TrainConfig:
             raise ValueError(f"smoothing (lambda) must be >= 0, got {self.smoothing}")
         if not 0 <= self.roughness < math.inf:
             raise ValueError(f"roughness must be >= 0, got {self.roughness}")
+        if not 0 <= self.averaging < 1:
+            raise ValueError(f"averaging must lie in [0, 1), got {self.averaging}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must lie in (0, 1], got {self.fraction}")
         if self.objective not in OBJECTIVES:
@@ -100,6 +107,7 @@ class TrainState:
         model: the prior in training, on the device where the work is done.
         step: iterations done; generator: of all random draws, on the CPU whatever the device of the model.
         optimizer: AdaBelief with one group for kernels and potentials and one for c(tau).
+        average: the moving average of the model, None if ``config.averaging`` is 0.
         record: what the run remembers about itself, as JSON data; filled by :mod:`gnclib.training_run`.
     """
 
@@ -108,6 +116,7 @@ class TrainState:
     step: int = 0
     generator: torch.Generator = field(default_factory=torch.Generator)
     optimizer: torch.optim.Optimizer = None
+    average: AveragedModel | None = None
     record: dict = field(default_factory=dict)
 
     def __post_init__(self):
@@ -119,6 +128,19 @@ class TrainState:
                 {"params": [self.model.offset], "lr": self.config.lr_constant},
             ]
             self.optimizer = AdaBelief(groups, weight_decay=0.0)
+        if self.average is None and self.config.averaging:
+            self.average = AveragedModel(self.model, multi_avg_fn=partial(_average, self.config.averaging))
+
+    @property
+    def prior(self) -> FieldsOfExperts:
+        """What the run has learned so far: the averaged model, or the model itself where nothing is averaged."""
+        return self.average.module if self.average else self.model
+
+
+def _average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:
+    """Average <- average + (1 - beta) (current - average), beta = min(decay, (1 + count) / (10 + count)), in place."""
+    beta = min(decay, (1 + count.item()) / (10 + count.item()))
+    torch._foreach_lerp_(averaged, current, 1 - beta)
 
 
 def save_checkpoint(state: TrainState, folder: str | Path) -> Path:
@@ -131,6 +153,8 @@ def save_checkpoint(state: TrainState, folder: str | Path) -> Path:
     optimizer = state.optimizer.state_dict()
     for index, entries in optimizer["state"].items():
         tensors |= {f"optimizer.{index}.{k}": v for k, v in entries.items()}
+    if state.average:
+        tensors |= {f"average.{k}": v for k, v in state.average.state_dict().items()}
     tensors["generator"] = state.generator.get_state()
     meta = {
         "step": state.step,
@@ -177,4 +201,7 @@ def _restore(meta: dict, tensors: dict[str, Tensor], device: torch.device | str)
         group.update({k: tuple(v) for k, v in group.items() if k == "betas"})
     state.optimizer.load_state_dict({"state": entries, "param_groups": meta["groups"]})
     state.generator.set_state(tensors["generator"])
+    average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
+    if average:
+        state.average.load_state_dict(average)
     return state

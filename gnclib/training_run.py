@@ -34,6 +34,13 @@ LOG = "log.csv"
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
 #: the priors that can be trained by name: number of layers
 PRIORS = {"R1": 1, "R2": 2, "R3": 3}
+_SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
+#: the settings with which the shipped priors are trained
+RECIPES = {
+    "R1": replace(_SHIPPED, batch=16, patch=48),
+    "R2": replace(_SHIPPED, batch=4, patch=64, lr=5e-4),
+    "R3": replace(_SHIPPED, batch=4, patch=64, lr=5e-4),
+}
 
 
 @dataclass(frozen=True)
@@ -156,7 +163,7 @@ def run(state: TrainState, folder: str | Path, **options) -> FieldsOfExperts:
     """:func:`drive` to the end: the trained prior."""
     for _ in drive(state, folder, **options):
         pass
-    return state.model
+    return state.prior
 
 
 def export(folder: str | Path) -> TrainState:
@@ -172,7 +179,7 @@ def export(folder: str | Path) -> TrainState:
     folder, state = Path(folder), load_checkpoint(folder)
     weights = folder / "model.safetensors"
     before = weights.read_bytes() if weights.is_file() else b""
-    state.model.save_pretrained(folder)
+    state.prior.save_pretrained(folder)
     if weights.read_bytes() != before:
         for stale in folder.glob("evaluation*.json"):
             stale.rename(stale.with_name(stale.name + ".old"))
@@ -216,7 +223,7 @@ class _Keeper:
         """Validate, write the log and the checkpoint, and begin new means."""
         record = self.state.record
         sums = record.pop("sums")
-        quality = fmean(denoising_psnr(self.state.model, self.held_out, 25 / 255))
+        quality = fmean(denoising_psnr(self.state.prior, self.held_out, 25 / 255))
         means = (sums[part] / sums["count"] for part in ("loss", "image", "smoothing"))
         row = Row(self.state.step, *means, record["lr"], quality, self._clock())
         self.rows.append(row)
