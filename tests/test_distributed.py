@@ -163,6 +163,8 @@ def test_torchrun(tmp_path, monkeypatch):
         "18",
         "--fraction",
         "0.5",
+        "--averaging",
+        "0",
     ]
     environment = {**os.environ, "PYTHONPATH": str(Path(child_runs.__file__).parent), "OMP_NUM_THREADS": "1"}
     done = subprocess.run(
@@ -182,7 +184,8 @@ def test_torchrun(tmp_path, monkeypatch):
     for name in ("training_images", "validation_images"):
         monkeypatch.setattr(child_runs.data, name, getattr(child_runs.data, name))
     child_runs.offline()
-    config = train.TrainConfig(steps=3, batch=4, patch=18, fraction=0.5)
+    recipe = training_run.RECIPES["R1"]
+    config = replace(recipe, steps=3, batch=4, patch=18, fraction=0.5, averaging=0.0)
     alone = training_run.run(training_run.start("R1", config), tmp_path / "one").state_dict()
     start = training_run.start("R1", config).model.state_dict()
     for name, value in alone.items():

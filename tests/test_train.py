@@ -235,6 +235,35 @@ def test_resuming_is_identical_to_the_bit(images, tmp_path, objective):
     assert not same(whole, first)
 
 
+def test_the_average_of_the_weights(images):
+    """By hand: beta_k = min(beta, (1 + k) / (10 + k)); the first update copies."""
+    state = TrainState(FieldsOfExperts(PRIOR), replace(SHORT, averaging=0.3))
+    expected = None
+    for k, _ in enumerate(train.training(state, images)):
+        now = state.model.weights[0].detach().clone()
+        beta = min(0.3, (1 + k) / (10 + k))
+        expected = now if expected is None else beta * expected + (1 - beta) * now
+        torch.testing.assert_close(state.prior.weights[0], expected, rtol=1e-5, atol=1e-7)
+    assert k == 5
+    assert not torch.equal(state.prior.weights[0], state.model.weights[0])
+
+
+def test_averaging_does_not_change_the_training_and_is_resumed(images, tmp_path):
+    plain, whole, first = (
+        TrainState(FieldsOfExperts(PRIOR), replace(SHORT, averaging=beta)) for beta in (0.0, 0.9, 0.9)
+    )
+    assert plain.average is None
+    assert plain.prior is plain.model
+    assert list(train.training(plain, images)) == list(train.training(whole, images))
+    list(islice(train.training(first, images), 3))
+    train.save_checkpoint(first, tmp_path)
+    second = train.load_checkpoint(tmp_path)
+    list(train.training(second, images))
+    assert same(whole, second)
+    for p, q in zip(whole.prior.parameters(), second.prior.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
 def test_a_loss_that_is_not_finite_stops_before_it_does_harm(images, tmp_path, monkeypatch):
     loss_parts, calls = train.loss_parts, []
 
@@ -312,6 +341,8 @@ def test_patches_that_do_not_fit_are_refused(images, patch, says):
         ({"fraction": 0.0}, "fraction must lie in"),
         ({"fraction": 1.5}, "fraction must lie in"),
         ({"objective": "explicit"}, "objective must be one of corrected, printed, denoising"),
+        ({"averaging": 1.0}, "averaging"),
+        ({"averaging": 1.0}, r"averaging must lie in \[0, 1\)"),
         ({"roughness": -1.0}, "roughness must be >= 0"),
         ({"roughness": math.nan}, "roughness must be >= 0"),
         ({"batch": 1}, "takes pairs of patches"),
@@ -324,9 +355,9 @@ def test_bad_settings_are_named(setting, says):
 
 def test_settings_of_older_and_newer_versions():
     """What an older version did not have gets its default; what a newer one has is refused by name."""
-    stored = asdict(replace(SHORT, roughness=2.0, warm_start="R1", warm_start_sha256="ab"))
+    stored = asdict(replace(SHORT, roughness=2.0, averaging=0.5, warm_start="R1", warm_start_sha256="ab"))
     assert TrainConfig.from_dict(stored) == TrainConfig(**stored)
-    for name in ("roughness", "warm_start", "warm_start_sha256"):
+    for name in ("roughness", "averaging", "warm_start", "warm_start_sha256"):
         del stored[name]
     assert TrainConfig.from_dict(stored) == SHORT
     with pytest.raises(ValueError, match="does not know: ema"):
