@@ -7,6 +7,7 @@
 // and results do not depend on the number of threads.
 #include <algorithm>
 #include <cstdint>
+#include <type_traits>
 #include <vector>
 
 #ifdef __AVX2__
@@ -35,10 +36,17 @@ inline void locate(float x, float start, float scale, int intervals, int &k, flo
 }
 
 #ifdef __AVX2__
+// A piece by its distance in bytes from the first one: an address without arithmetic in the loops below.
+template <typename P>
+inline P &piece_at(P *first, uint32_t bytes) {
+    typedef std::conditional_t<std::is_const_v<P>, const char, char> byte;
+    return *reinterpret_cast<P *>(reinterpret_cast<byte *>(first) + bytes);
+}
+
 // Eight points at once. The coefficients of eight pieces are loaded as rows of four and transposed.
 struct Block {
     __m256 f, beyond, c1, c2, c3, c4;
-    alignas(32) int k[8];
+    alignas(32) uint32_t k[8];  // where their pieces lie, in bytes
 
     Block(const float *x, const Piece *table, float start, float scale, int intervals) {
         const __m256 first = _mm256_set1_ps(start);
@@ -48,10 +56,12 @@ struct Block {
                                                _mm256_set1_epi32(intervals - 1));
         beyond = _mm256_sub_ps(v, inside);
         f = _mm256_sub_ps(inside, _mm256_add_ps(first, _mm256_cvtepi32_ps(piece)));
-        _mm256_store_si256(reinterpret_cast<__m256i *>(k), piece);
+        static_assert(sizeof(Piece) == 1 << 5);
+        _mm256_store_si256(reinterpret_cast<__m256i *>(k), _mm256_slli_epi32(piece, 5));
         __m256 r[4];
         for (int j = 0; j < 4; ++j)
-            r[j] = _mm256_insertf128_ps(_mm256_castps128_ps256((__m128)table[k[j]].c), (__m128)table[k[j + 4]].c, 1);
+            r[j] = _mm256_insertf128_ps(_mm256_castps128_ps256((__m128)piece_at(table, k[j]).c),
+                                        (__m128)piece_at(table, k[j + 4]).c, 1);
         transpose(r);
         c1 = r[0], c2 = r[1], c3 = r[2], c4 = r[3];
     }
@@ -64,8 +74,8 @@ struct Block {
         r[2] = _mm256_shuffle_ps(b, d, 0x44), r[3] = _mm256_shuffle_ps(b, d, 0xEE);
     }
     __m256 c0(const Piece *t) const {
-        return _mm256_setr_ps(t[k[0]].c0, t[k[1]].c0, t[k[2]].c0, t[k[3]].c0, t[k[4]].c0, t[k[5]].c0, t[k[6]].c0,
-                              t[k[7]].c0);
+        const auto at = [=](int j) { return piece_at(t, k[j]).c0; };
+        return _mm256_setr_ps(at(0), at(1), at(2), at(3), at(4), at(5), at(6), at(7));
     }
     // polynomials in f; `a * f + b` is one instruction
     static __m256 fma(__m256 a, __m256 b, __m256 c) { return a * b + c; }
@@ -115,6 +125,8 @@ void backward_plane(const float *x, const Piece *table, float start, float scale
     int64_t i = 0;
 #ifdef __AVX2__
     const __m256 zero = _mm256_setzero_ps();
+    Piece *lanes[LANES];
+    for (int l = 0; l < LANES; ++l) lanes[l] = sums + l * intervals;
     for (; i + 8 <= points; i += 8) {
         const Block b(x + i, table, start, scale, intervals);
         const __m256 f = b.f, f2 = f * f, f3 = f2 * f;
@@ -126,7 +138,7 @@ void backward_plane(const float *x, const Piece *table, float start, float scale
             w[1] = s * f2 + sb * f * 2.0f;
             w[2] = s * f3 + sb * f2 * 3.0f;
             w[3] = s * f2 * f2 + sb * f3 * 4.0f;
-            for (int j = 0; j < 8; ++j) sums[(j % LANES) * intervals + b.k[j]].c0 += g_value[i + j];
+            for (int j = 0; j < 8; ++j) piece_at(lanes[j % LANES], b.k[j]).c0 += g_value[i + j];
         }
         if (ORDERS & 2) {
             const __m256 s = _mm256_loadu_ps(g_first + i) * scale;
@@ -146,9 +158,9 @@ void backward_plane(const float *x, const Piece *table, float start, float scale
         _mm256_storeu_ps(g_x + i, gx * scale);
         Block::transpose(w);
         for (int j = 0; j < 4; ++j) {
-            Piece *lane = sums + (j % LANES) * intervals;
-            lane[b.k[j]].c += (vec4)_mm256_castps256_ps128(w[j]);
-            lane[b.k[j + 4]].c += (vec4)_mm256_extractf128_ps(w[j], 1);
+            Piece *lane = lanes[j % LANES];
+            piece_at(lane, b.k[j]).c += (vec4)_mm256_castps256_ps128(w[j]);
+            piece_at(lane, b.k[j + 4]).c += (vec4)_mm256_extractf128_ps(w[j], 1);
         }
     }
 #endif
