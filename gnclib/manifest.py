@@ -61,25 +61,49 @@ MANIFEST: dict[str, Figure] = {
     "spline_basis": Figure("04_train_foe", "Quartic B-splines: partition of unity and smoothness"),
     "dct_kernels": Figure("04_train_foe", "The kernels before training: the DCT basis"),
     "train_live": Figure("04_train_foe", "A short training: loss parts and denoising", rtol=2e-2),
-    "train_before_after": Figure(
-        "04_train_foe", "A photograph denoised before and after training", rtol=2e-2
+    "train_log": Figure("04_train_foe", "The logs of the trainings of the shipped priors"),
+    "train_quality": Figure(
+        "04_train_foe",
+        "The shipped priors over noise levels: score error and calibration",
+        rtol=2e-2,
+        atol=2e-3,
     ),
-    "train_log": Figure("04_train_foe", "The log of the training of the shipped R_1"),
-    "train_quality": Figure("04_train_foe", "R_1 over noise levels: denoising and calibration", rtol=1e-2),
-    "ablation_psnr": Figure("07_ablations", "Short trainings compared: denoising", rtol=2e-2),
-    "ablation_calibration": Figure("07_ablations", "Short trainings compared: calibration in tau", rtol=0.2),
+    "ablation_psnr": Figure("07_ablations", "Short trainings compared: denoising"),
+    "ablation_yardsticks": Figure("07_ablations", "Short trainings compared: calibration and curvature"),
+    "ablation_calibration": Figure(
+        "07_ablations", "Short trainings compared: calibration over the noise levels"
+    ),
     "effective_range": Figure("05_kernels_and_potentials", "Range of the responses against the noise level"),
-    "figure2_r1": Figure(
-        "05_kernels_and_potentials", "Figure 2 for R_1: sixteen kernels and their potentials"
+    "figure2": Figure(
+        "05_kernels_and_potentials",
+        "Figure 2: kernels, potentials and activations of R_1, R_2 and R_3",
+        rtol=1e-2,
     ),
-    "figure2_r1_all": Figure(
-        "05_kernels_and_potentials", "Figure 2 for R_1: all 48 kernels and their potentials"
+    "figure2_r1_all": Figure("05_kernels_and_potentials", "R_1: all 48 kernels and potentials", rtol=1e-2),
+    "figure2_r2_layer1": Figure(
+        "05_kernels_and_potentials", "R_2, layer 1: all kernels and activations", rtol=1e-2
     ),
+    "figure2_r2_layer2": Figure(
+        "05_kernels_and_potentials", "R_2, layer 2: all effective kernels and potentials", rtol=1e-2
+    ),
+    "figure2_r3_layer1": Figure(
+        "05_kernels_and_potentials", "R_3, layer 1: all kernels and activations", rtol=1e-2
+    ),
+    "figure2_r3_layer2": Figure(
+        "05_kernels_and_potentials", "R_3, layer 2: all effective kernels and activations", rtol=1e-2
+    ),
+    "figure2_r3_layer3": Figure(
+        "05_kernels_and_potentials", "R_3, layer 3: all effective kernels and potentials", rtol=1e-2
+    ),
+    "deep_kernels": Figure("05_kernels_and_potentials", "The kernels between channels, as whole tensors"),
     "potentials_shape": Figure(
         "05_kernels_and_potentials",
         "How quadratic, convex and rugged the potentials are",
         rtol=1e-2,
         atol=1e-3,
+    ),
+    "activations_shape": Figure(
+        "05_kernels_and_potentials", "How linear the hidden activations are", rtol=1e-2, atol=1e-3
     ),
     "learned_hessian": Figure(
         "05_kernels_and_potentials",
@@ -88,6 +112,9 @@ MANIFEST: dict[str, Figure] = {
         atol=1e-3,
     ),
     "mmse_step": Figure("05_kernels_and_potentials", "One denoising step and what it removes"),
+    "energy_knows": Figure(
+        "05_kernels_and_potentials", "Energy of a photograph against its alternatives", rtol=1e-2, atol=1e-4
+    ),
     "images_from_noise": Figure(
         "05_kernels_and_potentials", "From noise to images without data, in three ways", rtol=2e-2, atol=1e-3
     ),
