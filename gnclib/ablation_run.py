@@ -9,15 +9,13 @@ from __future__ import annotations
 
 import argparse
 import json
-import platform
-import subprocess
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from gnclib import __version__, data, files
+from gnclib import __version__, card, data, files
 from gnclib.ablations import Judge, Result, Variant, sweep
 from gnclib.foe import FoEConfig
 from gnclib.train import TrainConfig
@@ -29,7 +27,8 @@ JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curv
 
 
 def variants(steps: int = STEPS) -> list[Variant]:
-    """The recipe of the shipped priors at this budget, and the same with one ingredient exchanged at a time."""
+    """The recipe of the shipped priors at this budget (but for the averaging of weights, which is one of the variants),
+    and the same with one ingredient exchanged at a time."""
     config = TrainConfig(
         steps=steps, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.125, objective="denoising", roughness=10.0
     )  # fmt: skip
@@ -58,6 +57,7 @@ def variants(steps: int = STEPS) -> list[Variant]:
         shaped("N_x = 31", nodes_x=31),
         shaped("N_x = 191", nodes_x=191),
         trained("roughness x 10", roughness=10 * config.roughness),
+        trained("averaged weights", averaging=0.9995),
     ]
 
 
@@ -126,21 +126,12 @@ def add(path: Path, variant: Variant, result: Result) -> None:
         "error": [round(v, 5) for v in result.error],
         "curvature": [round(v, 4) for v in result.curvature],
         "cpu_seconds": round(result.seconds),
-        "machine": f"{platform.machine()} CPU, {torch.get_num_threads()} torch thread(s)",
+        "machine": card.machine(torch.device("cpu")),
         "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
-        "revision": _revision(),
+        "revision": card.revision(),
     }
     content["runs"].append(run)
     files.write_text(path, files.dumps(content))
-
-
-def _revision() -> str:
-    """The commit of the clone that this code lies in, "unknown" outside of one."""
-    root = Path(__file__).parents[1]
-    asked = subprocess.run(
-        ["git", "-C", root, "describe", "--always", "--dirty"], capture_output=True, text=True
-    )
-    return asked.stdout.strip() or "unknown"
 
 
 def _empty() -> dict:

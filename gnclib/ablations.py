@@ -236,10 +236,10 @@ def sweep(
         if (variant, seed) not in trained:
             start, before = train(variant.warm, seed) if variant.warm else (None, 0.0)
             begun = time.process_time()
-            prior = build(variant, seed, start)
-            for _ in training(TrainState(prior, replace(variant.config, seed=seed)), images):
+            state = TrainState(build(variant, seed, start), replace(variant.config, seed=seed))
+            for _ in training(state, images):
                 pass
-            done = prior.requires_grad_(False), before + time.process_time() - begun
+            done = state.prior.requires_grad_(False), before + time.process_time() - begun
             if not any(variant == v.warm for v in variants):
                 return done
             trained[variant, seed] = done

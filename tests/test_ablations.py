@@ -11,7 +11,7 @@ import torch
 from gnclib import ablation_run, ablations, data
 from gnclib.ablations import Judge, Variant
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.train import TrainConfig
+from gnclib.train import TrainConfig, TrainState, training
 
 TINY = FoEConfig(features=4, kernel_size=3, nodes_x=21, nodes_tau=5)
 BRIEF = TrainConfig(steps=3, batch=4, patch=12, fraction=0.5)
@@ -162,6 +162,18 @@ def test_a_warm_start_sets_out_from_the_trained_shallow_variant():
     (cold,) = ablations.sweep([replace(deep, warm=None)], [5], leaves(), held_out, JUDGE)
     assert torch.allclose(cold.prior.kernels[0], FieldsOfExperts(TINY).kernels[0], atol=1e-6)
     assert not torch.allclose(warm.prior.kernels[0], cold.prior.kernels[0], atol=1e-3)
+
+
+def test_averaged_weights_are_what_is_judged():
+    held_out = [data.dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+    averaged = Variant("averaged", TINY, replace(BRIEF, averaging=0.9))
+    last, mean = ablations.sweep([Variant("last", TINY, BRIEF), averaged], [2], leaves(), held_out, JUDGE)
+    state = TrainState(ablations.build(averaged, 2), replace(averaged.config, seed=2))
+    for _ in training(state, leaves()):
+        pass
+    assert torch.equal(last.prior.weights[0], state.model.weights[0])
+    assert torch.equal(mean.prior.weights[0], state.average.module.weights[0])
+    assert mean.psnr != last.psnr
 
 
 @pytest.mark.parametrize(
