@@ -12,6 +12,7 @@ import ctypes
 import hashlib
 import os
 import platform
+import tempfile
 import threading
 import warnings
 from functools import cache
@@ -33,13 +34,13 @@ _tried = False
 
 
 def _name() -> str:
-    """One library per source, flags and processor: building another never replaces one that a process uses."""
+    """One library per source, flags, torch and processor: building another never replaces one that a process uses."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         processor = platform.processor()
-    parts = _SOURCE.read_text(), *_FLAGS, platform.machine(), processor
+    parts = _SOURCE.read_text(), *_FLAGS, torch.__version__, platform.machine(), processor
     return "gnclib_spline_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
@@ -47,10 +48,23 @@ def _build() -> ctypes.CDLL:
     from torch.utils import cpp_extension
 
     name = _name()
-    path = cpp_extension.load(
-        name, [str(_SOURCE)], extra_cflags=_FLAGS, extra_ldflags=["-fopenmp"], is_python_module=False
-    )
-    library = ctypes.CDLL(path or os.path.join(cpp_extension._get_build_directory(name, False), f"{name}.so"))
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
+    built = root / f"{name}.so"
+    if not built.is_file():
+        root.mkdir(parents=True, exist_ok=True)
+        # in a folder of its own: torch's loader locks its folder with a file, for which everybody else would wait
+        # forever if this process were killed meanwhile
+        with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=root) as folder:
+            cpp_extension.load(
+                name,
+                [str(_SOURCE)],
+                extra_cflags=_FLAGS,
+                extra_ldflags=["-fopenmp"],
+                build_directory=folder,
+                is_python_module=False,
+            )
+            os.replace(Path(folder) / built.name, built)
+    library = ctypes.CDLL(str(built))
     pointer, number, integer = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
     head = [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3
     library.gnc_spline_forward.argtypes = [*head, integer]
