@@ -306,3 +306,18 @@ def test_variants_differ_from_the_recipe_in_one_ingredient():
         }
         changed |= {key for key in ("kernels", "warm") if old[key] != new[key]}
         assert len(changed) == (0 if v is others[0] else 1), v.name
+
+
+def test_the_shipped_results_are_those_of_the_present_variants():
+    content, variants = ablation_run.load(), ablation_run.variants()
+    ablation_run.check(content, variants)
+    assert content["variants"].keys() == {v.name for v in variants}
+    sizes = [len(judged) for judged in (content["judge"]["sigmas"], content["judge"]["curvature_at"])]
+    for v in variants:
+        runs = [run for run in content["runs"] if run["variant"] == v.name]
+        assert len({run["seed"] for run in runs}) == len(runs) >= 2, v.name
+        for run in runs:
+            assert [len(run["psnr"]), len(run["curvature"])] == sizes
+            assert len(run["profile"]) == len(run["error"]) == content["judge"]["levels"]
+            assert all(map(math.isfinite, run["psnr"] + run["profile"] + run["error"] + run["curvature"]))
+            assert not run["revision"].endswith("dirty")
