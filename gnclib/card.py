@@ -180,7 +180,9 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
         text = "times the learning rate: decoupled decay of the potentials' third differences after each step (ours)"
         rows.append(("roughness", f"{settings['roughness']:g} {text}"))
     if settings.get("averaging"):
-        rows.append(("averaging", f"exponential moving average of the weights, decay {settings['averaging']:g}"))
+        rows.append(
+            ("averaging", f"exponential moving average of the weights, decay {settings['averaging']:g}")
+        )
     rows += [
         ("seed", settings["seed"]),
         ("time", f"{run['hours']} h"),
