@@ -165,7 +165,8 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
         start = "none recorded: the run began with a version that did not do so"
     if settings.get("warm_start"):
         digest = settings["warm_start_sha256"]
-        start = f"`{settings['warm_start']}`, SHA-256 of its weights {digest} (our choice)"
+        hidden = settings.get("warm_start_hidden", "identity")
+        start = f"`{settings['warm_start']}`, SHA-256 of its weights {digest}, hidden activation {hidden} (our choice)"
     rows = [
         ("parameters", run["parameters"]),
         ("noise levels", f"sigma in [{config['sigma_min']}, {config['sigma_max']}], grey values in [0, 1]"),
@@ -178,6 +179,8 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
     ]
     if settings.get("roughness"):
         text = "times the learning rate: decoupled decay of the potentials' third differences after each step (ours)"
+        if config["layers"] > 1:
+            text += f"; hidden activations {settings.get('roughness_hidden', 1.0):g} times that"
         rows.append(("roughness", f"{settings['roughness']:g} {text}"))
     if settings.get("averaging"):
         rows.append(

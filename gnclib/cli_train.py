@@ -35,6 +35,8 @@ SETTINGS = {
     "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7), or denoising (in tau as well; departs from"
     " eq. 7, same minimiser)",
     "roughness": "weight of the decoupled smoothing of the potentials",
+    "roughness_hidden": "the same for hidden activations, relative to it",
+    "warm_start_hidden": "last hidden activation at a warm start, identity or magnitude",
     "averaging": "decay of the moving average of the weights, 0 for none",
     "seed": "of patches, noise levels and noise",
 }
@@ -139,7 +141,7 @@ def _prepare(args: argparse.Namespace, folder: Path, device: torch.device) -> Tr
     if changed := [name for name, value in given.items() if value != getattr(state.config, name)]:
         options = ", ".join("--" + name.removesuffix("_sha256").replace("_", "-") for name in changed)
         raise ValueError(f"--resume goes on with the settings of the checkpoint; leave out {options}")
-    if state.model.config.layers != PRIORS[args.prior]:
+    if state.model.config.layers != PRIORS[args.prior].layers:
         raise ValueError(f"the checkpoint in {folder} is of another prior than {args.prior}")
     return state
 

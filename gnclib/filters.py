@@ -46,33 +46,51 @@ def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
     return g
 
 
-def convolve(x: Tensor, kernel: Tensor) -> Tensor:
-    """Valid 2D convolution (correlation, as in networks): (B, C, H, W), (D, C, s, s) -> (B, D, H - s + 1, W - s + 1).
+def dilate(kernel: Tensor, dilation: int) -> Tensor:
+    """The kernel with zeros between its taps, which are ``dilation`` pixels apart: (D, C, s, s) -> (D, C, r, r).
 
+    r = extent(s, dilation) = dilation (s - 1) + 1.
+    """
+    side = extent(kernel.shape[-1], dilation)
+    dilated = kernel.new_zeros(*kernel.shape[:2], side, side)
+    dilated[..., ::dilation, ::dilation] = kernel
+    return dilated
+
+
+def extent(size: int, dilation: int) -> int:
+    """Pixels in each direction from the first to the last tap of a kernel of ``size`` taps."""
+    return dilation * (size - 1) + 1
+
+
+def convolve(x: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
+    """Valid 2D convolution (correlation, as in networks): (B, C, H, W), (D, C, s, s) -> (B, D, H - r + 1, W - r + 1).
+
+    The taps are ``dilation`` pixels apart, r = extent(s, dilation): the convolution with :func:`dilate` of the kernel.
     A single input channel is a matrix product with all shifts of the image, several times faster on CPU than conv2d.
     """
     if kernel.shape[1] > 1:
-        return F.conv2d(x, kernel)
+        return F.conv2d(x, kernel, dilation=dilation)
+    kernel = dilate(kernel, dilation) if dilation > 1 else kernel
     h, w = x.shape[-2] - kernel.shape[-2] + 1, x.shape[-1] - kernel.shape[-1] + 1
     shifts = x.unfold(2, h, 1).unfold(3, w, 1).reshape(len(x), -1, h * w)  # (B, s s, h w)
     return torch.bmm(kernel.flatten(1).expand(len(x), -1, -1), shifts).unflatten(-1, (h, w))
 
 
-def convolve_adjoint(g: Tensor, kernel: Tensor) -> Tensor:
-    """The adjoint of :func:`convolve` in x: (B, D, h, w) -> (B, C, h + s - 1, w + s - 1)."""
+def convolve_adjoint(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
+    """The adjoint of :func:`convolve` in x: (B, D, h, w) -> (B, C, h + r - 1, w + r - 1)."""
     if kernel.shape[1] > 1:
-        return F.conv_transpose2d(g, kernel)
+        return F.conv_transpose2d(g, kernel, dilation=dilation)
+    kernel = dilate(kernel, dilation) if dilation > 1 else kernel
     s = kernel.shape[-1]
     size = g.shape[-2] + s - 1, g.shape[-1] + s - 1
     return F.fold(torch.bmm(kernel.flatten(1).t().expand(len(g), -1, -1), g.flatten(2)), size, s)
 
 
-def convolve_adjoint_inner(g: Tensor, kernel: Tensor) -> Tensor:
-    """:func:`convolve_adjoint` where ``g`` has all that it needs: (B, D, h, w) -> (B, C, h - s + 1, w - s + 1)."""
-    s = kernel.shape[-1]
+def convolve_adjoint_inner(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
+    """:func:`convolve_adjoint` where ``g`` has all that it needs: (B, D, h, w) -> (B, C, h - r + 1, w - r + 1)."""
     if kernel.shape[1] > 1:
-        return F.conv2d(g, kernel.flip(-1, -2).transpose(0, 1))
-    return F.pad(convolve_adjoint(g, kernel), [1 - s] * 4)
+        return F.conv2d(g, kernel.flip(-1, -2).transpose(0, 1), dilation=dilation)
+    return F.pad(convolve_adjoint(g, kernel, dilation), [1 - extent(kernel.shape[-1], dilation)] * 4)
 
 
 def crop_to(x: Tensor, smaller: Tensor) -> Tensor:

@@ -12,6 +12,8 @@ tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
   can express it (their splines contain constants); named apart, it trains faster.
 * *Border.* Images are continued by reflection by half the receptive field, so that there is one feature per pixel and
   channel, and the energy is the sum over exactly these. ``grad`` is the exact gradient of that energy.
+* *Dilation.* The taps of ``K_2 ... K_L`` are ``dilation`` pixels apart, for the farther sight that strong noise asks
+  for at the cost of 3 x 3 kernels.
 * *Range ends.* Potentials are continued linearly outside of their nodes (:mod:`gnclib.spline`).
 
 ``grad`` is an explicit backward pass written in forward operations, so that training needs first-order automatic
@@ -47,6 +49,8 @@ from gnclib.spline import SplineGrid
 
 __all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig", "spline_sum"]
 
+#: the last hidden activation at a warm start, see :meth:`FieldsOfExperts.warm_start`
+START_ACTIVATIONS = ("identity", "magnitude")
 #: folder of the weights that come with the package
 WEIGHTS = Path(__file__).with_name("weights")
 
@@ -101,20 +105,25 @@ class FieldsOfExperts(nn.Module):
         k /= torch.linalg.vector_norm(k, dim=(-1, -2), keepdim=True).clamp(min=1.0)
 
     @torch.no_grad()
-    def smooth(self, amount: float) -> None:
+    def smooth(self, amount: float, hidden: float = 1.0) -> None:
         """Take one implicit step of length ``amount`` down the roughness 1/2 ||D^3 w||^2 of all potentials, in place.
 
         w becomes (I + amount D^3^T D^3)^-1 w, with D^3 the third difference along x: what is rough from node to node
         is damped, quadratic functions stay as they are. Stable for every amount.
 
+        Args:
+            amount: >= 0, of the last potentials; hidden: >= 0, times the amount for the activations before them.
+
         Raises:
             ValueError: an amount that is negative or not finite.
         """
-        if not 0 <= amount < math.inf:
-            raise ValueError(f"the amount of smoothing must be >= 0 and finite, got {amount}")
-        values, vectors = _roughness(self.config.nodes_x)
-        damping = (vectors * (1 / (1 + amount * values)) @ vectors.T).to(self.offset)
-        for w in self.weights:
+        last = self.config.layers - 1
+        for layer, w in enumerate(self.weights):
+            step = amount if layer == last else hidden * amount
+            if not 0 <= step < math.inf:
+                raise ValueError(f"the amount of smoothing must be >= 0 and finite, got {step}")
+            values, vectors = _roughness(self.config.nodes_x)
+            damping = (vectors * (1 / (1 + step * values)) @ vectors.T).to(w)
             w.copy_(torch.einsum("ij,cjt->cit", damping, w))
 
     # the energy contract -------------------------------------------------------------------------------------------
@@ -146,7 +155,7 @@ class FieldsOfExperts(nn.Module):
         inputs = self._features(y, tau, border, keep_slopes=True)
         g = inputs[-1]  # phi_L'(x_L)
         for l in reversed(range(self.config.layers)):
-            g = convolve_adjoint(g, self.kernels[l])
+            g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
             if l:
                 g = g * inputs[l - 1]
         g = self._scale(tau)[0][:, None, None, None] * g
@@ -173,7 +182,7 @@ class FieldsOfExperts(nn.Module):
         slopes = self._features(y, tau, "valid", keep_slopes=True)
         g = slopes[-1]
         for l in reversed(range(1, self.config.layers)):
-            g = convolve_adjoint_inner(g, self.kernels[l])
+            g = convolve_adjoint_inner(g, self.kernels[l], self.config.dilations[l])
             g = g * crop_to(slopes[l - 1], g)
         return self._scale(tau)[0][:, None, None, None] * convolve_adjoint_inner(g, self.kernels[0])
 
@@ -190,8 +199,8 @@ class FieldsOfExperts(nn.Module):
         padded = reflect(y, self.config.margin) if border == "reflect" else y
         jet = [s[:, None, None, None] * padded for s in self._scale(tau)[: order + 1]]
         by_order = [self._coefficients(tau, k) for k in range(order + 1)]
-        for l, kernel in enumerate(self.kernels):
-            x, x1, *x2 = (convolve(j, kernel) for j in jet)
+        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
+            x, x1, *x2 = (convolve(j, kernel, dilation) for j in jet)
             f, fx, *fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2)[: order + 1])
             ft, *fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1)[:order])
             jet = [f, ft + fx * x1]
@@ -268,8 +277,8 @@ class FieldsOfExperts(nn.Module):
             reflect(y, self.config.margin) if border == "reflect" else y
         )
         kept = []
-        for l, kernel in enumerate(self.kernels):
-            x = convolve(h, kernel)
+        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
+            x = convolve(h, kernel, dilation)
             last = l == self.config.layers - 1
             orders = ((1,) if last else (0, 1)) if keep_slopes else (() if last else (0,))
             values = spline.evaluate(x, coefficients[l], self.config.grid_x, orders) if orders else ()
@@ -278,21 +287,39 @@ class FieldsOfExperts(nn.Module):
         return kept
 
     @torch.no_grad()
-    def warm_start(self, shallow: FieldsOfExperts, generator: torch.Generator | None = None) -> None:
+    def warm_start(
+        self, shallow: FieldsOfExperts, generator: torch.Generator | None = None, *, hidden: str = "identity"
+    ) -> None:
         """Become nearly the energy ``shallow`` = R_1: its kernels K_1, its potentials in the last layer.
 
         Hidden activations are the identity and K_l = identity + 0.1 Kaiming-normal for l >= 2, so that training sets
         out from R_1's quality (not in the paper, which starts from DCT and Kaiming-normal kernels). Without the random
         part (and as long as features stay within the range of the nodes) it is R_1 but for the border.
 
+        With identities the potentials see signed features only, and by the symmetry of images under a change of sign
+        of their contrast nothing drives them to anything else: training stays near activations that are straight.
+        ``hidden="magnitude"`` lets the last hidden layer compute magnitudes, and the potentials undo it:
+
+            phi_{L-1}(x) = m(x) = sqrt(x^2 + s^2) - s,   phi_L(m) = [rho(x) + rho(-x)] / 2  at x = sqrt((m + s)^2 - s^2),
+
+        rho R_1's potential, s = 0.3, and phi_L continued linearly to m < 0. It is the same energy for even rho, but
+        K_L now pools magnitudes of neighbouring features, which potentials can use at once.
+
         Args:
             shallow: R_1; left as it is.
             generator: of the random part of K_l.
+            hidden: "identity" or "magnitude", the last hidden activation.
 
         Raises:
-            ValueError: ``shallow`` has other nodes, kernels or features, or more than one layer.
+            ValueError: ``shallow`` has other nodes, first kernels or features, or more than one layer; or another
+                name of an activation, or a magnitude without a hidden layer.
         """
-        if asdict(shallow.config) != asdict(self.config) | {"layers": 1}:
+        if hidden not in START_ACTIVATIONS:
+            raise ValueError(f"hidden must be one of {', '.join(START_ACTIVATIONS)}, got {hidden!r}")
+        if hidden == "magnitude" and self.config.layers == 1:
+            raise ValueError('hidden="magnitude" needs a hidden layer, and this energy has one layer')
+        of_deep_layers = {name: getattr(self.config, name) for name in ("deep_kernel_size", "dilation")}
+        if asdict(shallow.config) | of_deep_layers != asdict(self.config) | {"layers": 1}:
             raise ValueError(
                 "a warm start needs a prior of one layer with the same configuration otherwise, got"
                 f" {shallow.config} for {self.config}"
@@ -306,6 +333,10 @@ class FieldsOfExperts(nn.Module):
             weights.copy_(start)
         self.kernels[0].copy_(shallow.kernels[0])
         self.weights[-1].copy_(shallow.weights[0])
+        if hidden == "magnitude":
+            magnitude, composed = _magnitude(self.config.grid_x, shallow.weights[0])
+            self.weights[-2].copy_(magnitude[None, :, None].expand_as(self.weights[-2]))
+            self.weights[-1].copy_(composed)
         self.offset.copy_(shallow.offset)
 
     # files ---------------------------------------------------------------------------------------------------------
@@ -343,6 +374,17 @@ class FieldsOfExperts(nn.Module):
         except RuntimeError as error:
             raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
         return model.requires_grad_(False).eval()
+
+
+def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Coefficients (N_x,) of m(x) and, for potentials rho (C, N_x, N_tau), of rho after the inverse of m, shaped alike."""
+    m = torch.linspace(grid.low, grid.high, 40 * grid.intervals + 1, dtype=torch.float64)
+    rho = potentials.detach().double().cpu().transpose(1, 2)  # (C, N_tau, N_x)
+    x = ((m.clamp(min=0) + s) ** 2 - s**2).sqrt().expand(*rho.shape[:2], -1).contiguous()
+    even = (spline.evaluate(x, rho, grid)[0] + spline.evaluate(-x, rho, grid)[0]) / 2
+    (curvature,) = spline.evaluate(torch.zeros_like(x[..., :1]), rho, grid, (2,))
+    even = even + s * curvature * m.clamp(max=0)  # rho(0) + s rho''(0) m for m < 0: no kink at 0
+    return grid.fit(m, (m**2 + s**2).sqrt() - s), grid.fit(m, even).transpose(1, 2)
 
 
 @cache

@@ -16,7 +16,8 @@ class FoEConfig:
         layers: L >= 1.
         features: channels per layer; at most kernel_size^2 - 1, the number of DCT kernels without the constant.
         kernel_size: side of the kernels of K_1, odd.
-        deep_kernel_size: side of the kernels of K_2 ... K_L, odd.
+        deep_kernel_size: taps of the kernels of K_2 ... K_L in each direction, odd.
+        dilation: d >= 1, distance of the taps of K_2 ... K_L in pixels.
         nodes_x: N_x, spline nodes per potential; range: the potentials are complete on [-range, range].
         nodes_tau: N_tau, spline nodes in tau.
         sigma_min, sigma_max: noise levels (grey values in [0, 1]) between which the energy is defined.
@@ -31,6 +32,7 @@ class FoEConfig:
     features: int = 48
     kernel_size: int = 7
     deep_kernel_size: int = 3
+    dilation: int = 1
     nodes_x: int = 95
     range: float = 6.0
     nodes_tau: int = 11
@@ -50,6 +52,10 @@ class FoEConfig:
                 getattr(self, name) % 2 == 1 and getattr(self, name) > 0,
                 f"{name} must be odd, got {getattr(self, name)}",
             )
+        demand(
+            isinstance(self.dilation, int) and self.dilation >= 1,
+            f"dilation must be a positive integer, got {self.dilation!r}",
+        )
         most = self.kernel_size**2 - 1
         demand(
             1 <= self.features <= most,
@@ -74,11 +80,20 @@ class FoEConfig:
     @property
     def margin(self) -> int:
         """Half the receptive field: pixels added on each side by reflection."""
-        return self.kernel_size // 2 + (self.layers - 1) * (self.deep_kernel_size // 2)
+        return self.kernel_size // 2 + sum(self.dilations[1:]) * (self.deep_kernel_size // 2)
+
+    @property
+    def dilations(self) -> tuple[int, ...]:
+        """Distance of the taps of K_1 ... K_L in pixels: 1, d, ..., d."""
+        return (1, *[self.dilation] * (self.layers - 1))
 
     @classmethod
     def from_dict(cls, values: dict) -> FoEConfig:
-        """The inverse of ``dataclasses.asdict``; unknown or missing names raise ValueError."""
+        """The inverse of ``dataclasses.asdict``; unknown or missing names raise ValueError.
+
+        Files written before kernels could be dilated lack ``dilation``, which was 1.
+        """
+        values = {"dilation": 1} | values
         known = {f.name for f in fields(cls)}
         if set(values) != known:
             unknown, missing = sorted(set(values) - known), sorted(known - set(values))

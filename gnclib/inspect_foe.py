@@ -22,7 +22,7 @@ from scipy.signal import find_peaks
 from torch import Tensor
 
 from gnclib import spline
-from gnclib.filters import convolve, convolve_adjoint, reflect
+from gnclib.filters import convolve, convolve_adjoint, dilate, reflect
 from gnclib.foe import FieldsOfExperts, FoEConfig
 
 __all__ = [
@@ -77,8 +77,8 @@ def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
     y: images (B, 1, H, W), continued by reflection as in the energy; sigma: noise level at which the prior is used.
     """
     h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
-    for layer, kernel in enumerate(prior.kernels, start=1):
-        x = convolve(h, kernel)
+    for layer, (kernel, dilation) in enumerate(zip(prior.kernels, prior.config.dilations, strict=True), start=1):
+        x = convolve(h, kernel, dilation)
         found.append(x.transpose(0, 1).flatten(1))
         if layer < prior.config.layers:
             h = spline.evaluate(
@@ -108,11 +108,13 @@ def effective_kernels(prior: FieldsOfExperts, slopes: list[Tensor]) -> list[Tens
     """K_l A_{l-1} K_{l-1} ... A_1 K_1 for l = 1 ... L, with A_l = diag(slopes_l) in place of the activations.
 
     The linear filters that the features of layer l would be, were its activations straight lines with these slopes;
-    (C, 1, s_l, s_l) with s_l = kernel_size + (l - 1) (deep_kernel_size - 1).
+    (C, 1, s_l, s_l) with s_l = kernel_size + (l - 1) d (deep_kernel_size - 1), d the dilation.
     """
     composed = [prior.kernels[0].detach()]
-    for kernel, slope in zip(prior.kernels[1:], slopes, strict=True):
-        composed.append(convolve_adjoint(kernel.detach(), slope[:, None, None, None] * composed[-1]))
+    deep = zip(prior.kernels[1:], prior.config.dilations[1:], slopes, strict=True)
+    for kernel, dilation, slope in deep:
+        taps = dilate(kernel.detach(), dilation)
+        composed.append(convolve_adjoint(taps, slope[:, None, None, None] * composed[-1]))
     return composed
 
 

@@ -48,11 +48,12 @@ class PointHessian:
         tau = torch.tensor([math.log(sigma)], dtype=y.dtype).clamp(tau_grid.low, tau_grid.high)
         self.t, self.margin, self.shape = sigma**2, prior.config.margin, tuple(y.shape)
         self.kernels = [k.detach() for k in prior.kernels]
+        self.dilations = prior.config.dilations
         self.scale = input_scale(prior.config, sigma)
         h = self.scale * reflect(y, self.margin)
         self.features, self.slopes, self.curvatures = [], [], []
-        for kernel, weights in zip(self.kernels, prior.weights, strict=True):
-            x = convolve(h, kernel)
+        for kernel, dilation, weights in zip(self.kernels, self.dilations, prior.weights, strict=True):
+            x = convolve(h, kernel, dilation)
             h, first, second = spline.evaluate(x, spline.contract(weights, tau, tau_grid), grid, (0, 1, 2))
             self.features.append(x)
             self.slopes.append(first.detach())
@@ -60,13 +61,13 @@ class PointHessian:
         g = torch.ones_like(h)
         for l in reversed(range(len(self.kernels))):
             self.curvatures[l] = g * self.curvatures[l]
-            g = convolve_adjoint(g * self.slopes[l], self.kernels[l])
+            g = convolve_adjoint(g * self.slopes[l], self.kernels[l], self.dilations[l])
 
     def _tangents(self, v: Tensor) -> list[Tensor]:
         """J_1 v ... J_L v."""
         h, found = self.scale * reflect(v, self.margin), []
-        for kernel, slope in zip(self.kernels, self.slopes, strict=True):
-            found.append(convolve(h, kernel))
+        for kernel, dilation, slope in zip(self.kernels, self.dilations, self.slopes, strict=True):
+            found.append(convolve(h, kernel, dilation))
             h = slope * found[-1]
         return found
 
@@ -76,7 +77,7 @@ class PointHessian:
         for l in reversed(range(len(self.kernels))):
             q = self.curvatures[l] * tangents[l]
             q = q if g is None else q + self.slopes[l] * g
-            g = convolve_adjoint(q, self.kernels[l])
+            g = convolve_adjoint(q, self.kernels[l], self.dilations[l])
         return self.t * reflect_adjoint(self.scale * g, self.margin)
 
     def by_layer(self, v: Tensor) -> list[float]:

@@ -72,6 +72,17 @@ class SplineGrid:
         """The node positions mu_i, shape (count,)."""
         return self.low + (torch.arange(self.count, dtype=dtype) - 1.5) * self.spacing
 
+    def fit(self, x: Tensor, values: Tensor) -> Tensor:
+        """Coefficients (..., count) of the least-squares spline to samples.
+
+        Args:
+            x: points (P,), float64, in the range and dense enough that each basis function is seen.
+            values: (..., P), float64.
+        """
+        basis = quartic_bspline((x[:, None] - self.nodes()) / self.spacing)  # (P, count)
+        flat = torch.linalg.lstsq(basis, values.reshape(-1, len(x)).T).solution.T
+        return flat.reshape(*values.shape[:-1], self.count)
+
     def quadratic(self, a: float = 0.0, b: float = 0.0, c: float = 0.0, dtype=torch.float64) -> Tensor:
         """Coefficients (count,) whose spline *is* a + b x + c x^2 on the range.
 

@@ -188,7 +188,7 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
         state.optimizer.step()
         model.project()
         if config.roughness:
-            model.smooth(config.roughness * lr)
+            model.smooth(config.roughness * lr, config.roughness_hidden)
         if state.average:
             state.average.update_parameters(model)
         state.step += 1

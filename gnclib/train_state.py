@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
 from gnclib import files
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe import START_ACTIVATIONS, FieldsOfExperts, FoEConfig
 
 OBJECTIVES = ("corrected", "printed", "denoising")
 CHECKPOINT = "checkpoint.safetensors"
@@ -39,11 +39,13 @@ class TrainConfig:
             score matching in tau as well, which departs from eq. 7; see :mod:`gnclib.score_matching`).
         roughness: weight of the decoupled decay of :meth:`FieldsOfExperts.smooth`, taken after each step times the
             learning rate (as AdamW decays weights): where data are rare a potential stays smooth.
+        roughness_hidden: the same for hidden activations, relative to ``roughness``.
         averaging: decay beta of the exponential moving average of the weights, in [0, 1); 0 for none. The average is
             what is validated and exported; it forgets over about 1 / (1 - beta) steps, fewer in the beginning.
         seed: of patches, noise levels and noise.
         warm_start: name of the prior that the run set out from (:meth:`FieldsOfExperts.warm_start`), "" for none;
-            warm_start_sha256: SHA-256 of its model.safetensors. :func:`gnclib.training_run.start` fills in the latter.
+            warm_start_sha256: SHA-256 of its model.safetensors, and ``warm_start_hidden`` as there ("identity" or
+            "magnitude"). :func:`gnclib.training_run.start` fills in the first two.
 
     Raises:
         ValueError: a value outside of its range.
@@ -59,10 +61,12 @@ class TrainConfig:
     fraction: float = 0.125
     objective: str = "corrected"
     roughness: float = 0.0
+    roughness_hidden: float = 1.0
     averaging: float = 0.0
     seed: int = 0
     warm_start: str = ""
     warm_start_sha256: str = ""
+    warm_start_hidden: str = "identity"
 
     def __post_init__(self):
         for name in ("steps", "batch", "patch"):
@@ -74,14 +78,18 @@ class TrainConfig:
                 raise ValueError(f"{name} must lie in (0, 1), got {getattr(self, name)}")
         if not 0 <= self.smoothing < math.inf:
             raise ValueError(f"smoothing (lambda) must be >= 0, got {self.smoothing}")
-        if not 0 <= self.roughness < math.inf:
-            raise ValueError(f"roughness must be >= 0, got {self.roughness}")
+        for name in ("roughness", "roughness_hidden"):
+            if not 0 <= getattr(self, name) < math.inf:
+                raise ValueError(f"{name} must be >= 0, got {getattr(self, name)}")
         if not 0 <= self.averaging < 1:
             raise ValueError(f"averaging must lie in [0, 1), got {self.averaging}")
         if not 0 < self.fraction <= 1:
             raise ValueError(f"fraction must lie in (0, 1], got {self.fraction}")
         if self.objective not in OBJECTIVES:
             raise ValueError(f"objective must be one of {', '.join(OBJECTIVES)}, got {self.objective!r}")
+        if self.warm_start_hidden not in START_ACTIVATIONS:
+            known = ", ".join(START_ACTIVATIONS)
+            raise ValueError(f"warm_start_hidden must be one of {known}, got {self.warm_start_hidden!r}")
         if self.objective == "corrected" and self.smoothing and self.batch < 2:
             raise ValueError(
                 "the boundary term of the corrected objective takes pairs of patches: batch must be >= 2"

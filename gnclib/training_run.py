@@ -32,14 +32,15 @@ from gnclib.train import CHECKPOINT, Step, TrainConfig, TrainState, load_checkpo
 
 LOG = "log.csv"
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
-#: the priors that can be trained by name: number of layers
-PRIORS = {"R1": 1, "R2": 2, "R3": 3}
+#: the priors that can be trained by name
+PRIORS = {"R1": FoEConfig(layers=1), "R2": FoEConfig(layers=2, dilation=2), "R3": FoEConfig(layers=3, dilation=2)}
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
+_DEEP = {"lr": 5e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
 #: the settings with which the shipped priors are trained
 RECIPES = {
     "R1": replace(_SHIPPED, batch=16, patch=48),
-    "R2": replace(_SHIPPED, batch=4, patch=64, lr=5e-4),
-    "R3": replace(_SHIPPED, batch=4, patch=64, lr=5e-4),
+    "R2": replace(_SHIPPED, batch=4, patch=64, **_DEEP),
+    "R3": replace(_SHIPPED, batch=4, patch=72, **_DEEP),
 }
 
 
@@ -79,7 +80,7 @@ def start(
     """A new run of R1, R2 or R3.
 
     Args:
-        name: which prior; it has the default :class:`FoEConfig` but for the number of layers.
+        name: which prior of :data:`PRIORS`.
         config: of the training. Its ``warm_start`` and ``warm_start_sha256`` are filled in.
         warm_start: a prior of one layer to set out from, a shipped name or a folder; "" for none.
         device: where to train.
@@ -90,10 +91,12 @@ def start(
     if name not in PRIORS:
         raise ValueError(f"there is no prior {name!r} to train: choose one of {', '.join(PRIORS)}")
     generator = torch.Generator().manual_seed(config.seed)
-    model = FieldsOfExperts(FoEConfig(layers=PRIORS[name]), generator=generator)
+    model = FieldsOfExperts(PRIORS[name], generator=generator)
     if str(warm_start):
         shallow = FieldsOfExperts.from_pretrained(warm_start)
-        model.warm_start(shallow, torch.Generator().manual_seed(config.seed))
+        model.warm_start(
+            shallow, torch.Generator().manual_seed(config.seed), hidden=config.warm_start_hidden
+        )
         config = replace(config, **warm_start_settings(warm_start))
     return TrainState(model.to(device), config)
 

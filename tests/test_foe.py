@@ -11,7 +11,7 @@ from scipy.fft import dctn
 from torch.autograd.functional import hessian
 
 from gnclib import foe
-from gnclib.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
+from gnclib.filters import convolve, convolve_adjoint, dct_kernels, dilate, extent, reflect, reflect_adjoint
 from gnclib.foe import FieldsOfExperts, FoEConfig
 
 f64 = {"dtype": torch.float64}
@@ -62,15 +62,19 @@ def test_dct_kernels_against_scipy(size):
     assert sorted(frequency) == [0, size]  # the first two: one change of sign across, one along
 
 
+@pytest.mark.parametrize("dilation", [1, 2, 3])
 @pytest.mark.parametrize(("channels", "features", "size"), [(1, 5, 3), (1, 4, 7), (3, 4, 3), (4, 4, 1)])
-def test_convolution_and_its_adjoint(channels, features, size):
-    """<K x, g> = <x, K^T g>, and K x is torch's conv2d."""
+def test_convolution_and_its_adjoint(channels, features, size, dilation):
+    """<K x, g> = <x, K^T g>, and K x is torch's conv2d, also with the kernel whose zeros are written out."""
     g = generator(size)
-    x = torch.randn(2, channels, 9, 11, generator=g, **f64)
+    side = extent(size, dilation)
+    x = torch.randn(2, channels, 19, 21, generator=g, **f64)
     kernel = torch.randn(features, channels, size, size, generator=g, **f64)
-    y = torch.randn(2, features, 10 - size, 12 - size, generator=g, **f64)
-    torch.testing.assert_close(convolve(x, kernel), F.conv2d(x, kernel))
-    torch.testing.assert_close((convolve(x, kernel) * y).sum(), (x * convolve_adjoint(y, kernel)).sum())
+    y = torch.randn(2, features, 20 - side, 22 - side, generator=g, **f64)
+    found = convolve(x, kernel, dilation)
+    torch.testing.assert_close(found, F.conv2d(x, kernel, dilation=dilation))
+    torch.testing.assert_close(found, F.conv2d(x, dilate(kernel, dilation)))
+    torch.testing.assert_close((found * y).sum(), (x * convolve_adjoint(y, kernel, dilation)).sum())
 
 
 @pytest.mark.parametrize(("margin", "height", "width"), [(0, 4, 5), (1, 2, 5), (3, 4, 9), (4, 7, 5)])

@@ -35,13 +35,14 @@ def images(height, width, batch=2, seed=1):
 # --- filters ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("dilation", [1, 2])
 @pytest.mark.parametrize(("channels", "features", "size"), [(1, 5, 3), (1, 4, 7), (3, 4, 3), (4, 4, 5)])
-def test_the_inner_adjoint_is_the_centre_of_the_adjoint(channels, features, size):
-    g = torch.randn(2, features, 13, 12, generator=generator(size), **f64)
+def test_the_inner_adjoint_is_the_centre_of_the_adjoint(channels, features, size, dilation):
+    g = torch.randn(2, features, 16, 15, generator=generator(size), **f64)
     kernel = torch.randn(features, channels, size, size, generator=generator(0), **f64)
-    found = convolve_adjoint_inner(g, kernel)
-    assert found.shape == (2, channels, 14 - size, 13 - size)
-    torch.testing.assert_close(found, crop_to(convolve_adjoint(g, kernel), found))
+    found = convolve_adjoint_inner(g, kernel, dilation)
+    assert found.shape == (2, channels, 16 - dilation * (size - 1), 15 - dilation * (size - 1))
+    torch.testing.assert_close(found, crop_to(convolve_adjoint(g, kernel, dilation), found))
 
 
 def test_crop_to_takes_the_centre():
@@ -54,11 +55,12 @@ def test_crop_to_takes_the_centre():
 
 
 @pytest.mark.parametrize("layers", [1, 2, 3])
-@pytest.mark.parametrize("kernels", [(3, 3), (5, 3), (3, 5)], ids=str)
+@pytest.mark.parametrize("kernels", [(3, 3, 1), (5, 3, 1), (3, 5, 1), (3, 3, 2), (3, 3, 3)], ids=str)
 def test_inner_gradient_is_that_of_any_larger_image(layers, kernels):
     """Cropped "valid" and "reflect" gradients, and the gradient of an image of which y is a part."""
-    first, deep = kernels
-    energy = random_energy(replace(SMALL, layers=layers, kernel_size=first, deep_kernel_size=deep))
+    first, deep, dilation = kernels
+    config = replace(SMALL, layers=layers, kernel_size=first, deep_kernel_size=deep, dilation=dilation)
+    energy = random_energy(config)
     m = energy.config.margin
     large = images(4 * m + 9, 4 * m + 8)
     y = large[..., 2:-2, 1:-2]
