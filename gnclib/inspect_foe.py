@@ -15,9 +15,11 @@ scaling and shifting of either axis, so it does not matter whether x_1 or the re
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 from scipy.signal import find_peaks
 from torch import Tensor
 
@@ -36,6 +38,7 @@ __all__ = [
     "local_minima",
     "mean_frequency",
     "mean_slopes",
+    "straightness",
 ]
 
 
@@ -104,17 +107,35 @@ def mean_slopes(prior: FieldsOfExperts, found: list[Tensor], sigma: float) -> li
     return [curves(prior, l, x, sigma, 1).mean(1) for l, x in enumerate(found[:-1], start=1)]
 
 
-def effective_kernels(prior: FieldsOfExperts, slopes: list[Tensor]) -> list[Tensor]:
+def straightness(prior: FieldsOfExperts, found: list[Tensor], sigma: float) -> list[float]:
+    """Median over the channels of |E phi_l'| / sqrt(E phi_l'^2) over features, per hidden layer l = 1 ... L - 1.
+
+    1 for activations that are straight lines, 0 for even ones, magnitudes for instance, which no line resembles.
+    """
+    slopes = [curves(prior, l, x, sigma, 1) for l, x in enumerate(found[:-1], start=1)]
+    return [(s.mean(1).abs() / s.square().mean(1).sqrt()).median().item() for s in slopes]
+
+
+def effective_kernels(
+    prior: FieldsOfExperts, slopes: list[Tensor], pooled: Collection[int] = ()
+) -> list[Tensor]:
     """K_l A_{l-1} K_{l-1} ... A_1 K_1 for l = 1 ... L, with A_l = diag(slopes_l) in place of the activations.
 
-    The linear filters that the features of layer l would be, were its activations straight lines with these slopes;
+    The linear filters that the features of layer l would be, were its activations straight lines with these slopes.
+    No line stands for a magnitude: behind the hidden layers in ``pooled`` the kernel of channel c is that of the channel
+    before whose magnitude enters c with the largest weight in K_l.
+
     (C, 1, s_l, s_l) with s_l = kernel_size + (l - 1) d (deep_kernel_size - 1), d the dilation.
     """
     composed = [prior.kernels[0].detach()]
     deep = zip(prior.kernels[1:], prior.config.dilations[1:], slopes, strict=True)
-    for kernel, dilation, slope in deep:
+    for before, (kernel, dilation, slope) in enumerate(deep, start=1):
         taps = dilate(kernel.detach(), dilation)
-        composed.append(convolve_adjoint(taps, slope[:, None, None, None] * composed[-1]))
+        if before in pooled:
+            strongest = kernel.detach().abs().amax((2, 3)).argmax(1)
+            composed.append(F.pad(composed[-1][strongest], [taps.shape[-1] // 2] * 4))
+        else:
+            composed.append(convolve_adjoint(taps, slope[:, None, None, None] * composed[-1]))
     return composed
 
 

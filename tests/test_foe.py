@@ -2,6 +2,7 @@
 
 import json
 import math
+from dataclasses import asdict, replace
 
 import numpy as np
 import pytest
@@ -28,10 +29,11 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def random_energy(layers=1, scaled=True, seed=0):
+def random_energy(layers=1, scaled=True, seed=0, dilation=1):
     """A small float64 energy whose every parameter is random: nothing is hidden by a symmetric start."""
     g = generator(seed)
-    energy = FieldsOfExperts(FoEConfig(layers=layers, scaled_input=scaled, **SMALL), generator=g).double()
+    config = FoEConfig(layers=layers, scaled_input=scaled, dilation=dilation, **SMALL)
+    energy = FieldsOfExperts(config, generator=g).double()
     for p in energy.parameters():
         p.data += 0.2 * torch.randn(p.shape, generator=g, **f64)
     return energy.requires_grad_(False)
@@ -133,6 +135,28 @@ def test_hessian_vector_products(layers):
     full = hessian(lambda flat: energy.energy(flat.view(1, 1, 6, 6), 0.1).sum(), y.flatten())
     torch.testing.assert_close(product.flatten(), full @ v.flatten())
     assert not energy.hvp(y, 0.1, v).requires_grad
+
+
+@pytest.mark.parametrize("border", ["reflect", "valid"])
+@pytest.mark.parametrize(("layers", "dilation", "margin"), [(2, 2, 3), (2, 3, 4), (3, 2, 5)])
+def test_dilated_kernels(layers, dilation, margin, border):
+    """The energy is that of the kernels with the zeros written out; its derivatives against autograd."""
+    energy, y = random_energy(layers, dilation=dilation), images(2, 13, 12).requires_grad_()
+    assert energy.config.margin == margin
+    written_out = random_energy(layers, seed=1)
+    written_out.config = replace(energy.config, dilation=1, deep_kernel_size=2 * dilation + 1)
+    written_out.load_state_dict(energy.state_dict())
+    for kernel in written_out.kernels[1:]:
+        kernel.data = dilate(kernel.data, dilation)
+    value = energy.energy(y, T, border=border)
+    torch.testing.assert_close(value, written_out.energy(y, T, border=border))
+    (exact,) = torch.autograd.grad(value.sum(), y)
+    torch.testing.assert_close(energy.grad(y.detach(), T, border=border), exact, rtol=1e-10, atol=1e-12)
+    y = y.detach()
+    for ours, theirs in zip(energy.dtau(y, T), written_out.dtau(y, T), strict=True):
+        torch.testing.assert_close(ours, theirs)
+    v = images(2, 13, 12, seed=5)
+    torch.testing.assert_close(energy.hvp(y, T, v), written_out.hvp(y, T, v))
 
 
 def test_parameters_receive_the_gradient_of_a_score_loss():
@@ -357,6 +381,8 @@ def test_too_small_images_and_unknown_borders():
         ({"features": 49}, "features"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"deep_kernel_size": -1}, "deep_kernel_size"),
+        ({"dilation": 0}, "dilation must be a positive integer"),
+        ({"dilation": 1.5}, "dilation must be a positive integer"),
         ({"nodes_tau": 4}, "at least 5"),
         ({"range": math.inf}, "range"),
         ({"sigma_min": 1.0}, "sigma_min < sigma_max"),
@@ -373,3 +399,6 @@ def test_unknown_kernels_and_configuration_keys():
         FieldsOfExperts(FoEConfig(**SMALL), kernels="haar")
     with pytest.raises(ValueError, match="missing"):
         FoEConfig.from_dict({"layers": 1})
+    older = asdict(FoEConfig(**SMALL))
+    del older["dilation"]  # kernels could not be dilated then
+    assert FoEConfig.from_dict(older) == FoEConfig(**SMALL)

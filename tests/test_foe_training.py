@@ -132,6 +132,18 @@ def test_smoothing_leaves_quadratics_alone():
         torch.testing.assert_close(w.detach(), b, rtol=0, atol=2e-6)  # the coefficients were float32
 
 
+def test_hidden_activations_are_smoothed_by_their_own_amount():
+    energies = [random_energy(replace(SMALL, layers=3)) for _ in range(3)]
+    energies[0].smooth(0.3, hidden=0.5)
+    energies[1].smooth(0.3)
+    energies[2].smooth(0.15)
+    assert torch.equal(energies[0].weights[2], energies[1].weights[2])
+    for layer in (0, 1):
+        assert torch.equal(energies[0].weights[layer], energies[2].weights[layer])
+    with pytest.raises(ValueError, match="amount of smoothing"):
+        energies[0].smooth(0.3, hidden=-1.0)
+
+
 def test_smoothing_again_and_again_ends_in_quadratics():
     energy = random_energy(SMALL)
     for _ in range(200):
@@ -203,6 +215,46 @@ def test_a_warm_start_from_the_shipped_prior_begins_near_its_gradient():
         found, exact = deep.inner_grad(y, 0.25), shallow.grad(y, 0.25)
     difference = found - crop_to(exact, found)
     assert difference.norm() < 0.5 * crop_to(exact, found).norm()
+
+
+@pytest.mark.parametrize("layers", [2, 3])
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_a_warm_start_with_magnitudes_is_the_energy_of_the_even_parts(layers, dilation):
+    """Its gradient and that of R_1 with (rho(x) + rho(-x)) / 2 for every potential, on features within the nodes."""
+    config = replace(SMALL, nodes_x=95, range=6.0)
+    g = generator(3)
+    shallow = FieldsOfExperts(config, generator=g).double().requires_grad_(False)
+    for bend in (0.03, 0.05):  # smooth potentials, neither even nor odd
+        x = shallow.config.grid_x.nodes()
+        shallow.weights[0] += (bend * torch.sin(x + torch.rand(4, 1, generator=g, **f64)))[:, :, None]
+    deep = FieldsOfExperts(replace(config, layers=layers, dilation=dilation)).double()
+    deep.warm_start(shallow, generator(5), hidden="magnitude")
+    for kernel in deep.kernels[1:]:
+        kernel.data = torch.zeros_like(kernel)
+        kernel.data[:, :, 1, 1] = torch.eye(4)
+    mirrored = FieldsOfExperts(config).double()
+    mirrored.load_state_dict(shallow.state_dict())
+    mirrored.weights[0].data = (shallow.weights[0] + shallow.weights[0].flip(1)) / 2
+    y, cut = images(40, 38), dilation * (layers - 1)
+    inner = y[..., cut:-cut, cut:-cut]
+    tight = {"rtol": 1e-3, "atol": 2e-3}
+    torch.testing.assert_close(
+        deep.energy(y, T, border="valid") / inner[0].numel(),
+        mirrored.energy(inner, T, border="valid") / inner[0].numel(),
+        **tight,
+    )
+    found, exact = deep.inner_grad(y, T), mirrored.grad(y, T)
+    exact = crop_to(exact, found)
+    assert (found - exact).norm() < 1e-3 * exact.norm()
+    assert (found - crop_to(shallow.grad(y, T), found)).norm() > 0.03 * exact.norm()  # odd parts are lost
+
+
+def test_magnitudes_need_a_hidden_layer_and_a_known_name():
+    shallow = FieldsOfExperts(SMALL)
+    with pytest.raises(ValueError, match="needs a hidden layer"):
+        FieldsOfExperts(SMALL).warm_start(shallow, hidden="magnitude")
+    with pytest.raises(ValueError, match="hidden must be one of identity, magnitude"):
+        FieldsOfExperts(replace(SMALL, layers=2)).warm_start(shallow, hidden="relu")
 
 
 def test_a_warm_start_that_does_not_fit():

@@ -17,10 +17,11 @@ def generator(seed=0):
     return torch.Generator().manual_seed(seed)
 
 
-def random_energy(layers, scaled=True):
+def random_energy(layers, scaled=True, dilation=1):
     """A small float64 energy whose every parameter is random, K_1 without a mean."""
     g = generator()
-    energy = FieldsOfExperts(FoEConfig(layers=layers, scaled_input=scaled, **SMALL), generator=g).double()
+    config = FoEConfig(layers=layers, scaled_input=scaled, dilation=dilation, **SMALL)
+    energy = FieldsOfExperts(config, generator=g).double()
     for p in energy.parameters():
         p.data += 0.3 * torch.randn(p.shape, generator=g, dtype=torch.float64)
     energy.project()
@@ -68,9 +69,10 @@ def test_quantiles_of_a_uniform_sample():
 # --- kernels ----------------------------------------------------------------------------------------------
 
 
-def test_effective_kernels_are_exact_for_linear_activations():
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_effective_kernels_are_exact_for_linear_activations(dilation):
     """With activations a_c x the features of every layer are convolutions of s y with the effective kernels."""
-    energy, y, sigma = random_energy(3), 0.2 * image(12, 11), 0.5
+    energy, y, sigma = random_energy(3, dilation=dilation), 0.2 * image(14, 13), 0.5
     grid, slopes = energy.config.grid_x, []
     for layer in (0, 1):
         slopes.append(torch.tensor([0.5, -0.3, 0.2, 0.4], dtype=torch.float64))
@@ -83,6 +85,30 @@ def test_effective_kernels_are_exact_for_linear_activations():
     padded = inspect_foe.input_scale(energy.config, sigma) * reflect(y, energy.config.margin)
     for kernel, features in zip(inspect_foe.effective_kernels(energy, slopes), x, strict=True):
         torch.testing.assert_close(convolve(padded, kernel)[0].flatten(1), features)
+
+
+def test_magnitudes_are_told_from_lines_and_shown_by_their_strongest_input():
+    energy, y, sigma = random_energy(3, dilation=2), 0.2 * image(14, 13), 0.5
+    grid = energy.config.grid_x
+    line = grid.quadratic(b=-0.7)
+    x = torch.linspace(grid.low, grid.high, 400, dtype=torch.float64)
+    magnitude = grid.fit(x, (x**2 + 0.09).sqrt())
+    for weights, curve in zip(energy.weights, (line, magnitude), strict=False):
+        weights.copy_(curve[None, :, None].expand_as(weights))
+    energy.kernels[1].copy_(energy.kernels[1] - energy.kernels[1].mean((1, 2, 3), keepdim=True))
+    found = inspect_foe.features(energy, y, sigma)
+    first, second = inspect_foe.straightness(energy, found, sigma)
+    assert first == pytest.approx(1.0)
+    assert second < 0.5
+    energy.kernels[2].mul_(0.01)
+    for channel, strongest in enumerate((2, 0, 3, 3)):
+        energy.kernels[2][channel, strongest, 0, 1] = -1.0
+    slopes = inspect_foe.mean_slopes(energy, found, sigma)
+    shown = inspect_foe.effective_kernels(energy, slopes, {2})
+    for kernel, plain in zip(shown[:2], inspect_foe.effective_kernels(energy, slopes), strict=False):
+        assert torch.equal(kernel, plain)
+    assert shown[2].shape == (4, 1, 11, 11)
+    assert torch.equal(shown[2][..., 2:-2, 2:-2], shown[1][[2, 0, 3, 3]])
 
 
 def test_mean_frequency_of_a_difference():

@@ -87,6 +87,18 @@ def test_unknown_derivatives_of_the_basis(derivative):
 # --- grids ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize(("count", "low", "high"), [(5, 0.0, 1.0), (31, -3.0, 3.0)])
+def test_least_squares_fits(count, low, high):
+    """A spline is found again from its samples, and a smooth function up to the fifth power of the spacing."""
+    grid = SplineGrid(count, low, high)
+    x = torch.linspace(low, high, 20 * count, **f64)
+    coefficients = torch.randn(2, 3, count, generator=torch.Generator().manual_seed(0), **f64)
+    values = evaluate(x.expand(2, 3, -1).contiguous(), coefficients, grid)[0]
+    torch.testing.assert_close(grid.fit(x, values), coefficients, rtol=0, atol=1e-9)
+    (found,) = evaluate(x[None], grid.fit(x, x.sin()[None]), grid)
+    assert (found - x.sin()).abs().max() < 0.01 * grid.spacing**5
+
+
 @pytest.mark.parametrize(("count", "low", "high"), [(5, 0.0, 1.0), (31, -3.0, 3.0), (95, -6.0, 6.0)])
 def test_quadratics_are_reproduced_exactly(count, low, high):
     grid = SplineGrid(count, low, high)

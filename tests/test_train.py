@@ -345,6 +345,8 @@ def test_patches_that_do_not_fit_are_refused(images, patch, says):
         ({"averaging": 1.0}, r"averaging must lie in \[0, 1\)"),
         ({"roughness": -1.0}, "roughness must be >= 0"),
         ({"roughness": math.nan}, "roughness must be >= 0"),
+        ({"roughness_hidden": -0.1}, "roughness_hidden must be >= 0"),
+        ({"warm_start_hidden": "relu"}, "warm_start_hidden must be one of identity, magnitude"),
         ({"batch": 1}, "takes pairs of patches"),
     ],
 )
@@ -355,9 +357,11 @@ def test_bad_settings_are_named(setting, says):
 
 def test_settings_of_older_and_newer_versions():
     """What an older version did not have gets its default; what a newer one has is refused by name."""
-    stored = asdict(replace(SHORT, roughness=2.0, averaging=0.5, warm_start="R1", warm_start_sha256="ab"))
+    newer = {"roughness": 2.0, "roughness_hidden": 0.5, "averaging": 0.5, "warm_start": "R1"}
+    newer |= {"warm_start_sha256": "ab", "warm_start_hidden": "magnitude"}
+    stored = asdict(replace(SHORT, **newer))
     assert TrainConfig.from_dict(stored) == TrainConfig(**stored)
-    for name in ("roughness", "averaging", "warm_start", "warm_start_sha256"):
+    for name in newer:
         del stored[name]
     assert TrainConfig.from_dict(stored) == SHORT
     with pytest.raises(ValueError, match="does not know: ema"):
