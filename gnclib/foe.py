@@ -300,7 +300,8 @@ class FieldsOfExperts(nn.Module):
         of their contrast nothing drives them to anything else: training stays near activations that are straight.
         ``hidden="magnitude"`` lets the last hidden layer compute magnitudes, and the potentials undo it:
 
-            phi_{L-1}(x) = m(x) = sqrt(x^2 + s^2) - s,   phi_L(m) = [rho(x) + rho(-x)] / 2  at x = sqrt((m + s)^2 - s^2),
+            phi_{L-1}(x) = m(x) = sqrt(x^2 + s^2) - s
+            phi_L(m) = [rho(x) + rho(-x)] / 2  at x = sqrt((m + s)^2 - s^2),
 
         rho R_1's potential, s = 0.3, and phi_L continued linearly to m < 0. It is the same energy for even rho, but
         K_L now pools magnitudes of neighbouring features, which potentials can use at once.
@@ -377,7 +378,7 @@ class FieldsOfExperts(nn.Module):
 
 
 def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Coefficients (N_x,) of m(x) and, for potentials rho (C, N_x, N_tau), of rho after the inverse of m, shaped alike."""
+    """Coefficients of m(x), (N_x,), and of rho after the inverse of m, shaped like the potentials rho (C, N_x, N_tau)."""
     m = torch.linspace(grid.low, grid.high, 40 * grid.intervals + 1, dtype=torch.float64)
     rho = potentials.detach().double().cpu().transpose(1, 2)  # (C, N_tau, N_x)
     x = ((m.clamp(min=0) + s) ** 2 - s**2).sqrt().expand(*rho.shape[:2], -1).contiguous()

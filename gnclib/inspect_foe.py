@@ -80,7 +80,9 @@ def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
     y: images (B, 1, H, W), continued by reflection as in the energy; sigma: noise level at which the prior is used.
     """
     h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
-    for layer, (kernel, dilation) in enumerate(zip(prior.kernels, prior.config.dilations, strict=True), start=1):
+    for layer, (kernel, dilation) in enumerate(
+        zip(prior.kernels, prior.config.dilations, strict=True), start=1
+    ):
         x = convolve(h, kernel, dilation)
         found.append(x.transpose(0, 1).flatten(1))
         if layer < prior.config.layers:
@@ -122,8 +124,8 @@ def effective_kernels(
     """K_l A_{l-1} K_{l-1} ... A_1 K_1 for l = 1 ... L, with A_l = diag(slopes_l) in place of the activations.
 
     The linear filters that the features of layer l would be, were its activations straight lines with these slopes.
-    No line stands for a magnitude: behind the hidden layers in ``pooled`` the kernel of channel c is that of the channel
-    before whose magnitude enters c with the largest weight in K_l.
+    No line stands for a magnitude: behind the hidden layers in ``pooled`` the kernel of channel c is that of the
+    channel before whose magnitude enters c with the largest weight in K_l.
 
     (C, 1, s_l, s_l) with s_l = kernel_size + (l - 1) d (deep_kernel_size - 1), d the dilation.
     """

@@ -33,7 +33,11 @@ from gnclib.train import CHECKPOINT, Step, TrainConfig, TrainState, load_checkpo
 LOG = "log.csv"
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
 #: the priors that can be trained by name
-PRIORS = {"R1": FoEConfig(layers=1), "R2": FoEConfig(layers=2, dilation=2), "R3": FoEConfig(layers=3, dilation=2)}
+PRIORS = {
+    "R1": FoEConfig(layers=1),
+    "R2": FoEConfig(layers=2, dilation=2),
+    "R3": FoEConfig(layers=3, dilation=2),
+}
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
 _DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
 #: the settings with which the shipped priors are trained
@@ -94,9 +98,7 @@ def start(
     model = FieldsOfExperts(PRIORS[name], generator=generator)
     if str(warm_start):
         shallow = FieldsOfExperts.from_pretrained(warm_start)
-        model.warm_start(
-            shallow, torch.Generator().manual_seed(config.seed), hidden=config.warm_start_hidden
-        )
+        model.warm_start(shallow, torch.Generator().manual_seed(config.seed), hidden=config.warm_start_hidden)
         config = replace(config, **warm_start_settings(warm_start))
     return TrainState(model.to(device), config)
 
