@@ -378,7 +378,7 @@ class FieldsOfExperts(nn.Module):
 
 
 def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Coefficients of m(x), (N_x,), and of rho after the inverse of m, shaped like the potentials rho (C, N_x, N_tau)."""
+    """Coefficients of m(x), (N_x,), and of rho after its inverse, shaped like the potentials rho (C, N_x, N_tau)."""
     m = torch.linspace(grid.low, grid.high, 40 * grid.intervals + 1, dtype=torch.float64)
     rho = potentials.detach().double().cpu().transpose(1, 2)  # (C, N_tau, N_x)
     x = ((m.clamp(min=0) + s) ** 2 - s**2).sqrt().expand(*rho.shape[:2], -1).contiguous()
