@@ -321,7 +321,17 @@ def test_the_library_prints_nothing(tmp_path, capsys, monkeypatch):
 
 def test_a_warm_start_is_recorded(tmp_path, capsys):
     shutil.copytree(WEIGHTS / "R1", tmp_path / "mine")
-    words = ("train", "R2", *quick, "--warm-start", tmp_path / "mine", "--out", tmp_path / "run")
+    words = (
+        "train",
+        "R2",
+        *quick,
+        "--patch",
+        22,
+        "--warm-start",
+        tmp_path / "mine",
+        "--out",
+        tmp_path / "run",
+    )
     assert gnc(capsys, *words)[0] == 0
     digest = training_run.weights_sha256("R1")
     about = json.loads((tmp_path / "run" / "training.json").read_text())
@@ -333,10 +343,14 @@ def test_a_warm_start_is_recorded(tmp_path, capsys):
     # the run started from these weights: the same as by hand
     config = replace(SMALL, warm_start="mine", warm_start_sha256=digest)
     assert training_run.start("R2", SMALL, warm_start="R1").config == replace(config, warm_start="R1")
-    model = FieldsOfExperts(replace(FieldsOfExperts.from_pretrained("R1").config, layers=2))
-    model.warm_start(FieldsOfExperts.from_pretrained("R1"), torch.Generator().manual_seed(0))
-    started = training_run.start("R2", SMALL, warm_start=tmp_path / "mine").model
-    assert all(torch.equal(a, b) for a, b in zip(model.parameters(), started.parameters(), strict=True))
+    for hidden in ("identity", "magnitude"):
+        model = FieldsOfExperts(training_run.PRIORS["R2"])
+        model.warm_start(
+            FieldsOfExperts.from_pretrained("R1"), torch.Generator().manual_seed(0), hidden=hidden
+        )
+        config = replace(SMALL, warm_start_hidden=hidden)
+        started = training_run.start("R2", config, warm_start=tmp_path / "mine").model
+        assert all(torch.equal(a, b) for a, b in zip(model.parameters(), started.parameters(), strict=True))
     with pytest.raises(FileNotFoundError, match="no prior"):
         training_run.start("R2", SMALL, warm_start="R77")
 
@@ -359,7 +373,8 @@ def test_the_card_of_a_run_that_is_not_finished(tmp_path, capsys):
     assert "| validation, sigma 25/255, at iteration 2 |" in text
     shutil.copy(WEIGHTS / "R1" / "evaluation.json", tmp_path / "R1")
     card.write(tmp_path / "R1")
-    assert "| BSDS68, sigma 25/255 | 28.37 dB" in (tmp_path / "R1" / "README.md").read_text()
+    mean = json.loads((WEIGHTS / "R1" / "evaluation.json").read_text())["psnr_by_sigma"]["25"]["mean"]
+    assert f"| BSDS68, sigma 25/255 | {mean:.2f} dB" in (tmp_path / "R1" / "README.md").read_text()
     assert gnc(capsys, "train", "R1", "--resume", "--out", tmp_path / "R1")[0] == 0
     assert equal_weights(tmp_path / "R1", tmp_path / "whole")
     text = (tmp_path / "R1" / "README.md").read_text()
