@@ -297,7 +297,7 @@ class FieldsOfExperts(nn.Module):
         part (and as long as features stay within the range of the nodes) it is R_1 but for the border.
 
         With identities the potentials see signed features only, and by the symmetry of images under a change of sign
-        of their contrast nothing drives them to anything else: training stays near activations that are straight.
+        of their contrast little drives them to anything else: training tends to stay near straight activations.
         ``hidden="magnitude"`` lets the last hidden layer compute magnitudes, and the potentials undo it:
 
             phi_{L-1}(x) = m(x) = sqrt(x^2 + s^2) - s
