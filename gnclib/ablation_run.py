@@ -27,8 +27,9 @@ JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curv
 
 
 def variants(steps: int = STEPS) -> list[Variant]:
-    """The recipe of the shipped priors at this budget (but for the averaging of weights, which is one of the variants),
-    and the same with one ingredient exchanged at a time."""
+    """The recipe of the shipped R_1 at this budget (but for the averaging of weights, which is one of the variants),
+    the same with one ingredient exchanged at a time, and R_3 from the warm start on the way to its own recipe: a
+    smaller lambda, then magnitudes for identities, then kernels that reach further."""
     config = TrainConfig(
         steps=steps, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.125, objective="denoising", roughness=10.0
     )  # fmt: skip
@@ -41,10 +42,16 @@ def variants(steps: int = STEPS) -> list[Variant]:
         return replace(recipe, name=name, prior=replace(recipe.prior, **changes))
 
     deep = Variant("R_3 warm", FoEConfig(layers=3), replace(config, batch=4, patch=64, lr=5e-4), warm=recipe)
+    light = replace(deep, name="R_3 lambda / 5", config=replace(deep.config, smoothing=config.smoothing / 5))
+    bent = replace(light.config, warm_start_hidden="magnitude", roughness_hidden=0.1)
+    magnitudes = replace(light, name="R_3 magnitudes", config=bent)
     return [
         recipe,
         deep,
         replace(deep, name="R_3 cold", warm=None),
+        light,
+        magnitudes,
+        replace(magnitudes, name="R_3 dilated", prior=replace(magnitudes.prior, dilation=2)),
         trained("lambda = 0", smoothing=0.0),
         trained("lambda x 10", smoothing=10 * config.smoothing),
         trained("roughness = 0", roughness=0.0),

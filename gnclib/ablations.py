@@ -120,7 +120,7 @@ def build(variant: Variant, seed: int, start: FieldsOfExperts | None = None) -> 
     generator = torch.Generator().manual_seed(seed)
     prior = FieldsOfExperts(variant.prior, generator=generator, kernels=variant.kernels)
     if start is not None:
-        prior.warm_start(start, generator)
+        prior.warm_start(start, generator, hidden=variant.config.warm_start_hidden)
     return prior
 
 

@@ -292,11 +292,13 @@ def test_the_command_refuses_nonsense(small, tmp_path):
 def test_variants_differ_from_the_recipe_in_one_ingredient():
     recipe, *others = ablation_run.variants()
     assert (recipe.config.objective, recipe.config.roughness, recipe.config.batch) == ("denoising", 10.0, 16)
+    deep = {v.name: v for v in others if v.prior.layers > 1}
+    steps = {"R_3 magnitudes": "R_3 lambda / 5", "R_3 dilated": "R_3 magnitudes"}  # others: "R_3 warm"
     for v in others:
         if v.prior.layers == 1:
             base, linked = recipe, {"range", "nodes_x"} if not v.prior.scaled_input else set()
         else:
-            base, linked = others[0], set()
+            base, linked = deep[steps.get(v.name, "R_3 warm")], {"roughness_hidden"}
         old, new = ablation_run.settings(base), ablation_run.settings(v)
         changed = {
             key
