@@ -167,15 +167,17 @@ class GaussianMixture:
             mean_p = torch.einsum("bk,kil,bkl,kjl->bij", g, self._q, p, self._q)
         return (mean_p - cov)[:, 0, 0] if self.on_line else mean_p - cov
 
-    def dtau(self, y, t) -> tuple[Tensor, Tensor]:
-        """First and second derivative of F in ``tau = 0.5 log t``, each (B,); closed form, t > 0.
+    def dtau(self, y, t, *, order: int = 2) -> tuple[Tensor, ...]:
+        """The derivatives of F in ``tau = 0.5 log t`` up to ``order`` (1 or 2), as many (B,); closed form, t > 0.
 
         With ``l_i = log N_i``: ``d_t F = -E_g[d_t l]``, ``d_tt F = -E_g[d_tt l] - Var_g(d_t l)``, then the chain
         rule ``d_tau F = 2 t d_t F``, ``d_tautau F = 4 t d_t F + 4 t^2 d_tt F``.
 
         Raises:
-            ValueError: as ``energy``, and for t = 0, where tau is -inf.
+            ValueError: as ``energy``, another order, and for t = 0, where tau is -inf.
         """
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order!r}")
         logits, u, p, t = self._terms(y, t)
         if (t.detach() <= 0).any():
             raise ValueError("dtau needs t > 0: tau = 0.5 log t is -inf at t = 0")
@@ -184,7 +186,7 @@ class GaussianMixture:
         second = (2 * tp * tp * (1 - 2 * u.square() * p)).sum(-1)  # 4 t^2 d_tt l
         mean = (g * first).sum(-1)
         spread = (g * (first - mean[:, None]).square()).sum(-1)
-        return -mean, -2 * mean - (g * second).sum(-1) - spread
+        return (-mean, -2 * mean - (g * second).sum(-1) - spread)[:order]
 
     def denoise(self, y, t) -> Tensor:
         """Tweedie / MMSE estimate ``E[X | X + sqrt(t) Z = y] = y - t grad_1 F(y, t)``, shaped like y.

@@ -1,8 +1,13 @@
 """Descent on a smoothed energy: GNC flow and what it is compared with.
 
 Every solver is a generator: it computes one step, yields a frozen `State` and waits. The caller owns the
-loop, and with it stopping, plots and progress bars. An energy is anything with `grad(y, t)`, t being the
-noise variance.
+loop, and with it stopping, plots and progress bars. All have one signature,
+
+    solver(prior, smoothing, data=None, start=None, *, ...)  ->  Iterator[State],
+
+where the smoothing is a schedule (`gnc_flow`, `ddim_flow`), one fixed t (`proximal_gradient`), or the t from which
+a search over t sets out (`gnclib.joint`). The prior is anything with `grad(y, t)`, t being the noise variance; the
+data term anything of `gnclib.operators`.
 
     GNC flow  x_i = prox_{t_i D}( x_{i-1} - t_i grad_1 R(x_{i-1}, t_i) )   (Kobler & Pock 2023, Alg. 1, eq. 9)
 
@@ -15,21 +20,44 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
+from gnclib.schedules import as_count, as_schedule, linear_schedule, log_schedule
+
+__all__ = [
+    "DataTerm",
+    "Prior",
+    "State",
+    "attained",
+    "attainment",
+    "attainment_map",
+    "ddim_flow",
+    "gnc_flow",
+    "last",
+    "linear_schedule",
+    "log_schedule",
+    "proximal_gradient",
+    "steps_until_all_arrive",
+]
+
 
 class Prior(Protocol):
-    """What the solvers need of an energy."""
+    """What the solvers need of an energy; the energy itself only where a State is asked for it."""
 
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor: ...
+
+    def energy(self, y: Tensor, t: float | Tensor) -> Tensor: ...
 
 
 class DataTerm(Protocol):
     """What the solvers need of a data term (see gnclib.operators)."""
+
+    def energy(self, x: Tensor) -> Tensor: ...
 
     def prox(self, v: Tensor, step: float | Tensor) -> Tensor: ...
 
@@ -40,69 +68,28 @@ class DataTerm(Protocol):
 class State:
     """Where a solver stands after `step` steps (counted from 1).
 
-    t: the noise variance of that step, a float, or (B,) where every sample has a schedule of its own.
+    t: the noise variance of that step, a float, or (B,) where every sample has one of its own.
     x: the iterate, shaped like the start.
+    prior, data: what is minimised; the energies below are computed from them when first asked for.
     """
 
     step: int
     t: float | Tensor
     x: Tensor
+    prior: Prior | None = field(default=None, repr=False, compare=False)
+    data: DataTerm | None = field(default=None, repr=False, compare=False)
 
+    @cached_property
+    def data_term(self) -> Tensor:
+        """D(x), (B,); zeros without data."""
+        with torch.no_grad():
+            return self.x.new_zeros(self.x.shape[0]) if self.data is None else self.data.energy(self.x)
 
-# ---------------------------------------------------------------------------------------------- schedules
-
-
-def log_schedule(t_first: float, t_last: float, steps: int) -> Tensor:
-    """Noise variances equally spaced in log t, both ends included, float64 (steps,); steps = 1: [t_first].
-
-    Either end may be the larger one. Raises ValueError unless both are finite and > 0 and steps is an
-    integer >= 1.
-    """
-    _check_schedule_ends(t_first, t_last, steps)
-    ts = torch.linspace(math.log(t_first), math.log(t_last), int(steps), dtype=torch.float64).exp()
-    return _exact_ends(ts, t_first, t_last)
-
-
-def linear_schedule(t_first: float, t_last: float, steps: int) -> Tensor:
-    """Noise variances equally spaced in t, both ends included, float64 (steps,); steps = 1: [t_first].
-
-    Either end may be the larger one. Raises ValueError unless both are finite and > 0 and steps is an
-    integer >= 1.
-    """
-    _check_schedule_ends(t_first, t_last, steps)
-    return _exact_ends(torch.linspace(t_first, t_last, int(steps), dtype=torch.float64), t_first, t_last)
-
-
-def _check_schedule_ends(t_first: float, t_last: float, steps: int) -> None:
-    for name, t in (("t_first", t_first), ("t_last", t_last)):
-        if not (math.isfinite(t) and t > 0):
-            raise ValueError(f"{name} is a noise variance: it must be finite and > 0, got {t}")
-    if isinstance(steps, bool) or steps != int(steps) or steps < 1:
-        raise ValueError(f"steps must be an integer >= 1, got {steps}")
-
-
-def _exact_ends(ts: Tensor, t_first: float, t_last: float) -> Tensor:
-    """Undo the rounding of exp(log t) at both ends."""
-    ts[-1] = t_last
-    ts[0] = t_first
-    return ts
-
-
-def _as_schedule(schedule: Tensor | Sequence[float], batch: int) -> Tensor:
-    """(I,) or (I, B), float64, on the CPU where it stands alone; finite, positive, not empty."""
-    try:  # the dtype is named here: a list of floats would become float32
-        ts = torch.as_tensor(schedule, dtype=torch.float64).detach()
-    except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"a schedule is a tensor or list of noise variances, got {schedule!r}") from error
-    if ts.ndim not in (1, 2) or ts.numel() == 0:
-        raise ValueError(
-            f"a schedule has shape (steps,) or (steps, batch), steps >= 1, got {tuple(ts.shape)}"
-        )
-    if ts.ndim == 2 and ts.shape[1] != batch:
-        raise ValueError(f"a schedule per sample has shape (steps, {batch}) here, got {tuple(ts.shape)}")
-    if not bool((torch.isfinite(ts) & (ts > 0)).all()):
-        raise ValueError("a schedule holds noise variances: all must be finite and > 0")
-    return ts
+    @cached_property
+    def energy(self) -> Tensor:
+        """D(x) + R(x, t), (B,), at the state's own t."""
+        with torch.no_grad():
+            return self.data_term + self.prior.energy(self.x, self.t)
 
 
 # ------------------------------------------------------------------------------------------------ solvers
@@ -113,34 +100,47 @@ def gnc_flow(
     schedule: Tensor | Sequence[float],
     data: DataTerm | None = None,
     start: Tensor | None = None,
+    *,
+    step_sizes: Tensor | Sequence[float] | None = None,
+    rising: bool = False,
 ) -> Iterator[State]:
     """GNC flow: one State per schedule entry (the start itself is not yielded).
 
-        x_i = prox_{t_i D}( x_{i-1} - t_i grad_1 R(x_{i-1}, t_i) ),   i = 1..I     (Kobler & Pock 2023, eq. 9)
+        x_i = prox_{eta_i D}( x_{i-1} - eta_i grad_1 R(x_{i-1}, t_i) ),   i = 1..I     (Kobler & Pock 2023, eq. 9)
 
     prior: an energy with grad(y, t).
-    schedule: noise variances t_1..t_I, (I,), or (I, B) for one schedule per sample. The theory wants them
-        falling from a t_1 at which R is convex, but any order runs (learned schedules climb at times).
+    schedule: noise variances t_1..t_I, (I,), or (I, B) for one schedule per sample; from a t_1 at which R is convex,
+        and not rising.
     data: a data term (gnclib.operators), or None: the prox is then the identity, which is Algorithm 1.
     start: (B, ...) floating; data.start() where it is not given.
+    step_sizes: eta_1..eta_I > 0, shaped like the schedule; the paper's eta_i = t_i where they are not given. See
+        `gnclib.schedules.step_sizes` for rules.
+    rising: True allows schedules that rise, as learned ones do at times.
 
     Nothing is computed before the first `next`; bad input raises ValueError at the call already.
     """
-    if start is None:
-        if data is None:
-            raise ValueError("without a data term the flow has no default start: pass start=...")
-        start = data.start()
-    x, ts = _checked(prior, schedule, start)
-    return _gnc_steps(prior, ts, data, x)
+    x = checked_start(prior, data, start)
+    ts = as_schedule(schedule, x.shape[0])
+    if not rising and bool((ts.diff(dim=0) > 0).any()):
+        raise ValueError(
+            "the schedule rises: graduated non-convexity goes from strong smoothing to weak (rising=True allows it)"
+        )
+    etas = ts if step_sizes is None else as_schedule(step_sizes, x.shape[0])
+    if etas.shape != ts.shape:
+        raise ValueError(
+            f"one step size per schedule entry: shapes {tuple(etas.shape)} and {tuple(ts.shape)} differ"
+        )
+    return _gnc_steps(prior, ts, etas, data, x)
 
 
-def _gnc_steps(prior: Prior, ts: Tensor, data: DataTerm | None, x: Tensor) -> Iterator[State]:
-    for i, t in enumerate(ts, start=1):
-        t, step = _time_and_step(t, x)
+def _gnc_steps(prior: Prior, ts: Tensor, etas: Tensor, data: DataTerm | None, x: Tensor) -> Iterator[State]:
+    for i, (t, eta) in enumerate(zip(ts, etas, strict=True), start=1):
+        t, _ = _time_and_step(t, x)
+        eta, step = _time_and_step(eta, x)
         with torch.no_grad():  # not around the yield: the caller's gradient mode is the caller's
             x = x - step * prior.grad(x, t)
-            x = x if data is None else data.prox(x, t)
-        yield State(i, t, x)
+            x = x if data is None else data.prox(x, eta)
+        yield State(i, t, x, prior, data)
 
 
 def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -> Iterator[State]:
@@ -152,7 +152,8 @@ def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -
     GNC flow goes all the way to the denoised point. The last step is the full one. The schedule must not rise
     (ValueError); otherwise as `gnc_flow` without data.
     """
-    x, ts = _checked(prior, schedule, start)
+    x = checked_start(prior, None, start)
+    ts = as_schedule(schedule, x.shape[0])
     if bool((ts.diff(dim=0) > 0).any()):
         raise ValueError("ddim_flow removes noise: its schedule must not rise")
     sigmas = torch.cat([ts.sqrt(), torch.zeros_like(ts[:1])])  # (I + 1,) or (I + 1, B)
@@ -165,41 +166,60 @@ def _ddim_steps(prior: Prior, ts: Tensor, fractions: Tensor, x: Tensor) -> Itera
         t, step = _time_and_step(t, x)
         with torch.no_grad():
             x = x - share * step * prior.grad(x, t)
-        yield State(i, t, x)
+        yield State(i, t, x, prior)
 
 
-def gradient_descent(prior: Prior, start: Tensor, t: float, step: float, steps: int) -> Iterator[State]:
-    """Plain gradient descent on R(., t) at one fixed t: x_i = x_{i-1} - step * grad_1 R(x_{i-1}, t).
+def proximal_gradient(
+    prior: Prior,
+    t: float,
+    data: DataTerm | None = None,
+    start: Tensor | None = None,
+    *,
+    steps: int,
+    step: float | None = None,
+) -> Iterator[State]:
+    """Proximal gradient descent on D + R(., t) at one fixed t, the control without graduated non-convexity:
 
-    start: (B, ...) floating; t >= 0 (t = 0 is the energy itself, where the prior allows it); step > 0, and
-    at most 1 / (Lipschitz constant of the gradient) for a sure descent; steps >= 1. Raises ValueError else.
+        x_i = prox_{step D}( x_{i-1} - step grad_1 R(x_{i-1}, t) )
+
+    Without data it is plain gradient descent. It decreases the energy for steps up to 1 / (Lipschitz constant of
+    grad_1 R(., t)).
+
+    t: >= 0, where the prior allows 0. step: > 0; t where it is not given (for a true smoothed energy t Hess R <= 1,
+    so that t is 1 / Lipschitz wherever the Hessian is not much below -1/t). steps: >= 1. Raises ValueError else.
     """
-    x, _ = _checked(prior, [1.0], start)
+    x = checked_start(prior, data, start)
     if not (math.isfinite(t) and t >= 0):
         raise ValueError(f"t is a noise variance: it must be finite and >= 0, got {t}")
+    step = t if step is None else step
     if not (math.isfinite(step) and step > 0):
         raise ValueError(f"the step must be finite and > 0, got {step}")
-    if isinstance(steps, bool) or steps != int(steps) or steps < 1:
-        raise ValueError(f"steps must be an integer >= 1, got {steps}")
-    return _descent_steps(prior, x, float(t), step, int(steps))
+    return _descent_steps(prior, float(t), data, x, float(step), as_count(steps))
 
 
-def _descent_steps(prior: Prior, x: Tensor, t: float, step: float, steps: int) -> Iterator[State]:
+def _descent_steps(
+    prior: Prior, t: float, data: DataTerm | None, x: Tensor, step: float, steps: int
+) -> Iterator[State]:
     for i in range(1, steps + 1):
         with torch.no_grad():
             x = x - step * prior.grad(x, t)
-        yield State(i, t, x)
+            x = x if data is None else data.prox(x, step)
+        yield State(i, t, x, prior, data)
 
 
-def _checked(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -> tuple[Tensor, Tensor]:
-    """Validate what all flows share; the start comes back as a detached copy."""
+def checked_start(prior: Prior, data: DataTerm | None, start: Tensor | None) -> Tensor:
+    """What all solvers check: a prior with a gradient, and a start, which comes back as a detached copy."""
     if not callable(getattr(prior, "grad", None)):
         raise ValueError(f"the prior must offer grad(y, t), {type(prior).__name__} does not")
+    if start is None:
+        if data is None:
+            raise ValueError("without a data term a solver has no default start: pass start=...")
+        start = data.start()
     if not isinstance(start, Tensor) or start.ndim == 0 or not start.is_floating_point():
         raise ValueError("the start must be a floating-point tensor: (B,), (B, d) or (B, 1, H, W)")
     if start.shape[0] == 0 or not bool(torch.isfinite(start).all()):
         raise ValueError("the start must hold at least one sample and only finite values")
-    return start.detach().clone(), _as_schedule(schedule, start.shape[0])
+    return start.detach().clone()
 
 
 def _time_and_step(t: Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:

@@ -29,13 +29,13 @@ LAYERS = [
     "reproduce ablation_run bench",
     "compare ledger notebooks training_run ablations",
     "card evaluate",
-    "train denoise figure2 spectra",
+    "train denoise joint figure2 spectra",
     "plots claims images toy_losses",
     "solvers score_matching toy train_state inspect_foe",
     "foe operators",
     "foe_config",
     "spline gmm certify data metrics filters",
-    "spline_native spline_compiled convexity leaves claims_list manifest checks files distributed",
+    "spline_native spline_compiled convexity schedules leaves claims_list manifest checks files distributed",
     "spline_reference",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}

@@ -10,16 +10,17 @@ from scipy.integrate import quad
 
 from gnclib.gmm import figure1_mixture
 from gnclib.operators import Denoising, Inpainting
+from gnclib.schedules import step_sizes
 from gnclib.solvers import (
     attained,
     attainment,
     attainment_map,
     ddim_flow,
     gnc_flow,
-    gradient_descent,
     last,
     linear_schedule,
     log_schedule,
+    proximal_gradient,
     steps_until_all_arrive,
 )
 
@@ -73,7 +74,66 @@ def test_bad_schedule_ends(schedule, bad):
         schedule(*bad)
 
 
+def test_increments_telescope_and_are_the_shortened_full_steps():
+    ts = log_schedule(1.0, 1e-3, 7)
+    full, increments = step_sizes(ts), step_sizes(ts, "increment")
+    assert torch.equal(full, ts)
+    for j in range(7):
+        assert increments[j:].sum().item() == pytest.approx(ts[j].item(), rel=1e-12)
+    np.testing.assert_allclose(increments[:-1], ts[:-1] * (1 - ts[1:] / ts[:-1]), rtol=1e-12)
+    both = torch.stack([ts, 0.5 * ts], dim=1)
+    torch.testing.assert_close(step_sizes(both, "increment")[:, 1], 0.5 * increments)
+
+
+@pytest.mark.parametrize(
+    ("schedule", "rule", "message"),
+    [
+        ([0.1, 0.2], "increment", "rise"),
+        ([0.2, 0.1], "half", "full, increment"),
+        ([0.2, 0.0], "full", "schedule"),
+    ],
+)
+def test_bad_rules(schedule, rule, message):
+    with pytest.raises(ValueError, match=message):
+        step_sizes(schedule, rule)
+
+
 # ------------------------------------------------------------------------------------------------ GNC flow
+
+
+def test_given_step_sizes_enter_gradient_and_prox():
+    y = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ts, etas, sigma = [0.5, 0.1], [0.2, 0.3], 0.1
+    x = y
+    for t, eta in zip(ts, etas, strict=True):
+        v = x - eta * Gaussian().grad(x, t)
+        x = (sigma**2 * v + eta * y) / (sigma**2 + eta)
+    torch.testing.assert_close(last(gnc_flow(Gaussian(), ts, Denoising(y, sigma), step_sizes=etas)).x, x)
+    for bad in ([0.2], [0.2, -0.3], [0.2, math.nan], torch.ones(2, 2)):
+        with pytest.raises(ValueError, match=r"step size|schedule"):
+            gnc_flow(Gaussian(), ts, Denoising(y, sigma), step_sizes=bad)
+
+
+def test_a_rising_schedule_must_be_meant():
+    with pytest.raises(ValueError, match="rises"):
+        gnc_flow(Gaussian(), [0.1, 0.2], start=starts())
+    assert len(list(gnc_flow(Gaussian(), [0.1, 0.2], start=starts(), rising=True))) == 2
+
+
+def test_states_know_their_energies():
+    y = torch.rand(2, 1, 4, 4, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    mixture = figure1_mixture()
+    state = last(gnc_flow(mixture, [0.5, 0.1], start=starts()))
+    torch.testing.assert_close(state.energy, mixture.energy(state.x, 0.1))
+    assert state.data_term.tolist() == [0.0] * 5
+
+    class Flat(Gaussian):
+        def energy(self, y, t):
+            return torch.full((len(y),), float(t), dtype=y.dtype)
+
+    state = last(gnc_flow(Flat(), [0.5, 0.1], Denoising(y, 0.1)))
+    torch.testing.assert_close(state.data_term, 50 * (state.x - y).square().sum((1, 2, 3)))
+    torch.testing.assert_close(state.energy, state.data_term + 0.1)
 
 
 @pytest.mark.parametrize("shape", [(5,), (4, 3), (2, 1, 3, 3)])
@@ -183,7 +243,7 @@ def test_bad_schedule(solver, schedule):
 def test_bad_start(start):
     for call in (
         lambda: gnc_flow(Gaussian(), [0.5], start=start),
-        lambda: gradient_descent(Gaussian(), start, 0, 1, 1),
+        lambda: proximal_gradient(Gaussian(), 0, start=start, step=1, steps=1),
     ):
         with pytest.raises(ValueError, match="start"):
             call()
@@ -223,7 +283,7 @@ def test_ddim_refuses_a_rising_schedule():
 
 
 def test_gradient_descent_closed_form():
-    states = list(gradient_descent(Gaussian(), starts(), 0.06, 0.02, 8))
+    states = list(proximal_gradient(Gaussian(), 0.06, start=starts(), step=0.02, steps=8))
     assert len(states) == 8
     for state in states:
         factor = (1 - 0.02 / (VARIANCE + 0.06)) ** state.step
@@ -231,11 +291,12 @@ def test_gradient_descent_closed_form():
 
 
 @pytest.mark.parametrize(
-    "bad", [(-0.1, 0.1, 3), (0.0, 0.0, 3), (0.0, math.nan, 3), (0.0, 0.1, 0), (0.0, 0.1, 1.5)]
+    "bad", [(-0.1, 0.1, 3), (0.0, 0.0, 3), (0.0, None, 3), (0.0, math.nan, 3), (0.0, 0.1, 0), (0.0, 0.1, 1.5)]
 )
 def test_bad_gradient_descent(bad):
+    t, step, steps = bad
     with pytest.raises(ValueError, match=r"finite|integer"):
-        gradient_descent(Gaussian(), starts(), *bad)
+        proximal_gradient(Gaussian(), t, start=starts(), step=step, steps=steps)
 
 
 # --------------------------------------------------------------------------------------------- attainment
