@@ -36,6 +36,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
+            file.flush()
+            os.fsync(file.fileno())  # on the disk before it replaces anything: power may fail, too
         umask = os.umask(0)  # mkstemp makes private files; give the rights that open() would give
         os.umask(umask)
         os.chmod(temporary, 0o666 & ~umask)
