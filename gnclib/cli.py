@@ -78,6 +78,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     _notebooks_parser(add)
     _train_parser(add, command)
     _ablate_parser(add, command)
+    _learn_parser(add, command)
     cli_images.denoise_parser(add)
     cli_images.evaluate_parser(add)
     cli_sweep.sweep_parser(add)
@@ -234,6 +235,28 @@ def _ablate(args: argparse.Namespace) -> None:
     from gnclib import ablation_run
 
     ablation_run.main(args)
+
+
+def _learn_parser(add, command: str) -> None:
+    sub = add(
+        "learn", _learn, "learn the schedule of a prior for one task",
+        "Learn all t_i and eta_i of the GNC flow (Kobler & Pock 2023, eq. 9, unrolled for I steps) for one prior and\n"
+        "one task from patches of BSDS500, and with --finetune the whole prior as well. A run can be stopped and\n"
+        "resumed like those of 'gnc train'.",
+        "  gnc learn R1 --task denoise --sigma 25         as the shipped R1-denoise-25; a minute on one core\n"
+        "  gnc learn R1 --task inpaint --missing 0.8\n"
+        "  gnc learn R1 --sigma 25 --finetune             schedule and prior, from R1-denoise-25",
+    )  # fmt: skip
+    if command == "learn":
+        from gnclib import cli_learn
+
+        cli_learn.add_arguments(sub)
+
+
+def _learn(args: argparse.Namespace) -> None:
+    from gnclib import cli_learn
+
+    cli_learn.main(args)
 
 
 # --- data -------------------------------------------------------------------------------------------------

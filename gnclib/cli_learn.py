@@ -1,0 +1,167 @@
+"""The subcommand ``gnc learn``: options, progress, and what happens on Ctrl-C."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from collections.abc import Iterator
+from dataclasses import fields
+from pathlib import Path
+
+import torch
+from tqdm import tqdm
+
+from gnclib import learned_run
+from gnclib.cli_images import say
+from gnclib.cli_train import _signals
+from gnclib.learned import Task
+from gnclib.learned_run import RECIPES, Row, Step
+from gnclib.learned_state import CHECKPOINT, LearnConfig, LearnState, load_checkpoint
+
+__all__ = ["add_arguments", "main"]
+
+SETTINGS = {
+    "iterations": "updates",
+    "batch": "patches per update",
+    "patch": "side of a patch in pixels",
+    "lr": "first learning rate of tau and log eta",
+    "lr_prior": "first learning rate of the prior, with --finetune",
+    "seed": "of patches, noise and masks",
+}
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """The options of ``gnc learn``; defaults are the recipes of the shipped schedules."""
+    parser.add_argument("prior", metavar="PRIOR", help="a prior of the package (R1) or a folder")
+    parser.add_argument("--task", choices=("denoise", "inpaint"), default="denoise", help="default: denoise")
+    parser.add_argument(
+        "--sigma",
+        type=float,
+        metavar="S",
+        help="of denoise: noise level in grey levels of 0..255 (default: 25)",
+    )
+    parser.add_argument(
+        "--missing", type=float, metavar="Q", help="of inpaint: fraction of missing pixels (default: 0.8)"
+    )
+    parser.add_argument("--steps", type=int, metavar="I", help="steps of the schedule (default: 10)")
+    parser.add_argument(
+        "--finetune",
+        nargs="?",
+        const="",
+        metavar="SCHEDULE",
+        help="train the prior as well, from this learned schedule, a shipped name or a folder (default: PRIOR-TASK)",
+    )
+    parser.add_argument(
+        "--out",
+        type=Path,
+        metavar="DIR",
+        help="folder of the run (default: runs/PRIOR-TASK, as in runs/R1-denoise-25)",
+    )
+    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
+    parser.add_argument(
+        "--every", type=int, default=50, metavar="N", help="updates between two checkpoints (default: 50)"
+    )
+    parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
+    plain, tuned = RECIPES["schedule"], RECIPES["finetune"]
+    for name, text in SETTINGS.items():
+        default, other = getattr(plain, name), getattr(tuned, name)
+        shown = other if name == "lr_prior" else default
+        shown = f"{shown}, {other} with --finetune" if shown != other else f"{shown}"
+        parser.add_argument(
+            "--" + name.replace("_", "-"), type=type(default), metavar="X", help=f"{text} (default: {shown})"
+        )
+
+
+def main(args: argparse.Namespace) -> None:
+    """Run ``gnc learn``.
+
+    Raises:
+        ValueError: options that contradict each other or the checkpoint; or as :func:`gnclib.learned_run.drive`.
+        SystemExit: it was told to stop by a signal; the checkpoint is then written.
+    """
+    if args.threads is not None:
+        if args.threads < 1:
+            raise ValueError(f"--threads must be at least 1, got {args.threads}")
+        torch.set_num_threads(args.threads)
+    task = _task(args)
+    prior = Path(args.prior).resolve().name
+    tuned = "" if args.finetune is None else "finetuned-"
+    name = f"{prior}-{tuned}{task}"
+    folder = args.out or Path("runs") / name
+    state = _resumed(args, folder, task) if args.resume else _new(args, folder, task, f"{args.prior}-{task}")
+    with _signals() as received:
+        steps = learned_run.drive(state, folder, every=args.every, stop=lambda: bool(received))
+        _show(steps, name, state)
+    if state.step < state.config.iterations:
+        done = f"{state.step} of {state.config.iterations} iterations"
+        say(
+            f"{name}: stopped by {received[0].name} after {done}; the checkpoint is in {folder}, --resume goes on"
+        )
+        raise SystemExit(128 + received[0])
+    say(f"{name}: schedule, card and log are in {folder}")
+
+
+def _task(args: argparse.Namespace) -> Task:
+    wrong = args.missing if args.task == "denoise" else args.sigma
+    if wrong is not None:
+        raise ValueError("--sigma is for --task denoise, --missing for --task inpaint: leave the other away")
+    given, default = (args.sigma, 25.0) if args.task == "denoise" else (args.missing, 0.8)
+    return Task(args.task, default if given is None else given)
+
+
+def _given(args: argparse.Namespace) -> dict:
+    return {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+
+
+def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> LearnState:
+    if (folder / CHECKPOINT).exists():
+        raise ValueError(f"{folder} holds a run already: continue it with --resume or choose another --out")
+    given = _given(args)
+    if args.finetune is None:
+        if "lr_prior" in given:
+            raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
+        config = LearnConfig(**vars(RECIPES["schedule"]) | given)
+        return learned_run.start(args.prior, task, config, steps=10 if args.steps is None else args.steps)
+    if args.steps is not None:
+        raise ValueError(
+            "--finetune sets out from a learned schedule, which has its steps: leave --steps away"
+        )
+    config = LearnConfig(**vars(RECIPES["finetune"]) | given)
+    if not config.lr_prior:
+        raise ValueError("--finetune needs --lr-prior above 0")
+    return learned_run.start(args.prior, task, config, schedule=args.finetune or schedule)
+
+
+def _resumed(args: argparse.Namespace, folder: Path, task: Task) -> LearnState:
+    state = load_checkpoint(folder)
+    if state.schedule.task != task:
+        raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
+    given = _given(args) | ({} if args.steps is None else {"steps": args.steps})
+    kept = {f.name: getattr(state.config, f.name) for f in fields(state.config)} | {
+        "steps": len(state.schedule)
+    }
+    if changed := [f"--{name.replace('_', '-')}" for name, value in given.items() if value != kept[name]]:
+        raise ValueError(
+            f"--resume goes on with the settings of the checkpoint; leave out {', '.join(changed)}"
+        )
+    return state
+
+
+# progress ----------------------------------------------------------------------------------------------------------
+
+
+def _show(steps: Iterator[tuple[Step, Row | None]], name: str, state: LearnState) -> None:
+    """Consume the steps with a bar on a terminal, and a line per row of the log elsewhere."""
+    total, first, started, quality = state.config.iterations, state.step, time.monotonic(), "-"
+    on_terminal = sys.stderr.isatty()
+    with tqdm(total=total, initial=first, unit="it", desc=name, disable=not on_terminal) as bar:
+        for step, row in steps:
+            if row:
+                quality = f"{row.validation:.2f} dB"
+            bar.set_postfix({"loss": f"{step.loss:.2e}", "validation": quality}, refresh=False)
+            bar.update()
+            if row and not on_terminal:
+                left = (time.monotonic() - started) / (step.step - first) * (total - step.step)
+                text = f"loss {row.loss:.3e}, validation {quality}, {tqdm.format_interval(left)} left"
+                print(f"{name} {row.step}/{total}: {text}", file=sys.stderr, flush=True)
