@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+import math
+
 import torch
 from torch import Tensor
+
+#: grey values farther from 0 than this are refused: 1 plus 29 standard deviations of the strongest noise
+FARTHEST = 30.0
 
 
 def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
@@ -44,11 +49,12 @@ def as_images(x: Tensor) -> Tensor:
     """Check a batch of grey images and return it unchanged.
 
     Args:
-        x: floating tensor of shape (B, 1, H, W), finite; grey values are meant to be in [0, 1], but noisy
-            images leave that range, so the range is not checked.
+        x: floating tensor of shape (B, 1, H, W), finite; grey values are meant to be in [0, 1], and noise takes
+            them a few units beyond: what is farther from 0 than 30 was never divided by 255.
 
     Raises:
-        ValueError: not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
+        ValueError: not a tensor, another shape, an integer dtype, an empty batch, nan/inf inside, or grey values of
+            0..255 or 0..65535.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"images must be a torch tensor of shape (B, 1, H, W), got {type(x).__name__}")
@@ -59,6 +65,11 @@ def as_images(x: Tensor) -> Tensor:
         )
     if not x.is_floating_point():
         raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; divide by 255 first")
-    if not torch.isfinite(x.detach()).all():
+    low, high = (v.item() for v in x.detach().aminmax())
+    if not (math.isfinite(low) and math.isfinite(high)):
         raise ValueError("images must be finite, got nan or inf")
+    if max(-low, high) > FARTHEST:
+        raise ValueError(
+            f"images have grey values in [0, 1], up to noise; these go from {low:.4g} to {high:.4g}: divide by 255"
+        )
     return x

@@ -17,6 +17,17 @@ def say(text: str) -> None:
 # --- denoise ----------------------------------------------------------------------------------------------
 
 
+def _scheme_arguments(sub: argparse.ArgumentParser) -> None:
+    sub.add_argument(
+        "--prior", default="R1", metavar="NAME", help="a prior of the package or a folder (default: R1)"
+    )
+    sub.add_argument("--scheme", choices=("mmse", "gnc", "joint", "learned", "finetuned"), default="gnc",
+                     help="mmse: one Tweedie step; gnc: GNC flow, predefined schedule (default); joint: over image and "
+                     "smoothing; learned: learned schedule; finetuned: and the prior with it")  # fmt: skip
+    sub.add_argument("--steps", type=int, metavar="I",
+                     help="steps of gnc (default: 10, inpainting 30) and joint (12, 60)")  # fmt: skip
+
+
 def denoise_parser(add) -> None:
     sub = add(
         "denoise", _denoise, "denoise an image file with a learned prior",
@@ -34,13 +45,7 @@ def denoise_parser(add) -> None:
     sub.add_argument(
         "--sigma", type=float, required=True, metavar="S", help="noise level in grey levels of 0..255"
     )
-    sub.add_argument(
-        "--prior", default="R1", metavar="NAME", help="a prior of the package or a folder (default: R1)"
-    )
-    sub.add_argument("--scheme", choices=("gnc", "mmse"), default="gnc",
-                     help="gnc: GNC flow with data term (default); mmse: one Tweedie step")  # fmt: skip
-    sub.add_argument("--steps", type=int, default=10, metavar="I",
-                     help="steps of the GNC flow (default: 10; more lower the energy, not the error)")  # fmt: skip
+    _scheme_arguments(sub)
     sub.add_argument("--clean", type=Path, metavar="REF", help="noise-free image to measure the PSNR against")
     sub.add_argument("--add-noise", nargs="?", type=int, const=0, metavar="SEED",
                      help="take IN as clean: add Gaussian noise of this sigma first (default seed: 0)")  # fmt: skip
@@ -55,8 +60,6 @@ def _denoise(args: argparse.Namespace) -> None:
 
     if args.add_noise is not None and args.clean is not None:
         raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
-    if args.steps < 1:
-        raise ValueError(f"--steps must be at least 1, got {args.steps}")
     picture = images.read(args.input)
     images.check_writable(args.output, picture, args.force)
     reference = images.read(args.clean).pixels if args.clean else None
@@ -78,23 +81,22 @@ def _denoise_pixels(args: argparse.Namespace, pixels, reference):
     import torch
     from tqdm import tqdm
 
-    from gnclib import denoise
-    from gnclib.foe import FieldsOfExperts
+    from gnclib import schemes
+    from gnclib.learned import Task
+    from gnclib.operators import Denoising
 
-    prior = FieldsOfExperts.from_pretrained(args.prior)
-    sigma = denoise.check_sigma(args.sigma, prior.config.sigma_min, prior.config.sigma_max)
+    task = Task("denoise", args.sigma)
+    scheme = schemes.load(args.scheme, args.prior, task, args.steps, device=args.device, tile=512)
     x = torch.from_numpy(pixels)  # (C, H, W)
     if args.add_noise is not None:
         reference = pixels
-        x = x + sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(args.add_noise))
-    device = torch.device(args.device)
-    tiled, steps = denoise.Tiled(prior.to(device)), 1 if args.scheme == "mmse" else args.steps
+        x = x + task.sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(args.add_noise))
     result = []
-    bar = tqdm(total=len(x) * steps, unit="step", disable=not sys.stderr.isatty())
-    for channel in x.to(device):
+    bar = tqdm(total=len(x) * scheme.steps, unit="step", disable=not sys.stderr.isatty())
+    for channel in x.to(args.device):
         final = None
-        for iterate in denoise.denoise(tiled, channel[None, None], sigma, args.scheme, steps):
-            final = iterate[0].cpu()  # (1, H, W)
+        for state in scheme.states(Denoising(channel[None, None], task.sigma)):
+            final = state.x[0].cpu()  # (1, H, W)
             bar.update()
         result.append(final)
     bar.close()
@@ -106,58 +108,74 @@ def _denoise_pixels(args: argparse.Namespace, pixels, reference):
 
 def evaluate_parser(add) -> None:
     sub = add(
-        "evaluate", _evaluate, "measure how well a prior denoises a set of images",
-        "Mean PSNR over a set of images. Image k of the set gets Gaussian noise of seed k; nothing is clipped; data\n"
-        "range 1. The set is BSDS68 unless --images names a folder.",
-        "  gnc evaluate --sigma 15 --sigma 25 --sigma 50\n"
+        "evaluate", _evaluate, "measure how well a prior denoises or inpaints a set of images",
+        "Mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;\n"
+        "nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder.",
+        "  gnc evaluate --scheme mmse --sigma 15 --sigma 25 --sigma 50\n"
+        "  gnc evaluate --prior R1 --scheme learned --task inpaint --missing 0.8\n"
         "  gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json",
     )  # fmt: skip
-    sub.add_argument("--prior", default="R1", metavar="NAME", help="shipped name or folder (default: R1)")
-    sub.add_argument("--scheme", choices=("mmse", "gnc"), default="mmse",
-                     help="mmse: one Tweedie step (default); gnc: GNC flow with data term")  # fmt: skip
-    sub.add_argument("--steps", type=int, default=10, metavar="I", help="steps of the GNC flow (default: 10)")
-    sub.add_argument("--task", choices=("denoise",), default="denoise", help="denoise: white Gaussian noise")
+    _scheme_arguments(sub)
+    sub.set_defaults(scheme="mmse")
+    sub.add_argument("--task", choices=("denoise", "inpaint"), default="denoise",
+                     help="denoise: white Gaussian noise (default); inpaint: missing pixels")  # fmt: skip
     sub.add_argument("--sigma", type=float, action="append", metavar="S",
                      help="noise level in grey levels of 0..255; may be repeated (default: 25)")  # fmt: skip
+    sub.add_argument("--missing", type=float, action="append", metavar="F",
+                     help="fraction of missing pixels; may be repeated (default: 0.8)")  # fmt: skip
     sub.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: BSDS68)")
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, image by image, to FILE")
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-    import numpy as np
-    from tqdm import tqdm
-
-    from gnclib import data, denoise, evaluate, files
-    from gnclib.foe import FieldsOfExperts
+    from gnclib import data, evaluate, files, schemes
+    from gnclib.learned import Task
 
     if args.limit is not None and args.limit < 1:
         raise ValueError(f"--limit must be at least 1, got {args.limit}")
-    prior = FieldsOfExperts.from_pretrained(args.prior)
-    sigmas = [
-        denoise.check_sigma(s, prior.config.sigma_min, prior.config.sigma_max) for s in args.sigma or [25]
-    ]
+    option, other = ("sigma", "missing") if args.task == "denoise" else ("missing", "sigma")
+    if getattr(args, other):
+        raise ValueError(f"--{other} is not for --task {args.task}: use --{option}")
+    levels = getattr(args, option) or [25 if args.task == "denoise" else 0.8]
+    loaded = [schemes.load(args.scheme, args.prior, Task(args.task, v), args.steps) for v in levels]
     images = evaluate.folder_images(args.images) if args.images else data.bsds68()
     images = dict(list(images.items())[: args.limit])
-    numbers = {}
-    for sigma in sigmas:
-        bar = tqdm(images.items(), desc=f"sigma {255 * sigma:g}", disable=not sys.stderr.isatty())
-        paths = {
-            name: evaluate.denoising_path(prior, x, sigma, k, args.scheme, args.steps)
-            for k, (name, x) in enumerate(bar)
-        }
-        mean = np.mean(list(paths.values()), axis=0).T.tolist()  # PSNR and energy, per step
-        level = f"{255 * sigma:g}"
-        numbers[level] = {
-            "mean": mean[0][-1],
-            "mean_psnr_per_step": mean[0],
-            "mean_energy_per_step": mean[1],
-            "images": {name: path[-1][0] for name, path in paths.items()},
-        }
-        say(f"sigma {level:>4}: {mean[0][-1]:.2f} dB, mean of {len(images)} images, not clipped")
+    numbers = {f"{level:g}": _measured(scheme, images) for level, scheme in zip(levels, loaded, strict=True)}
     if args.json:
-        steps = {"steps": args.steps} if args.scheme == "gnc" else {}
+        steps = {"steps": loaded[0].steps} if loaded[0].steps > 1 else {}
         about = {"prior": args.prior, "scheme": args.scheme, **steps, "task": args.task, "clipping": "none",
                  "noise": "image k has torch.Generator seed k", "set": str(args.images or "BSDS68"),
                  "energy": "D + R at the smallest t of the prior, nats per pixel"}  # fmt: skip
-        files.write_text(args.json, files.dumps({**about, "psnr_by_sigma": numbers}))
+        files.write_text(args.json, files.dumps({**about, f"psnr_by_{option}": numbers}))
+
+
+def _measured(scheme, images) -> dict:
+    """The numbers of a scheme on images (name -> image), and a line of text about them."""
+    from statistics import fmean
+
+    from tqdm import tqdm
+
+    from gnclib import evaluate
+
+    bar = tqdm(images.items(), desc=str(scheme.task), disable=not sys.stderr.isatty())
+    done = {name: evaluate.restoration(scheme, x, k) for k, (name, x) in enumerate(bar)}
+    means = {key: fmean(getattr(r, key) for r in done.values()) for key in ("start", "ssim", "seconds")}
+    per_step = {
+        key: [fmean(column) for column in zip(*(getattr(r, key) for r in done.values()), strict=True)]
+        for key in ("psnr", "energy")
+    }
+    level = f"sigma {scheme.task.level:>4g}" if scheme.task.kind == "denoise" else str(scheme.task)
+    say(
+        f"{level}: {per_step['psnr'][-1]:.2f} dB, SSIM {means['ssim']:.4f}, mean of {len(done)} images, not clipped;"
+        f" {means['seconds']:.2f} s and {scheme.evaluations} gradient(s) per image"
+    )
+    return {
+        "mean": per_step["psnr"][-1],
+        "mean_ssim": means["ssim"],
+        "mean_psnr_of_measurement": means["start"],
+        "mean_psnr_per_step": per_step["psnr"],
+        "mean_energy_per_step": per_step["energy"],
+        "gradients_per_image": scheme.evaluations,
+        "images": {name: r.psnr[-1] for name, r in done.items()},
+    }

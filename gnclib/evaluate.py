@@ -1,14 +1,16 @@
-"""How good a prior is as a denoiser, in the conventions that this project states beside every number.
+"""How well a prior solves inverse problems, in the conventions that this project states beside every number.
 
-The schemes are those of :mod:`gnclib.denoise`: the one-step MMSE estimate, and the GNC flow (Kobler & Pock 2023, eq. 9)
-with its predefined schedule. Noise: y = x + sigma z, image k of a list gets z from a torch.Generator with seed k.
-Neither the noisy image nor the result is clipped; PSNR has data range 1 and is averaged over the images.
+Problems: y = x + sigma z, or x with a fraction of its pixels missing; image k of a list gets its noise or mask from a
+torch.Generator with seed k. Neither the noisy image nor the result is clipped; PSNR and SSIM have data range 1 and are
+averaged over the images. The schemes are those of :mod:`gnclib.schemes`.
 """
 
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterable
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
@@ -17,48 +19,61 @@ from PIL import Image, UnidentifiedImageError
 from torch import Tensor
 
 from gnclib.data import add_noise
-from gnclib.denoise import denoise
-from gnclib.metrics import psnr
-from gnclib.operators import Denoising
+from gnclib.metrics import psnr, ssim
+from gnclib.schemes import Scheme
+from gnclib.solvers import gnc_flow, last
 
 
 def mmse(prior, y: Tensor, t: float) -> Tensor:
     """y - t grad_1 R(y, t): the estimate E[X | Y = y] if R is the energy of the data (Tweedie), shaped like y."""
-    (estimate,) = denoise(prior, y, t**0.5, "mmse")
-    return estimate
+    return last(gnc_flow(prior, [t], start=y)).x
 
 
-def denoising_path(
-    prior, x: Tensor, sigma: float, seed: int, scheme: str = "mmse", steps: int = 10
-) -> list[tuple[float, float]]:
-    """PSNR in dB and energy per pixel after each step of denoising y = x + sigma z, z of this seed.
+@dataclass(frozen=True)
+class Restoration:
+    """How one image went.
 
-    The energy is the one that the schedules end with, D(x_i) + R(x_i, t_min), in nats per pixel (eq. 9).
+    Attributes:
+        psnr: in dB, after each step; start: that of the measurement.
+        energy: D(x_i) + R(x_i, t_min) in nats per pixel after each step, t_min the smallest t of the prior (eq. 9).
+        t: noise variance of each step. ssim: of the result.
+        seconds: wall clock of the solver alone, without what is measured here.
+        image: the result (1, 1, H, W).
+    """
 
-    Args:
-        prior: an energy with ``energy``, ``grad`` and ``config`` on images (1, 1, H, W).
-        x: a clean image (1, 1, H, W) in [0, 1].
-        sigma: noise standard deviation in grey values of [0, 1], for instance 25 / 255.
-        scheme: "mmse" or "gnc"; steps: of the GNC flow.
+    start: float
+    psnr: tuple[float, ...]
+    energy: tuple[float, ...]
+    t: tuple[float, ...]
+    ssim: float
+    seconds: float
+    image: Tensor
+
+
+def restoration(scheme: Scheme, x: Tensor, seed: int) -> Restoration:
+    """Measure the clean image x (1, 1, H, W), with noise or mask of this seed, and restore it step by step.
 
     Raises:
-        ValueError: an unknown scheme, fewer than one step, or sigma outside of the range of the prior.
+        ValueError: as the solvers do.
     """
-    y = add_noise(x, sigma, seed)
-    data, t_min = Denoising(y, sigma), prior.config.sigma_min**2
-    path = []
-    for estimate in denoise(prior, y, sigma, scheme, steps):
+    data = scheme.task.measure(x, torch.Generator().manual_seed(seed))
+    t_min = scheme.prior.config.sigma_min**2
+    path, seconds, states, begun = [], 0.0, scheme.states(data), time.perf_counter()
+    for state in states:
+        seconds += time.perf_counter() - begun
         with torch.no_grad():
-            energy = (data.energy(estimate) + prior.energy(estimate, t_min)).item() / x.numel()
-        path.append((psnr(estimate, x).item(), energy))
-    return path
+            energy = (data.energy(state.x) + scheme.prior.energy(state.x, t_min)).item() / x.numel()
+        path.append((psnr(state.x, x).item(), energy, float(state.t)))
+        begun = time.perf_counter()
+    per_step = tuple(map(tuple, zip(*path, strict=True)))
+    return Restoration(psnr(data.start(), x).item(), *per_step, ssim(state.x, x).item(), seconds, state.x)
 
 
 def denoising_psnr(prior, images: Iterable[Tensor], sigma: float) -> list[float]:
     """PSNR in dB of the one-step MMSE estimate of each image, the k-th with noise of seed k.
 
     Raises:
-        ValueError: no images; otherwise as :func:`denoising_path`.
+        ValueError: no images, or sigma outside of the range of the prior.
     """
     values = [psnr(mmse(prior, add_noise(x, sigma, k), sigma**2), x).item() for k, x in enumerate(images)]
     if not values:

@@ -176,7 +176,7 @@ class LearnedSchedule(nn.Module):
     def states(self, prior, data: Denoising | Inpainting, start: Tensor | None = None) -> Iterator[State]:
         """The steps of :meth:`forward` one by one, without gradients: the `gnc_flow` with these t and eta.
 
-        prior: anything with `grad(y, t)`, :class:`gnclib.denoise.Tiled` for instance.
+        prior: anything with `grad(y, t)`, :class:`gnclib.tiles.Tiled` for instance.
         """
         return gnc_flow(prior, self.t, data, start, step_sizes=self.eta, rising=True)
 

@@ -124,13 +124,13 @@ def test_denoise_errors(capsys, tmp_path, photo, prior):
     good = ["denoise", photo, "--sigma", 25, "-o", out, "--prior", prior]
     for words, status, message in [
         ([*good[:3], 1, *good[4:]], 2, "outside of this prior's range, 2.55 to 255"),
-        ([*good[:3], "nan", *good[4:]], 2, "outside of this prior's range"),
+        ([*good[:3], "nan", *good[4:]], 2, "must lie in (0, 255]"),
         (["denoise", tmp_path / "no.png", *good[2:]], 1, "there is no image file"),
         ([*good[:5], tmp_path / "out.xyz", *good[6:]], 2, "choose one of the suffixes"),
         ([*good[:7], tmp_path / "nothing"], 1, "nothing"),
         ([*good, "--clean", small], 2, "they must agree"),
         ([*good, "--clean", photo, "--add-noise"], 2, "leave --clean away"),
-        ([*good, "--steps", 0], 2, "at least 1"),
+        ([*good, "--steps", 0], 2, "integer >= 1"),
         ([*good, "--device", "abacus"], 1, "abacus"),
         ([*good[:5], photo, *good[6:]], 1, "--force"),
     ]:

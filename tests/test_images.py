@@ -5,12 +5,9 @@ import zlib
 import numpy as np
 import pytest
 import tifffile
-import torch
 from PIL import Image
 
 from gnclib import images
-from gnclib.denoise import Tiled, check_sigma, denoise
-from gnclib.foe import FieldsOfExperts, FoEConfig
 
 
 def levels(shape, depth, seed=0):
@@ -119,50 +116,3 @@ def test_writing_refuses(tmp_path):
     with pytest.raises(FileExistsError, match="--force"):
         images.write(tmp_path / "a.png", grey16)
     images.write(tmp_path / "a.png", grey16, force=True)
-
-
-@pytest.fixture(scope="module")
-def prior():
-    torch.manual_seed(0)
-    model = FieldsOfExperts(FoEConfig(layers=2, features=6, kernel_size=5, deep_kernel_size=3)).double()
-    for parameter in model.parameters():  # away from the quadratic start
-        parameter.data += 0.05 * torch.randn(parameter.shape, dtype=parameter.dtype)
-    return model
-
-
-@pytest.mark.parametrize(("shape", "tile"), [((64, 50), 16), ((33, 47), 20), ((20, 20), 64)])
-def test_tiles_do_not_change_the_gradient(prior, shape, tile):
-    y = torch.rand(1, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
-    with torch.no_grad():
-        whole, tiled = prior.grad(y, 0.01), Tiled(prior, tile).grad(y, 0.01)
-    assert whole.abs().max() > 1e-3
-    torch.testing.assert_close(tiled, whole, rtol=1e-10, atol=1e-10 * float(whole.abs().max()))
-
-
-def test_denoise_is_the_stated_formula(prior):
-    y = torch.rand(1, 1, 24, 24, dtype=torch.float64, generator=torch.Generator().manual_seed(2))
-    sigma = 0.1
-    (mmse,) = denoise(prior, y, sigma, "mmse", 7)
-    with torch.no_grad():
-        torch.testing.assert_close(mmse, y - sigma**2 * prior.grad(y, sigma**2))
-        x = y
-        for t in (1.0, 1e-2, 1e-4):
-            x = x - t * prior.grad(x, t)
-            x = (sigma**2 * x + t * y) / (sigma**2 + t)
-    *_, gnc = denoise(Tiled(prior, 12), y, sigma, "gnc", 3)
-    torch.testing.assert_close(gnc, x, rtol=1e-9, atol=1e-9)
-
-
-def test_denoise_refuses(prior):
-    y = torch.zeros(1, 1, 24, 24, dtype=torch.float64)
-    with pytest.raises(ValueError, match="unknown scheme 'dct'"):
-        denoise(prior, y, 0.1, "dct")
-    with pytest.raises(ValueError, match="at least 1"):
-        denoise(prior, y, 0.1, "gnc", 0)
-    with pytest.raises(ValueError, match="side of a tile"):
-        Tiled(prior, 0)
-    with pytest.raises(ValueError, match=r"sigma 1 is outside .* 2\.55 to 255"):
-        check_sigma(1, 0.01, 1.0)
-    with pytest.raises(ValueError, match="sigma nan is outside"):
-        check_sigma(float("nan"), 0.01, 1.0)
-    assert check_sigma(25.5, 0.01, 1.0) == pytest.approx(0.1)

@@ -8,12 +8,12 @@ import pytest
 import torch
 
 from gnclib import data, learned
-from gnclib.denoise import Tiled
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
 from gnclib.learned import ETA_RANGE, LearnedSchedule, Task, weights_sha256
 from gnclib.metrics import psnr
 from gnclib.operators import Denoising, Inpainting
 from gnclib.solvers import gnc_flow, last
+from gnclib.tiles import Tiled
 
 RANGE = (1e-4, 1.0)
 NOISE, HOLES = Task("denoise", 25), Task("inpaint", 0.8)

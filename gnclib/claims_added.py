@@ -1,0 +1,104 @@
+"""Statements of this project about choices in the recipe and beyond the paper: (id, sentence, where)."""
+
+from __future__ import annotations
+
+__all__ = ["ADDED"]
+
+ADDED: tuple[tuple[str, str, str], ...] = (
+    # Ablations
+    (
+        "A-lambda",
+        "The weight lambda trades: without it d_tau R is not calibrated, and ten times our weight costs PSNR.",
+        "about section 3.2, eq. 7",
+    ),
+    (
+        "A-boundary",
+        "On image patches the boundary term hardly matters: printed, corrected and denoising objectives give "
+        "the same PSNR and the same calibration within the noise between seeds.",
+        "about section 3.2, eq. 7",
+    ),
+    (
+        "A-dct",
+        "Under the same short training, kernels that start from the DCT basis give a better denoiser than random ones.",
+        "about section 3.1, eq. 2",
+    ),
+    (
+        "A-scaled",
+        "Under the same short training, the scaled input s(tau) y gives a better denoiser at every noise level "
+        "than the printed formula.",
+        "about section 3.1, eq. 2",
+    ),
+    (
+        "A-nodes",
+        "Eleven spline nodes in tau are enough: five lose PSNR, twenty-one do not gain any.",
+        "about section 3.1 and appendix B",
+    ),
+    (
+        "A-smooth",
+        "Damping the roughness of the potentials costs no PSNR, and brings the smallest eigenvalue of the Hessian at "
+        "the largest noise closer to convexity.",
+        "about section 3.1 and appendix B",
+    ),
+    (
+        "A-warm",
+        "After the same number of steps, an R_3 that started from a briefly trained R_1 denoises better than one that "
+        "started from DCT and Kaiming-normal kernels.",
+        "about section 3.1, eq. 3",
+    ),
+    (
+        "A-deep",
+        "Each of the three changes that lead from the warm R_3 to its recipe (a smaller lambda, magnitudes in the last "
+        "hidden layer, dilated kernels) gives a better denoiser after the same number of steps.",
+        "about section 3.1, eq. 3",
+    ),
+    # Beyond the paper
+    (
+        "X-popoviciu",
+        "For equal isotropic covariances s^2 I the energy is convex on all of R^d for t >= diam({mu_i})^2 / "
+        "4 - s^2: four times sharper in diam^2, and global.",
+        "about Theorem 2.2",
+    ),
+    (
+        "X-tight",
+        "Two components at +-a with variance s^2 and any weights have the exact threshold t* = a^2 - s^2 on "
+        "the whole line; two points at distance D have t* = D^2 / 4.",
+        "about Theorem 2.2",
+    ),
+    (
+        "X-certificate",
+        "F is convex on the whole rectangle [-1, 1] x [t* + eps, t_bar], proved by interval arithmetic, and "
+        "non-convex at t* - eps by a witness.",
+        "about Figure 1",
+    ),
+    (
+        "X-once",
+        "Once convex on R^d, always convex: the convex t form one interval [t*, inf) (Prekopa-Leindler).",
+        "about Theorem 2.2",
+    ),
+    (
+        "X-outside",
+        "With unequal variances the energy can be convex on X and non-convex outside of X at the same t.",
+        "about Theorem 2.2",
+    ),
+    (
+        "X-vp",
+        "For the variance-preserving process the same formulas give a threshold in the signal fraction a.",
+        "about Theorem 2.2",
+    ),
+    (
+        "X-ddim",
+        "A deterministic DDIM step moves by the fraction 1 - sigma_{i+1}/sigma_i of the GNC flow's step.",
+        "about Algorithm 1",
+    ),
+    (
+        "X-control",
+        "Plain gradient descent at t = 0 carries fewer starts to the global minimiser than the GNC flow.",
+        "about Algorithm 1",
+    ),
+    (
+        "X-failure",
+        "There are mixtures (a narrow deep well beside a broad shallow one) on which the GNC flow misses "
+        "the global minimiser.",
+        "about Algorithm 1",
+    ),
+)
