@@ -60,7 +60,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
     parser.add_argument(
-        "--every", type=int, default=50, metavar="N", help="updates between two checkpoints (default: 50)"
+        "--every", type=int, default=100, metavar="N", help="updates between two checkpoints (default: 100)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
     plain, tuned = RECIPES["schedule"], RECIPES["finetune"]

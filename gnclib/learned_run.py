@@ -177,7 +177,7 @@ def _gradient(state: LearnState, x: Tensor) -> float:
 
 
 def drive(
-    state: LearnState, folder: str | Path, *, every: int = 50, stop: Callable[[], bool] = lambda: False
+    state: LearnState, folder: str | Path, *, every: int = 100, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[Step, Row | None]]:
     """Learn to the end on train + test of BSDS500; yield each step, with the row of the log that it brought or None.
 

@@ -37,7 +37,7 @@ class LearnConfig:
         ValueError: a value outside of its range.
     """
 
-    iterations: int = 200
+    iterations: int = 400
     batch: int = 2
     patch: int = 96
     lr: float = 0.05
