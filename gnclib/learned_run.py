@@ -50,7 +50,7 @@ FIRST_INPAINTING = 0.03
 #: the settings of the shipped schedules, and those of fine-tuning
 RECIPES = {
     "schedule": LearnConfig(),
-    "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4),
+    "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=1e-3),
 }
 
 
