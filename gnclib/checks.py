@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -49,12 +47,11 @@ def as_images(x: Tensor) -> Tensor:
     """Check a batch of grey images and return it unchanged.
 
     Args:
-        x: floating tensor of shape (B, 1, H, W), finite; grey values are meant to be in [0, 1], and noise takes
-            them a few units beyond: what is farther from 0 than 30 was never divided by 255.
+        x: floating tensor of shape (B, 1, H, W), finite; grey values are meant to be in [0, 1], but noisy images and
+            the iterates of a solver leave that range, so the range is not checked (see :func:`as_measured`).
 
     Raises:
-        ValueError: not a tensor, another shape, an integer dtype, an empty batch, nan/inf inside, or grey values of
-            0..255 or 0..65535.
+        ValueError: not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"images must be a torch tensor of shape (B, 1, H, W), got {type(x).__name__}")
@@ -65,11 +62,20 @@ def as_images(x: Tensor) -> Tensor:
         )
     if not x.is_floating_point():
         raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; divide by 255 first")
-    low, high = (v.item() for v in x.detach().aminmax())
-    if not (math.isfinite(low) and math.isfinite(high)):
+    if not torch.isfinite(x.detach()).all():
         raise ValueError("images must be finite, got nan or inf")
+    return x
+
+
+def as_measured(y: Tensor) -> Tensor:
+    """:func:`as_images` for what a user measured: noise takes grey values a few units beyond [0, 1], not to 255.
+
+    Raises:
+        ValueError: as :func:`as_images`, and for values farther from 0 than :data:`FARTHEST`.
+    """
+    low, high = (v.item() for v in as_images(y).detach().aminmax())
     if max(-low, high) > FARTHEST:
         raise ValueError(
             f"images have grey values in [0, 1], up to noise; these go from {low:.4g} to {high:.4g}: divide by 255"
         )
-    return x
+    return y

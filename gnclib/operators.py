@@ -15,7 +15,7 @@ import math
 import torch
 from torch import Tensor
 
-from gnclib.checks import as_images, as_time
+from gnclib.checks import as_images, as_measured, as_time
 
 
 def _like(y: Tensor, v: Tensor) -> Tensor:
@@ -43,11 +43,11 @@ class Denoising:
     """Gaussian noise of known level: D(x) = ||x - y||^2 / (2 sigma^2)   (Kobler & Pock 2023, section 5).
 
     y: (B, 1, H, W) noisy image, not clipped. sigma: noise standard deviation in grey values (25/255 = 0.098).
-    Raises ValueError unless y is a finite image batch and sigma a finite positive number.
+    Raises ValueError unless y is a finite image batch, in [0, 1] up to noise, and sigma a finite positive number.
     """
 
     def __init__(self, y: Tensor, sigma: float) -> None:
-        self.y = as_images(y).detach().clone()
+        self.y = as_measured(y).detach().clone()
         self.sigma = float(sigma)
         if not (math.isfinite(self.sigma) and self.sigma > 0):
             raise ValueError(
@@ -78,7 +78,7 @@ class Inpainting:
     """
 
     def __init__(self, y: Tensor, mask: Tensor) -> None:
-        self.y = as_images(y).detach().clone()
+        self.y = as_measured(y).detach().clone()
         mask = torch.as_tensor(mask, device=self.y.device)
         if mask.dtype != torch.bool:
             if not bool(((mask == 0) | (mask == 1)).all()):

@@ -40,12 +40,10 @@ IMAGES = {
 def test_images(kind):
     x, message = IMAGES[kind]
     prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3, nodes_x=31, nodes_tau=5))
-    for call in (
-        lambda: Denoising(x, 0.1),
-        lambda: Inpainting(x, torch.ones(16, 16)),
-        lambda: prior.grad(x, 0.1),
-        lambda: psnr(x, GOOD),
-    ):
+    calls = [lambda: Denoising(x, 0.1), lambda: Inpainting(x, torch.ones(16, 16))]
+    if kind != "0 to 255":  # only of a measurement the range is known
+        calls += [lambda: prior.grad(x, 0.1), lambda: psnr(x, GOOD)]
+    for call in calls:
         with pytest.raises(ValueError, match=message):
             call()
 

@@ -492,7 +492,7 @@ def test_evaluate_bad_input(tmp_path, capsys):
         (("--images", tmp_path), "no image in"),
         (("--images", tmp_path / "none"), "there is no folder"),
         (("--limit", "0"), "--limit must be at least 1"),
-        (("--sigma", "500"), "outside of this prior's range"),
+        (("--sigma", "500"), "must lie in (0, 255]"),
     ]:
         status, _, error = gnc(capsys, "evaluate", *words)
         assert status in (1, 2)
