@@ -10,9 +10,20 @@ from collections.abc import Callable
 from typing import Any
 
 from gnclib.exercises import session1
-from gnclib.exercises.engine import Exercise, Law, Mistake, Verdict, examine
+from gnclib.exercises.engine import RIGHT, Exercise, Law, Mistake, Verdict, examine
 
-__all__ = ["EXERCISES", "Exercise", "Law", "Mistake", "Verdict", "check", "examine", "exercise", "progress"]
+__all__ = [
+    "EXERCISES",
+    "Exercise",
+    "Law",
+    "Mistake",
+    "Verdict",
+    "check",
+    "examine",
+    "exercise",
+    "progress",
+    "solved",
+]
 
 EXERCISES: dict[str, Exercise] = {item.id: item for session in (session1,) for item in session.EXERCISES}
 _latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process, for `progress`
@@ -44,6 +55,15 @@ def check(id: str, function: Callable[..., Any]) -> int:
     _latest[id] = verdict
     print(verdict)
     return verdict.points
+
+
+def solved(id: str) -> bool:
+    """Was the exercise right when it was last checked? For pictures that need the student's function.
+
+    Raises:
+        KeyError: an unknown number.
+    """
+    return exercise(id).id in _latest and _latest[id].status == RIGHT
 
 
 def progress(session: int) -> None:
