@@ -38,7 +38,7 @@ $(STAMP): pyproject.toml constraints.txt
 	echo "building $(VENV) with $$("$$found" --version) ($$found)"; \
 	[ -x $(BIN)/python ] && $(BIN)/python -c '' 2>/dev/null || { rm -rf $(VENV); "$$found" -m venv $(VENV); }; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[notebooks,test,compare,sweep]'
+		-c constraints.txt -e '.[notebooks,test,compare,sweep,arb]'
 	@touch $@
 
 figures: $(STAMP)

@@ -33,6 +33,9 @@ MANIFEST: dict[str, Figure] = {
     "once_convex": Figure("01_convexity_theorem", "Once convex, always convex: on the line, and in a window"),
     "outside_domain": Figure("01_convexity_theorem", "Convex on X and non-convex outside, unequal variances"),
     "empirical_measure": Figure("01_convexity_theorem", "Exact threshold of an empirical measure"),
+    "paving": Figure(
+        "01_convexity_theorem", "Branch and bound: what is proved convex, not convex, or still open"
+    ),
     "certificate": Figure(
         "01_convexity_theorem", "Boxes on which convexity is proved by interval arithmetic"
     ),

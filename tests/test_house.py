@@ -38,8 +38,8 @@ LAYERS = [
     "foe_config",
     "spline gmm certify data metrics filters",
     "claims_list",
-    "spline_native spline_compiled convexity schedules leaves claims_added manifest checks files distributed",
-    "spline_reference",
+    "hessian_boxes spline_native spline_compiled convexity schedules leaves claims_added manifest checks files",
+    "spline_reference intervals distributed",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
 
