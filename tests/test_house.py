@@ -25,11 +25,11 @@ LAYERS = [
     "__main__",
     "cli",
     "cli_learn",
-    "cli_train cli_sweep cli_field",
+    "cli_train cli_sweep cli_field cli_patches",
     "cli_images",
     "reproduce ablation_run bench figure3_run field_run",
     "compare ledger notebooks training_run learned_run ablations field_methods exercises",
-    "card evaluate figure3 field",
+    "card evaluate figure3 field patch_bounds",
     "schemes",
     "train joint learned_state figure2 spectra",
     "plots claims images toy_losses learned tiles",
@@ -38,7 +38,8 @@ LAYERS = [
     "foe_config",
     "spline gmm certify data metrics filters",
     "claims_list",
-    "hessian_boxes spline_native spline_compiled convexity schedules leaves claims_added manifest checks files",
+    "empirical_bounds hessian_boxes convexity spline_native spline_compiled schedules leaves claims_added",
+    "manifest checks files",
     "spline_reference intervals distributed",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
