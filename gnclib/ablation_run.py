@@ -16,13 +16,15 @@ from pathlib import Path
 import torch
 
 from gnclib import __version__, card, data, files
-from gnclib.ablations import Judge, Result, Variant, sweep
+from gnclib.ablations import Judge, Result, Variant, joint_outcome, sweep
 from gnclib.foe import FoEConfig
 from gnclib.train import TrainConfig
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("ablations.json")
 STEPS, CROP = 1000, 160
+#: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
+JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective printed", "objective vanishing"), 8
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))
 
 
@@ -59,6 +61,7 @@ def variants(steps: int = STEPS) -> list[Variant]:
         replace(recipe, name="random kernels", kernels="random"),
         trained("objective corrected", objective="corrected"),
         trained("objective printed", objective="printed"),
+        trained("objective vanishing", objective="vanishing"),
         shaped("N_tau = 5", nodes_tau=5),
         shaped("N_tau = 21", nodes_tau=21),
         shaped("N_x = 31", nodes_x=31),
@@ -137,6 +140,8 @@ def add(path: Path, variant: Variant, result: Result) -> None:
         "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
         "revision": card.revision(),
     }
+    if result.joint:
+        run["joint"] = [round(v, 4) for v in result.joint]
     content["runs"].append(run)
     files.write_text(path, files.dumps(content))
 
@@ -191,8 +196,10 @@ def main(args: argparse.Namespace) -> None:
     print(f"{len(wanted)} trainings to do, {len(known)} in {args.out} already", flush=True)
     if not wanted:
         return
-    images = data.training_images()
-    for k, result in enumerate(sweep(chosen.values(), args.seeds, images, held_out(), JUDGE, known), 1):
+    images, crops = data.training_images(), held_out()
+    for k, result in enumerate(sweep(chosen.values(), args.seeds, images, crops, JUDGE, known), 1):
+        if result.variant in JOINT:
+            result = replace(result, joint=joint_outcome(result.prior, crops[:JOINT_CROPS]))
         add(args.out, chosen[result.variant], result)
         levels = " / ".join(f"{v:.2f}" for v in result.psnr)
         print(

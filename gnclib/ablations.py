@@ -23,13 +23,24 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from gnclib import data
+from gnclib import data, metrics
 from gnclib.checks import as_images
 from gnclib.evaluate import denoising_psnr
 from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.joint import joint_descent
+from gnclib.operators import Denoising
 from gnclib.train import TrainConfig, TrainState, training
 
-__all__ = ["Judge", "Result", "Variant", "build", "calibration", "smallest_eigenvalue", "sweep"]
+__all__ = [
+    "Judge",
+    "Result",
+    "Variant",
+    "build",
+    "calibration",
+    "joint_outcome",
+    "smallest_eigenvalue",
+    "sweep",
+]
 
 
 @torch.no_grad()
@@ -97,6 +108,26 @@ def smallest_eigenvalue(prior: FieldsOfExperts, y: Tensor, sigma: float, steps: 
     return torch.linalg.eigvalsh(ritz)[0].item()
 
 
+def joint_outcome(
+    prior: FieldsOfExperts,
+    images: Sequence[Tensor],
+    sigma: float = 25 / 255,
+    sigma_first: float = 75 / 255,
+    steps=60,
+) -> tuple[float, float]:
+    """Denoising by Algorithm 2, where the sign of d_tau R decides: mean PSNR in dB and mean final noise level sqrt(t).
+
+    Image k gets noise of seed k; x starts at the noisy image and t at ``sigma_first^2``, in the range of the prior.
+    """
+    psnrs, ends = [], []
+    for k, x in enumerate(images):
+        y = data.add_noise(x, sigma, k)
+        *_, last = joint_descent(prior, sigma_first**2, Denoising(y, sigma), start=y, steps=steps)
+        psnrs.append(metrics.psnr(last.x, x).item())
+        ends.append(last.t.sqrt().item())
+    return fmean(psnrs), fmean(ends)
+
+
 @dataclass(frozen=True)
 class Variant:
     """One way to build and train a prior: a name, the architecture, the training and the start.
@@ -134,6 +165,7 @@ class Result:
             standard error.
         curvature: for each level of :attr:`Judge.curvature_at`, the smallest eigenvalue of t Hess R at the worst of
             some noisy patches.
+        joint: of variants for which it was measured, `joint_outcome`: mean PSNR in dB and mean final sigma.
         seconds: of processor time for the training, including that of what it started from; hardly depends on what else
             the machine does.
         prior: the trained prior.
@@ -146,6 +178,7 @@ class Result:
     profile: tuple[float, ...]
     error: tuple[float, ...] = ()
     curvature: tuple[float, ...] = ()
+    joint: tuple[float, ...] = ()
     seconds: float = field(default=math.nan, compare=False)
     prior: FieldsOfExperts = field(default=None, repr=False, compare=False)
 

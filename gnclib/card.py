@@ -21,6 +21,7 @@ from gnclib.train_state import TrainState
 OBJECTIVES = {
     "corrected": "eq. 7 with the boundary term that its integration by parts over tau leaves out",
     "printed": "eq. 7 as printed",
+    "vanishing": "eq. 7 with a prior of tau that vanishes at both ends of its interval, in the smoothing part",
     "denoising": "departs from eq. 7: denoising instead of implicit score matching in tau, the mean of"
     " 1/2 (d_tau R + norm(z)^2 - n)^2, which has the same minimiser (up to the border of the patches) and needs neither"
     " second derivatives nor a boundary term",

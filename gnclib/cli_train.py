@@ -32,8 +32,8 @@ SETTINGS = {
     "lr_last": "last learning rate",
     "smoothing": "lambda of eq. 7, per pixel",
     "fraction": "part of the batch on which the smoothing part is evaluated",
-    "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7), or denoising (in tau as well; departs from"
-    " eq. 7, same minimiser)",
+    "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7), vanishing (eq. 7, prior of tau zero at the"
+    " ends), or denoising (in tau as well; departs from eq. 7, same minimiser)",
     "roughness": "weight of the decoupled smoothing of the potentials",
     "roughness_hidden": "the same for hidden activations, relative to it",
     "warm_start_hidden": "last hidden activation at a warm start, identity or magnitude",

@@ -146,4 +146,10 @@ MANIFEST: dict[str, Figure] = {
     "inpainting_images": Figure("06_inverse_problems", "A photograph of which 80 % are missing, filled in"),
     "figure3": Figure("07_ablations", "Figure 3: attainment and PSNR over t_0 and the number of steps"),
     "energy_and_psnr": Figure("07_ablations", "Mean energy against mean PSNR, all t_0 and numbers of steps"),
+    "plane_map": Figure("09_beyond_the_line", "Smallest eigenvalue of the Hessian in the plane"),
+    "polygon_bounds": Figure("09_beyond_the_line", "Regular polygons: bounds for the threshold", rtol=3e-2),
+    "patch_bounds": Figure("09_beyond_the_line", "From which noise on is the energy of patches convex?"),
+    "attainment_random": Figure(
+        "09_beyond_the_line", "Random mixtures: how often the global minimum is attained", atol=0.05
+    ),
 }

@@ -15,13 +15,16 @@ boundary term does not vanish, and
 
     E[d_tau R  d_tau log f] = -E[d_tautau R] + (E[d_tau R | tau_max] - E[d_tau R | tau_min]) / (tau_max - tau_min):
 
-:func:`boundary_term` is what the printed loss (7) leaves out. There is a second way, not in the paper: since
+:func:`boundary_term` is what the printed loss (7) leaves out; under a density that vanishes at both ends it is zero
+(:func:`vanishing_term`). There is another way, not in the paper: since
 d_tau log f(y | x, tau) = ||z||^2 - n in closed form, *denoising* score matching works in tau as well and needs neither
 a second derivative nor a boundary term (:func:`denoising_term`). All have the explicit loss as their expectation, up
 to constants; ``03_score_matching`` compares them where the true score is known.
 """
 
 from __future__ import annotations
+
+import math
 
 from torch import Tensor
 
@@ -81,6 +84,32 @@ def boundary_term(first_at_max: Tensor, first_at_min: Tensor, tau_min: float, ta
     if not tau_min < tau_max:
         raise ValueError(f"tau_min must be below tau_max, got {tau_min} and {tau_max}")
     return (first_at_max.mean() - first_at_min.mean()) / (tau_max - tau_min)
+
+
+def vanishing_term(first: Tensor, second: Tensor, tau: Tensor, tau_min: float, tau_max: float) -> Tensor:
+    """The smoothing part of eq. (7) under a prior of tau that vanishes at both ends, by *uniform* samples of tau: (B,).
+
+    With f_T = w/L, w = 2 sin^2(pi u), u = (tau - tau_min)/L, L = tau_max - tau_min, no boundary term arises. Written
+    for R + (-log f_T) and weighted by w, so that tau is drawn uniformly as for the image part, it reads
+
+        w (1/2 (d_tau R)^2 - d_tautau R) - w' d_tau R,       w' = 2 pi/L sin(2 pi u):
+
+    the factor (log f_T)', which is infinite at the ends, never occurs on its own.
+
+    Args:
+        first, second: d_tau R and d_tautau R, (B,). tau: (B,), in [tau_min, tau_max].
+
+    Raises:
+        ValueError: shapes that do not match, or tau_min >= tau_max.
+    """
+    _same(first, second, "first and second derivative")
+    _same(first, tau, "first and tau")
+    if not tau_min < tau_max:
+        raise ValueError(f"tau_min must be below tau_max, got {tau_min} and {tau_max}")
+    phase = math.pi * (tau - tau_min) / (tau_max - tau_min)
+    weight = 2 * phase.sin() ** 2
+    slope = 2 * math.pi / (tau_max - tau_min) * (2 * phase).sin()
+    return weight * (0.5 * first**2 - second) - slope * first
 
 
 def denoising_term(first: Tensor, z: Tensor) -> Tensor:

@@ -108,6 +108,9 @@ def smoothing_part(
     pixels = inner[0].numel()
     if config.objective == "denoising":
         return group.share(sm.denoising_term(first, inner), total) / pixels
+    if config.objective == "vanishing":
+        ends = model.config.grid_tau
+        return group.share(sm.vanishing_term(first, *second, tau, ends.low, ends.high), total) / pixels
     value = group.share(sm.implicit_term(first, *second), total)
     if corrected:
         ends, high = model.config.grid_tau, mine % 2 == 0

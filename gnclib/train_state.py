@@ -22,7 +22,7 @@ from torch.optim.swa_utils import AveragedModel
 from gnclib import files
 from gnclib.foe import START_ACTIVATIONS, FieldsOfExperts, FoEConfig
 
-OBJECTIVES = ("corrected", "printed", "denoising")
+OBJECTIVES = ("corrected", "printed", "vanishing", "denoising")
 CHECKPOINT = "checkpoint.safetensors"
 
 
@@ -35,8 +35,9 @@ class TrainConfig:
         lr, lr_constant: first learning rates of kernels and potentials, and of c(tau); lr_last: the last of both.
         smoothing: lambda, weight of the smoothing part.
         fraction: part of the batch on which the smoothing part is evaluated.
-        objective: "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as printed) or "denoising" (denoising
-            score matching in tau as well, which departs from eq. 7; see :mod:`gnclib.score_matching`).
+        objective: "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as printed), "vanishing" (eq. 7 with a
+            prior of tau that vanishes at both ends, in the smoothing part) or "denoising" (denoising score matching in
+            tau as well, which departs from eq. 7); see :mod:`gnclib.score_matching`.
         roughness: weight of the decoupled decay of :meth:`FieldsOfExperts.smooth`, taken after each step times the
             learning rate (as AdamW decays weights): where data are rare a potential stays smooth.
         roughness_hidden: the same for hidden activations, relative to ``roughness``.

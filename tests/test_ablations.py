@@ -323,3 +323,23 @@ def test_the_shipped_results_are_those_of_the_present_variants():
             assert len(run["profile"]) == len(run["error"]) == content["judge"]["levels"]
             assert all(map(math.isfinite, run["psnr"] + run["profile"] + run["error"] + run["curvature"]))
             assert not run["revision"].endswith("dirty")
+
+
+def test_joint_outcome_is_that_of_algorithm_2():
+    """Against the algorithm written out, with the closed-form prox, on two small images."""
+    prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3), generator=torch.Generator().manual_seed(0))
+    images = [torch.rand(1, 1, 16, 16, generator=torch.Generator().manual_seed(k)) for k in (5, 6)]
+    psnr, sigma = ablations.joint_outcome(prior, images, sigma=0.1, sigma_first=0.3, steps=3)
+    expected = []
+    for k, x in enumerate(images):
+        y = data.add_noise(x, 0.1, k)
+        current, tau = y, torch.tensor([math.log(0.3)])
+        for _ in range(3):
+            t = (2 * tau).exp()
+            v = current - t * prior.grad(current, t)
+            current = (0.01 * v + t * y) / (0.01 + t)
+            tau = tau - prior.dtau(current, t, order=1)[0] / (2 * 256)
+            tau = tau.clamp(math.log(prior.config.sigma_min), math.log(0.3))
+        expected.append((-10 * ((current - x) ** 2).mean().log10().item(), tau.exp().item()))
+    assert psnr == pytest.approx(sum(e[0] for e in expected) / 2, rel=1e-5)
+    assert sigma == pytest.approx(sum(e[1] for e in expected) / 2, rel=1e-5)

@@ -98,6 +98,27 @@ def test_printed_smoothing_term_is_not_where_the_boundary_matters():
     assert sm.boundary_term(*ends, TAU_MIN, TAU_MAX).item() == pytest.approx(1)
 
 
+@pytest.mark.parametrize("direction", [lambda tau: tau**2 / 2, lambda tau: (3 * tau).sin(), lambda tau: tau])
+def test_the_vanishing_prior_needs_no_boundary_term(direction):
+    """The loss does not change to first order when any h(tau) is added to the true energy, its ends included."""
+    y, _, tau = sample(200_000, seed=6)
+    tau.requires_grad_()
+    _, first, second = true_derivatives(y, tau.detach())
+    (slope,) = torch.autograd.grad(direction(tau).sum(), tau, create_graph=True)
+    (bend,) = torch.autograd.grad(slope.sum(), tau) if slope.requires_grad else (torch.zeros_like(tau),)
+    slope, at = slope.detach(), tau.detach()
+    eps = 1e-4
+    ends = [
+        sm.vanishing_term(first + e * slope, second + e * bend, at, TAU_MIN, TAU_MAX) for e in (eps, -eps)
+    ]
+    mean, error = mean_and_error((ends[0] - ends[1]) / (2 * eps))
+    assert abs(mean) < 5 * error < 0.2
+    again = [sm.implicit_term(first + e * slope, second + e * bend) for e in (eps, -eps)]
+    printed, _ = mean_and_error((again[0] - again[1]) / (2 * eps))
+    if direction(torch.tensor(2.0)) != 2:  # a straight line has no boundary term
+        assert abs(printed) > 20 * error
+
+
 def test_explicit_term_vanishes_at_the_truth():
     y, _, tau = sample(10)
     _, first, _ = true_derivatives(y, tau)
@@ -117,6 +138,10 @@ def test_bad_shapes_are_named():
         sm.implicit_term(torch.zeros(3), torch.zeros(2))
     with pytest.raises(ValueError, match="first must have shape"):
         sm.denoising_term(torch.zeros(2), z)
+    with pytest.raises(ValueError, match="first and tau"):
+        sm.vanishing_term(torch.zeros(3), torch.zeros(3), torch.zeros(2), 0.0, 1.0)
+    with pytest.raises(ValueError, match="tau_min must be below"):
+        sm.vanishing_term(torch.zeros(3), torch.zeros(3), torch.zeros(3), 1.0, 1.0)
     with pytest.raises(ValueError, match="score"):
         sm.explicit_term(torch.zeros(3), torch.zeros(2))
     with pytest.raises(ValueError, match="tau_min must be below"):

@@ -104,6 +104,11 @@ def slow_parts(model, x, tau, z, chosen, extra, config):
         n = z[b][:, m:-m, m:-m].numel()
         if config.objective == "denoising":
             smoothing.append(0.5 * (first + (z[b][:, m:-m, m:-m] ** 2).sum() - n) ** 2 / n)
+        elif config.objective == "vanishing":  # d/dtau of w(tau), by automatic differentiation as well
+            at = tau[b].clone().requires_grad_()
+            weight = 1 - torch.cos(2 * math.pi * (at - ends[1]) / (ends[0] - ends[1]))
+            (slope,) = torch.autograd.grad(weight, at)
+            smoothing.append((weight.detach() * (0.5 * first**2 - second) - slope * first) / n)
         else:
             smoothing.append((0.5 * first**2 - second) / n)
         if config.objective == "corrected":
@@ -143,7 +148,7 @@ def test_printed_and_corrected_objectives_differ_and_lambda_zero_skips_the_smoot
         parts[objective] = train.loss_parts(prior(), x, settings, torch.Generator().manual_seed(2))
     image = {parts[o][0].item() for o in parts}
     assert len(image) == 1
-    assert len({parts[o][1].item() for o in parts}) == 3
+    assert len({parts[o][1].item() for o in parts}) == len(train.OBJECTIVES)
     none = train.loss_parts(prior(), x, replace(SHORT, smoothing=0.0), torch.Generator().manual_seed(2))
     assert none[0].item() in image
     assert none[1].item() == 0
@@ -340,7 +345,7 @@ def test_patches_that_do_not_fit_are_refused(images, patch, says):
         ({"smoothing": math.inf}, "smoothing"),
         ({"fraction": 0.0}, "fraction must lie in"),
         ({"fraction": 1.5}, "fraction must lie in"),
-        ({"objective": "explicit"}, "objective must be one of corrected, printed, denoising"),
+        ({"objective": "explicit"}, "objective must be one of corrected, printed, vanishing, denoising"),
         ({"averaging": 1.0}, "averaging"),
         ({"averaging": 1.0}, r"averaging must lie in \[0, 1\)"),
         ({"roughness": -1.0}, "roughness must be >= 0"),
