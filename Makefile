@@ -3,10 +3,11 @@
 # make lab       JupyterLab in notebooks/
 # make env       only the virtual environment .venv (all other targets make it when it is needed)
 # make notebooks run the committed notebooks anew in place (after a change of the library)
+# make book      the notebooks as an HTML site in _book/ that needs no network to read
 # make lint      ruff only             make clean     remove caches, not .venv
 #
 # Needs: make and any Python >= 3.11. Choose one with  make env PYTHON=/path/to/python3.12
-.PHONY: help env figures test lab notebooks lint clean
+.PHONY: help env figures test lab notebooks book lint clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -56,9 +57,18 @@ lint: $(STAMP)
 notebooks: $(STAMP)
 	$(BIN)/gnc notebooks
 
+# Sphinx lives in an environment of its own: the versions it needs are nobody else's business.
+book: $(STAMP)
+	@[ -x .venv-book/bin/sphinx-build ] || $(BIN)/python -m venv .venv-book
+	.venv-book/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/book/requirements.txt
+	rm -rf _book
+	.venv-book/bin/sphinx-build -q -W --keep-going -c notebooks/book notebooks _book
+	@rm -rf _book/_sources _book/.doctrees
+	@echo "open _book/index.html"
+
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks
 
 clean:
-	rm -rf build dist .pytest_cache .ruff_cache .gnc-*
+	rm -rf build dist _book .pytest_cache .ruff_cache .gnc-*
 	find gnclib tests notebooks -name __pycache__ -prune -exec rm -rf {} + -o -name .ipynb_checkpoints -prune -exec rm -rf {} +

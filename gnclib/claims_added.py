@@ -104,7 +104,7 @@ ADDED: tuple[tuple[str, str, str], ...] = (
     (
         "X-edge",
         "For points (or equal covariances s^2 I) the exact threshold on R^d is at least a quarter of the squared "
-        "length of every edge of the convex hull, minus s^2; with Popoviciu it is exact where the farthest two form an edge.",
+        "length of every edge of the convex hull, minus s^2; exact where the farthest two points form an edge.",
         "about Corollary 2.3",
     ),
     (

@@ -1,0 +1,25 @@
+"""The book: the notebooks as an HTML site that needs no network to read (``make book``). Nothing is executed here."""
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parent))
+
+project = "gnclib"
+author = "The gnclib founders"
+copyright = "MIT licence"
+extensions = ["myst_nb", "mathml"]
+html_math_renderer = "mathml"
+myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_heading_anchors = 3
+nb_execution_mode = "off"
+nb_ipywidgets_js = {}  # would be fetched when a page is read
+nb_merge_streams = True
+exclude_patterns = ["book", "exercises/source", "**.ipynb_checkpoints"]
+suppress_warnings = ["mystnb.unknown_mime_type", "myst.xref_missing"]  # links to files outside of the book
+html_theme = "sphinx_book_theme"
+html_title = "Learning gradually non-convex image priors: an executable paper"
+html_static_path = ["static"]
+html_css_files = ["book.css"]
+html_copy_source = False
+html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2}
