@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -46,7 +47,7 @@ EXPLICIT = Exercise(
     draw=_explicit_draw,
     mistakes=(
         Mistake(
-            lambda *a: _explicit(*a, sign=-1.0),
+            partial(_explicit, sign=-1.0),
             "the loss does not vanish at the true energy, whose gradient is MINUS the score: check a sign",
         ),
         Mistake(
@@ -58,11 +59,11 @@ EXPLICIT = Exercise(
             "t is the noise variance already: do not square it again",
         ),
         Mistake(
-            lambda *a: _explicit(*a, density=False),
+            partial(_explicit, density=False),
             "all nodes count alike: in an expectation over y each one counts with the density of y there, too",
         ),
         Mistake(
-            lambda *a: _explicit(*a, norm=False),
+            partial(_explicit, norm=False),
             "the weights do not sum to one: the normal density lacks its factor in front of the exponential",
         ),
         Mistake(
@@ -121,24 +122,24 @@ IMPLICIT = Exercise(
     draw=_implicit_draw,
     mistakes=(
         Mistake(
-            lambda *a: _implicit(*a, sign=1.0),
+            partial(_implicit, sign=1.0),
             "the Laplacian has the wrong sign: written for a score s the loss has + div s, but s = -grad R",
         ),
         Mistake(
-            lambda *a: _implicit(*a, sign=0.0),
+            partial(_implicit, sign=0.0),
             "the second derivative is missing, and without it every constant energy would be a minimiser",
         ),
         Mistake(
-            lambda *a: _implicit(*a, trace="all"),
+            partial(_implicit, trace="all"),
             "mixed derivatives have come in: the gradient of a SUM of first derivatives adds whole rows of the "
             "Hessian, the Laplacian is its diagonal only",
         ),
         Mistake(
-            lambda *a: _implicit(*a, half=1.0),
+            partial(_implicit, half=1.0),
             "the square has lost its factor 1/2: the two terms must keep their balance",
         ),
         Mistake(
-            lambda *a: _implicit(*a, half=0.0),
+            partial(_implicit, half=0.0),
             "only the second derivative is left: the square of the gradient is missing",
         ),
     ),
@@ -185,19 +186,19 @@ DENOISING = Exercise(
     draw=_denoising_draw,
     mistakes=(
         Mistake(
-            lambda *a: _denoising(*a, noise=1.0),
+            partial(_denoising, noise=1.0),
             "the noise is too weak where t < 1: z is scaled by a standard deviation, and t is a variance",
         ),
         Mistake(
-            lambda *a: _denoising(*a, sign=1.0),
+            partial(_denoising, sign=1.0),
             "the sign of z is wrong: the gradient of an ENERGY points where the noise has pushed",
         ),
         Mistake(
-            lambda *a: _denoising(*a, power=0.0),
+            partial(_denoising, power=0.0),
             "gradient and noise are compared on different scales: the gradient grows as t falls, z does not",
         ),
         Mistake(
-            lambda *a: _denoising(*a, power=1.0),
+            partial(_denoising, power=1.0),
             "t times the gradient is the noise sqrt(t) z itself, not z: check the power of t",
         ),
         Mistake(
@@ -210,12 +211,12 @@ DENOISING = Exercise(
             "every noise level counts by its own scale, so that small t drown all others: the weight t is missing",
         ),
         Mistake(
-            lambda *a: _denoising(*a, at_clean=True),
+            partial(_denoising, at_clean=True),
             "the gradient is taken at the clean image: it is the noisy one that it has to explain",
         ),
         *(
             Mistake(
-                lambda *a, shape=shape: _denoising(*a, shape=shape),
+                partial(_denoising, shape=shape),
                 "t (B,) was broadcast along rows or columns of the images: give it the shape (B, 1, 1, 1)",
             )
             for shape in ((-1,), (-1, 1))
@@ -308,28 +309,27 @@ BOUNDARY = Exercise(
     draw=_tau_draw,
     mistakes=(
         Mistake(
-            lambda *a: _tau(*a, edge=0.0),
+            partial(_tau, edge=0.0),
             "this is eq. (7) as printed: what the integration by parts leaves at the two ends is missing",
         ),
         Mistake(
-            lambda *a: _tau(*a, edge=-1.0),
+            partial(_tau, edge=-1.0),
             "the boundary term has the wrong sign: it must CHARGE for a rise of R at tau_max",
         ),
         Mistake(
-            lambda *a: _tau(*a, power=0),
+            partial(_tau, power=0),
             "the boundary term lacks the density of tau, which is not 1 on this interval",
         ),
         Mistake(
-            lambda *a: _tau(*a, power=1),
+            partial(_tau, power=1),
             "the boundary term was multiplied by the length of the interval: the density of tau is its inverse",
         ),
         Mistake(
-            lambda *a: _tau(*a, sign=1.0),
+            partial(_tau, sign=1.0),
             "the second derivative has the wrong sign: for an energy it lowers the loss",
         ),
         Mistake(
-            lambda *a: _tau(*a, half=1.0),
-            "the square has lost its factor 1/2: the terms must keep their balance",
+            partial(_tau, half=1.0), "the square has lost its factor 1/2: the terms must keep their balance"
         ),
         Mistake(
             lambda first, second, high, low, a, b: (

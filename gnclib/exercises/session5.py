@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -54,9 +55,7 @@ PSNR = Exercise(
             lambda x, ref: _psnr(x.clamp(0, 1), ref),
             "the image was clipped to [0, 1] first, which flatters it: measure what the method returned",
         ),
-        Mistake(
-            lambda x, ref: _psnr(x, ref, log=torch.log), "decibels are decimal: this is the natural logarithm"
-        ),
+        Mistake(partial(_psnr, log=torch.log), "decibels are decimal: this is the natural logarithm"),
         Mistake(
             lambda x, ref: -10 * (x - ref).square().sum((1, 2, 3)).log10(),
             "the squared error was summed, not averaged: the value would depend on the size of the image",
@@ -65,10 +64,7 @@ PSNR = Exercise(
             lambda x, ref: _psnr(x, ref, peak=ref.amax((1, 2, 3))),
             "the peak is 1, the range of the data, not the brightest pixel of this picture",
         ),
-        Mistake(
-            lambda x, ref: _psnr(x, ref, peak=255.0),
-            "the peak is 1: grey values are in [0, 1] here, not in 0..255",
-        ),
+        Mistake(partial(_psnr, peak=255.0), "the peak is 1: grey values are in [0, 1] here, not in 0..255"),
         Mistake(
             lambda x, ref: -10 * (x - ref).square().mean().log10().expand(len(x)),
             "the error was averaged over the batch, too: each image has a value of its own",
@@ -270,24 +266,17 @@ FLOW = Exercise(
             lambda grad, prox, t, eta, x0: _flow(grad, prox, eta, eta, x0),
             "the gradient is taken at the smoothing eta_i: eta_i is the length of the step",
         ),
+        Mistake(partial(_flow, sign=-1.0), "the flow climbs: an energy goes down AGAINST its gradient"),
         Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t, eta, x0, sign=-1.0),
-            "the flow climbs: an energy goes down AGAINST its gradient",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t, eta, x0, order="prox first"),
+            partial(_flow, order="prox first"),
             "the data come first and the prior last: eq. (9) does it in the other order",
         ),
+        Mistake(partial(_flow, order="no prox"), "the data term is missing: this is the flow of Algorithm 1"),
         Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t, eta, x0, order="no prox"),
-            "the data term is missing: this is the flow of Algorithm 1",
+            partial(_flow, order="prox last"), "the prox is used once, at the end: it belongs into every step"
         ),
         Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t, eta, x0, order="prox last"),
-            "the prox is used once, at the end: it belongs into every step",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t, eta, x0, gradient="at the start"),
+            partial(_flow, gradient="at the start"),
             "the gradient is always taken at x_0: it belongs to the current x",
         ),
         Mistake(
@@ -409,12 +398,11 @@ JOINT = Exercise(
     draw=_joint_draw,
     mistakes=(
         Mistake(
-            lambda *a: _joint(*a, at="old"),
+            partial(_joint, at="old"),
             "the derivative in tau is taken at the old image: the two steps alternate, the second sees the first",
         ),
         Mistake(
-            lambda *a: _joint(*a, ends=False),
-            "t leaves the interval [t_min, t_max]: the step is a PROJECTED one",
+            partial(_joint, ends=False), "t leaves the interval [t_min, t_max]: the step is a PROJECTED one"
         ),
         Mistake(
             lambda *a: _joint(*a, n=a[3][0].numel()),
@@ -425,18 +413,16 @@ JOINT = Exercise(
             "n counts the pixels of ONE image: this step depends on the size of the batch",
         ),
         Mistake(
-            lambda *a: _joint(*a, n=1.0),
+            partial(_joint, n=1.0),
             "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
         ),
         Mistake(
-            lambda *a: _joint(*a, n=2.0),
+            partial(_joint, n=2.0),
             "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
         ),
+        Mistake(partial(_joint, sign=-1.0), "the step in tau climbs: it must go AGAINST the derivative"),
         Mistake(
-            lambda *a: _joint(*a, sign=-1.0), "the step in tau climbs: it must go AGAINST the derivative"
-        ),
-        Mistake(
-            lambda *a: _joint(*a, log=1.0),
+            partial(_joint, log=1.0),
             "this step was made in log t, which is 2 tau: go from t to tau = 0.5 log t, step, and come back",
         ),
         Mistake(
@@ -449,7 +435,7 @@ JOINT = Exercise(
             "t itself was stepped with the derivative in tau: go from t to tau = 0.5 log t, step, and come back",
         ),
         Mistake(
-            lambda *a: _joint(*a, shape=(-1,)),
+            partial(_joint, shape=(-1,)),
             "t (B,) was broadcast along the columns of the images: give it the shape (B, 1, 1, 1)",
         ),
     ),
