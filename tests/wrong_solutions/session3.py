@@ -1,0 +1,353 @@
+"""Session 3."""
+
+import math
+
+import torch
+
+# --- 3.1 ----------------------------------------------------------------------------------------------------------
+
+
+def explicit_score_sign(grad, m, s2, t, y, q):
+    v = s2 + t
+    f = torch.exp(-((y - m) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v)
+    return (q * f * t / 2 * (grad(y) - (-(y - m) / v)) ** 2).sum().item()
+
+
+def explicit_clean(grad, m, s2, t, y, q):
+    f = torch.distributions.Normal(m, s2**0.5).log_prob(y).exp()
+    return (q * f * t / 2 * (grad(y) - (y - m) / s2) ** 2).sum().item()
+
+
+def explicit_unweighted(grad, m, s2, t, y, q):
+    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
+    return float((q * normal.log_prob(y).exp() * 0.5 * (grad(y) - (y - m) / (s2 + t)) ** 2).sum())
+
+
+def explicit_no_half(grad, m, s2, t, y, q):
+    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
+    return (q * normal.log_prob(y).exp() * t * (grad(y) - (y - m) / (s2 + t)) ** 2).sum()
+
+
+def explicit_no_density(grad, m, s2, t, y, q):
+    return 0.5 * t * torch.sum(q * (grad(y) - (y - m) / (s2 + t)) ** 2)
+
+
+def explicit_mean(grad, m, s2, t, y, q):
+    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
+    return torch.mean(normal.log_prob(y).exp() * t / 2 * (grad(y) - (y - m) / (s2 + t)) ** 2)
+
+
+def explicit_no_q(grad, m, s2, t, y, q):
+    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
+    return torch.sum(normal.log_prob(y).exp() * t / 2 * (grad(y) - (y - m) / (s2 + t)) ** 2)
+
+
+def explicit_not_normalised(grad, m, s2, t, y, q):
+    v = s2 + t
+    return torch.sum(q * torch.exp(-((y - m) ** 2) / (2 * v)) * t / 2 * (grad(y) - (y - m) / v) ** 2)
+
+
+def explicit_per_node(grad, m, s2, t, y, q):
+    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
+    return q * normal.log_prob(y).exp() * t / 2 * (grad(y) - (y - m) / (s2 + t)) ** 2
+
+
+def explicit_t_squared(grad, m, s2, t, y, q):
+    v = s2 + t**2
+    f = torch.exp(-((y - m) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v)
+    return (q * f * t / 2 * (grad(y) - (y - m) / v) ** 2).sum()
+
+
+# --- 3.2 ----------------------------------------------------------------------------------------------------------
+
+
+def _first(energy, y):
+    y = y.clone().requires_grad_()
+    (g,) = torch.autograd.grad(energy(y).sum(), y, create_graph=True)
+    return y, g
+
+
+def _trace(y, g):
+    return sum(torch.autograd.grad(g[:, k].sum(), y, retain_graph=True)[0][:, k] for k in range(y.shape[1]))
+
+
+def implicit_score_form(energy, y, t):
+    y, g = _first(energy, y)
+    return t * (0.5 * (g**2).sum(1) + _trace(y, g)).mean().item()
+
+
+def implicit_sum_of_hessian(energy, y, t):
+    y, g = _first(energy, y)
+    (h,) = torch.autograd.grad(g.sum(), y)
+    return t * (0.5 * (g**2).sum(1) - h.sum(1)).mean().item()
+
+
+def implicit_no_second(energy, y, t):
+    _, g = _first(energy, y)
+    return t * 0.5 * (g**2).sum(1).mean().item()
+
+
+def implicit_no_weight(energy, y, t):
+    y, g = _first(energy, y)
+    return (0.5 * (g**2).sum(1) - _trace(y, g)).mean().item()
+
+
+def implicit_sum(energy, y, t):
+    y, g = _first(energy, y)
+    return t * (0.5 * (g**2).sum(1) - _trace(y, g)).sum().item()
+
+
+def implicit_mean_over_axes(energy, y, t):
+    y, g = _first(energy, y)
+    return t * (0.5 * (g**2).mean(1) - _trace(y, g) / y.shape[1]).mean().item()
+
+
+def implicit_no_half(energy, y, t):
+    y, g = _first(energy, y)
+    return t * ((g**2).sum(1) - _trace(y, g)).mean().item()
+
+
+def implicit_no_graph(energy, y, t):
+    y = y.clone().requires_grad_()
+    (g,) = torch.autograd.grad(energy(y).sum(), y)
+    return t * (0.5 * (g**2).sum(1) - _trace(y, g)).mean().item()
+
+
+def implicit_per_point(energy, y, t):
+    y, g = _first(energy, y)
+    return t * (0.5 * (g**2).sum(1) - _trace(y, g))
+
+
+# --- 3.3 ----------------------------------------------------------------------------------------------------------
+
+
+def denoising_t_as_deviation(grad, x, z, t):
+    t_wide = t[:, None, None, None]
+    y = x + t_wide * z
+    return (0.5 * (t_wide.sqrt() * grad(y, t) - z) ** 2).mean().item()
+
+
+def denoising_plus(grad, x, z, t):
+    s = t.sqrt()[:, None, None, None]
+    return (0.5 * (s * grad(x + s * z, t) + z) ** 2).mean()
+
+
+def denoising_no_weight(grad, x, z, t):
+    s = t.sqrt()[:, None, None, None]
+    return (0.5 * (grad(x + s * z, t) - z) ** 2).mean()
+
+
+def denoising_t_weight(grad, x, z, t):
+    v = t[:, None, None, None]
+    return (0.5 * (v * grad(x + v.sqrt() * z, t) - z) ** 2).mean()
+
+
+def denoising_unweighted_score(grad, x, z, t):
+    s = t.sqrt()[:, None, None, None]
+    return (0.5 * (grad(x + s * z, t) - z / s) ** 2).mean()
+
+
+def denoising_broadcast(grad, x, z, t):
+    return (0.5 * (t.sqrt() * grad(x + t.sqrt() * z, t) - z) ** 2).mean()
+
+
+def denoising_broadcast_rows(grad, x, z, t):
+    s = t.sqrt()[:, None]
+    return (0.5 * (s * grad(x + s * z, t) - z) ** 2).mean()
+
+
+def denoising_sum_over_pixels(grad, x, z, t):
+    s = t.sqrt()[:, None, None, None]
+    return (0.5 * (s * grad(x + s * z, t) - z) ** 2).sum((1, 2, 3)).mean()
+
+
+def denoising_mean_over_pixels_only(grad, x, z, t):
+    s = t.sqrt()[:, None, None, None]
+    return (0.5 * (s * grad(x + s * z, t) - z) ** 2).mean((1, 2, 3)).sum()
+
+
+def denoising_at_clean(grad, x, z, t):
+    s = t.sqrt()[:, None, None, None]
+    return (0.5 * (s * grad(x, t) - z) ** 2).mean()
+
+
+def denoising_in_place(grad, x, z, t):
+    s = t.sqrt()[:, None, None, None]
+    x += s * z
+    return (0.5 * (s * grad(x, t) - z) ** 2).mean()
+
+
+# --- 3.5 ----------------------------------------------------------------------------------------------------------
+
+
+def tau_printed(first, second, first_high, first_low, tau_min, tau_max):
+    return (first**2 / 2 - second).mean().item()
+
+
+def tau_edges_swapped(first, second, first_high, first_low, tau_min, tau_max):
+    edge = (first_low.mean() - first_high.mean()) / (tau_max - tau_min)
+    return (first**2 / 2 - second).mean() + edge
+
+
+def tau_no_length(first, second, first_high, first_low, tau_min, tau_max):
+    return (first**2 / 2 - second).mean() + first_high.mean() - first_low.mean()
+
+
+def tau_plus_second(first, second, first_high, first_low, tau_min, tau_max):
+    edge = (first_high.mean() - first_low.mean()) / (tau_max - tau_min)
+    return (first**2 / 2 + second).mean() + edge
+
+
+def tau_sum_of_ends(first, second, first_high, first_low, tau_min, tau_max):
+    edge = (first_high.mean() + first_low.mean()) / (tau_max - tau_min)
+    return (first**2 / 2 - second).mean() + edge
+
+
+def tau_sums(first, second, first_high, first_low, tau_min, tau_max):
+    edge = (first_high.sum() - first_low.sum()) / (tau_max - tau_min)
+    return (first**2 / 2 - second).mean() + edge
+
+
+def tau_mixed_sizes(first, second, first_high, first_low, tau_min, tau_max):
+    return (first**2 / 2 - second + (first_high - first_low) / (tau_max - tau_min)).mean()
+
+
+# --- 3.6 ----------------------------------------------------------------------------------------------------------
+
+
+def _solve(a, b, ridge):
+    return torch.linalg.solve(a + ridge * torch.eye(len(b), dtype=b.dtype), b)
+
+
+def fit_target_sign(phi_y, phi_tau, z, t, lam, ridge):
+    b = len(z)
+    p = t.sqrt()[:, None] * phi_y
+    return _solve(
+        (p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + lam * phi_tau.T @ (z**2 - 1)) / b, ridge
+    )
+
+
+def fit_target_not_centred(phi_y, phi_tau, z, t, lam, ridge):
+    b = len(z)
+    p = t.sqrt()[:, None] * phi_y
+    return _solve((p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z - lam * phi_tau.T @ z**2) / b, ridge)
+
+
+def fit_no_root(phi_y, phi_tau, z, t, lam, ridge):
+    b = len(z)
+    a = (phi_y.T @ phi_y + lam * phi_tau.T @ phi_tau) / b
+    return _solve(a, (phi_y.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, ridge)
+
+
+def fit_image_only(phi_y, phi_tau, z, t, lam, ridge):
+    p = t.sqrt()[:, None] * phi_y
+    return _solve(p.T @ p / len(z), p.T @ z / len(z), ridge)
+
+
+def fit_stacked(phi_y, phi_tau, z, t, lam, ridge):
+    rows = torch.cat([t.sqrt()[:, None] * phi_y, lam * phi_tau])
+    right = torch.cat([z, lam * (1 - z**2)])
+    return _solve(rows.T @ rows / len(z), rows.T @ right / len(z), ridge)
+
+
+def fit_sums(phi_y, phi_tau, z, t, lam, ridge):
+    p = t.sqrt()[:, None] * phi_y
+    return _solve(p.T @ p + lam * phi_tau.T @ phi_tau, p.T @ z + lam * phi_tau.T @ (1 - z**2), ridge)
+
+
+def fit_column(phi_y, phi_tau, z, t, lam, ridge):
+    b = len(z)
+    p, z = t.sqrt()[:, None] * phi_y, z[:, None]
+    a = (p.T @ p + lam * phi_tau.T @ phi_tau) / b
+    return _solve(a, (p.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, ridge)
+
+
+def fit_no_ridge(phi_y, phi_tau, z, t, lam, ridge):
+    b = len(z)
+    p = t.sqrt()[:, None] * phi_y
+    return _solve((p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, 0)
+
+
+def fit_forgotten_factor(phi_y, phi_tau, z, t, lam, ridge):
+    b = len(z)
+    p = t.sqrt()[:, None] * phi_y
+    return _solve((p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + phi_tau.T @ (1 - z**2)) / b, ridge)
+
+
+def fit_times_t(phi_y, phi_tau, z, t, lam, ridge):
+    b = len(z)
+    p = t[:, None] * phi_y
+    return _solve(
+        (p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, ridge
+    )
+
+
+WRONG = {
+    "3.1": [
+        (explicit_score_sign, "MINUS the score"),
+        (explicit_clean, "of the clean data"),
+        (explicit_unweighted, "t times too (small|large)"),
+        (explicit_no_half, "2 times the right one"),
+        (explicit_no_density, "density of y there, too"),
+        (explicit_mean, "not a mean over nodes"),
+        (explicit_no_q, "not equally spaced"),
+        (explicit_not_normalised, "do not sum to one"),
+        (explicit_per_node, "one number is wanted"),
+        (explicit_t_squared, "noise variance already"),
+    ],
+    "3.2": [
+        (implicit_score_form, "div s"),
+        (implicit_sum_of_hessian, "diagonal only"),
+        (implicit_no_second, "second derivative is missing"),
+        (implicit_no_weight, "t times too small|t times too large"),
+        (implicit_sum, "number of points B times too large"),
+        (implicit_mean_over_axes, "dimension d times too small"),
+        (implicit_no_half, "lost its factor 1/2"),
+        (implicit_no_graph, "stopped with RuntimeError"),
+        (implicit_per_point, "one number is wanted"),
+    ],
+    "3.3": [
+        (denoising_t_as_deviation, "t is a variance"),
+        (denoising_plus, "sign of z"),
+        (denoising_no_weight, "different scales"),
+        (denoising_t_weight, "power of t"),
+        (denoising_unweighted_score, "weight t is missing"),
+        (denoising_broadcast, r"\(B, 1, 1, 1\)"),
+        (denoising_broadcast_rows, r"\(B, 1, 1, 1\)"),
+        (denoising_sum_over_pixels, "number of pixels n times too large"),
+        (denoising_mean_over_pixels_only, "batch size B times too large"),
+        (denoising_at_clean, "clean image"),
+        (denoising_in_place, "changes its argument number 2 in place"),
+    ],
+    "3.4": [
+        (lambda d_t, d_tt, t: (t * d_t, t * d_t + t**2 * d_tt), "derivatives in log t"),
+        (lambda d_t, d_tt, t: (2 * t * d_t, 4 * t**2 * d_tt), "lacks a term"),
+        (lambda d_t, d_tt, t: (2 * t * d_t, 2 * d_t + 4 * t**2 * d_tt), "derivative in tau that counts"),
+        (lambda d_t, d_tt, t: (d_t / (2 * t), d_tt / (4 * t**2)), "divided by dt/dtau"),
+        (lambda d_t, d_tt, t: (2 * t.sqrt() * d_t, 4 * t * d_tt), "wrong already"),
+        (lambda d_t, d_tt, t: (2 * t * d_t, 4 * t * d_t - 4 * t**2 * d_tt), "the second is not"),
+        (lambda d_t, d_tt, t: (2 * t * d_t, 2 * t * d_tt), "once only"),
+        (lambda d_t, d_tt, t: 2 * t * d_t, "2 results are wanted"),
+    ],
+    "3.5": [
+        (tau_printed, "as printed"),
+        (tau_edges_swapped, "CHARGE"),
+        (tau_no_length, "lacks the density of tau"),
+        (tau_plus_second, "lowers the loss"),
+        (tau_sum_of_ends, "leaves a difference"),
+        (tau_sums, "at the two ends sums"),
+        (tau_mixed_sizes, "stopped with RuntimeError"),
+    ],
+    "3.6": [
+        (fit_target_sign, "should FALL"),
+        (fit_target_not_centred, "mean must be zero"),
+        (fit_no_root, "sqrt.t. is missing"),
+        (fit_image_only, "smoothing part is missing"),
+        (fit_stacked, "enters squared"),
+        (fit_sums, "B times too little"),
+        (fit_column, "shape"),
+        (fit_no_ridge, "ridge is missing"),
+        (fit_forgotten_factor, "not in the right-hand side"),
+        (fit_times_t, "standard deviation there"),
+    ],
+}

@@ -1,0 +1,291 @@
+"""Session 5."""
+
+import math
+
+import torch
+
+# --- 5.1 ----------------------------------------------------------------------------------------------------------
+
+
+def psnr_clipped(x, reference):
+    return -10 * torch.log10(((x.clip(0, 1) - reference) ** 2).mean(dim=(1, 2, 3)))
+
+
+def psnr_root_and_ten(x, reference):
+    return -10 * torch.log10(((x - reference) ** 2).mean(dim=(1, 2, 3)).sqrt())
+
+
+def psnr_norm(x, reference):
+    return -20 * torch.log10((x - reference).flatten(1).norm(dim=1))
+
+
+def psnr_peak_of_image(x, reference):
+    peak = reference.flatten(1).max(dim=1).values
+    return 20 * torch.log10(peak / ((x - reference) ** 2).flatten(1).mean(1).sqrt())
+
+
+# --- 5.4 ----------------------------------------------------------------------------------------------------------
+
+
+def flow_full_steps(grad, prox, t, eta, x0):
+    x = x0
+    for ti in t.tolist():
+        x = prox(x - ti * grad(x, ti), ti)
+    return x
+
+
+def flow_prox_with_t(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x = prox(x - ei * grad(x, ti), ti)
+    return x
+
+
+def flow_off_by_one(grad, prox, t, eta, x0):
+    x = x0
+    for i in range(1, len(t)):
+        x = prox(x - eta[i] * grad(x, t[i]), eta[i])
+    return x
+
+
+def flow_never_updated(grad, prox, t, eta, x0):
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x = prox(x0 - ei * grad(x0, ti), ei)
+    return x
+
+
+def flow_in_place(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x -= ei * grad(x, ti)
+        x = prox(x, ei)
+    return x
+
+
+def flow_prox_first(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        v = prox(x, ei)
+        x = v - ei * grad(v, ti)
+    return x
+
+
+def flow_no_data(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x = x - ei * grad(x, ti)
+    return x
+
+
+def flow_returns_in_loop(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x = prox(x - ei * grad(x, ti), ei)
+        return x
+
+
+def flow_old_gradient(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x = prox(x - ei * grad(x0, ti), ei)
+    return x
+
+
+# --- 5.5 ----------------------------------------------------------------------------------------------------------
+
+
+def _lengths(t):
+    return t, t - torch.cat([t[1:], torch.zeros(1, dtype=t.dtype)])
+
+
+def schedule_linear(t_first, t_last, steps):
+    return _lengths(torch.linspace(t_first, t_last, steps, dtype=torch.float64))
+
+
+def schedule_full(t_first, t_last, steps):
+    t = torch.logspace(math.log10(t_first), math.log10(t_last), steps, dtype=torch.float64)
+    return t, t.clone()
+
+
+def schedule_one_short(t_first, t_last, steps):
+    return _lengths(
+        torch.tensor([t_first * (t_last / t_first) ** (i / steps) for i in range(steps)], dtype=torch.float64)
+    )
+
+
+def schedule_divides_by_zero(t_first, t_last, steps):
+    t = [t_first * (t_last / t_first) ** (i / (steps - 1)) for i in range(steps)]
+    return _lengths(torch.tensor(t, dtype=torch.float64))
+
+
+def schedule_gaps_only(t_first, t_last, steps):
+    t = torch.linspace(math.log(t_first), math.log(t_last), steps, dtype=torch.float64).exp()
+    return t, t[:-1] - t[1:]
+
+
+def schedule_last_step_zero(t_first, t_last, steps):
+    t = torch.linspace(math.log(t_first), math.log(t_last), steps, dtype=torch.float64).exp()
+    return t, t - torch.cat([t[1:], t[-1:]])
+
+
+def schedule_rising(t_first, t_last, steps):
+    t = torch.linspace(math.log(t_last), math.log(t_first), steps, dtype=torch.float64).exp()
+    return t, t - torch.cat([torch.zeros(1, dtype=t.dtype), t[:-1]])
+
+
+def schedule_mixed_logarithms(t_first, t_last, steps):
+    return _lengths(10 ** torch.linspace(math.log(t_first), math.log(t_last), steps, dtype=torch.float64))
+
+
+def schedule_negative_lengths(t_first, t_last, steps):
+    t = torch.linspace(math.log(t_first), math.log(t_last), steps, dtype=torch.float64).exp()
+    return t, torch.cat([t[1:], torch.zeros(1, dtype=t.dtype)]) - t
+
+
+# --- 5.6 ----------------------------------------------------------------------------------------------------------
+
+
+def _image_step(grad, prox, x, t):
+    return prox(x - t.reshape(-1, 1, 1, 1) * grad(x, t), t)
+
+
+def joint_old_image(grad, dtau, prox, x, t, t_min, t_max):
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
+    return _image_step(grad, prox, x, t), (2 * tau).exp().clamp(t_min, t_max)
+
+
+def joint_no_ends(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    return x, torch.exp(2 * (0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())))
+
+
+def joint_n_only(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = 0.5 * t.log() - dtau(x, t) / x[0].numel()
+    return x, tau.clamp(0.5 * math.log(t_min), 0.5 * math.log(t_max)).mul(2).exp()
+
+
+def joint_whole_batch(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x.numel())
+    return x, (2 * tau).exp().clamp(t_min, t_max)
+
+
+def joint_steps_t(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    return x, (t - dtau(x, t) / (2 * x[0].numel())).clamp(t_min, t_max)
+
+
+def joint_log_t(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    return x, (t.log() - dtau(x, t) / (2 * x[0].numel())).exp().clamp(t_min, t_max)
+
+
+def joint_clips_tau_with_t(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = (0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())).clamp(t_min, t_max)
+    return x, (2 * tau).exp()
+
+
+def joint_columns(grad, dtau, prox, x, t, t_min, t_max):
+    x = prox(x - t * grad(x, t), t)
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
+    return x, (2 * tau).exp().clamp(t_min, t_max)
+
+
+def joint_no_prox(grad, dtau, prox, x, t, t_min, t_max):
+    x = x - t[:, None, None, None] * grad(x, t)
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
+    return x, (2 * tau).exp().clamp(t_min, t_max)
+
+
+def joint_ascends(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = 0.5 * t.log() + dtau(x, t) / (2 * x[0].numel())
+    return x, (2 * tau).exp().clamp(t_min, t_max)
+
+
+def joint_returns_sigma(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
+    return x, tau.clamp(0.5 * math.log(t_min), 0.5 * math.log(t_max)).exp()
+
+
+WRONG = {
+    "5.1": [
+        (psnr_clipped, "clipped"),
+        (psnr_root_and_ten, "0.5 times the right one"),
+        (psnr_norm, "summed, not averaged"),
+        (psnr_peak_of_image, "brightest pixel"),
+        (lambda x, ref: 10 * torch.log10(((x - ref) ** 2).mean((1, 2, 3))), "sign is wrong"),
+        (lambda x, ref: -10 * torch.log(((x - ref) ** 2).mean((1, 2, 3))), "natural logarithm"),
+        (lambda x, ref: -10 * torch.log10(((x - ref) ** 2).mean()), "shape"),
+        (
+            lambda x, ref: 20 * math.log10(255) - 10 * ((x - ref) ** 2).mean((1, 2, 3)).log10(),
+            r"not in 0\.\.255",
+        ),
+    ],
+    "5.2": [
+        (lambda v, y, sigma, eta: (eta * v + sigma**2 * y) / (sigma**2 + eta), "exchanged"),
+        (lambda v, y, sigma, eta: (sigma * v + eta * y) / (sigma + eta), "standard deviation"),
+        (lambda v, y, sigma, eta: v - eta / sigma**2 * (v - y), "explicit gradient step"),
+        (lambda v, y, sigma, eta: sigma**2 * v + eta * y, "sum to one"),
+        (
+            lambda v, y, sigma, eta: (v / (2 * eta) + y / sigma**2) / (1 / (2 * eta) + 1 / sigma**2),
+            "twice its weight",
+        ),
+        (lambda v, y, sigma, eta: (v + eta * y) / (1 + eta), "sigma is not used"),
+        (lambda v, y, sigma, eta: (sigma**2 * v - eta * y) / (sigma**2 - eta), "leaves the interval"),
+        (lambda v, y, sigma, eta: ((sigma**2 * v + eta * y) / (sigma**2 + eta)).mean(), "shape|is wanted"),
+    ],
+    "5.3": [
+        (
+            lambda v, y, mask, sigma, eta: torch.where(mask, v, (sigma**2 * v + eta * y) / (sigma**2 + eta)),
+            "wrong way round",
+        ),
+        (lambda v, y, mask, sigma, eta: mask * y + ~mask * v, "right for sigma = 0 only"),
+        (lambda v, y, mask, sigma, eta: (sigma**2 * v + eta * y) / (sigma**2 + eta), "mask is not used"),
+        (lambda v, y, mask, sigma, eta: (sigma**2 * v + eta * mask * y) / (sigma**2 + eta), "black"),
+        (lambda v, y, mask, sigma, eta: mask * (sigma**2 * v + eta * y) / (sigma**2 + eta), "become zero"),
+        (
+            lambda v, y, mask, sigma, eta: (v / eta + mask * y / sigma**2) / (1 / eta + mask / sigma**2),
+            "divided by zero",
+        ),
+        (lambda v, y, mask, sigma, eta: mask * y + (1 - mask) * v, "stopped with RuntimeError"),
+    ],
+    "5.4": [
+        (flow_full_steps, "how smooth"),
+        (flow_prox_with_t, "two halves"),
+        (flow_off_by_one, "never used"),
+        (flow_never_updated, "only the last one counts"),
+        (flow_in_place, "changes its argument number 5"),
+        (flow_prox_first, "other order"),
+        (flow_no_data, "data term is missing"),
+        (flow_returns_in_loop, "only one step"),
+        (flow_old_gradient, "current x"),
+    ],
+    "5.5": [
+        (schedule_linear, "linear"),
+        (schedule_full, "paper's rule"),
+        (schedule_one_short, "I - 1 gaps"),
+        (schedule_divides_by_zero, "ZeroDivisionError"),
+        (schedule_gaps_only, "second result has the shape"),
+        (schedule_last_step_zero, "zero or negative"),
+        (schedule_rising, "schedule rises"),
+        (schedule_mixed_logarithms, "equal RATIOS"),
+        (schedule_negative_lengths, "wrong sign"),
+    ],
+    "5.6": [
+        (joint_old_image, "old image"),
+        (joint_no_ends, "PROJECTED"),
+        (joint_n_only, "twice as long"),
+        (joint_whole_batch, "size of the batch"),
+        (joint_steps_t, "t itself was stepped"),
+        (joint_log_t, "log t"),
+        (joint_clips_tau_with_t, "compared with the ends"),
+        (joint_columns, r"\(B, 1, 1, 1\)"),
+        (joint_no_prox, "has not met its data"),
+        (joint_ascends, "climbs"),
+        (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: is it tau"),
+    ],
+}
