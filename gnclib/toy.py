@@ -249,3 +249,25 @@ def sample(
     tau = prior.draw(count, generator) if at is None else torch.full_like(x, at)
     z = torch.randn(count, generator=generator, dtype=torch.float64)
     return Points(x + tau.exp() * z, tau, torch.full_like(x, 1 / count), z)
+
+
+def with_noise(mixture: GaussianMixture, points: Points, nodes: int = 3) -> Points:
+    """The same expectation with the noise z beside y: exact for polynomials in z up to degree ``2 nodes - 1``.
+
+    Given y, tau and the component i (with probability g_i), z is Gaussian with mean ``sqrt(t) (y - mu_i)/v_i`` and
+    variance ``sigma_i^2/v_i``, ``v_i = sigma_i^2 + t``: each point becomes K * nodes points with Gauss-Hermite nodes.
+    """
+    y, t = points.y[:, None], points.t[:, None]
+    v = mixture.variances + t  # (B, K)
+    g = (mixture.weights.log() - 0.5 * ((y - mixture.means) ** 2 / v + v.log())).softmax(1)
+    x, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
+    mean, deviation = t.sqrt() * (y - mixture.means) / v, (mixture.variances / v).sqrt()
+    z = mean[..., None] + deviation[..., None] * x  # (B, K, nodes)
+    weight = (points.weight[:, None] * g)[..., None] * (w / w.sum())
+    count = z[0].numel()
+    return Points(
+        points.y.repeat_interleave(count),
+        points.tau.repeat_interleave(count),
+        weight.reshape(-1),
+        z.reshape(-1),
+    )

@@ -331,3 +331,20 @@ def test_bad_minimisation(exact):
         loss.minimise(BASIS, ridge=0.0)
     with pytest.raises(ValueError, match="weights"):
         loss.minimise(toy.SplineBasis(BASIS.y, SplineGrid(10, LOW, HIGH)))
+
+
+def test_noise_beside_y_has_the_right_moments():
+    """E z^k and E y z^k over the joint law of y = x + e^tau z, in closed form; and E[z | y] is Tweedie's formula."""
+    basis = toy.SplineBasis(SplineGrid(30, -4.0, 4.0), SplineGrid(7, -2.0, 0.0))
+    prior, mixture = toy.UniformTau(-2.0, 0.0), figure1_mixture()
+    points = toy.quadrature(mixture, basis, prior)
+    noisy = toy.with_noise(mixture, points)
+    for power, moment in ((0, 1.0), (1, 0.0), (2, 1.0), (3, 0.0), (4, 3.0)):
+        assert noisy.mean(noisy.z**power).item() == pytest.approx(moment, abs=1e-9)
+    assert noisy.mean(noisy.y * noisy.z).item() == pytest.approx(
+        points.mean(points.t.sqrt()).item(), rel=1e-9
+    )
+    per_point = (noisy.weight * noisy.z).reshape(len(points.y), -1).sum(1) / points.weight
+    torch.testing.assert_close(
+        per_point, points.t.sqrt() * mixture.grad(points.y, points.t), rtol=1e-9, atol=1e-9
+    )
