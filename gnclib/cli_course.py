@@ -15,8 +15,9 @@ def course_parser(add) -> None:
     sub = add(
         "course", _course, "make the notebooks of the course, with exercises, from their source",
         "The source notebooks in notebooks/exercises/source hold text, solutions, checks and remarks for the\n"
-        "instructor. Without options, the students' copies in notebooks/exercises are made from them: no solutions,\n"
-        "no remarks, executed. A source that disagrees with the exercises of the library changes nothing.",
+        "instructor. Without options, the students' copies in notebooks/exercises are made from them (no solutions,\n"
+        "no remarks, executed), and the table in INSTRUCTOR.md is brought up to date. A source that disagrees with\n"
+        "the exercises of the library changes nothing.",
         "  gnc course                             the students' copies, after a change of the source\n"
         "  gnc course --only 4                    only session 4\n"
         "  gnc course --instructor solved/        the instructor's copies: solved, with remarks, executed\n"
@@ -65,3 +66,5 @@ def _course(args: argparse.Namespace) -> None:
         copy = node if args.instructor else course.student(node)
         course.write_executed(copy, out / f"{name}.ipynb")
         say(f"wrote {out / f'{name}.ipynb'}")
+    if not args.instructor:
+        course_check.refresh_page()

@@ -14,9 +14,12 @@ from nbformat import NotebookNode
 from gnclib import exercises, notebooks
 from gnclib.course import BEGIN, END, CourseError, folder, number, read, session, sources, student, unsolved
 from gnclib.exercises import Exercise
+from gnclib.files import write_text
 
-__all__ = ["check", "problems", "table"]
+__all__ = ["check", "problems", "refresh_page", "table"]
 
+PAGE = "INSTRUCTOR.md"  # has the table of all exercises between these lines:
+TABLE, END_TABLE = "<!-- table: written by gnc course -->", "<!-- end of table -->"
 STATEMENT = re.compile(r"\*\*Exercise (\d+\.\d+)\*\*\s*\((\d+) points?, (?:about )?(\d+) min")
 
 
@@ -133,7 +136,11 @@ def check(where: Path | None = None, known: Mapping[str, Exercise] | None = None
         if id.split(".")[0] not in sessions
     ]
     extra = {path.stem for path in where.glob("[0-9]*.ipynb")} - found.keys()
-    return wrong + [f"{name}.ipynb: it has no source" for name in sorted(extra)]
+    wrong += [f"{name}.ipynb: it has no source" for name in sorted(extra)]
+    page = where / PAGE
+    if page.is_file() and page.read_text(encoding="utf-8") != _with_table(page, known):
+        wrong.append(f"{PAGE}: the table is not that of gnclib.exercises; run 'gnc course'")
+    return wrong
 
 
 def _differences(wanted: NotebookNode, path: Path) -> list[str]:
@@ -180,3 +187,18 @@ def _sum(title: str, items: list[Exercise]) -> str:
     points, minutes = sum(item.points for item in items), sum(item.minutes for item in items)
     count = "1 exercise" if len(items) == 1 else f"{len(items)} exercises"
     return f"| **{title}** | {count} | **{points}** | **{minutes}** |"
+
+
+def refresh_page(where: Path | None = None, known: Mapping[str, Exercise] | None = None) -> None:
+    """Put the table into the instructor's page, if there is one; arguments as for `check`."""
+    page = (where or folder()) / PAGE
+    if page.is_file() and page.read_text(encoding="utf-8") != (text := _with_table(page, known)):
+        write_text(page, text)
+
+
+def _with_table(page: Path, known: Mapping[str, Exercise] | None) -> str:
+    before, begin, rest = page.read_text(encoding="utf-8").partition(TABLE)
+    _, end, after = rest.partition(END_TABLE)
+    if not (begin and end):
+        raise CourseError(f"{page.name} has no place for the table, between {TABLE} and {END_TABLE}")
+    return f"{before}{TABLE}\n\n{table(known)}\n\n{END_TABLE}{after}"

@@ -1,5 +1,6 @@
 """`gnc course`: copies made from a source notebook, and what is said of sources and copies that are wrong."""
 
+import re
 from copy import deepcopy
 
 import nbformat
@@ -7,7 +8,7 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
 from gnclib import cli, course, course_check, notebooks
-from gnclib.exercises import Exercise
+from gnclib.exercises import EXERCISES, Exercise
 
 SOLUTION = '''\
 def double(x: float) -> float:
@@ -289,3 +290,34 @@ def test_the_table_adds_up(capsys):
     (last,) = [row for row in rows if row[0] == "the course"]
     assert last[1].split()[0] == str(len(single))
     assert last[2:] == [str(sum(int(row[k]) for row in single)) for k in (2, 3)]
+
+
+def test_the_instructors_page_has_the_table(place):
+    page = place / course_check.PAGE
+    page.write_text(f"before\n{course_check.TABLE}\nold\n{course_check.END_TABLE}\nafter\n")
+    assert course_check.check(place, KNOWN) == [
+        "INSTRUCTOR.md: the table is not that of gnclib.exercises; run 'gnc course'"
+    ]
+    course_check.refresh_page(place, KNOWN)
+    assert course_check.check(place, KNOWN) == []
+    assert "| 8.1 | twice | 3 | 5 |\n" in page.read_text()
+    assert (page.read_text()[:7], page.read_text()[-7:]) == ("before\n", "\nafter\n")
+    page.write_text("nothing")
+    with pytest.raises(course.CourseError, match="no place for the table"):
+        course_check.check(place, KNOWN)
+
+
+def planned() -> list[str]:
+    """The exercises in the plan of the committed instructor's page; "1.1 to 1.3" are three."""
+    page = (course.folder() / course_check.PAGE).read_text(encoding="utf-8")
+    plan = page.split("| meeting |")[1].split("\n\n")[0]
+    named = []
+    for first, last in re.findall(r"\b(\d\.\d)\b(?: to (\d\.\d)\b)?", plan):
+        session, k = first.split(".")
+        named += [f"{session}.{n}" for n in range(int(k), int((last or first).split(".")[1]) + 1)]
+    return named
+
+
+@pytest.mark.skipif(len(EXERCISES) < 26, reason="not all sessions are there yet")
+def test_every_exercise_has_its_place_in_the_plan():
+    assert sorted(planned()) == sorted(EXERCISES)
