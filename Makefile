@@ -2,17 +2,20 @@
 # make test      lint, unit tests, notebooks against their stored outputs, notebooks executed and clean
 # make lab       JupyterLab in notebooks/
 # make env       only the virtual environment .venv (all other targets make it when it is needed)
+# make course    the students' copies of the exercises anew from their source
+# make grade-check  nbgrader grades the exercises: in an environment of its own, .venv-course, beside .venv
 # make notebooks run the committed notebooks anew in place (after a change of the library)
 # make book      the notebooks as an HTML site in _book/ that needs no network to read
 # make lint      ruff only             make clean     remove caches, not .venv
 #
 # Needs: make and any Python >= 3.11. Choose one with  make env PYTHON=/path/to/python3.12
-.PHONY: help env figures test lab notebooks book lint clean
+.PHONY: help env figures test lab notebooks course grade-check book lint clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
 BIN := $(VENV)/bin
 STAMP := $(VENV)/.gnclib-ready
+COURSE := .venv-course
 NBVAL := --nbval-lax --nbval-current-env --nbval-cell-timeout=300
 export JUPYTER_PREFER_ENV_PATH := 1
 
@@ -65,6 +68,23 @@ book: $(STAMP)
 	.venv-book/bin/sphinx-build -q -W --keep-going -c notebooks/book notebooks _book
 	@rm -rf _book/_sources _book/.doctrees
 	@echo "open _book/index.html"
+
+course: $(STAMP)
+	$(BIN)/gnc course
+
+grade-check: $(COURSE)/.gnclib-ready
+	$(COURSE)/bin/python -m pytest tests/test_nbgrader.py
+
+# The extra "course" only: everything else is that of $(VENV), which it sees.
+$(COURSE)/.gnclib-ready: $(STAMP)
+	$(BIN)/python -m venv $(COURSE)
+	site='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+	echo "import site; site.addsitedir('$$($(BIN)/python -c "$$site")')" \
+		> "$$($(COURSE)/bin/python -c "$$site")/gnclib-environment.pth"
+	$(COURSE)/bin/python -m pip install --quiet --disable-pip-version-check -c constraints.txt \
+		$$($(BIN)/python -c 'import tomllib; extras = tomllib.load(open("pyproject.toml", "rb"))["project"]["optional-dependencies"]; \
+		print(*extras["course"])')
+	@touch $@
 
 lab: $(STAMP)
 	$(BIN)/jupyter lab --notebook-dir=notebooks

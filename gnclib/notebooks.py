@@ -18,7 +18,7 @@ from typing import Any
 
 from gnclib.files import write_bytes
 
-__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "parameters", "refresh"]
+__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "parameters", "refresh", "run"]
 
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
@@ -149,23 +149,34 @@ def clean(content: bytes) -> bytes:
     return (nbformat.writes(node).rstrip("\n") + "\n").encode()
 
 
-def refresh(path: Path) -> None:
-    """Run a committed notebook with its own defaults, clean it, and put it in place of the old one in one step."""
-    import nbformat
+def run(node: Any, name: str) -> Any:
+    """Run all cells of a notebook in an empty temporary folder and return it with its outputs.
+
+    Raises
+    ------
+    NotebookError
+        A cell failed or the kernel died; `name` says which notebook it was.
+    """
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, DeadKernelError
 
-    node = nbformat.read(path, as_version=4)
     with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd, _inline_figures():
         client = NotebookClient(node, timeout=900, resources={"metadata": {"path": cwd}}, **KERNEL)
         try:
-            client.execute()
+            return client.execute()
         except CellExecutionError as error:
             raise NotebookError(
-                f"{path.name}: {error.ename}: {error.evalue}; the notebook was left as it was"
+                f"{name}: {error.ename}: {error.evalue}; the notebook was left as it was"
             ) from None
         except DeadKernelError as error:
-            raise NotebookError(f"{path.name}: {error}; the notebook was left as it was") from None
+            raise NotebookError(f"{name}: {error}; the notebook was left as it was") from None
+
+
+def refresh(path: Path) -> None:
+    """Run a committed notebook with its own defaults, clean it, and put it in place of the old one in one step."""
+    import nbformat
+
+    node = run(nbformat.read(path, as_version=4), path.name)
     write_bytes(path, clean(nbformat.writes(node).encode()))
 
 

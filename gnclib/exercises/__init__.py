@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gnclib.exercises import session1, session2, session3, session5
+from gnclib.exercises import session1, session2, session3, session4, session5
 from gnclib.exercises.engine import RIGHT, Exercise, Law, Mistake, Verdict, examine
 
 __all__ = [
@@ -26,7 +26,9 @@ __all__ = [
 ]
 
 EXERCISES: dict[str, Exercise] = {
-    item.id: item for session in (session1, session2, session3, session5) for item in session.EXERCISES
+    item.id: item
+    for session in (session1, session2, session3, session4, session5)
+    for item in session.EXERCISES
 }
 _latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process, for `progress`
 
