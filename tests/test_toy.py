@@ -335,7 +335,7 @@ def test_bad_minimisation(exact):
 
 def test_noise_beside_y_has_the_right_moments():
     """E z^k and E y z^k over the joint law of y = x + e^tau z, in closed form; and E[z | y] is Tweedie's formula."""
-    basis = toy.SplineBasis(SplineGrid(30, -4.0, 4.0), SplineGrid(7, -2.0, 0.0))
+    basis = toy.SplineBasis(SplineGrid(84, -4.0, 4.0), SplineGrid(7, -2.0, 0.0))
     prior, mixture = toy.UniformTau(-2.0, 0.0), figure1_mixture()
     points = toy.quadrature(mixture, basis, prior)
     noisy = toy.with_noise(mixture, points)
