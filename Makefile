@@ -50,8 +50,9 @@ figures: $(STAMP)
 
 test: lint
 	$(BIN)/python -m pytest
-	$(BIN)/python -m pytest -q $(NBVAL) notebooks
+	$(BIN)/python -m pytest -q $(NBVAL) notebooks/*.ipynb notebooks/exercises/*.ipynb
 	$(BIN)/gnc notebooks --check
+	$(BIN)/gnc course --check
 
 lint: $(STAMP)
 	$(BIN)/ruff check .

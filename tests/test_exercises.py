@@ -35,6 +35,7 @@ def test_wrong_solutions_are_caught_and_explained(id, k):
     assert re.search(message, verdict.message), f"{id}: told {verdict.message!r}, expected {message!r}"
 
 
+@pytest.mark.filterwarnings("ignore::DeprecationWarning")  # matplotlib about tensors
 @pytest.mark.parametrize("session", SESSIONS)
 def test_the_solutions_of_the_source_are_right(session, capsys, monkeypatch):
     """All code cells of the source run in order; every exercise of the session is checked and earns all its points."""

@@ -182,7 +182,7 @@ def _form(result: Any, truth: Any, part: str) -> str:
             else f"{of or 'the '}result must be a {type(truth).__name__}"
         )
     try:
-        number = float(result)
+        number = float(result.detach() if isinstance(result, Tensor) else result)
     except (TypeError, ValueError):
         return f"{of or 'the '}result is a {type(result).__name__}, one number is wanted"
     return (
