@@ -22,6 +22,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -126,7 +127,7 @@ def examine(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
         except NotImplementedError:
             return Verdict(exercise, TO_DO)
         except Exception as error:
-            return Verdict(exercise, NOT_YET, _crash(error))
+            return Verdict(exercise, NOT_YET, _crash(error, function, len(given)))
         message = _form(result, truth, "") or _touched(given, exercise.arguments(k))
         if message:
             return Verdict(exercise, NOT_YET, message)
@@ -134,16 +135,40 @@ def examine(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
     pairs = list(zip(results, truths, strict=True))
     if all(_agree(a, b, exercise) for a, b in pairs):
         return Verdict(exercise, RIGHT)
-    return Verdict(exercise, NOT_YET, _explain(exercise, results, truths))
+    if any(map(_single, results)) and all(_agree(a, b, exercise, 1e-3, 1e-4) for a, b in pairs):
+        message = "right, but in single precision only: make every tensor with dtype=torch.float64"
+        return Verdict(exercise, NOT_YET, message)
+    return Verdict(exercise, NOT_YET, _explain(exercise, [_double(result) for result in results], truths))
 
 
 # --- does it have the right form? ---------------------------------------------------------------------------------
 
 
-def _crash(error: Exception) -> str:
-    last = traceback.extract_tb(error.__traceback__)[-1]
-    where = f" in the line `{last.line}`" if last.line else ""
+def _crash(error: Exception, function: Callable[..., Any], count: int) -> str:
+    """The exception, with the innermost line that the student wrote; lines of libraries say nothing to them."""
+    frames = traceback.extract_tb(error.__traceback__)[1:]  # without our own call
+    if not frames:
+        return f"the function cannot be called with its {count} argument(s): {error}"
+    home = getattr(getattr(function, "__code__", None), "co_filename", None)
+    own = [frame for frame in frames if frame.filename == home] or frames[:1]
+    where = f" in the line `{own[-1].line}`" if own[-1].line else ""
     return f"your code stopped with {type(error).__name__}{where}: {error}"
+
+
+def _single(result: Any) -> bool:
+    """Is any part of the result in single (or lower) precision?"""
+    if isinstance(result, (tuple, list)):
+        return any(map(_single, result))
+    return isinstance(result, Tensor) and result.dtype in (torch.float32, torch.float16, torch.bfloat16)
+
+
+def _double(result: Any) -> Any:
+    """The result without its graph and with floating-point tensors in double precision, for laws and comparisons."""
+    if isinstance(result, (tuple, list)):
+        return type(result)(map(_double, result))
+    if isinstance(result, Tensor):
+        return result.detach().double() if result.dtype.is_floating_point else result.detach()
+    return result
 
 
 def _form(result: Any, truth: Any, part: str) -> str:
@@ -196,19 +221,26 @@ def _touched(given: tuple, fresh: tuple) -> str:
     for k, (a, b) in enumerate(zip(given, fresh, strict=True)):
         if isinstance(a, Tensor) and not torch.equal(a.detach(), b.detach()):
             return f"the function changes its argument number {k + 1} in place: work on a copy"
+        if isinstance(a, Tensor) and a.requires_grad != b.requires_grad:
+            return (
+                f"the function switches on requires_grad of its argument number {k + 1}, which is the caller's: begin "
+                "with a copy of your own, x = x.detach().clone().requires_grad_()"
+            )
     return ""
 
 
 # --- agreement and explanation ------------------------------------------------------------------------------------
 
 
-def _agree(a: Any, b: Any, exercise: Exercise) -> bool:
+def _agree(a: Any, b: Any, exercise: Exercise, rtol: float = 0.0, atol: float = 0.0) -> bool:
     if isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(_agree(x, y, exercise) for x, y in zip(a, b, strict=True))
+        return len(a) == len(b) and all(_agree(x, y, exercise, rtol, atol) for x, y in zip(a, b, strict=True))
     if isinstance(b, (bool, str)):
         return a == b
     a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
-    return a.shape == b.shape and torch.allclose(a, b, rtol=exercise.rtol, atol=exercise.atol)
+    return a.shape == b.shape and torch.allclose(
+        a, b, rtol=max(rtol, exercise.rtol), atol=max(atol, exercise.atol)
+    )
 
 
 def _explain(exercise: Exercise, results: list, truths: list) -> str:
@@ -270,7 +302,7 @@ def _first_difference(exercise: Exercise, pairs: list) -> str:
     some = f"right on {right} of {len(pairs)} random inputs; " if right else ""
     if not (_numeric(b) and _numeric(a)):
         return f"{some}on input {k + 1} the result differs"
-    a, b = (torch.as_tensor(x, dtype=torch.float64).detach().reshape(-1) for x in (a, b))
-    worst = int((a - b).abs().argmax())
-    of = "" if len(b) == 1 else f"entry {worst} of "
+    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
+    worst = tuple(map(int, np.unravel_index(int((a - b).abs().argmax()), b.shape)))
+    of = f"entry [{', '.join(map(str, worst))}] of " if b.ndim else ""
     return f"{some}on input {k + 1}, {of}the result is {a[worst]:.5g}, and {b[worst]:.5g} is right"
