@@ -5,7 +5,7 @@
 # make course    the students' copies of the exercises anew from their source
 # make grade-check  nbgrader grades the exercises: in an environment of its own, .venv-course, beside .venv
 # make notebooks run the committed notebooks anew in place (after a change of the library)
-# make book      the notebooks as an HTML site in _book/ that needs no network to read
+# make book      the notebooks as an HTML site in _book/html that needs no network to read
 # make lint      ruff only             make clean     remove caches, not .venv
 #
 # Needs: make and any Python >= 3.11. Choose one with  make env PYTHON=/path/to/python3.12
@@ -66,9 +66,9 @@ book: $(STAMP)
 	@[ -x .venv-book/bin/sphinx-build ] || $(BIN)/python -m venv .venv-book
 	.venv-book/bin/python -m pip install --quiet --disable-pip-version-check -r notebooks/book/requirements.txt
 	rm -rf _book
-	.venv-book/bin/sphinx-build -q -W --keep-going -c notebooks/book notebooks _book
-	@rm -rf _book/_sources _book/.doctrees
-	@echo "open _book/index.html"
+	.venv-book/bin/sphinx-build -q -W --keep-going -c notebooks/book -d _book/doctrees notebooks _book/html
+	@rm -rf _book/html/_sources _book/doctrees _book/jupyter_execute
+	@echo "open _book/html/index.html"
 
 course: $(STAMP)
 	$(BIN)/gnc course

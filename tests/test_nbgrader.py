@@ -28,7 +28,8 @@ if importlib.util.find_spec("nbgrader") is None:
 
 def nbgrader(folder: Path, *words: str) -> str:
     python_path = os.pathsep.join([str(Path(__file__).parents[1]), os.environ.get("PYTHONPATH", "")])
-    environment = os.environ | {"PYTHONPATH": python_path, "JUPYTER_PREFER_ENV_PATH": "1"}
+    tools = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])  # nbgrader calls alembic
+    environment = os.environ | {"PYTHONPATH": python_path, "PATH": tools, "JUPYTER_PREFER_ENV_PATH": "1"}
     done = subprocess.run(
         [sys.executable, "-m", "nbgrader", *words],
         cwd=folder,
