@@ -79,7 +79,7 @@ EXPLICIT = Exercise(
                 lambda grad, m, s2, t, y, q, right=right: _explicit(
                     grad, m, s2, t, y, q, v=(s2 + t) ** 2, score_v=s2 + t if right else None
                 ),
-                "s2 + t is a variance and was taken for a standard deviation (which torch.distributions.Normal expects)",
+                "s2 + t is a variance, and was taken for a standard deviation (torch.distributions.Normal expects one)",
             )
             for right in (True, False)
         ),
@@ -539,7 +539,7 @@ FIT = Exercise(
         ),
         Mistake(
             _slipped(right=lambda z, lam: 1.0),
-            "t is right in the matrix; but on the right-hand side the rows meet z, and only one of the two has a sqrt(t)",
+            "t is right in the matrix, but on the right-hand side the rows meet z, and only one of them has a sqrt(t)",
         ),
         Mistake(
             _slipped(times=lambda z, lam: 2.0),

@@ -412,7 +412,7 @@ WRONG = {
         (fit_times_t, "standard deviation there"),
         (lambda *a: fit_normal(*a, sign=-1.0), "is z, not -z"),
         (lambda *a: fit_normal(*a, power=0.0), "in the right-hand side sqrt.t. is missing"),
-        (lambda *a: fit_normal(*a, power=1.0), "only one of the two has a sqrt"),
+        (lambda *a: fit_normal(*a, power=1.0), "only one of them has a sqrt"),
         (lambda *a: fit_normal(*a, divide=(True, False)), "right-hand side a sum"),
         (lambda *a: fit_normal(*a, divide=(False, True)), "right-hand side a mean"),
         (lambda *a: fit_normal(*a, times=2.0), "twice too large"),
