@@ -28,8 +28,12 @@ def _points(g: torch.Generator) -> tuple[Tensor, float]:
     return 3 * torch.rand(n, generator=g, **F64) - 1.5, float(0.05 + 0.7 * torch.rand(1, generator=g, **F64))
 
 
-def _mixture_point(g: torch.Generator) -> tuple:
-    return (*draw_mixture(g), *_points(g))
+def _mixture_and_far_points(g: torch.Generator) -> tuple:
+    """A random mixture, points and t; the last point lies so far out that every density underflows to zero."""
+    w, mu, v = draw_mixture(g)
+    y, t = _points(g)
+    y[-1] = 60.0
+    return w, mu, v, y, t
 
 
 def _energy(w, mu, v, y, t):
@@ -40,13 +44,24 @@ def _log_normal(y, mu, v):
     return -0.5 * ((y[:, None] - mu) ** 2 / v + v.log())
 
 
+def _slipped_energy(square=0.5, root=0.5, deviation=False):
+    """The energy with other factors in front of (y - mu)^2 / s and log(2 pi s), or with s read as a deviation."""
+
+    def formula(w, mu, v, y, t):
+        s = (v + t) ** 2 if deviation else v + t
+        terms = w.log() - square * (y[:, None] - mu) ** 2 / s - root * (2 * math.pi * s).log()
+        return -terms.logsumexp(1)
+
+    return formula
+
+
 ENERGY = Exercise(
     "1.1",
     "the smoothed energy",
     points=2,
     minutes=10,
     solution=_energy,
-    draw=_mixture_point,
+    draw=_mixture_and_far_points,
     mistakes=(
         Mistake(
             lambda w, mu, v, y, t: _energy(w, mu, v, y, 0.0),
@@ -72,24 +87,31 @@ ENERGY = Exercise(
             lambda w, mu, v, y, t: (-_energy(w, mu, v, y, t)).exp(),
             "this is the density itself: its energy is minus its logarithm",
         ),
+        Mistake(
+            _slipped_energy(root=0.0),
+            "the factor 1/sqrt(2 pi s) of the normal density is missing; s differs between the components, so it is no "
+            "constant",
+        ),
+        Mistake(_slipped_energy(root=1.0), "log sqrt(2 pi s) is half of log(2 pi s)"),
+        Mistake(_slipped_energy(square=1.0), "the 2 in the exponent -(y - mu)^2 / (2 s) is missing"),
+        Mistake(
+            _slipped_energy(deviation=True),
+            "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
+        ),
     ),
     laws=(
         Law(
             lambda f, *a: bool((f > -10).all()), "the energy is far too low: an energy is MINUS a log-density"
+        ),
+        Law(
+            lambda f, *a: float(f[-1]) > 1000,
+            "at y = 60, far away from all means, the energy is too low: exp underflows there, stay with logarithms",
         ),
     ),
 )
 
 
 # --- 1.2 responsibilities -----------------------------------------------------------------------------------------
-
-
-def _mixture_and_far_points(g: torch.Generator) -> tuple:
-    """As 1.1, but the last point lies so far out that every density underflows to zero."""
-    w, mu, v = draw_mixture(g)
-    y, t = _points(g)
-    y[-1] = 60.0
-    return w, mu, v, y, t
 
 
 def _responsibilities(w, mu, v, y, t):
@@ -215,6 +237,21 @@ def _precision(g, v, t, d):
     return (g / (v + t)).sum(1)[:, None, None] * torch.eye(d, **F64)
 
 
+def _slipped_hessian(precision=None, cut=None):
+    """The Hessian with other weights (B, K) for the P_i, or ``cut(g, a, mu, p)`` (B, d, d) for Cov_g(a)."""
+
+    def formula(g, mu, v, y, t):
+        a, p = _scores(mu, v + t, y), 1 / (v + t)
+        bowl = _precision(precision(g) if precision else g, v, t, y.shape[1])
+        return bowl - (cut(g, a, mu.expand(len(g), -1, -1), p) if cut else _covariance(g, a))
+
+    return formula
+
+
+def _outer(weights, u):
+    return torch.einsum("bk,bki,bkj->bij", weights, u, u)
+
+
 def _hessian(g, mu, v, y, t):
     return _precision(g, v, t, y.shape[1]) - _covariance(g, _scores(mu, v + t, y))
 
@@ -262,6 +299,42 @@ HESSIAN = Exercise(
                 - _covariance(torch.full_like(g, 1 / len(v)), _scores(mu, v + t, y))
             ),
             "the covariance treats all components alike: its weights are the responsibilities g",
+        ),
+        *(
+            Mistake(
+                _slipped_hessian(precision=weights),
+                "the P_i are not weighted with the responsibilities: E_g[P] is a mean under g, too",
+            )
+            for weights in (torch.ones_like, lambda g: torch.full_like(g, 1 / g.shape[1]))
+        ),
+        Mistake(
+            _slipped_hessian(cut=lambda g, a, mu, p: _outer(g, a - a.mean(1, keepdim=True))),
+            "the a_i are centred at their plain mean: the mean a_bar = E_g[a] has the responsibilities as weights",
+        ),
+        *(
+            Mistake(
+                _slipped_hessian(
+                    cut=lambda g, a, mu, p, centre=centre: _outer(torch.ones_like(g), centre(g, a))
+                ),
+                "the outer products are added up without weights: each one counts with its responsibility",
+            )
+            for centre in (lambda g, a: a - _mean(g, a)[:, None], lambda g, a: a - a.mean(1, keepdim=True))
+        ),
+        Mistake(
+            _slipped_hessian(
+                cut=lambda g, a, mu, p: torch.diag_embed(_covariance(g, a).diagonal(dim1=1, dim2=2))
+            ),
+            "off the diagonal the covariances are missing: you subtract the variances of the single coordinates only",
+        ),
+        *(
+            Mistake(
+                _slipped_hessian(
+                    cut=lambda g, a, mu, p, s=square: s(g, p)[:, None, None] * _covariance(g, mu)
+                ),
+                "Cov_g(mu) times P^2 is right for equal variances only: else each P_i belongs into its a_i, inside the "
+                "covariance",
+            )
+            for square in (lambda g, p: (g @ p) ** 2, lambda g, p: g @ p**2)
         ),
     ),
     laws=(
@@ -379,6 +452,10 @@ def _bisection(lowest, t_low, t_high, tol):
     return t_high
 
 
+_CONVEX_AT_LOW = (
+    "right wherever lowest(t_low) < 0; but where the energy is convex at t_low already there is no change of sign to "
+    "be found, and the result is t_low"
+)
 _WRONG_END = "the wrong end of the bracket moves: where lowest(t) < 0, the threshold lies ABOVE t"
 
 
@@ -405,6 +482,15 @@ BISECTION = Exercise(
             lambda lowest, t_low, t_high, tol: lowest(_bisection(lowest, t_low, t_high, tol)),
             "this is the value of lowest at the threshold; the threshold t itself is wanted",
         ),
+        *(
+            Mistake(
+                lambda lowest, t_low, t_high, tol, end=end: (
+                    _bisection(lowest, t_low, t_high, tol) if lowest(t_low) < 0 else end(t_low, t_high)
+                ),
+                _CONVEX_AT_LOW,
+            )
+            for end in (lambda low, high: high, lambda low, high: (low + high) / 2)
+        ),
         Mistake(
             lambda lowest, t_low, t_high, tol: 0.0,
             "the result is always about zero: hand back the threshold, not the length of the bracket",
@@ -412,14 +498,20 @@ BISECTION = Exercise(
     ),
     laws=(
         Law(
-            lambda t, lowest, t_low, t_high, tol: t_low - tol <= float(t) <= t_high + tol,
+            lambda t, lowest, t_low, t_high, tol: (
+                lowest(t_low) >= 0 or t_low - tol <= float(t) <= t_high + tol
+            ),
             "the result lies outside of the bracket [t_low, t_high]",
         ),
         Law(
             lambda t, lowest, t_low, t_high, tol: (
-                abs(float(t) - _bisection(lowest, t_low, t_high, tol)) < 1e-2
+                lowest(t_low) >= 0 or abs(float(t) - _bisection(lowest, t_low, t_high, tol)) < 1e-2
             ),
             "the result is not where lowest changes its sign: which end of the bracket moves when?",
+        ),
+        Law(
+            lambda t, lowest, t_low, t_high, tol: lowest(t_low) < 0 or abs(float(t) - t_low) < 1e-2,
+            "where the energy is convex at t_low already, there is no change of sign to be found: the result is t_low",
         ),
         Law(
             lambda t, *a: False,

@@ -182,20 +182,32 @@ SCHEDULE = Exercise(
             "torch.logspace takes exponents of 10: natural logarithms do not fit to it",
         ),
         Mistake(
-            lambda a, b, n: torch.linspace(math.log(b), math.log(a), n, **F64).exp(), "the schedule rises"
-        ),
-        Mistake(
             lambda a, b, n: _open_end(a, b, n, 0),
             "the last value is not t_last: between n values there are n - 1 ratios",
         ),
-        Mistake(lambda a, b, n: _open_end(a, b, n, 1), "the first value is t_first itself"),
     ),
-    laws=(
+    laws=(  # those that hold of themselves for n = 1 come first
         Law(
-            lambda t, a, b, n: abs(float(t[0]) - a) < 1e-6,
-            "the first value is not t_first; is it with one step only?",
+            lambda t, a, b, n: n == 1 or not torch.allclose(t, schedules.log_schedule(a**0.5, b**0.5, n)),
+            "these are standard deviations: the schedule consists of variances t",
+        ),
+        Law(
+            lambda t, a, b, n: n == 1 or bool((t.diff() < 0).any()),
+            "the schedule rises: the largest value comes first",
+        ),
+        Law(
+            lambda t, a, b, n: n == 1 or abs(float(t[0]) - a) < 1e-6,
+            "the first value is not t_first: which exponent belongs to the first of several values?",
         ),
         Law(lambda t, *a: bool((t.diff() < 0).all()), "the schedule must fall"),
+        Law(
+            lambda t, a, b, n: n == 1 or abs(float(t[-1]) - b) < 1e-6 * b,
+            "the last value is not t_last: both ends belong to the schedule",
+        ),
+        Law(
+            lambda t, a, b, n: n > 1 or abs(float(t[0]) - a) < 1e-6,
+            "with one step only (I = 1) the schedule is t_first alone",
+        ),
     ),
 )
 
@@ -360,10 +372,20 @@ def _map_input(g: torch.Generator) -> tuple:
     return mixture.grad, starts, [0.02, 0.3, 2.0], [3, 6], float(mu[w.argmax()]), _number(g, 0.1, 0.3), 1e-3
 
 
-def _ends_of(grad, starts, t_firsts, steps, t_last):
+def _ends_of(grad, starts, t_firsts, steps, t_last, schedule=schedules.log_schedule):
     """Where the flows end, (M, N, B)."""
-    rows = [[_gnc(grad, schedules.log_schedule(t, t_last, n), starts)[-1] for n in steps] for t in t_firsts]
+    rows = [[_gnc(grad, schedule(t, t_last, n), starts)[-1] for n in steps] for t in t_firsts]
     return torch.stack([torch.stack(row) for row in rows])
+
+
+def _ends_in_a_row(grad, y, t_firsts, steps, t_last):
+    """The same if every flow sets out from where the one before has ended."""
+    ends = []
+    for t in t_firsts:
+        for n in steps:
+            y = _gnc(grad, schedules.log_schedule(t, t_last, n), y)[-1]
+            ends.append(y)
+    return torch.stack(ends).reshape(len(t_firsts), len(steps), -1)
 
 
 def _map(grad, starts, t_firsts, steps, target, tolerance, t_last):
@@ -410,6 +432,20 @@ ATTAINMENT = Exercise(
         Mistake(
             lambda grad, y, ts, steps, x, tol, last: _map(grad, y, ts, [n - 1 for n in steps], x, tol, last),
             "the schedules have one step too few",
+        ),
+        Mistake(
+            lambda grad, y, ts, steps, x, tol, last: (
+                ((_ends_of(grad, y, ts, steps, last, schedules.linear_schedule) - x).abs() <= tol)
+                .double()
+                .mean(-1)
+            ),
+            "your schedules have equal differences: logarithmic ones are wanted",
+        ),
+        Mistake(
+            lambda grad, y, ts, steps, x, tol, last: (
+                ((_ends_in_a_row(grad, y, ts, steps, last) - x).abs() <= tol).double().mean(-1)
+            ),
+            "only the first entry is right: are the starts of an entry where the flow of the entry before has ended?",
         ),
     ),
     laws=(

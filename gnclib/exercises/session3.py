@@ -30,10 +30,11 @@ def _explicit_draw(g: torch.Generator) -> tuple:
     return lambda y: (1.5 + a) * (y - b) + c * torch.tanh(2 * y), m, s2, t, y, q
 
 
-def _explicit(grad, m, s2, t, y, q, *, v=None, density=True, sign=1.0, norm=True, weight=None):
+def _explicit(grad, m, s2, t, y, q, *, v=None, score_v=None, density=True, sign=1.0, norm=True, weight=None):
     v = s2 + t if v is None else v
+    score_v = v if score_v is None else score_v
     f = torch.exp(-0.5 * (y - m) ** 2 / v) / (math.sqrt(2 * math.pi * v) if norm else 1.0)
-    residual = grad(y) + sign * (m - y) / v
+    residual = grad(y) + sign * (m - y) / score_v
     weight = t if weight is None else weight
     return 0.5 * weight * (q * (f if density else 1.0) * residual**2).sum()
 
@@ -57,6 +58,30 @@ EXPLICIT = Exercise(
         Mistake(
             lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q, v=s2 + t**2),
             "t is the noise variance already: do not square it again",
+        ),
+        Mistake(
+            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q, score_v=s2),
+            "the density is that of the noisy data, but the score still that of the clean ones: both have the noise",
+        ),
+        Mistake(
+            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q, v=s2, score_v=s2 + t),
+            "the score is that of the noisy data, but the density still that of the clean ones: both have the noise",
+        ),
+        *(
+            Mistake(
+                lambda grad, m, s2, t, y, q, wide=wide: _explicit(grad, m, s2, t, y, q, v=wide(s2, t)),
+                "s2 is the VARIANCE of the clean data, and variances add: it was squared as if it were a deviation",
+            )
+            for wide in (lambda s2, t: s2**2 + t, lambda s2, t: s2**2 + t**2)
+        ),
+        *(
+            Mistake(
+                lambda grad, m, s2, t, y, q, right=right: _explicit(
+                    grad, m, s2, t, y, q, v=(s2 + t) ** 2, score_v=s2 + t if right else None
+                ),
+                "s2 + t is a variance, and was taken for a standard deviation (torch.distributions.Normal expects one)",
+            )
+            for right in (True, False)
         ),
         Mistake(
             partial(_explicit, density=False),
@@ -171,10 +196,23 @@ def _denoising_draw(g: torch.Generator) -> tuple:
     return _image_gradient(g), x, z, 0.02 + 0.6 * torch.rand(side, generator=g, **F64)
 
 
-def _denoising(grad, x, z, t, *, shape=(-1, 1, 1, 1), noise=0.5, power=0.5, sign=-1.0, at_clean=False):
-    wide = t.reshape(shape)
+def _denoising(
+    grad,
+    x,
+    z,
+    t,
+    *,
+    shape=(-1, 1, 1, 1),
+    shape_2=None,
+    noise=0.5,
+    power=0.5,
+    sign=-1.0,
+    at_clean=False,
+    ask=1.0,
+):
+    wide, wide_2 = t.reshape(shape), t.reshape(shape_2 or shape)
     y = x if at_clean else x + wide**noise * z
-    return 0.5 * (wide**power * grad(y, t) + sign * z).square().mean()
+    return 0.5 * (wide_2**power * grad(y, t**ask) + sign * z).square().mean()
 
 
 DENOISING = Exercise(
@@ -220,6 +258,30 @@ DENOISING = Exercise(
                 "t (B,) was broadcast along rows or columns of the images: give it the shape (B, 1, 1, 1)",
             )
             for shape in ((-1,), (-1, 1))
+        ),
+        *(
+            Mistake(
+                partial(_denoising, **shapes),
+                "only one of the two factors sqrt(t) has the shape (B, 1, 1, 1): the other one was broadcast along "
+                "rows or columns of the images",
+            )
+            for shape in ((-1,), (-1, 1))
+            for shapes in ({"shape_2": shape}, {"shape": shape, "shape_2": (-1, 1, 1, 1)})
+        ),
+        *(
+            Mistake(
+                partial(_denoising, **shapes),
+                "every image meets every noise level, (B, B, H, W): one t per image needs the shape (B, 1, 1, 1)",
+            )
+            for shapes in (
+                {"shape": (-1, 1, 1)},
+                {"shape_2": (-1, 1, 1)},
+                {"shape": (-1, 1, 1), "shape_2": (-1, 1, 1, 1)},
+            )
+        ),
+        Mistake(
+            partial(_denoising, ask=0.5),
+            "grad expects the noise variances t as its second argument, not sigma",
         ),
     ),
     laws=(Law(lambda loss, *a: float(loss) >= 0, "a mean of squares cannot be negative"),),
@@ -288,9 +350,10 @@ CHAIN = Exercise(
 
 
 def _tau_draw(g: torch.Generator) -> tuple:
-    counts = [int(torch.randint(low, low + 4, (1,), generator=g)) for low in (9, 5)]
+    """The three numbers of samples differ."""
+    counts = [int(torch.randint(low, low + 4, (1,), generator=g)) for low in (13, 9, 5)]
     first, second = torch.randn(2, counts[0], generator=g, **F64)
-    high, low = torch.randn(2, counts[1], generator=g, **F64) + 0.5
+    high, low = (torch.randn(count, generator=g, **F64) + 0.5 for count in counts[1:])
     tau_min = _number(g, -4, -2)
     return first, second, high, low, tau_min, tau_min + _number(g, 1.3, 3)
 
@@ -339,6 +402,12 @@ BOUNDARY = Exercise(
         ),
         Mistake(
             lambda first, second, high, low, a, b: (
+                (0.5 * first**2 - second).mean() + (high.sum() - low.sum()) / (b - a) / len(high)
+            ),
+            "both ends are divided by the number of samples at tau_max: at tau_min there are others",
+        ),
+        Mistake(
+            lambda first, second, high, low, a, b: (
                 (0.5 * first**2 - second).mean() + (high.sum() - low.sum()) / (b - a)
             ),
             "at the two ends sums were taken: there, too, an expectation is estimated by a mean",
@@ -364,15 +433,33 @@ def _fit_draw(g: torch.Generator) -> tuple:
 
 
 def _fit(
-    phi_y, phi_tau, z, t, lam, ridge, *, root=0.5, target=None, in_matrix=None, in_vector=None, count=None
+    phi_y,
+    phi_tau,
+    z,
+    t,
+    lam,
+    ridge,
+    *,
+    root=0.5,
+    right=None,
+    sign=1.0,
+    target=None,
+    in_matrix=None,
+    in_vector=None,
+    count=None,
+    over=None,
+    times=1.0,
 ):
     count = len(z) if count is None else count
     target = 1 - z**2 if target is None else target
     rows = t[:, None] ** root * phi_y
     matrix = rows.T @ rows + (lam if in_matrix is None else in_matrix) * phi_tau.T @ phi_tau
-    vector = rows.T @ z + (lam if in_vector is None else in_vector) * phi_tau.T @ target
+    image = sign * (t[:, None] ** (root if right is None else right) * phi_y).T @ z
+    vector = image + (lam if in_vector is None else in_vector) * phi_tau.T @ target
     eye = torch.eye(len(vector), **F64)
-    return torch.linalg.solve(matrix / count + ridge * eye, vector / count)
+    return torch.linalg.solve(
+        matrix / count + times * ridge * eye, vector / (count if over is None else over)
+    )
 
 
 def _slipped(**changes: Callable) -> Callable[..., Tensor]:
@@ -433,6 +520,34 @@ FIT = Exercise(
         Mistake(
             _slipped(count=lambda z, lam: 1),
             "the loss is a mean over samples and the ridge is not: with sums the ridge counts B times too little",
+        ),
+        Mistake(
+            _slipped(over=lambda z, lam: 1),
+            "the matrix is a mean over samples, the right-hand side a sum: divide both by B",
+        ),
+        Mistake(
+            _slipped(count=lambda z, lam: 1, over=lambda z, lam: len(z)),
+            "the matrix is a sum over samples, the right-hand side a mean: divide both by B",
+        ),
+        Mistake(
+            _slipped(sign=lambda z, lam: -1.0),
+            "the target in y has the wrong sign: by (*) sqrt(t) times the gradient of the energy is z, not -z",
+        ),
+        Mistake(
+            _slipped(right=lambda z, lam: 0.0),
+            "in the right-hand side sqrt(t) is missing before phi_y: the same rows as in the matrix meet z there",
+        ),
+        Mistake(
+            _slipped(right=lambda z, lam: 1.0),
+            "t is right in the matrix, but on the right-hand side the rows meet z, and only one of them has a sqrt(t)",
+        ),
+        Mistake(
+            _slipped(times=lambda z, lam: 2.0),
+            "the ridge is twice too large: the derivative of rho/2 ||w||^2 is rho w",
+        ),
+        Mistake(
+            _slipped(times=lambda z, lam: 0.5),
+            "the ridge is half of what it should be: the derivative of rho/2 ||w||^2 is rho w",
         ),
         Mistake(
             lambda phi_y, phi_tau, z, t, lam, ridge: _fit(phi_y, phi_tau, z, t, lam, 0.0),

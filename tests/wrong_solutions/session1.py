@@ -11,11 +11,30 @@ def energy(w, mu, v, y, t):
     return GaussianMixture(w, mu, v).energy(y, t)
 
 
-# --- 1.2 ---
-
-
 def densities(w, mu, s, y):
     return w * torch.exp(-((y[:, None] - mu) ** 2) / (2 * s)) / torch.sqrt(2 * math.pi * s)
+
+
+def energy_with_exp(w, mu, v, y, t):
+    return -torch.log(densities(w, mu, v + t, y).sum(1))
+
+
+def energy_with_a_patch(w, mu, v, y, t):
+    return -torch.log(densities(w, mu, v + t, y).sum(1) + 1e-300)
+
+
+def energy_by_hand(w, mu, v, y, t, square=0.5, root=0.5):
+    s = v + t
+    return -torch.logsumexp(
+        torch.log(w) - square * (y[:, None] - mu) ** 2 / s - root * torch.log(2 * math.pi * s), dim=1
+    )
+
+
+def energy_with_variance_as_std(w, mu, v, y, t):
+    return -torch.logsumexp(torch.distributions.Normal(mu, v + t).log_prob(y[:, None]) + w.log(), 1)
+
+
+# --- 1.2 ---
 
 
 def bayes_with_exp(w, mu, v, y, t):
@@ -98,6 +117,30 @@ def hessian_covariance_of_means(g, mu, v, y, t):
     return (g / (v + t)).sum(1)[:, None, None] * eye - cov
 
 
+def hessian_two_terms(g, mu, v, y, t, weigh_p=True, weigh_mean=True, weigh_outer=True, full=True):
+    p = 1 / (v + t)
+    a = p[:, None] * (mu - y[:, None])
+    a_bar = torch.einsum("bk,bki->bi", g, a) if weigh_mean else a.mean(1)
+    u = a - a_bar[:, None]
+    outer = u[..., None] * u[..., None, :]
+    cov = (g[..., None, None] * outer if weigh_outer else outer).sum(1)
+    if not full:
+        cov = torch.diag_embed(torch.diagonal(cov, dim1=1, dim2=2))
+    mean_p = (g * p).sum(1) if weigh_p else p.mean().expand(len(y))
+    return mean_p[:, None, None] * torch.eye(y.shape[1], dtype=y.dtype) - cov
+
+
+def hessian_sum_of_p(g, mu, v, y, t):
+    extra = (1 / (v + t)).sum() - (g / (v + t)).sum(1)
+    return hessian_two_terms(g, mu, v, y, t) + extra[:, None, None] * torch.eye(y.shape[1], dtype=y.dtype)
+
+
+def hessian_equal_variances(g, mu, v, y, t):
+    p = (g / (v + t)).sum(1)[:, None, None]
+    cov = torch.stack([torch.cov(mu.T, aweights=row, correction=0) for row in g])
+    return p * torch.eye(y.shape[1], dtype=y.dtype) - p**2 * cov
+
+
 # --- 1.5 ---
 
 
@@ -170,6 +213,22 @@ def halve_once(lowest, t_low, t_high, tol):
     return (t_low + t_high) / 2
 
 
+def bisect_by_products(lowest, t_low, t_high, tol):
+    while t_high - t_low > tol:
+        middle = (t_low + t_high) / 2
+        if lowest(t_low) * lowest(middle) <= 0:
+            t_high = middle
+        else:
+            t_low = middle
+    return (t_low + t_high) / 2
+
+
+def bisect_or_zero(lowest, t_low, t_high, tol):
+    if lowest(t_low) >= 0:
+        return 0.0
+    return bisect(lowest, t_low, t_high, tol)
+
+
 WRONG = {
     "1.1": [
         (lambda w, mu, v, y, t: -energy(w, mu, v, y, t), "sign is wrong"),
@@ -181,6 +240,12 @@ WRONG = {
         ),
         (lambda w, mu, v, y, t: -torch.logsumexp(log_normal(y, mu, v + t), 1), "weights w_i are missing"),
         (lambda w, mu, v, y, t: densities(w, mu, v + t, y).sum(1), "density itself"),
+        (energy_with_exp, "nan or inf"),
+        (energy_with_a_patch, "stay with logarithms"),
+        (lambda *a: energy_by_hand(*a, root=0.0), "it is no constant"),
+        (lambda *a: energy_by_hand(*a, root=1.0), "half of log"),
+        (lambda *a: energy_by_hand(*a, square=1.0), "2 in the exponent"),
+        (energy_with_variance_as_std, "taken for a standard deviation"),
     ],
     "1.2": [
         (bayes_with_exp, "nan or inf"),
@@ -232,6 +297,13 @@ WRONG = {
         (lambda g, mu, v, y, t: hessian_in_a_loop(g, mu, v, y, t, diagonal=False), "belongs on the diagonal"),
         (lambda g, mu, v, y, t: hessian_in_a_loop(g, mu, v, y, 0.0), "noise is missing"),
         (hessian_covariance_of_means, "covariance of the means"),
+        (lambda *a: hessian_two_terms(*a, weigh_p=False), "P_i are not weighted"),
+        (hessian_sum_of_p, "P_i are not weighted"),
+        (lambda *a: hessian_two_terms(*a, weigh_mean=False), "plain mean"),
+        (lambda *a: hessian_two_terms(*a, weigh_outer=False), "without weights"),
+        (lambda *a: hessian_two_terms(*a, weigh_mean=False, weigh_outer=False), "without weights"),
+        (lambda *a: hessian_two_terms(*a, full=False), "off the diagonal"),
+        (hessian_equal_variances, "for equal variances only"),
         (hessian_one_factor_not_divided, "symmetric"),
         (hessian_diagonal_only, "shape"),
         (lambda g, mu, v, y, t: -hessian_in_a_loop(g, mu, v, y, t), "the sign is wrong"),
@@ -261,6 +333,8 @@ WRONG = {
         (bisect_eight_times, "not been halved often enough"),
         (bisect_for_ever, "does your loop ever end"),
         (try_a_grid, "asked 300 times"),
+        (bisect_by_products, r"right wherever lowest\(t_low\) < 0"),
+        (bisect_or_zero, "where the energy is convex at t_low already"),
         (halve_once, "not where lowest changes its sign"),
     ],
 }

@@ -71,6 +71,27 @@ def schedule_without_the_first(t_first, t_last, steps):
     return schedule_by_ratio(t_first, t_last, steps) * (t_last / t_first) ** (1 / steps)
 
 
+def schedule_of_exponents(t_first, t_last, steps, first=0):
+    if steps == 1:
+        return torch.tensor([t_first], dtype=torch.float64)
+    exponents = torch.arange(first, first + steps, dtype=torch.float64) / (steps - 1)
+    return t_first * (t_last / t_first) ** exponents
+
+
+def schedule_by_numpy(first, last, steps):
+    return torch.from_numpy(np.geomspace(first, last, steps))
+
+
+def schedule_of_the_last(t_first, t_last, steps):
+    return schedule_by_numpy(t_first, t_last, steps) if steps > 1 else torch.tensor([t_last]).double()
+
+
+def schedule_of_squares(t_first, t_last, steps):
+    if steps == 1:
+        return torch.tensor([t_first]).double()
+    return t_first * (t_last / t_first) ** (torch.linspace(0, 0.9, steps).double() ** 2)
+
+
 def schedule_divides_by_zero(t_first, t_last, steps):
     ratio = (t_last / t_first) ** (1 / (steps - 1))
     return torch.tensor([t_first * ratio**i for i in range(steps)], dtype=torch.float64)
@@ -192,6 +213,28 @@ def attainment_with_fixed_end(grad, starts, t_firsts, steps, target, tolerance, 
     return attainment(grad, starts, t_firsts, steps, target, tolerance, 1e-4)
 
 
+def attainment_linear(grad, starts, t_firsts, steps, target, tolerance, t_last):
+    table = torch.zeros(len(t_firsts), len(steps)).double()
+    for m, t_first in enumerate(t_firsts):
+        for n, count in enumerate(steps):
+            y = starts
+            for t in torch.linspace(t_first, t_last, count).double():
+                y = y - t * grad(y, t)
+            table[m, n] = ((y - target).abs() <= tolerance).sum() / len(starts)
+    return table
+
+
+def attainment_carried_over(grad, starts, t_firsts, steps, target, tolerance, t_last):
+    rows = []
+    for t_first in t_firsts:
+        row = []
+        for count in steps:
+            starts = ends(grad, starts, t_first, count, t_last)
+            row.append(((starts - target).abs() <= tolerance).double().mean())
+        rows.append(torch.stack(row))
+    return torch.stack(rows)
+
+
 def mean_distance(grad, starts, t_firsts, steps, target, tolerance, t_last):
     return attainment(
         grad, starts, t_firsts, steps, target, tolerance, t_last, lambda y: (y - target).abs() / 10
@@ -234,9 +277,15 @@ WRONG = {
         (lambda a, b, n: torch.logspace(math.log(a), math.log(b), n), "exponents of 10"),
         (lambda a, b, n: torch.from_numpy(np.geomspace(b, a, n)), "the schedule rises"),
         (schedule_by_ratio, "n - 1 ratios"),
-        (schedule_without_the_first, "first value is t_first itself"),
+        (schedule_without_the_first, "the first value is not t_first"),
+        (lambda *a: schedule_of_exponents(*a, first=1), "the first value is not t_first"),
+        (lambda a, b, n: schedule_of_exponents(b, a, n), "largest value comes first"),
+        (lambda a, b, n: schedule_by_numpy(a**0.5, b**0.5, n), "these are standard deviations"),
+        (lambda a, b, n: schedule_of_exponents(a**0.5, b**0.5, n), "these are standard deviations"),
+        (schedule_of_the_last, "with one step only"),
+        (schedule_of_squares, "the last value is not t_last"),
         (schedule_divides_by_zero, "ZeroDivisionError"),
-        (schedule_that_goes_to_zero, "the result is"),
+        (schedule_that_goes_to_zero, "the last value is not t_last: both ends"),
         (lambda a, b, n: torch.logspace(math.log10(a), math.log10(b), n + 1), "shape"),
         (lambda a, b, n: np.geomspace(a, b, n), "a torch.Tensor is wanted"),
     ],
@@ -281,6 +330,8 @@ WRONG = {
         (attainment_with_fixed_end, "use the argument t_last"),
         (attainment_of_the_starts, "before any step"),
         (lambda *a: attainment(*a, cut=1), "one step too few"),
+        (attainment_linear, "equal differences"),
+        (attainment_carried_over, "flow of the entry before"),
         (mean_distance, "a multiple of 1/B"),
         (lambda *a: attainment(*a).T, "shape"),
     ],

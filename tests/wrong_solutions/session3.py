@@ -58,6 +58,13 @@ def explicit_t_squared(grad, m, s2, t, y, q):
     return (q * f * t / 2 * (grad(y) - (y - m) / v) ** 2).sum()
 
 
+def explicit_mixed(grad, m, s2, t, y, q, density=None, score=None):
+    v = s2 + t
+    normal = torch.distributions.Normal(m, v**0.5 if density is None else density(s2, t))
+    s = (m - y) / (v if score is None else score(s2, t))
+    return (q * normal.log_prob(y).exp() * t / 2 * (grad(y) + s) ** 2).sum()
+
+
 # --- 3.2 ----------------------------------------------------------------------------------------------------------
 
 
@@ -177,6 +184,17 @@ def denoising_in_place(grad, x, z, t):
     return (0.5 * (s * grad(x, t) - z) ** 2).mean()
 
 
+def denoising_two_shapes(grad, x, z, t, noise_shape=(-1, 1, 1, 1), weight_shape=(-1, 1, 1, 1)):
+    y = x + t.sqrt().view(noise_shape) * z
+    return 0.5 * ((t.sqrt().view(weight_shape) * grad(y, t) - z) ** 2).mean()
+
+
+def denoising_asks_for_sigma(grad, x, z, t):
+    sigma = t.sqrt()
+    wide = sigma[:, None, None, None]
+    return (0.5 * (wide * grad(x + wide * z, sigma) - z) ** 2).mean()
+
+
 # --- 3.5 ----------------------------------------------------------------------------------------------------------
 
 
@@ -210,6 +228,16 @@ def tau_sums(first, second, first_high, first_low, tau_min, tau_max):
 
 def tau_mixed_sizes(first, second, first_high, first_low, tau_min, tau_max):
     return (first**2 / 2 - second + (first_high - first_low) / (tau_max - tau_min)).mean()
+
+
+def tau_pairs_the_ends(first, second, first_high, first_low, tau_min, tau_max):
+    edge = (first_high - first_low).mean() / (tau_max - tau_min)
+    return (first**2 / 2 - second).mean() + edge
+
+
+def tau_one_count(first, second, first_high, first_low, tau_min, tau_max):
+    edge = (first_high.sum() - first_low.sum()) / len(first_high) / (tau_max - tau_min)
+    return (first**2 / 2 - second).mean() + edge
 
 
 # --- 3.6 ----------------------------------------------------------------------------------------------------------
@@ -282,6 +310,13 @@ def fit_times_t(phi_y, phi_tau, z, t, lam, ridge):
     )
 
 
+def fit_normal(phi_y, phi_tau, z, t, lam, ridge, sign=1.0, power=0.5, divide=(True, True), times=1.0):
+    b = len(z)
+    a = phi_y.T @ torch.diag(t) @ phi_y + lam * phi_tau.T @ phi_tau
+    r = sign * phi_y.T @ (t**power * z) + lam * phi_tau.T @ (1 - z**2)
+    return _solve(a / b if divide[0] else a, r / b if divide[1] else r, times * ridge)
+
+
 WRONG = {
     "3.1": [
         (explicit_score_sign, "MINUS the score"),
@@ -294,6 +329,21 @@ WRONG = {
         (explicit_not_normalised, "do not sum to one"),
         (explicit_per_node, "one number is wanted"),
         (explicit_t_squared, "noise variance already"),
+        (lambda *a: explicit_mixed(*a, score=lambda s2, t: s2), "score still that of the clean"),
+        (lambda *a: explicit_mixed(*a, density=lambda s2, t: s2**0.5), "density still that of the clean"),
+        (
+            lambda *a: explicit_mixed(
+                *a, density=lambda s2, t: (s2**2 + t) ** 0.5, score=lambda s2, t: s2**2 + t
+            ),
+            "squared as if it were a deviation",
+        ),
+        (
+            lambda *a: explicit_mixed(
+                *a, density=lambda s2, t: math.hypot(s2, t), score=lambda s2, t: s2**2 + t**2
+            ),
+            "squared as if it were a deviation",
+        ),
+        (lambda *a: explicit_mixed(*a, density=lambda s2, t: s2 + t), "taken for a standard deviation"),
     ],
     "3.2": [
         (implicit_score_form, "div s"),
@@ -314,6 +364,15 @@ WRONG = {
         (denoising_unweighted_score, "weight t is missing"),
         (denoising_broadcast, r"\(B, 1, 1, 1\)"),
         (denoising_broadcast_rows, r"\(B, 1, 1, 1\)"),
+        (lambda *a: denoising_two_shapes(*a, weight_shape=(-1,)), "only one of the two factors"),
+        (lambda *a: denoising_two_shapes(*a, noise_shape=(-1, 1)), "only one of the two factors"),
+        (
+            lambda *a: denoising_two_shapes(*a, noise_shape=(-1, 1, 1), weight_shape=(-1, 1, 1)),
+            "meets every noise level",
+        ),
+        (lambda *a: denoising_two_shapes(*a, weight_shape=(-1, 1, 1)), "meets every noise level"),
+        (lambda *a: denoising_two_shapes(*a, noise_shape=(-1, 1, 1)), "meets every noise level"),
+        (denoising_asks_for_sigma, "not sigma"),
         (denoising_sum_over_pixels, "number of pixels n times too large"),
         (denoising_mean_over_pixels_only, "batch size B times too large"),
         (denoising_at_clean, "clean image"),
@@ -337,6 +396,8 @@ WRONG = {
         (tau_sum_of_ends, "leaves a difference"),
         (tau_sums, "at the two ends sums"),
         (tau_mixed_sizes, "stopped with RuntimeError"),
+        (tau_pairs_the_ends, "stopped with RuntimeError"),
+        (tau_one_count, "at tau_min there are others"),
     ],
     "3.6": [
         (fit_target_sign, "should FALL"),
@@ -349,5 +410,12 @@ WRONG = {
         (fit_no_ridge, "ridge is missing"),
         (fit_forgotten_factor, "not in the right-hand side"),
         (fit_times_t, "standard deviation there"),
+        (lambda *a: fit_normal(*a, sign=-1.0), "is z, not -z"),
+        (lambda *a: fit_normal(*a, power=0.0), "in the right-hand side sqrt.t. is missing"),
+        (lambda *a: fit_normal(*a, power=1.0), "only one of them has a sqrt"),
+        (lambda *a: fit_normal(*a, divide=(True, False)), "right-hand side a sum"),
+        (lambda *a: fit_normal(*a, divide=(False, True)), "right-hand side a mean"),
+        (lambda *a: fit_normal(*a, times=2.0), "twice too large"),
+        (lambda *a: fit_normal(*a, times=0.5), "half of what it should be"),
     ],
 }
