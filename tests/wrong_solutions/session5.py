@@ -378,6 +378,6 @@ WRONG = {
         (joint_grad_at_tau, r"grad\(x, t\) wants"),
         (joint_both_at_tau, "grad and dtau want"),
         (joint_dtau_at_tau, r"dtau\(x, t\) wants"),
-        (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: is it tau"),
+        (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: was tau returned"),
     ],
 }
