@@ -68,6 +68,10 @@ DCT = Exercise(
     ),
     laws=(
         Law(
+            lambda k, s: torch.allclose(k, _filters(s)) or not torch.allclose(k, _filters(s), atol=1e-5),
+            "right to seven digits: some tensor on the way was in single precision (arange without dtype?)",
+        ),
+        Law(
             lambda k, s: torch.allclose(k.flatten(1).norm(dim=1), torch.ones(s * s - 1, **F64)),
             "not all filters have norm one",
         ),
@@ -81,9 +85,19 @@ DCT = Exercise(
 
 # --- 4.2 B-splines --------------------------------------------------------------------------------------------------
 
+ENDS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], **F64)
+
+
+def _draw_points(g):
+    """Every degree from 0 to 5 in turn; the ends of boxes and hats are among the points of the lowest two."""
+    degree, u = g.initial_seed() % 6, 6 * torch.rand(12, generator=g, **F64) - 3
+    return (torch.cat([u, ENDS]) if degree < 2 else u), degree
+
 
 def _bspline(u, degree):
-    """By scipy, from the knots."""
+    """By scipy, from the knots; the box is one at its left end only."""
+    if degree == 0:
+        return ((u >= -0.5) & (u < 0.5)).to(u.dtype)
     knots = np.arange(degree + 2) - (degree + 1) / 2
     values = BSpline.basis_element(knots, extrapolate=False)(u.numpy())
     return torch.from_numpy(np.nan_to_num(values))
@@ -103,7 +117,7 @@ BSPLINE = Exercise(
     points=2,
     minutes=10,
     solution=_bspline,
-    draw=lambda g: (6 * torch.rand(12, generator=g, **F64) - 3, _integer(g, 1, 5)),
+    draw=_draw_points,
     mistakes=(
         Mistake(lambda u, d: _bspline(u, 4), "the degree is not used: this is the quartic spline whatever the degree"),
         _with("the two splines of lower degree are centred at -1/2 and 1/2: shift u by 1/2",
@@ -117,13 +131,21 @@ BSPLINE = Exercise(
               _recursion, left=-1.0, right=1.0),
     ),
     laws=(
+        Law(
+            lambda b, u, d: torch.allclose(b, _bspline(u, d)) or not torch.allclose(b[:12], _bspline(u, d)[:12]),
+            "right but for the ends of the boxes: the box is half-open, count its ends once",
+        ),
         Law(lambda b, u, d: bool((b >= -1e-12).all()), "some values are negative: a B-spline is a density"),
         Law(
             lambda b, u, d: bool((b[u.abs() > (d + 1) / 2].abs() < 1e-12).all()),
             "the support is too wide: it is [-(d + 1)/2, (d + 1)/2]",
         ),
+        Law(
+            lambda b, u, d: d > 0 or torch.allclose(b[:12], _bspline(u, 0)[:12]),
+            "degree 0 is not yet the box (in a formula with powers, mind that 0 ** 0 is 1)",
+        ),
     ),
-    factors=lambda u, d: {"degree!": math.factorial(d), "degree": d},
+    factors=lambda u, d: {"degree!": math.factorial(d), "degree": max(d, 1)},
 )  # fmt: skip
 
 
@@ -156,6 +178,8 @@ QUADRATIC = Exercise(
         _with("a variance scales with the square of h, not with h", _parabola, power=1),
         _with("1/12 is the variance of one uniform variable; beta is the density of a sum of five",
               _parabola, variance=1 / 12),
+        _with("4/12 would be the variance of a sum of four; degree four is a sum of five",
+              _parabola, variance=4 / 12),
         Mistake(lambda mu, c: _parabola(mu, 1.0), "the factor c is missing: this is the spline of x^2"),
         Mistake(lambda mu, c: c * mu**2 - 5 / 12 * (mu[1] - mu[0]) ** 2,
                 "the factor c belongs to the correction, too"),
@@ -201,11 +225,21 @@ POTENTIAL = Exercise(
         _with("tau is log sigma, and t is sigma^2: this is twice the right tau", _potential, tau=torch.log),
         _with("the second basis is one in tau = log sigma, not in t", _potential, tau=torch.clone),
         _with("the second basis is one in tau = log sigma, not in sigma", _potential, tau=torch.sqrt),
+        _with("tau is the NATURAL logarithm of sigma", _potential, tau=lambda t: 0.5 * t.log10()),
+        _with("tau is the natural logarithm of sigma, not the decimal one of t", _potential, tau=torch.log10),
         _with("distances from the nodes are measured in spacings: divide by them",
               _potential, dx=1.0, dtau=1.0),
+        _with("distances in x are measured in spacings of mu, as those in tau are in spacings of nu",
+              _potential, dx=1.0),
+        _with("distances in tau are measured in spacings of nu, as those in x are in spacings of mu",
+              _potential, dtau=1.0),
         Mistake(
             lambda x, w, t, mu, nu: _potential(x, w, t, mu, nu, dtau=mu[1] - mu[0]),
             "the nodes nu have their own spacing, which is not that of mu",
+        ),
+        Mistake(
+            lambda x, w, t, mu, nu: _potential(x, w, t, mu, nu, dx=nu[1] - nu[0]),
+            "the nodes mu have their own spacing, which is not that of nu",
         ),
         Mistake(
             lambda x, w, t, mu, nu: _potential(x, w, t[:1].expand(len(t)), mu, nu),
@@ -263,11 +297,15 @@ GRADIENT = Exercise(
     mistakes=(
         Mistake(
             lambda y, k, f: _back(f(F.conv2d(y, k)), k),
-            "on the way back the kernels are used as on the way there: the transpose turns each by 180 degrees",
+            "the stamps are upside down: conv_transpose2d turns the kernels already, as K^T has to; conv2d does not",
         ),
         Mistake(
             lambda y, k, f: _back(f(F.conv2d(y, k)), k.flip(-1)),
-            "the kernels are flipped along one axis only: the transpose turns each by 180 degrees",
+            "flipped along one axis only: conv2d needs each kernel turned by 180 degrees, conv_transpose2d does not",
+        ),
+        Mistake(
+            lambda y, k, f: _back(f(F.conv2d(y, k)), k.flip(-2)),
+            "flipped along one axis only: conv2d needs each kernel turned by 180 degrees, conv_transpose2d does not",
         ),
         Mistake(
             lambda y, k, f: _back(f(F.conv2d(y, k)), k.transpose(-1, -2)),
@@ -286,7 +324,7 @@ GRADIENT = Exercise(
         Law(
             lambda r, y, k, f: bool((r.sum((1, 2, 3)).abs() < 1e-8).all()),
             "these kernels have mean zero, so the energy ignores the brightness of the image and its gradient must sum"
-            " to zero over the pixels: yours does not",
+            " to zero over the pixels: yours does not. Did you pad on the way there?",
         ),
     ),
     factors=lambda y, k, f: {"the number of channels": len(k), "the number of images": len(y),
@@ -306,18 +344,41 @@ def _draw_training(g):
     return a, x, z, _number(g, 0.1, 0.6), kernels, mu, _number(g, 0.5, 2.0)
 
 
-def _slope_of_loss(a, x, z, t, kernels, mu, rate=None, noise=0.5, gain=0.5, sign=-1.0, spacing=None):
-    """In a, without automatic differentiation: the residual goes through K once more. noise, gain: powers of t."""
+def _slope_of_loss(
+    a,
+    x,
+    z,
+    t,
+    kernels,
+    mu,
+    rate=None,
+    noise=0.5,
+    gain=0.5,
+    sign=-1.0,
+    spacing=None,
+    front=None,
+    orders=(1, 1),
+):
+    """In a, without automatic differentiation: the residual goes through K once more.
+
+    noise, gain, front (of the sum): powers of t. orders: of the splines' derivatives in grad R and in the sum.
+    """
     features = F.conv2d(x if noise is None else x + t**noise * z, kernels)  # (B, C, h, w)
     h = mu[1] - mu[0]
-    slopes = quartic_bspline((features[..., None] - mu) / h, 1) / (spacing or h)  # (B, C, h, w, N)
+    slopes, again = (quartic_bspline((features[..., None] - mu) / h, k) / (spacing or h) for k in orders)
     gradient = F.conv_transpose2d(torch.einsum("bchwn,cn->bchw", slopes, a), kernels)
     residual = t**gain * gradient + sign * z
-    return t**gain * torch.einsum("bchwn,bchw->cn", slopes, F.conv2d(residual, kernels)) / x.numel()
+    total = torch.einsum("bchwn,bchw->cn", again, F.conv2d(residual, kernels))
+    return t ** (gain if front is None else front) * total / x.numel()
 
 
-def _step(a, x, z, t, kernels, mu, rate, times=lambda x: 1.0, **wrong):
-    return a - rate * times(x) * _slope_of_loss(a, x, z, t, kernels, mu, **wrong)
+def _positions(x, kernels):
+    """How many positions a kernel has in one image."""
+    return F.conv2d(x[:1], kernels[:1]).numel()
+
+
+def _step(a, x, z, t, kernels, mu, rate, times=lambda x, kernels: 1.0, **wrong):
+    return a - rate * times(x, kernels) * _slope_of_loss(a, x, z, t, kernels, mu, **wrong)
 
 
 TRAINING = Exercise(
@@ -328,18 +389,31 @@ TRAINING = Exercise(
     solution=_step,
     draw=_draw_training,
     mistakes=(
-        _with("the step goes UP the loss: subtract rate times its gradient", _step, times=lambda x: -1.0),
+        _with("the step goes UP the loss: subtract rate times its gradient", _step, times=lambda x, k: -1.0),
         _with("the sign in the residual is wrong: grad R is MINUS the score, so sqrt(t) grad R should be +z",
               _step, sign=1.0),
         _with("t is the variance of the noise: y is x + sqrt(t) z", _step, noise=1.0),
         _with("the energy is to be examined at the noisy image y, not at x", _step, noise=None),
         _with("the loss compares sqrt(t) grad R with z, not t grad R", _step, gain=1.0),
         _with("the loss compares sqrt(t) grad R with z; here the factor sqrt(t) is missing", _step, gain=0.0),
-        _with("the step is twice too long: where is the 1/2 of the loss?", _step, times=lambda x: 2.0),
+        _with("the step is twice too long: where is the 1/2 of the loss?", _step, times=lambda x, k: 2.0),
         _with("the loss is the mean over all pixels of all images; here it is their sum",
-              _step, times=lambda x: x.numel()),
+              _step, times=lambda x, k: x.numel()),
         _with("the loss is the mean over the pixels, too, not only over the images",
-              _step, times=lambda x: x[0].numel()),
+              _step, times=lambda x, k: x[0].numel()),
+        _with("n counts all pixels of the batch; here it is those of ONE image", _step,
+              times=lambda x, k: len(x)),
+        _with("n counts all pixels of the batch; here it is the positions of a kernel", _step,
+              times=lambda x, k: x.numel() / len(x) / _positions(x, k)),
+        _with("n counts all pixels of the batch; here it is the positions of a kernel in one image", _step,
+              times=lambda x, k: x.numel() / _positions(x, k)),
+        _with("n counts all pixels of the batch; here it is the number of features", _step,
+              times=lambda x, k: x.numel() / len(x) / _positions(x, k) / len(k)),
+        _with("the factor sqrt(t) is missing in front of the sum over the pixels", _step, front=0.0),
+        _with("in front of the sum over the pixels stands sqrt(t), not t", _step, front=1.0),
+        _with("beta was used where its slope beta' belongs, in grad R", _step, orders=(0, 1)),
+        _with("beta was used where its slope beta' belongs, in the derivative of J", _step, orders=(1, 0)),
+        _with("beta was used where its slope beta' belongs", _step, orders=(0, 0)),
         _with("the slope of a spline is sum_i a_i beta'((x - mu_i)/h) / h: here 1/h is missing",
               _step, spacing=1.0),
         _with("this is the gradient of the loss; the new coefficients are wanted", _slope_of_loss),

@@ -62,7 +62,19 @@ PSNR = Exercise(
         ),
         Mistake(
             lambda x, ref: _psnr(x, ref, peak=ref.amax((1, 2, 3))),
-            "the peak is 1, the range of the data, not the brightest pixel of this picture",
+            "the peak is 1, the range of the data, not the brightest pixel of the reference",
+        ),
+        Mistake(
+            lambda x, ref: _psnr(x, ref, peak=x.amax((1, 2, 3))),
+            "the peak is 1, the range of the data, not the brightest pixel of x: noise would raise the value",
+        ),
+        Mistake(
+            lambda x, ref: _psnr(x, ref, peak=x.max()),
+            "the peak is 1, the range of the data, not the brightest pixel of x: noise would raise the value",
+        ),
+        Mistake(
+            lambda x, ref: -10 * (x - ref).square().log10().mean((1, 2, 3)),
+            "first the mean over the pixels, then the logarithm: decibels of single pixels are not averaged",
         ),
         Mistake(partial(_psnr, peak=255.0), "the peak is 1: grey values are in [0, 1] here, not in 0..255"),
         Mistake(
@@ -191,6 +203,10 @@ MASKED = Exercise(
             lambda v, y, mask, sigma, eta: torch.where(mask, _mean(v, y, sigma, eta), v),
             "sigma is a standard deviation, and the data term contains the variance",
         ),
+        Mistake(
+            lambda v, y, mask, sigma, eta: _masked(v, y, mask, sigma, eta) if sigma else y,
+            "right for sigma > 0; for sigma = 0 the missing pixels, where y holds anything, were taken over, too",
+        ),
     ),
     laws=(
         Law(
@@ -200,6 +216,12 @@ MASKED = Exercise(
         Law(
             lambda p, v, y, mask, sigma, eta: sigma > 0 or torch.allclose(p[mask], y[mask]),
             "for sigma = 0 the known pixels must come out exactly as measured",
+        ),
+        Law(
+            lambda p, v, y, mask, sigma, eta: (
+                sigma == 0 or torch.allclose(p, _masked(v, y, mask, sigma, eta), atol=1e-8)
+            ),
+            "right for sigma = 0, wrong for sigma > 0: there the known pixels end between v and y, as in exercise 5.2",
         ),
     ),
 )
@@ -379,14 +401,31 @@ def _joint_draw(g: torch.Generator) -> tuple:
     return wells.grad, wells.dtau, wells.prox, wells.start, t, t_min, t_max
 
 
+def _image_step(grad, prox, x, t, at=None):
+    return prox(x - _wide(t) * grad(x, t if at is None else at), t)
+
+
 def _joint(
-    grad, dtau, prox, x, t, t_min, t_max, *, at="new", n=None, ends=True, sign=1.0, log=2.0, shape=None
+    grad, dtau, prox, x, t, t_min, t_max, *, at="new", n=None, ends=None, sign=1.0, log=2.0, shape=None
 ):
     wide = t.reshape((-1, 1, 1, 1) if shape is None else shape)
     new = prox(x - wide * grad(x, t), t if shape is None else wide.expand(len(t)))
     n = 2 * x[0].numel() if n is None else n
     tau = t.log() / log - sign * dtau(new if at == "new" else x, t) / n
-    return new, (log * tau).exp().clamp(*((t_min, t_max) if ends else (0, math.inf)))
+    low, high = ends or (t_min, t_max)
+    return new, (log * tau).exp().clamp(low, high)
+
+
+def _tau_first(grad, dtau, prox, x, t, t_min, t_max):
+    t = _joint(grad, dtau, prox, x, t, t_min, t_max, at="old")[1]
+    return _image_step(grad, prox, x, t), t
+
+
+def _smoothing_tau(grad, dtau, prox, x, t, t_min, t_max, image=True):
+    """The functions are asked at tau instead of t; with image = False only the second one."""
+    tau = 0.5 * t.log()
+    new = _image_step(grad, prox, x, t, tau if image else t)
+    return new, (2 * (tau - dtau(new, tau) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
 
 
 JOINT = Exercise(
@@ -402,8 +441,16 @@ JOINT = Exercise(
             "the derivative in tau is taken at the old image: the two steps alternate, the second sees the first",
         ),
         Mistake(
-            partial(_joint, ends=False), "t leaves the interval [t_min, t_max]: the step is a PROJECTED one"
+            partial(_joint, ends=(0.0, math.inf)),
+            "t leaves the interval [t_min, t_max]: the step is a PROJECTED one, clipped AFTER it was made",
         ),
+        Mistake(
+            lambda *a: _joint(*a, ends=(a[5] ** 2, a[6] ** 2)),
+            "tau was clipped to log t_min and log t_max: its ends need the 1/2, too",
+        ),
+        Mistake(_tau_first, "t moved before the image: the image has the first turn, with the old t"),
+        Mistake(_smoothing_tau, "grad and dtau want the variance t, not tau"),
+        Mistake(partial(_smoothing_tau, image=False), "dtau(x, t) wants the variance t, not tau"),
         Mistake(
             lambda *a: _joint(*a, n=a[3][0].numel()),
             "the step in tau is twice as long as Newton's: see the second derivative of the Gaussian's energy",
@@ -442,6 +489,12 @@ JOINT = Exercise(
     laws=(
         Law(
             lambda r, grad, dtau, prox, x, t, t_min, t_max: (
+                not torch.allclose(r[0], _image_step(grad, prox, x, t, 0.5 * t.log()))
+            ),
+            "grad(x, t) wants the variance t, not tau",
+        ),
+        Law(
+            lambda r, grad, dtau, prox, x, t, t_min, t_max: (
                 not torch.allclose(r[0], x - _wide(t) * grad(x, t))
             ),
             "the image has not met its data: after the gradient step comes the prox",
@@ -452,11 +505,11 @@ JOINT = Exercise(
         ),
         Law(
             lambda r, *a: bool(((r[1] >= a[5] - 1e-12) & (r[1] <= a[6] + 1e-12)).all()),
-            "t leaves the interval [t_min, t_max]: is it tau that was returned, or compared with the ends?",
+            "t leaves the interval [t_min, t_max]: was tau returned, or compared with the ends for t?",
         ),
         Law(
             lambda r, *a: torch.allclose(r[1], _joint(*a)[1]),
-            "the new image is right, the new t is not: is it tau that was stepped, and t that is returned?",
+            "the new image is right, the new t is not: check n, the 1/2 of tau and the ends of its interval",
         ),
     ),
 )

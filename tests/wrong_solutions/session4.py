@@ -58,6 +58,17 @@ def dct_normalised_twice(s):
     return filters / filters.abs().amax((1, 2), keepdim=True)
 
 
+def dct_of_integers(s):
+    k = torch.arange(s)
+    rows = torch.cos(math.pi * torch.outer(k, k + 0.5) / s)
+    rows = rows / rows.norm(dim=1, keepdim=True)
+    return torch.einsum("ax,by->abxy", rows, rows).reshape(s * s, s, s)[1:]
+
+
+def dct_cast_at_the_end(s):
+    return dct_of_integers(s).double()
+
+
 # --- 4.2 B-splines --------------------------------------------------------------------------------------------------
 
 
@@ -116,6 +127,30 @@ def spline_powers_of_the_other_side(u, degree):
     return sum(terms) / math.factorial(degree)
 
 
+def spline_of_a_closed_box(u, degree):
+    if degree == 0:
+        return (u.abs() <= 0.5).double()
+    left, right = spline_of_a_closed_box(u + 0.5, degree - 1), spline_of_a_closed_box(u - 0.5, degree - 1)
+    return (((degree + 1) / 2 + u) * left + ((degree + 1) / 2 - u) * right) / degree
+
+
+def spline_of_an_open_box(u, degree):
+    if degree == 0:
+        return (u.abs() < 0.5).double()
+    left, right = spline_of_an_open_box(u + 0.5, degree - 1), spline_of_an_open_box(u - 0.5, degree - 1)
+    return (((degree + 1) / 2 + u) * left + ((degree + 1) / 2 - u) * right) / degree
+
+
+def spline_of_clamped_powers(u, degree):
+    """Right for all degrees but 0, where 0 ** 0 is 1."""
+    half = (degree + 1) / 2
+    terms = [
+        (-1) ** k * math.comb(degree + 1, k) * (u + half - k).clamp(min=0) ** degree
+        for k in range(degree + 2)
+    ]
+    return sum(terms) / math.factorial(degree)
+
+
 # --- 4.3 the coefficients of a parabola -----------------------------------------------------------------------------
 
 
@@ -130,6 +165,7 @@ WRONG_PARABOLAS = [
     (lambda mu, c: c * (mu**2 - 5 / 12), "another number"),
     (lambda mu, c: c * (mu**2 - 5 / 12 * (mu[1] - mu[0])), "square of h"),
     (lambda mu, c: c * (mu**2 - (mu[1] - mu[0]) ** 2 / 12), "sum of five"),
+    (lambda mu, c: c * (mu**2 - 4 / 12 * (mu[1] - mu[0]) ** 2), "degree four is a sum of five"),
     (lambda mu, c: mu**2 - 5 / 12 * (mu[1] - mu[0]) ** 2, "factor c is missing"),
     (lambda mu, c: c * mu**2 - 5 / 12 * (mu[1] - mu[0]) ** 2, "belongs to the correction"),
     (lambda mu, c: c / 2 * (mu**2 - 5 / 12 * (mu[1] - mu[0]) ** 2), "0.5 times the right one"),
@@ -184,6 +220,28 @@ def potential_divides_in_place(x, w, t, mu, nu):
     return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu - mu[0]), w, basis(0.5 * t.log(), nu))
 
 
+def potential_decimal(x, w, t, mu, nu):
+    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, basis(t.sqrt().log10(), nu))
+
+
+def potential_decimal_of_t(x, w, t, mu, nu):
+    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, basis(t.log10(), nu))
+
+
+def potential_without_dtau(x, w, t, mu, nu):
+    b_tau = quartic_bspline(0.5 * t.log()[:, None] - nu)
+    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, b_tau)
+
+
+def potential_without_dx(x, w, t, mu, nu):
+    return torch.einsum("bcmn,cnj,bj->bcm", quartic_bspline(x[..., None] - mu), w, basis(0.5 * t.log(), nu))
+
+
+def potential_spacing_of_nu(x, w, t, mu, nu):
+    b_x = quartic_bspline((x[..., None] - mu) / (nu[1] - nu[0]))
+    return torch.einsum("bcmn,cnj,bj->bcm", b_x, w, basis(0.5 * t.log(), nu))
+
+
 # --- 4.5 the gradient -----------------------------------------------------------------------------------------------
 
 
@@ -232,6 +290,20 @@ def grad_same_padding(y, kernels, slope):
     x = F.conv2d(F.pad(y, [s // 2, s - 1 - s // 2] * 2), kernels)
     back = F.conv_transpose2d(slope(x), kernels)
     return back[..., s // 2 :, s // 2 :][..., : y.shape[-2], : y.shape[-1]]
+
+
+def grad_transposed_and_flipped(y, kernels, slope):
+    return F.conv_transpose2d(slope(F.conv2d(y, kernels)), kernels.flip(-1, -2))
+
+
+def grad_transposed_and_flipped_once(y, kernels, slope):
+    return F.conv_transpose2d(slope(F.conv2d(y, kernels)), kernels.flip(-1))
+
+
+def grad_same_there_and_back(y, kernels, slope):
+    s = kernels.shape[-1]
+    pad, turned = [(s - 1) // 2, s // 2] * 2, kernels.transpose(0, 1).flip(-1, -2)
+    return F.conv2d(F.pad(slope(F.conv2d(F.pad(y, pad), kernels)), pad), turned)
 
 
 # --- 4.6 one step of training ---------------------------------------------------------------------------------------
@@ -296,6 +368,50 @@ def step_no_spacing(a, x, z, t, kernels, mu, rate):
     return descend(a, rate, loss(a, x, z, t, kernels, mu, spacing=1).mean())
 
 
+def by_hand(a, x, z, t, kernels, mu, rate, n=None, front=None, inside=1, outside=1):
+    h = mu[1] - mu[0]
+    y = x + math.sqrt(t) * z
+    u = (F.conv2d(y, kernels)[..., None] - mu) / h
+    slope = (quartic_bspline(u, inside) / h * a[:, None, None, :]).sum(-1)
+    r = math.sqrt(t) * F.conv_transpose2d(slope, kernels) - z
+    kr = F.conv2d(r, kernels)
+    total = (kr[..., None] * quartic_bspline(u, outside) / h).sum((0, 2, 3))
+    return a - rate * (math.sqrt(t) if front is None else front) / (n or x.numel()) * total
+
+
+def step_one_image(a, x, z, t, kernels, mu, rate):
+    return by_hand(a, x, z, t, kernels, mu, rate, n=x[0].numel())
+
+
+def step_positions(a, x, z, t, kernels, mu, rate):
+    return by_hand(a, x, z, t, kernels, mu, rate, n=F.conv2d(x, kernels)[:, 0].numel())
+
+
+def step_positions_of_one(a, x, z, t, kernels, mu, rate):
+    h, w = F.conv2d(x, kernels).shape[-2:]
+    return by_hand(a, x, z, t, kernels, mu, rate, n=h * w)
+
+
+def step_features(a, x, z, t, kernels, mu, rate):
+    return by_hand(a, x, z, t, kernels, mu, rate, n=F.conv2d(x, kernels).numel())
+
+
+def step_no_root_in_front(a, x, z, t, kernels, mu, rate):
+    return by_hand(a, x, z, t, kernels, mu, rate, front=1.0)
+
+
+def step_beta_inside(a, x, z, t, kernels, mu, rate):
+    return by_hand(a, x, z, t, kernels, mu, rate, inside=0)
+
+
+def step_beta_outside(a, x, z, t, kernels, mu, rate):
+    return by_hand(a, x, z, t, kernels, mu, rate, outside=0)
+
+
+def step_beta_everywhere(a, x, z, t, kernels, mu, rate):
+    return by_hand(a, x, z, t, kernels, mu, rate, inside=0, outside=0)
+
+
 def step_gradient(a, x, z, t, kernels, mu, rate):
     a = a.clone().requires_grad_()
     return torch.autograd.grad(loss(a, x, z, t, kernels, mu).mean(), a)[0]
@@ -326,6 +442,8 @@ WRONG = {
         (dct_last_left_out, "norm|mean zero|constant one still among them"),
         (dct_as_a_list, "a torch.Tensor is wanted"),
         (dct_normalised_twice, "not all filters have norm one"),
+        (dct_of_integers, "single precision only"),
+        (dct_cast_at_the_end, "right to seven digits"),
     ],
     "4.2": [
         (spline_not_divided, "degree! times too large"),
@@ -336,6 +454,9 @@ WRONG = {
         (spline_always_quartic, "degree is not used"),
         (spline_of_booleans, "floating-point"),
         (spline_powers_of_the_other_side, "negative|support is too wide"),
+        (spline_of_a_closed_box, "half-open, count its ends once"),
+        (spline_of_an_open_box, "half-open, count its ends once"),
+        (spline_of_clamped_powers, "degree 0"),
     ],
     "4.3": WRONG_PARABOLAS,
     "4.4": [
@@ -347,10 +468,18 @@ WRONG = {
         (potential_of_the_first_channel, "coefficients of its own"),
         (potential_summed, "shape"),
         (potential_divided, "the spacing of mu times too small"),
+        (potential_decimal, "NATURAL"),
+        (potential_decimal_of_t, "decimal one of t"),
+        (potential_without_dtau, "distances in tau"),
+        (potential_without_dx, "distances in x"),
+        (potential_spacing_of_nu, "not that of nu"),
         (potential_divides_in_place, "argument number 1 in place"),
     ],
     "4.5": [
-        (grad_filtered_twice, "as on the way there"),
+        (grad_filtered_twice, "upside down"),
+        (grad_transposed_and_flipped, "turns the kernels already"),
+        (grad_transposed_and_flipped_once, "one axis only"),
+        (grad_same_there_and_back, "pad on the way there"),
         (grad_flipped_once, "one axis only"),
         (grad_valid, "shape"),
         (grad_quadratic, "slope of the potentials is missing"),
@@ -371,6 +500,14 @@ WRONG = {
         (step_sum, "here it is their sum"),
         (step_mean_of_images, "not only over the images"),
         (step_no_spacing, "1/h is missing"),
+        (step_one_image, "those of ONE image"),
+        (step_positions, "positions of a kernel$"),
+        (step_positions_of_one, "positions of a kernel in one image"),
+        (step_features, "number of features"),
+        (step_no_root_in_front, r"sqrt\(t\) is missing in front"),
+        (step_beta_inside, "in grad R"),
+        (step_beta_outside, "in the derivative of J"),
+        (step_beta_everywhere, "where its slope beta' belongs$"),
         (step_gradient, "new coefficients are wanted"),
         (step_in_place, "argument number 1 in place"),
         (step_not_a_leaf, "does not require grad"),

@@ -24,6 +24,43 @@ def psnr_peak_of_image(x, reference):
     return 20 * torch.log10(peak / ((x - reference) ** 2).flatten(1).mean(1).sqrt())
 
 
+def psnr_peak_of_batch(x, reference):
+    return 20 * torch.log10(reference.max() / ((x - reference) ** 2).flatten(1).mean(1).sqrt())
+
+
+def psnr_peak_of_x(x, reference):
+    return 10 * torch.log10(x.max() ** 2 / ((x - reference) ** 2).mean(dim=(1, 2, 3)))
+
+
+def psnr_peak_of_each_x(x, reference):
+    return 10 * torch.log10(x.flatten(1).amax(1) ** 2 / ((x - reference) ** 2).mean(dim=(1, 2, 3)))
+
+
+def psnr_mean_of_decibels(x, reference):
+    return (-10 * torch.log10((x - reference) ** 2)).mean(dim=(1, 2, 3))
+
+
+# --- 5.3 ----------------------------------------------------------------------------------------------------------
+
+
+def masked_two_cases(v, y, mask, sigma, eta):
+    if sigma == 0:
+        return y
+    return torch.where(mask, (sigma**2 * v + eta * y) / (sigma**2 + eta), v)
+
+
+def masked_two_cases_leaves_v(v, y, mask, sigma, eta):
+    if sigma == 0:
+        return v
+    return torch.where(mask, (sigma**2 * v + eta * y) / (sigma**2 + eta), v)
+
+
+def masked_two_cases_halves(v, y, mask, sigma, eta):
+    if sigma == 0:
+        return torch.where(mask, y, v)
+    return torch.where(mask, (v + y) / 2, v)
+
+
 # --- 5.4 ----------------------------------------------------------------------------------------------------------
 
 
@@ -205,6 +242,47 @@ def joint_ascends(grad, dtau, prox, x, t, t_min, t_max):
     return x, (2 * tau).exp().clamp(t_min, t_max)
 
 
+def joint_columns_of_pixels(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x.shape[-1])
+    return x, (2 * tau).exp().clamp(t_min, t_max)
+
+
+def joint_ends_without_half(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
+    return x, tau.clamp(math.log(t_min), math.log(t_max)).mul(2).exp()
+
+
+def joint_clips_before(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    tau = (0.5 * t.log()).clamp(0.5 * math.log(t_min), 0.5 * math.log(t_max))
+    return x, (2 * (tau - dtau(x, t) / (2 * x[0].numel()))).exp()
+
+
+def joint_tau_first(grad, dtau, prox, x, t, t_min, t_max):
+    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
+    t = (2 * tau).exp().clamp(t_min, t_max)
+    return _image_step(grad, prox, x, t), t
+
+
+def joint_grad_at_tau(grad, dtau, prox, x, t, t_min, t_max):
+    tau = 0.5 * t.log()
+    x = prox(x - t.reshape(-1, 1, 1, 1) * grad(x, tau), t)
+    return x, (2 * (tau - dtau(x, t) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
+
+
+def joint_both_at_tau(grad, dtau, prox, x, t, t_min, t_max):
+    tau = 0.5 * t.log()
+    x = prox(x - t.reshape(-1, 1, 1, 1) * grad(x, tau), t)
+    return x, (2 * (tau - dtau(x, tau) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
+
+
+def joint_dtau_at_tau(grad, dtau, prox, x, t, t_min, t_max):
+    x, tau = _image_step(grad, prox, x, t), 0.5 * t.log()
+    return x, (2 * (tau - dtau(x, tau) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
+
+
 def joint_returns_sigma(grad, dtau, prox, x, t, t_min, t_max):
     x = _image_step(grad, prox, x, t)
     tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
@@ -216,7 +294,11 @@ WRONG = {
         (psnr_clipped, "clipped"),
         (psnr_root_and_ten, "0.5 times the right one"),
         (psnr_norm, "summed, not averaged"),
-        (psnr_peak_of_image, "brightest pixel"),
+        (psnr_peak_of_image, "brightest pixel of the reference"),
+        (psnr_peak_of_batch, "brightest pixel of the reference"),
+        (psnr_peak_of_x, "brightest pixel of x"),
+        (psnr_peak_of_each_x, "brightest pixel of x"),
+        (psnr_mean_of_decibels, "first the mean"),
         (lambda x, ref: 10 * torch.log10(((x - ref) ** 2).mean((1, 2, 3))), "sign is wrong"),
         (lambda x, ref: -10 * torch.log(((x - ref) ** 2).mean((1, 2, 3))), "natural logarithm"),
         (lambda x, ref: -10 * torch.log10(((x - ref) ** 2).mean()), "shape"),
@@ -251,6 +333,9 @@ WRONG = {
             lambda v, y, mask, sigma, eta: (v / eta + mask * y / sigma**2) / (1 / eta + mask / sigma**2),
             "divided by zero",
         ),
+        (masked_two_cases, "right for sigma > 0"),
+        (masked_two_cases_leaves_v, "for sigma = 0 the known pixels"),
+        (masked_two_cases_halves, "right for sigma = 0, wrong for sigma > 0"),
         (lambda v, y, mask, sigma, eta: mask * y + (1 - mask) * v, "stopped with RuntimeError"),
     ],
     "5.4": [
@@ -286,6 +371,13 @@ WRONG = {
         (joint_columns, r"\(B, 1, 1, 1\)"),
         (joint_no_prox, "has not met its data"),
         (joint_ascends, "climbs"),
-        (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: is it tau"),
+        (joint_columns_of_pixels, "check n, the 1/2 of tau"),
+        (joint_ends_without_half, "ends need the 1/2"),
+        (joint_clips_before, "clipped AFTER"),
+        (joint_tau_first, "t moved before the image"),
+        (joint_grad_at_tau, r"grad\(x, t\) wants"),
+        (joint_both_at_tau, "grad and dtau want"),
+        (joint_dtau_at_tau, r"dtau\(x, t\) wants"),
+        (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: was tau returned"),
     ],
 }
