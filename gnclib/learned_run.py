@@ -218,9 +218,8 @@ class _Keeper:
 
     def __init__(self, state: LearnState, folder: Path):
         self.state, self.folder = state, folder
-        for name in (CHECKPOINT, LOG):
-            for remainder in folder.glob(f".{name}.*.tmp"):  # of a run that was killed while it wrote one
-                remainder.unlink()
+        for remainder in folder.glob(".*.tmp"):  # of a run that was killed while it wrote a file
+            remainder.unlink()
         crops = [x[..., :256, :256] for x in list(data.validation_images().values())[:8]]
         self.held_out = [
             (x, state.schedule.task.measure(x, torch.Generator().manual_seed(k))) for k, x in enumerate(crops)

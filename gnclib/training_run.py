@@ -204,9 +204,8 @@ class _Keeper:
         self.held_out = [
             x[..., :256, :256].to(state.model.offset) for x in list(data.validation_images().values())[:8]
         ]
-        for name in (CHECKPOINT, LOG):
-            for remainder in folder.glob(f".{name}.*.tmp"):  # of a run that was killed while it wrote one
-                remainder.unlink()
+        for remainder in folder.glob(".*.tmp"):  # of a run that was killed while it wrote a file
+            remainder.unlink()
         self.rows = rows(folder, state.step) if state.step else []
         self.before, self.started = _seconds(state, folder), time.monotonic()
         self.saved = (
