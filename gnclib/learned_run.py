@@ -36,7 +36,7 @@ from torch import Tensor
 from gnclib import card, data, files
 from gnclib.foe import FieldsOfExperts
 from gnclib.learned import SCHEDULE, LearnedSchedule, Task, weights_sha256
-from gnclib.learned_state import CHECKPOINT, LearnConfig, LearnState, load_checkpoint, save_checkpoint
+from gnclib.learned_state import LearnConfig, LearnState, load_checkpoint, save_checkpoint
 from gnclib.metrics import psnr
 from gnclib.solvers import last, log_schedule
 from gnclib.train import learning_rate

@@ -28,7 +28,7 @@ from gnclib import card, data, files
 from gnclib.distributed import ALONE, Group
 from gnclib.evaluate import denoising_psnr
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
-from gnclib.train import CHECKPOINT, Step, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
+from gnclib.train import Step, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
 
 LOG = "log.csv"
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"

@@ -198,7 +198,8 @@ def _form(result: Any, truth: Any, part: str) -> str:
         if truth.dtype.is_floating_point and not result.dtype.is_floating_point:
             return f"{of or 'the '}result has the dtype {result.dtype}, a floating-point one is wanted"
         if not torch.isfinite(result.detach()).all() and torch.isfinite(truth).all():
-            return f"{of or 'the '}result contains nan or inf: division by zero, exp of a large number, log of an underflowed 0?"
+            why = "division by zero, exp of a large number, log of an underflowed zero?"
+            return f"{of or 'the '}result contains nan or inf: {why}"
         return ""
     if isinstance(truth, (bool, str)):
         return (

@@ -331,7 +331,7 @@ WRONG = {
         (lambda v, y, mask, sigma, eta: mask * (sigma**2 * v + eta * y) / (sigma**2 + eta), "become zero"),
         (
             lambda v, y, mask, sigma, eta: (v / eta + mask * y / sigma**2) / (1 / eta + mask / sigma**2),
-            "divided by zero",
+            "division by zero",
         ),
         (masked_two_cases, "right for sigma > 0"),
         (masked_two_cases_leaves_v, "for sigma = 0 the known pixels"),
