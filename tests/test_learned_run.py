@@ -14,7 +14,7 @@ from gnclib import cli, cli_learn, data, learned_run
 from gnclib.evaluate import denoising_psnr
 from gnclib.foe import FieldsOfExperts
 from gnclib.learned import LearnedSchedule, Task, weights_sha256
-from gnclib.learned_run import CHECKPOINT, LearnConfig, load_checkpoint
+from gnclib.learned_state import CHECKPOINT, LearnConfig, load_checkpoint
 from gnclib.metrics import psnr
 from gnclib.solvers import last
 
