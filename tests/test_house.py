@@ -34,7 +34,7 @@ LAYERS = [
     "train joint learned_state figure2 spectra",
     "plots claims images toy_losses learned tiles",
     "solvers score_matching toy train_state inspect_foe",
-    "foe operators",
+    "foe operators linear",
     "foe_config",
     "spline gmm certify data metrics filters",
     "claims_list",
