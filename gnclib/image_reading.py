@@ -1,0 +1,265 @@
+"""Image files in: grey or colour, 8 or 16 bit, upright, with alpha, colour profile, EXIF and resolution, or an error.
+
+What lies in a file is not to be trusted: it may be cut off, damaged, or made to fill the memory. So
+
+* only the formats of :data:`FORMATS` are tried (Pillow knows dozens, one of which starts another program);
+* what the header declares is checked against :data:`MOST_PIXELS` before any pixel is decoded;
+* whatever a decoder raises at a damaged file (struct.error, zlib.error, KeyError, ...) becomes a ValueError that names
+  the file. Trouble with the file system stays an OSError.
+
+Nothing is converted silently. Pillow reads 16-bit colour as 8 bit without a word; here such TIFF files go through
+tifffile, and such PNG files are refused with advice. What has no plain meaning for a denoiser (palettes with
+transparency are fine; black-and-white, CMYK, floating point, animations are not) is refused by name.
+"""
+
+from __future__ import annotations
+
+import io
+import logging
+import math
+import os
+import warnings
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+
+__all__ = ["FORMATS", "LARGEST_FILE", "MOST_PIXELS", "Picture", "decode", "read"]
+
+#: what Pillow may take a file for
+FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
+#: images that declare more pixels than this are refused before they are decoded
+MOST_PIXELS = 100_000_000
+#: bytes; larger files are not opened
+LARGEST_FILE = 1_000_000_000
+#: EXIF that describes the picture (title, camera, program, time, author, copyright); not how its pixels are stored
+_KEPT_EXIF = (270, 271, 272, 305, 306, 315, 316, 33432, *range(40091, 40096))
+_KEPT_GROUPS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
+#: of the EXIF group: width and height in pixels
+_EXIF_SIZE = (40962, 40963)
+
+
+@dataclass(frozen=True)
+class Picture:
+    """An image in memory.
+
+    pixels: float32 (C, H, W), C = 1 (grey) or 3 (red, green, blue), grey values in [0, 1].
+    alpha: (H, W) integers as in the file, or None. depth: bits per channel in the file, 8 or 16.
+    profile: the embedded ICC colour profile, or None. exif: descriptive EXIF without orientation, or None.
+    dpi: resolution (along the width, along the height) in pixels per inch, or None.
+    """
+
+    pixels: np.ndarray
+    alpha: np.ndarray | None
+    depth: int
+    profile: bytes | None = None
+    exif: bytes | None = None
+    dpi: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        channels, height, width = self.pixels.shape
+        kind = "grey" if channels == 1 else "colour"
+        return (
+            f"{width} x {height}, {kind}{' with alpha' if self.alpha is not None else ''}, {self.depth} bit"
+        )
+
+
+def read(path: str | os.PathLike) -> Picture:
+    """Read an image file.
+
+    Raises
+    ------
+    FileNotFoundError, IsADirectoryError, other OSError
+        There is no such file, it is a folder, it may not be read.
+    ValueError
+        It is no image, damaged, too large, or of a kind that is refused; the message says which and what to do.
+    """
+    path = Path(path)
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of an image file")
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no image file {path}")
+    if (size := path.stat().st_size) > LARGEST_FILE:
+        raise ValueError(f"{path} has {size / 1e9:.1f} GB, more than the {LARGEST_FILE / 1e9:g} GB read here")
+    return decode(path.read_bytes(), str(path))
+
+
+def decode(content: bytes, name: str) -> Picture:
+    """The picture in the bytes of a file; `name` is for the messages. Raises ValueError as :func:`read`."""
+    if not content:
+        raise ValueError(f"{name} is empty: no image file")
+    for decoder in ("PIL", "tifffile"):  # what they log about damage would land on stderr
+        logging.getLogger(decoder).addHandler(logging.NullHandler())
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # odd metadata; large images are judged by _demand_size
+            return _decode(content, name)
+    except _Refused as error:
+        raise ValueError(str(error)) from None
+    except UnidentifiedImageError:
+        raise ValueError(f"{name} is not an image file that can be read here") from None
+    except MemoryError:
+        raise ValueError(f"{name} needs more memory than there is") from None
+    except Image.DecompressionBombError:
+        raise ValueError(
+            f"{name} declares more than the {MOST_PIXELS // 10**6} million pixels read here"
+        ) from None
+    except Exception as error:  # decoders raise whatever damaged bytes drive them into
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"{name} is a damaged image file: {reason}") from error
+
+
+class _Refused(Exception):
+    """The file is sound as far as looked at, but not taken; the message is for the user."""
+
+
+def _decode(content: bytes, name: str) -> Picture:
+    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+        _demand_size(image.size, name)
+        if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photograph and its previews
+            raise _Refused(f"{name} has {image.n_frames} frames or pages: save one of them as its own file")
+        wide = _is_wide_colour(image, content)
+        if wide and image.format != "TIFF":
+            raise _Refused(f"{name} has 16 bits per colour channel, which is read from TIFF only: convert it")
+        exif = image.getexif()  # now: Pillow closes TIFF files when it has the pixels
+        orientation = exif.get(ExifTags.Base.Orientation, 1)
+        turned = orientation in (5, 6, 7, 8)
+        stored = (
+            image.size[::-1] if turned and image.format == "TIFF" else image.size
+        )  # of TIFF: turned already
+        remarks = _description(exif, stored[::-1] if turned else stored)
+        profile = image.info.get("icc_profile")
+        dpi = _resolution(image.info.get("dpi"), turned)
+        if wide:
+            array = _upright(_wide_tiff(content, stored, name), orientation)
+        else:
+            array = np.asarray(_plain(image, name))
+            if image.format == "TIFF" and image.mode.startswith("I;16"):
+                array = _as_black_is_zero(image, array, name)
+    return _picture(array, profile if isinstance(profile, bytes) and profile else None, remarks, dpi)
+
+
+def _demand_size(size: tuple[int, int], name: str) -> None:
+    if size[0] * size[1] > MOST_PIXELS:
+        raise _Refused(
+            f"{name} declares {size[0]} x {size[1]} pixels, more than the {MOST_PIXELS // 10**6} million"
+            " read here: cut it into parts"
+        )
+
+
+# --- kinds of pixels --------------------------------------------------------------------------------------
+
+
+def _is_wide_colour(image: Image.Image, content: bytes) -> bool:
+    """Whether the file has more than 8 bits in each of several channels."""
+    if image.format == "PNG":  # signature, IHDR with width, height, bit depth, colour type
+        return content[24] == 16 and content[25] != 0
+    if image.format == "TIFF":
+        bits = image.tag_v2.get(258, (1,))
+        return len(bits) > 1 and max(bits) > 8
+    if image.format == "PPM":
+        return image.mode == "RGB" and image.tile[0][0] != "raw"  # another maximum than 255
+    return False
+
+
+def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
+    """(H, W, C) of a TIFF file with several channels of 16 bit."""
+    import tifffile
+
+    with tifffile.TiffFile(io.BytesIO(content)) as file:
+        page = file.pages[0]
+        samples = page.samplesperpixel
+        if (page.imagewidth, page.imagelength) != size or page.imagedepth != 1 or not 2 <= samples <= 4:
+            raise _Refused(f"{name} is a TIFF with {samples} channels of {page.shape}: convert it to RGB")
+        if page.photometric.name not in ("RGB", "MINISBLACK") or page.dtype != np.uint16:
+            raise _Refused(
+                f"{name} is a TIFF of kind {page.photometric.name}, {page.dtype}: convert it to RGB"
+            )
+        colours = 3 if page.photometric.name == "RGB" else 1
+        if not colours <= samples <= colours + 1:
+            raise _Refused(f"{name} has {samples} channels where {colours} and alpha are known: convert it")
+        if page.compression not in (1, 8, 32946, 32773):  # none, deflate twice, packbits
+            raise _Refused(
+                f"{name} is compressed by {page.compression.name}, with 16 bits per colour channel: save it"
+                " without compression or with deflate"
+            )
+        # deflate makes data at most 1032 times smaller: what promises more is a fragment, or made to fill the memory
+        if max(page.nbytes, 2 * math.prod(page.chunks)) > 1100 * len(content):
+            raise _Refused(f"{name} is a damaged image file: it holds less than it declares")
+        array = page.asarray()
+        return array if page.planarconfig.name == "CONTIG" else np.moveaxis(array, 0, -1)
+
+
+def _as_black_is_zero(image: Image.Image, array: np.ndarray, name: str) -> np.ndarray:
+    """16-bit grey of TIFF with 0 as black; Pillow leaves "white is zero" as it is, and 12 bits unscaled."""
+    bits = image.tag_v2.get(258, (16,))[0]
+    if bits != 16:
+        raise _Refused(f"{name} has {bits} bits per pixel: convert it to 8 or 16 bit")
+    return 65535 - array if image.tag_v2.get(262) == 0 else array
+
+
+def _plain(image: Image.Image, name: str) -> Image.Image:
+    """Upright, and in one of the modes L, LA, RGB, RGBA, I;16."""
+    if image.mode not in ("P", "PA", "L", "LA", "RGB", "RGBA", "I;16", "I;16B"):
+        raise _Refused(f"{name} has the mode {image.mode}: convert it to 8 or 16 bit grey or to RGB first")
+    upright = ImageOps.exif_transpose(image)
+    if upright.mode in ("P", "PA"):
+        return upright.convert("RGBA" if upright.mode == "PA" or "transparency" in image.info else "RGB")
+    if upright.mode in ("L", "RGB") and "transparency" in image.info:
+        return upright.convert("LA" if upright.mode == "L" else "RGBA")
+    return upright
+
+
+def _upright(array: np.ndarray, orientation: int) -> np.ndarray:
+    """(H, W, C) as its EXIF orientation means it; what `ImageOps.exif_transpose` does for Pillow's images."""
+    if orientation in (5, 6, 7, 8):
+        array = np.swapaxes(array, 0, 1)
+    rows = -1 if orientation in (3, 4, 7, 8) else 1
+    columns = -1 if orientation in (2, 3, 6, 7) else 1
+    return array[::rows, ::columns]
+
+
+def _picture(array: np.ndarray, profile, exif, dpi) -> Picture:
+    depth = 8 * array.dtype.itemsize
+    array = array[..., None] if array.ndim == 2 else array  # (H, W, C)
+    alpha = array[..., -1].astype(array.dtype.newbyteorder("=")) if array.shape[-1] in (2, 4) else None
+    colour = array[..., : 1 if array.shape[-1] <= 2 else 3]
+    pixels = np.ascontiguousarray(np.moveaxis(colour, -1, 0), dtype=np.float32)
+    pixels /= 2**depth - 1
+    return Picture(pixels, alpha, depth, profile, exif, dpi)
+
+
+# --- what else is in a file -------------------------------------------------------------------------------
+
+
+def _resolution(dpi, turned: bool) -> tuple[float, float] | None:
+    """(x, y) in pixels per inch, if the file has one that makes sense."""
+    try:
+        x, y = (float(v) for v in dpi)
+    except (TypeError, ValueError, ZeroDivisionError):
+        return None
+    if not (0 < x < 1e5 and 0 < y < 1e5):
+        return None
+    return (y, x) if turned else (x, y)
+
+
+def _description(exif: Image.Exif, size: tuple[int, int]) -> bytes | None:
+    """The EXIF worth keeping, without orientation and preview, for a picture of this (width, height).
+
+    Tags that cannot be written again are left out: a damaged remark is no reason to refuse the picture.
+    """
+    kept = Image.Exif()
+    for key in _KEPT_EXIF:
+        if exif.get(key):
+            kept[key] = exif[key]
+    for group in _KEPT_GROUPS:
+        values = dict(exif.get_ifd(group))
+        values.update({k: v for k, v in zip(_EXIF_SIZE, size, strict=True) if k in values})
+        values.pop(ExifTags.Base.MakerNote, None)  # holds offsets into the old file
+        if values:
+            kept.get_ifd(group).update(values)
+    try:
+        return kept.tobytes() if len(kept) or any(kept.get_ifd(g) for g in _KEPT_GROUPS) else None
+    except Exception:
+        return None

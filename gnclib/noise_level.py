@@ -1,0 +1,91 @@
+r"""How strong the noise of an image is, by maximum likelihood under a learned prior.
+
+    R(y, t) = -log p_t(y) + const,    p_t the density of noisy images at the noise variance t = sigma^2
+
+is what joint score matching learns, normalisation included: R contains n c(tau), tau = 0.5 log t, n the number of
+pixels (Kobler & Pock 2023, eqs. 2, 3 and 7). So the energy of an image can be compared across noise levels, and
+
+    sigma_hat = exp(tau_hat),    tau_hat the largest local minimiser of tau -> R(y, exp(2 tau))  in [tau_min, tau_max].
+
+Why the largest and not the global one: R(., t) was learned from images with noise t. Where t is far below the noise of
+y, features leave the range that the potentials have seen, and R says anything, minima included. Where t is above, R is
+well defined: its slope d_tau R / n falls from 1 (y is much smoother than t claims) to 0 at the noise level. So the
+search descends from tau_max and stops at the first zero of the slope.
+
+*The search.* Were y Gaussian noise of variance s^2, the slope would be ``r = 1 - s^2 / t``, hence ``s = (1 - r)^(1/2)
+sigma``. With the texture of photographs the slope is flatter, and the search takes ``sigma <- (1 - r) sigma``, at least
+sigma / 2, which crosses the zero sooner or later; Brent's method then finds it in between.
+
+An image at whose noise level the prior sees less than its smallest sigma gives that smallest sigma: it is "this, or
+less". The estimate looks at no more than :data:`WINDOWS` x WINDOWS windows of :data:`SIDE` pixels.
+
+*How good it is* is measured in tests/test_noise_level.py and by anyone with ``estimate_sigma(add_noise(x, s, 0))``.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from scipy.optimize import brentq
+from torch import Tensor
+
+from gnclib.checks import as_measured
+from gnclib.foe import FieldsOfExperts
+
+__all__ = ["estimate_sigma"]
+
+#: large images are looked at through a grid of this many windows along each side,
+WINDOWS = 4
+#: each of this many pixels along each side, margins apart
+SIDE = 96
+#: of the result: relative, in sigma
+ACCURACY = 2e-3
+
+
+def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1") -> float:
+    """The standard deviation of white Gaussian noise in y, by maximum likelihood in tau.
+
+    Args:
+        y: images (B, 1, H, W) of one and the same noise level, grey values of [0, 1] plus noise, not clipped.
+        prior: a joint energy with ``dtau``, or the name of a shipped one.
+
+    Returns:
+        sigma_hat in grey values (25/255 = 0.098), in [sigma_min, sigma_max] of the prior. sigma_min means "this or
+        less": clean, constant, or noise that the prior does not tell from none.
+
+    Raises:
+        ValueError: y is no finite image batch in [0, 1] up to noise, or smaller than the receptive field asks for.
+    """
+    if isinstance(prior, str):
+        prior = FieldsOfExperts.from_pretrained(prior)
+    seen, border = _windows(as_measured(y), prior.config.margin)
+    weight = prior.kernels[0]
+    seen = seen.to(weight.device, weight.dtype)
+
+    def slope(tau: float) -> float:
+        """d_tau R per pixel."""
+        with torch.no_grad():
+            (found,) = prior.dtau(seen, math.exp(2 * tau), border=border, order=1)
+        return found.double().sum().item() / pixels
+
+    margin = 0 if border == "reflect" else 2 * prior.config.margin
+    pixels = len(seen) * (seen.shape[-2] - margin) * (seen.shape[-1] - margin)
+    lowest, tau = (math.log(s) for s in (prior.config.sigma_min, prior.config.sigma_max))
+    above = None
+    while (r := slope(tau)) > 0:
+        if tau == lowest:
+            return prior.config.sigma_min
+        above, tau = tau, max(lowest, tau + math.log(max(1 - r, 0.5)))
+        if above - tau < ACCURACY / 4:
+            return math.exp(tau)
+    return math.exp(tau if above is None else brentq(slope, tau, above, xtol=ACCURACY))
+
+
+def _windows(y: Tensor, margin: int) -> tuple[Tensor, str]:
+    """What the slope is computed on, and its border: the images themselves, or windows spread evenly over them."""
+    side = SIDE + 2 * margin
+    if y.shape[-2] * y.shape[-1] * len(y) <= (WINDOWS * SIDE) ** 2 or min(y.shape[-2:]) < side:
+        return y, "reflect"
+    corners = [torch.linspace(0, n - side, WINDOWS).round().int().tolist() for n in y.shape[-2:]]
+    return torch.cat([y[..., i : i + side, j : j + side] for i in corners[0] for j in corners[1]]), "valid"
