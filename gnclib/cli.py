@@ -1,4 +1,4 @@
-"""The command ``gnc``: figures, notebooks, course, train, denoise, evaluate, data, bench ...
+"""The command ``gnc``: figures, notebooks, course, train, denoise, inpaint, evaluate, data, bench ...
 
 Heavy imports happen inside the subcommands, so that ``gnc --help`` answers at once. Mistakes end in one line
 ``gnc: error: ...`` and exit status 2 (wrong usage) or 1 (the work failed); ``--debug`` shows where.
@@ -11,7 +11,7 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gnclib import __version__, cli_course, cli_field, cli_images, cli_patches, cli_sweep
+from gnclib import __version__, cli_course, cli_field, cli_images, cli_patches, cli_restore, cli_sweep
 from gnclib.cli_images import say
 
 __all__ = ["build_parser", "main"]
@@ -80,7 +80,8 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     _train_parser(add, command)
     _ablate_parser(add, command)
     _learn_parser(add, command)
-    cli_images.denoise_parser(add)
+    cli_restore.denoise_parser(add)
+    cli_restore.inpaint_parser(add)
     cli_images.evaluate_parser(add)
     cli_field.compare_parser(add)
     cli_sweep.sweep_parser(add)

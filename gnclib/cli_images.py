@@ -1,4 +1,4 @@
-"""The subcommands that work on images: ``gnc denoise`` and ``gnc evaluate``."""
+"""The subcommand ``gnc evaluate``, and what it shares with those that restore files."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import argparse
 import sys
 from pathlib import Path
 
-__all__ = ["denoise_parser", "evaluate_parser", "say"]
+__all__ = ["evaluate_parser", "say", "scheme_arguments"]
 
 
 def say(text: str) -> None:
@@ -14,93 +14,25 @@ def say(text: str) -> None:
     print(text, flush=True)
 
 
-# --- denoise ----------------------------------------------------------------------------------------------
+#: what --scheme may be, and what the help says about it
+SCHEMES = {
+    "mmse": "one Tweedie step",
+    "gnc": "GNC flow, predefined schedule (default)",
+    "joint": "over image and smoothing",
+    "learned": "learned schedule",
+    "finetuned": "and the prior with it",
+}
 
 
-def _scheme_arguments(sub: argparse.ArgumentParser) -> None:
+def scheme_arguments(sub: argparse.ArgumentParser, schemes: tuple[str, ...] = tuple(SCHEMES)) -> None:
+    """The options --prior, --scheme and --steps."""
     sub.add_argument(
         "--prior", default="R1", metavar="NAME", help="a prior of the package or a folder (default: R1)"
     )
-    sub.add_argument("--scheme", choices=("mmse", "gnc", "joint", "learned", "finetuned"), default="gnc",
-                     help="mmse: one Tweedie step; gnc: GNC flow, predefined schedule (default); joint: over image and "
-                     "smoothing; learned: learned schedule; finetuned: and the prior with it")  # fmt: skip
+    sub.add_argument("--scheme", choices=schemes, default="gnc",
+                     help="; ".join(f"{name}: {SCHEMES[name]}" for name in schemes))  # fmt: skip
     sub.add_argument("--steps", type=int, metavar="I",
                      help="steps of gnc (default: 10, inpainting 30) and joint (12, 60)")  # fmt: skip
-
-
-def denoise_parser(add) -> None:
-    sub = add(
-        "denoise", _denoise, "denoise an image file with a learned prior",
-        "Denoise a grey or colour image (8 or 16 bit; colour channel by channel; alpha is kept). S is the standard\n"
-        "deviation of the noise in grey levels of an 8-bit image (0..255), as in the literature, whatever the depth.",
-        "  gnc denoise noisy.png --sigma 25 -o clean.png\n"
-        "  gnc denoise noisy.png --sigma 25 -o clean.png --scheme mmse      one step, no data term\n"
-        "  gnc denoise photo.png --sigma 25 --add-noise -o demo.png         add the noise first, print PSNRs\n"
-        "  gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference",
-    )  # fmt: skip
-    sub.add_argument("input", type=Path, metavar="IN", help="image file: png, tif, jpg, bmp, ...")
-    sub.add_argument(
-        "-o", "--output", type=Path, required=True, metavar="OUT", help="file to write: png, tif, jpg, bmp"
-    )
-    sub.add_argument(
-        "--sigma", type=float, required=True, metavar="S", help="noise level in grey levels of 0..255"
-    )
-    _scheme_arguments(sub)
-    sub.add_argument("--clean", type=Path, metavar="REF", help="noise-free image to measure the PSNR against")
-    sub.add_argument("--add-noise", nargs="?", type=int, const=0, metavar="SEED",
-                     help="take IN as clean: add Gaussian noise of this sigma first (default seed: 0)")  # fmt: skip
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
-    sub.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
-
-
-def _denoise(args: argparse.Namespace) -> None:
-    import numpy as np
-
-    from gnclib import images
-
-    if args.add_noise is not None and args.clean is not None:
-        raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
-    picture = images.read(args.input)
-    images.check_writable(args.output, picture, args.force)
-    reference = images.read(args.clean).pixels if args.clean else None
-    if reference is not None and reference.shape != picture.pixels.shape:
-        raise ValueError(f"{args.clean} has the shape {reference.shape} (channels, height, width), "
-                         f"{args.input} has {picture.pixels.shape}: they must agree")  # fmt: skip
-    noisy, reference, result = _denoise_pixels(args, picture.pixels, reference)
-    made = images.quantise(picture, result)
-    if reference is not None:
-        before, after = (-10 * np.log10(np.mean((a - reference) ** 2) + 1e-30) for a in (noisy, made.pixels))
-        kind = "unclipped" if args.add_noise is not None else "as in the file"
-        say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
-    images.write(args.output, made, args.force)
-    say(f"{args.output}: {made}")
-
-
-def _denoise_pixels(args: argparse.Namespace, pixels, reference):
-    """(noisy, reference, result), each (C, H, W) or None for the reference, after the work on the device."""
-    import torch
-    from tqdm import tqdm
-
-    from gnclib import schemes
-    from gnclib.learned import Task
-    from gnclib.operators import Denoising
-
-    task = Task("denoise", args.sigma)
-    scheme = schemes.load(args.scheme, args.prior, task, args.steps, device=args.device, tile=512)
-    x = torch.from_numpy(pixels)  # (C, H, W)
-    if args.add_noise is not None:
-        reference = pixels
-        x = x + task.sigma * torch.randn(x.shape, generator=torch.Generator().manual_seed(args.add_noise))
-    result = []
-    bar = tqdm(total=len(x) * scheme.steps, unit="step", disable=not sys.stderr.isatty())
-    for channel in x.to(args.device):
-        final = None
-        for state in scheme.states(Denoising(channel[None, None], task.sigma)):
-            final = state.x[0].cpu()  # (1, H, W)
-            bar.update()
-        result.append(final)
-    bar.close()
-    return x.numpy(), reference, torch.cat(result).numpy()
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------
@@ -115,7 +47,7 @@ def evaluate_parser(add) -> None:
         "  gnc evaluate --prior R1 --scheme learned --task inpaint --missing 0.8\n"
         "  gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json",
     )  # fmt: skip
-    _scheme_arguments(sub)
+    scheme_arguments(sub)
     sub.set_defaults(scheme="mmse")
     sub.add_argument("--task", choices=("denoise", "inpaint"), default="denoise",
                      help="denoise: white Gaussian noise (default); inpaint: missing pixels")  # fmt: skip

@@ -65,8 +65,8 @@ class Picture:
         )
 
 
-def read(path: str | os.PathLike) -> Picture:
-    """Read an image file.
+def read(path: str | os.PathLike, *, bilevel: bool = False) -> Picture:
+    """Read an image file; `bilevel`: black-and-white ones, too, as masks often are.
 
     Raises
     ------
@@ -82,10 +82,10 @@ def read(path: str | os.PathLike) -> Picture:
         raise FileNotFoundError(f"there is no image file {path}")
     if (size := path.stat().st_size) > LARGEST_FILE:
         raise ValueError(f"{path} has {size / 1e9:.1f} GB, more than the {LARGEST_FILE / 1e9:g} GB read here")
-    return decode(path.read_bytes(), str(path))
+    return decode(path.read_bytes(), str(path), bilevel=bilevel)
 
 
-def decode(content: bytes, name: str) -> Picture:
+def decode(content: bytes, name: str, *, bilevel: bool = False) -> Picture:
     """The picture in the bytes of a file; `name` is for the messages. Raises ValueError as :func:`read`."""
     if not content:
         raise ValueError(f"{name} is empty: no image file")
@@ -94,7 +94,7 @@ def decode(content: bytes, name: str) -> Picture:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # odd metadata; large images are judged by _demand_size
-            return _decode(content, name)
+            return _decode(content, name, bilevel)
     except _Refused as error:
         raise ValueError(str(error)) from None
     except UnidentifiedImageError:
@@ -114,7 +114,7 @@ class _Refused(Exception):
     """The file is sound as far as looked at, but not taken; the message is for the user."""
 
 
-def _decode(content: bytes, name: str) -> Picture:
+def _decode(content: bytes, name: str, bilevel: bool) -> Picture:
     with Image.open(io.BytesIO(content), formats=FORMATS) as image:
         _demand_size(image.size, name)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photograph and its previews
@@ -134,7 +134,7 @@ def _decode(content: bytes, name: str) -> Picture:
         if wide:
             array = _upright(_wide_tiff(content, stored, name), orientation)
         else:
-            array = np.asarray(_plain(image, name))
+            array = np.asarray(_plain(image, name, bilevel))
             if image.format == "TIFF" and image.mode.startswith("I;16"):
                 array = _as_black_is_zero(image, array, name)
     return _picture(array, profile if isinstance(profile, bytes) and profile else None, remarks, dpi)
@@ -199,8 +199,10 @@ def _as_black_is_zero(image: Image.Image, array: np.ndarray, name: str) -> np.nd
     return 65535 - array if image.tag_v2.get(262) == 0 else array
 
 
-def _plain(image: Image.Image, name: str) -> Image.Image:
+def _plain(image: Image.Image, name: str, bilevel: bool) -> Image.Image:
     """Upright, and in one of the modes L, LA, RGB, RGBA, I;16."""
+    if image.mode == "1" and bilevel:
+        return ImageOps.exif_transpose(image).convert("L")
     if image.mode not in ("P", "PA", "L", "LA", "RGB", "RGBA", "I;16", "I;16B"):
         raise _Refused(f"{name} has the mode {image.mode}: convert it to 8 or 16 bit grey or to RGB first")
     upright = ImageOps.exif_transpose(image)

@@ -1,6 +1,6 @@
-"""Image files out, with the bit depth, alpha, colour profile, EXIF and resolution that came in (`gnclib.image_reading`).
+"""Image files out, with the bit depth, alpha, colour profile, EXIF and resolution that came in.
 
-Every format keeps what it can hold: PNG, JPEG and TIFF all of it (16-bit colour TIFF the profile, the resolution and the
+Every format keeps what it can hold: PNG, JPEG and TIFF all of it (16-bit colour TIFF profile, resolution and the
 plain texts of EXIF), BMP the resolution. JPEG is written with quality 95 and without subsampling.
 """
 

@@ -67,6 +67,12 @@ class Scheme:
         """How many gradients of the energy one restoration costs, a derivative in tau counted as one."""
         return 2 * self.steps if self.name == "joint" else self.steps
 
+    @property
+    def device(self) -> torch.device:
+        """Where measurements have to lie."""
+        model = self.prior.prior if isinstance(self.prior, Tiled) else self.prior
+        return model.offset.device
+
     def states(self, data: Denoising | Inpainting, start: Tensor | None = None) -> Iterator[State]:
         """The iterates for a measurement; the last one is the result. Raises ValueError for data of another task."""
         wanted = Denoising if self.task.kind == "denoise" else Inpainting

@@ -1,8 +1,9 @@
-"""Large images in tiles: the gradient of a prior computed piece by piece, so that memory does not grow with the image.
+"""Large images in tiles: a prior computed piece by piece, so that memory does not grow by all features of the image.
 
 The gradient of a Fields-of-Experts energy at a pixel depends on the pixels up to two margins away (half a receptive
 field from the pixel to a feature, another half from the feature to what it sees). Tiles that overlap by that much
-therefore give the gradient of the whole image, up to rounding: there are no seams.
+therefore give the gradient of the whole image, up to rounding: there are no seams. The energy is a sum of features over
+pixels; each tile of the continued image adds those of its own pixels.
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
+from gnclib.filters import reflect
 from gnclib.foe import FieldsOfExperts
 
 __all__ = ["Tiled"]
@@ -21,7 +23,7 @@ __all__ = ["Tiled"]
 
 @dataclass(frozen=True)
 class Tiled:
-    """A prior with its gradient computed in tiles; the other methods are those of the prior, on the whole image.
+    """A prior whose energy and derivatives are computed in tiles, equal to its own up to rounding.
 
     prior: a `FieldsOfExperts`. tile: side of a tile in pixels (without its overlap), >= 1; ValueError else.
     """
@@ -38,10 +40,28 @@ class Tiled:
         return self.prior.config
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
-        return self.prior.energy(y, t)
+        """R(y, t), (B,): the sum over the tiles of the features that lie in each."""
+        return sum(self.prior.energy(part, t, border="valid") for part in self._parts(y))
 
     def dtau(self, y: Tensor, t: float | Tensor, *, order: int = 2) -> tuple[Tensor, ...]:
-        return self.prior.dtau(y, t, order=order)
+        """The derivatives of R in tau, as those of the prior, summed over the tiles."""
+        by_tile = [self.prior.dtau(part, t, border="valid", order=order) for part in self._parts(y)]
+        return tuple(map(sum, zip(*by_tile, strict=True)))
+
+    def _parts(self, y: Tensor) -> Iterator[Tensor]:
+        """Tiles of the image continued by reflection, each with what its features see beyond it."""
+        margin = self.prior.config.margin
+        if min(y.shape[-2:]) <= margin:
+            raise ValueError(
+                f"images of {y.shape[-2]}x{y.shape[-1]} pixels are too small: this energy needs"
+                f" {margin + 1}x{margin + 1} or more"
+            )
+        padded = reflect(y, margin)
+        for _, rows in _cuts(y.shape[-2], self.tile, 0):
+            for _, columns in _cuts(y.shape[-1], self.tile, 0):
+                yield padded[
+                    ..., rows[0] : rows[1] + 2 * margin, columns[0] : columns[1] + 2 * margin
+                ].contiguous()
 
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """grad_1 R(y, t), shaped like y (B, 1, H, W): equal to the prior's own up to rounding."""

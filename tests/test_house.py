@@ -25,7 +25,7 @@ LAYERS = [
     "__main__",
     "cli",
     "cli_learn",
-    "cli_train cli_sweep cli_field cli_patches cli_course",
+    "cli_train cli_sweep cli_field cli_patches cli_course cli_restore",
     "cli_images course_check",
     "reproduce ablation_run bench figure3_run field_run course",
     "compare ledger notebooks training_run learned_run ablations field_methods exercises",

@@ -1,0 +1,240 @@
+r"""Denoising and inpainting of numpy arrays, in the manner of ``skimage.restoration``.
+
+    denoise_gnc    argmin over x of  ||x - y||^2 / (2 sigma^2) + R(x, t)
+    inpaint_gnc    argmin over x of  R(x, t)  subject to x = y at the known pixels
+
+approached by the schemes of :mod:`gnclib.schemes`. The rules of scikit-image hold:
+
+* *Floats* are grey values in [0, 1] as they are; noise may leave the range. *Integers and bools* are first scaled by
+  ``skimage.img_as_float``, unsigned ones to [0, 1]. The result is float: float64 for integers, bools and float64,
+  float32 for float32 and float16. Inside, everything is computed in float32.
+* sigma is in the units of the float image: noise of 25 grey levels of 255 is ``sigma=25 / 255``, whatever the dtype.
+* A *mask* is True where pixels are MISSING, as in ``skimage.restoration.inpaint_biharmonic``. This is the opposite of
+  :class:`gnclib.operators.Inpainting`, where True means observed.
+* ``channel_axis`` names the axis of the channels of a colour image; each channel is restored alone.
+
+The default scheme is GNC flow with a predefined schedule: it is defined at every noise level of the prior. "learned" is
+a little better where a schedule was learned for a level below and one above (R1: 15 to 50 of 255).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+
+import numpy as np
+import torch
+
+from gnclib.learned import Task
+from gnclib.noise_level import estimate_sigma
+from gnclib.operators import Denoising, Inpainting
+from gnclib.schemes import Scheme, load
+from gnclib.solvers import last
+
+__all__ = ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "noise_levels"]
+
+#: schemes for inpainting do not depend on the fraction that is missing; schedules were learned for this one
+INPAINTING = Task("inpaint", 0.8)
+
+
+def denoise_gnc(
+    image: np.ndarray,
+    sigma: float | None = None,
+    *,
+    prior: str = "R1",
+    scheme: str = "gnc",
+    steps: int | None = None,
+    channel_axis: int | None = None,
+    clip: bool = False,
+    device: torch.device | str | None = None,
+    tile: int | None = 512,
+) -> np.ndarray:
+    """Remove white Gaussian noise from an image with a learned prior.
+
+    Args:
+        image: (H, W), or with one more axis, that of the channels. Never changed. Dtypes and ranges: see the module.
+        sigma: standard deviation of the noise in the units of the float image, in the range of the prior, [0.01, 1] for
+            the shipped ones. None: estimated, in each channel alone (:func:`gnclib.noise_level.estimate_sigma`); a
+            channel with no noise that the prior could remove is then returned as it is.
+        prior: a shipped prior ("R1", "R2", "R3") or a folder.
+        scheme: "gnc", "mmse", "joint", "learned" or "finetuned", see :mod:`gnclib.schemes`. steps: of gnc and joint.
+        channel_axis: of a colour image, or None for grey.
+        clip: whether to clip the result to [0, 1].
+        device: where to compute; None is the CPU.
+        tile: larger images are computed in tiles of this side, without seams; None for all at once.
+
+    Returns:
+        A new array shaped like the image, float32 or float64.
+
+    Raises:
+        ValueError: no such image (wrong axes, complex, nan, far outside of [0, 1], smaller than the prior's receptive
+            field), sigma outside of the prior's range, what :func:`gnclib.schemes.load` refuses.
+        FileNotFoundError: no such prior, or no schedule was learned for it near this noise level.
+    """
+    channels, back = _as_channels(image, channel_axis)
+    levels = noise_levels(channels) if sigma is None else [_number(sigma)] * len(channels)
+    made = {
+        s: load(scheme, prior, Task("denoise", 255 * s), steps, device=device or "cpu", tile=tile)
+        for s in set(levels) - {None}
+    }
+    result = denoise_channels(channels, [None if s is None else made[s] for s in levels])
+    return back(result, clip)
+
+
+def inpaint_gnc(
+    image: np.ndarray,
+    mask: np.ndarray,
+    *,
+    prior: str = "R1",
+    scheme: str = "gnc",
+    steps: int | None = None,
+    channel_axis: int | None = None,
+    clip: bool = False,
+    device: torch.device | str | None = None,
+    tile: int | None = 512,
+) -> np.ndarray:
+    """Fill in the missing pixels of an image with a learned prior; the others stay exactly as they are.
+
+    Args:
+        image: as for :func:`denoise_gnc`; what it holds at missing pixels is not looked at and may be nan.
+        mask: (H, W), bool or 0 and 1: **True where the pixel is MISSING** (scikit-image's convention).
+        scheme: "gnc", "joint" or "learned" (its schedule was learned for 80 % missing pixels).
+        prior, steps, channel_axis, clip, device, tile: as for :func:`denoise_gnc`.
+
+    Returns:
+        A new array shaped like the image, float32 or float64.
+
+    Raises:
+        ValueError: as :func:`denoise_gnc`; a mask of another shape or with other values; no pixel is known.
+        FileNotFoundError: no such prior, or no schedule was learned for it.
+    """
+    channels, back = _as_channels(image, channel_axis)
+    missing = _as_mask(mask, channels.shape[1:])
+    loaded = load(scheme, prior, INPAINTING, steps, device=device or "cpu", tile=tile)
+    return back(inpaint_channels(channels, missing, loaded), clip)
+
+
+# --- channel by channel -----------------------------------------------------------------------------------
+
+
+def noise_levels(channels: Iterable[np.ndarray]) -> list[float | None]:
+    """The estimated sigma of each channel (H, W); None where there is no noise that the shipped priors could remove."""
+    from gnclib.foe import FieldsOfExperts
+
+    prior = FieldsOfExperts.from_pretrained("R1")
+    found = [estimate_sigma(_tensor(channel), prior) for channel in channels]
+    return [None if sigma <= prior.config.sigma_min else sigma for sigma in found]
+
+
+def denoise_channels(
+    channels: np.ndarray, schemes: list[Scheme | None], tick: Callable[[], object] = lambda: None
+) -> np.ndarray:
+    """Each channel of (C, H, W) by its own scheme, or as it is (None); `tick` is called after each step."""
+    result = np.array(channels)
+    for channel, into, scheme in zip(channels, result, schemes, strict=True):
+        if scheme is not None:
+            into[...] = _solve(scheme, Denoising(_tensor(channel, scheme), scheme.task.sigma), tick)
+    return result
+
+
+def inpaint_channels(
+    channels: np.ndarray, missing: np.ndarray, scheme: Scheme, tick: Callable[[], object] = lambda: None
+) -> np.ndarray:
+    """Each channel of (C, H, W) with the missing pixels (H, W) filled in; `tick` is called after each step.
+
+    A gradient at a pixel depends on pixels up to two margins away. So only the smallest rectangle that holds all
+    missing pixels and two margins around them is looked at, except by "joint", whose t depends on the whole image.
+    """
+    result = np.array(channels)
+    if not missing.any():
+        return result
+    if missing.all():
+        raise ValueError("the mask says that every pixel is missing (True is MISSING): is it inverted?")
+    box = ...
+    if scheme.name != "joint":
+        reach = 2 * scheme.prior.config.margin
+        box = tuple(
+            slice(max(0, at[0] - reach), at[-1] + reach + 1) for at in map(np.flatnonzero, _profiles(missing))
+        )
+    hole = missing[box]
+    for channel, into in zip(channels, result, strict=True):
+        seen = np.where(hole, 0.5, channel[box])  # nan may lie in the hole
+        data = Inpainting(_tensor(seen, scheme), torch.from_numpy(~hole))
+        np.copyto(into[box], _solve(scheme, data, tick), where=hole)
+    return result
+
+
+def _profiles(missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    return missing.any(1), missing.any(0)
+
+
+def _solve(scheme: Scheme, data: Denoising | Inpainting, tick: Callable[[], object]) -> np.ndarray:
+    def ticking(states):
+        for state in states:
+            tick()
+            yield state
+
+    return last(ticking(scheme.states(data))).x[0, 0].cpu().numpy()
+
+
+def _tensor(channel: np.ndarray, scheme: Scheme | None = None) -> torch.Tensor:
+    """(1, 1, H, W) in float32, a copy, on the device of the scheme."""
+    y = torch.from_numpy(np.array(channel, dtype=np.float32, order="C"))[None, None]
+    return y if scheme is None else y.to(scheme.device)
+
+
+# --- what arrays may be -----------------------------------------------------------------------------------
+
+
+def _as_channels(image, channel_axis: int | None) -> tuple[np.ndarray, Callable]:
+    """(C, H, W) floats, and the way back to the layout of the image."""
+    if isinstance(image, np.ma.MaskedArray):
+        raise ValueError("masked arrays are not supported: pass the mask to inpaint_gnc")
+    image = np.asarray(image)
+    if image.ndim != (2 if channel_axis is None else 3):
+        raise ValueError(
+            f"an image is (H, W), or has one axis more, named by channel_axis (a colour image: channel_axis=-1);"
+            f" got shape {image.shape} and channel_axis={channel_axis}"
+        )
+    if channel_axis is not None and not -3 <= channel_axis < 3:
+        raise ValueError(f"channel_axis must name one of 3 axes, got {channel_axis}")
+    if image.size == 0:
+        raise ValueError(f"the image has no pixels: its shape is {image.shape}")
+    image = _as_float(image)
+    channels = image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0)
+
+    def back(result: np.ndarray, clip: bool) -> np.ndarray:
+        result = result[0] if channel_axis is None else np.moveaxis(result, 0, channel_axis)
+        return np.clip(result, 0.0, 1.0) if clip else np.ascontiguousarray(result)
+
+    return channels, back
+
+
+def _as_float(image: np.ndarray) -> np.ndarray:
+    if image.dtype.kind in "biu":
+        from skimage import img_as_float  # takes a while to load
+
+        return img_as_float(image)
+    if image.dtype.kind != "f":
+        raise ValueError(f"an image holds real numbers, got {image.dtype}")
+    return image.astype(np.float32 if image.dtype.itemsize <= 4 else np.float64, copy=False)
+
+
+def _as_mask(mask, shape: tuple[int, int]) -> np.ndarray:
+    mask = np.asarray(mask)
+    if mask.shape != shape:
+        raise ValueError(f"the mask has the shape {mask.shape}, the image {shape} (without its channels)")
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError("the mask must be boolean or hold only 0 (known) and 1 (MISSING)")
+    return mask.astype(bool)
+
+
+def _number(sigma: float) -> float:
+    try:
+        value = float(sigma)
+    except (TypeError, ValueError):
+        raise ValueError(f"sigma must be one number, or None to estimate it, got {sigma!r}") from None
+    if not 0 < value <= 1:
+        raise ValueError(
+            f"sigma is in the units of the float image, in (0, 1], got {value:g}: divide grey levels by 255"
+        )
+    return value
