@@ -42,8 +42,8 @@ def inpaint_parser(add) -> None:
     sub = add(
         "inpaint", _inpaint, "fill in missing pixels of image files with a learned prior",
         "Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are,\n"
-        "and so do colour profile, EXIF and resolution where OUT can hold them. The prior sees a few pixels far: scratches,\n"
-        "writing and scattered pixels vanish, holes larger than that are filled smoothly.",
+        "and so do colour profile, EXIF and resolution where OUT can hold them. The prior sees a few pixels\n"
+        "far: scratches, writing and scattered pixels vanish, larger holes are filled smoothly.",
         "  gnc inpaint scratched.png --mask scratches.png -o whole.png      white (anything but black) = missing\n"
         "  gnc inpaint cutout.png --mask alpha -o whole.png                 missing where fully transparent\n"
         "  gnc inpaint noisy80.png --mask holes.png --scheme learned -o whole.png",

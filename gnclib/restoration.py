@@ -23,6 +23,7 @@ from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
+import torch.nn.functional as F
 
 from gnclib.learned import Task
 from gnclib.noise_level import estimate_sigma
@@ -30,7 +31,14 @@ from gnclib.operators import Denoising, Inpainting
 from gnclib.schemes import Scheme, load
 from gnclib.solvers import last
 
-__all__ = ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "noise_levels"]
+__all__ = [
+    "denoise_channels",
+    "denoise_gnc",
+    "first_guess",
+    "inpaint_channels",
+    "inpaint_gnc",
+    "noise_levels",
+]
 
 #: schemes for inpainting do not depend on the fraction that is missing; schedules were learned for this one
 INPAINTING = Task("inpaint", 0.8)
@@ -97,7 +105,7 @@ def inpaint_gnc(
     Args:
         image: as for :func:`denoise_gnc`; what it holds at missing pixels is not looked at and may be nan.
         mask: (H, W), bool or 0 and 1: **True where the pixel is MISSING** (scikit-image's convention).
-        scheme: "gnc", "joint" or "learned" (its schedule was learned for 80 % missing pixels).
+        scheme: "gnc", "joint", or "learned": learned for 80 % scattered missing pixels, and no good for holes.
         prior, steps, channel_axis, clip, device, tile: as for :func:`denoise_gnc`.
 
     Returns:
@@ -159,21 +167,46 @@ def inpaint_channels(
     for channel, into in zip(channels, result, strict=True):
         seen = np.where(hole, 0.5, channel[box])  # nan may lie in the hole
         data = Inpainting(_tensor(seen, scheme), torch.from_numpy(~hole))
-        np.copyto(into[box], _solve(scheme, data, tick), where=hole)
+        start = None if scheme.schedule else first_guess(data.y, data.mask)
+        np.copyto(into[box], _solve(scheme, data, tick, start), where=hole)
     return result
+
+
+def first_guess(y: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
+    """The missing pixels of y (B, 1, H, W) from means of the known ones around them, coarse to fine.
+
+    Half the resolution: each pixel the mean of the known ones among its four. What is still missing there is guessed in
+    the same way first; what is missing here is then interpolated from there. The prior sees a few pixels far, so from
+    mid grey it would not reach the middle of a hole. Learned schedules do start from grey: they were learned so.
+    """
+    if bool(known.all()):
+        return y
+    height, width = y.shape[-2:]
+    even = (0, width % 2, 0, height % 2)
+    weight = F.avg_pool2d(F.pad(known.to(y), even), 2)
+    mean = F.avg_pool2d(F.pad(torch.where(known, y, 0.0), even), 2) / weight.clamp(
+        min=0.25
+    )  # four pixels or none
+    fine = F.interpolate(first_guess(mean, weight > 0), scale_factor=2, mode="bilinear")
+    return torch.where(known, y, fine[..., :height, :width])
 
 
 def _profiles(missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     return missing.any(1), missing.any(0)
 
 
-def _solve(scheme: Scheme, data: Denoising | Inpainting, tick: Callable[[], object]) -> np.ndarray:
+def _solve(
+    scheme: Scheme,
+    data: Denoising | Inpainting,
+    tick: Callable[[], object],
+    start: torch.Tensor | None = None,
+) -> np.ndarray:
     def ticking(states):
         for state in states:
             tick()
             yield state
 
-    return last(ticking(scheme.states(data))).x[0, 0].cpu().numpy()
+    return last(ticking(scheme.states(data, start))).x[0, 0].cpu().numpy()
 
 
 def _tensor(channel: np.ndarray, scheme: Scheme | None = None) -> torch.Tensor:
