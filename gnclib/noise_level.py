@@ -13,8 +13,8 @@ well defined: its slope d_tau R / n falls from 1 (y is much smoother than t clai
 search descends from tau_max and stops at the first zero of the slope.
 
 *The search.* Were y Gaussian noise of variance s^2, the slope would be ``r = 1 - s^2 / t``, hence ``s = (1 - r)^(1/2)
-sigma``. With the texture of photographs the slope is flatter, and the search takes ``sigma <- (1 - r) sigma``, at least
-sigma / 2, which crosses the zero sooner or later; Brent's method then finds it in between.
+sigma``. With the texture of photographs the slope is flatter, so the search takes ``sigma <- (1 - 2 r) sigma``, between
+sigma / 2 and 0.95 sigma, which goes too far sooner or later; Brent's method then finds the zero in between.
 
 An image at whose noise level the prior sees less than its smallest sigma gives that smallest sigma: it is "this, or
 less". The estimate looks at no more than :data:`WINDOWS` x WINDOWS windows of :data:`SIDE` pixels.
@@ -39,6 +39,8 @@ __all__ = ["estimate_sigma"]
 WINDOWS = 4
 #: each of this many pixels along each side, margins apart
 SIDE = 96
+#: the search goes down by this factor of sigma at least
+LEAST = 0.95
 #: of the result: relative, in sigma
 ACCURACY = 2e-3
 
@@ -76,9 +78,7 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1") -> float:
     while (r := slope(tau)) > 0:
         if tau == lowest:
             return prior.config.sigma_min
-        above, tau = tau, max(lowest, tau + math.log(max(1 - r, 0.5)))
-        if above - tau < ACCURACY / 4:
-            return math.exp(tau)
+        above, tau = tau, max(lowest, tau + math.log(min(max(1 - 2 * r, 0.5), LEAST)))
     return math.exp(tau if above is None else brentq(slope, tau, above, xtol=ACCURACY))
 
 
