@@ -116,3 +116,77 @@ def test_writing_refuses(tmp_path):
     with pytest.raises(FileExistsError, match="--force"):
         images.write(tmp_path / "a.png", grey16)
     images.write(tmp_path / "a.png", grey16, force=True)
+
+
+def described(orientation=6):
+    exif = Image.Exif()
+    exif[274], exif[271], exif[33432] = orientation, "camera", "somebody"
+    exif.get_ifd(0x8769).update({0xA002: 9, 0xA003: 6, 0x829A: 0.01, 36867: "2020:01:01 00:00:00"})
+    exif.get_ifd(0x8825).update({1: "N", 2: (48.0, 2.0, 3.0)})
+    return exif.tobytes()
+
+
+@pytest.mark.parametrize("source", ["a.jpg", "a.png", "a.tif"])
+@pytest.mark.parametrize("target", ["b.jpg", "b.png", "b.tif", "b.bmp"])
+def test_what_else_is_in_a_file_is_kept(tmp_path, source, target):
+    """Profile, camera, time, place, resolution; turned pixels, so no orientation, and sides and resolution swapped."""
+    Image.fromarray(levels((6, 9, 3), 8)).save(
+        tmp_path / source, exif=described(), dpi=(72, 144), icc_profile=b"profile" * 9
+    )
+    images.write(tmp_path / target, images.read(tmp_path / source))
+    with Image.open(tmp_path / target) as image:
+        assert image.size == (6, 9)
+        assert image.info["dpi"] == pytest.approx((144, 72), abs=0.02)
+        exif = image.getexif()
+        assert exif.get(274, 1) == 1
+        if target != "b.bmp":
+            assert image.info["icc_profile"] == b"profile" * 9
+            assert (exif[271], exif[33432]) == ("camera", "somebody")
+            assert exif.get_ifd(0x8769)[0xA002] == 6
+            assert exif.get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
+            assert exif.get_ifd(0x8825)[2] == (48, 2, 3)
+
+
+def test_wide_tiff_is_turned_like_any_other(tmp_path):
+    array = levels((6, 9, 3), 8)
+    for orientation in range(1, 9):
+        Image.fromarray(array).save(tmp_path / "a.png", exif=described(orientation))
+        tifffile.imwrite(
+            tmp_path / "a.tif", array.astype(np.uint16) * 257, photometric="rgb",
+            extratags=[(274, "H", 1, orientation, True)], metadata=None,
+        )  # fmt: skip
+        narrow, wide = (images.read(tmp_path / name).pixels for name in ("a.png", "a.tif"))
+        np.testing.assert_allclose(wide, narrow, atol=1e-6)
+
+
+def test_sixteen_bit_grey_with_white_as_zero(tmp_path):
+    array = levels((6, 9), 16)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="miniswhite")
+    np.testing.assert_allclose(images.read(tmp_path / "a.tif").pixels[0], 1 - array / 65535, atol=1e-6)
+
+
+def test_faults_of_the_file_system(tmp_path):
+    (tmp_path / "loop.png").symlink_to(tmp_path / "loop.png")
+    (tmp_path / "empty.png").touch()
+    (tmp_path / "folder.png").mkdir()
+    for name, kind, message in [
+        ("loop.png", FileNotFoundError, "no image file"), ("empty.png", ValueError, "is empty"),
+        ("folder.png", IsADirectoryError, "is a folder"), ("x" * 300, OSError, "long"), ("a\0b", FileNotFoundError, "no"),
+    ]:  # fmt: skip
+        with pytest.raises(kind, match=message):
+            images.read(tmp_path / name)
+    Image.fromarray(levels((6, 9), 8)).save(tmp_path / "wrong suffix ü.jpg", "PNG")
+    assert images.read(tmp_path / "wrong suffix ü.jpg").pixels.shape == (1, 6, 9)  # what is inside counts
+    image = bytearray((tmp_path / "wrong suffix ü.jpg").read_bytes())
+    for damaged in (image[:-30], image[:40], image[:20]):
+        (tmp_path / "damaged.png").write_bytes(damaged)
+        with pytest.raises(ValueError, match=r"damaged\.png is"):
+            images.read(tmp_path / "damaged.png")
+
+
+def test_a_photograph_with_previews_is_read(tmp_path):
+    """Cameras write JPEG files with a second, small picture behind the first (MPO)."""
+    first, second = (Image.fromarray(levels((8, 8, 3), 8, seed)) for seed in (0, 1))
+    first.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[second], quality=95)
+    first.save(tmp_path / "alone.jpg", quality=95)
+    np.testing.assert_array_equal(*(images.read(tmp_path / n).pixels for n in ("photo.jpg", "alone.jpg")))

@@ -35,6 +35,17 @@ def test_tiles_do_not_change_the_gradient(prior, shape, tile):
     torch.testing.assert_close(tiled, whole, rtol=1e-10, atol=1e-10 * float(whole.abs().max()))
 
 
+@pytest.mark.parametrize(("shape", "tile"), [((64, 50), 16), ((33, 47), 20), ((20, 20), 64), ((9, 40), 7)])
+def test_tiles_do_not_change_the_energy_nor_its_derivatives_in_tau(prior, shape, tile):
+    y = torch.rand(2, 1, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    tiled, t = Tiled(prior, tile), torch.tensor([0.01, 0.2], dtype=torch.float64)
+    with torch.no_grad():
+        torch.testing.assert_close(tiled.energy(y, t), prior.energy(y, t), rtol=1e-10, atol=1e-8)
+        for order in (1, 2):
+            expected = prior.dtau(y, t, order=order)
+            torch.testing.assert_close(tiled.dtau(y, t, order=order), expected, rtol=1e-10, atol=1e-8)
+
+
 @pytest.fixture
 def folder(prior, tmp_path):
     """A prior with a learned schedule of two steps and a "fine-tuned" one beside it, as folders."""
