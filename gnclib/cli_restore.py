@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -67,10 +68,10 @@ def _file_arguments(sub: argparse.ArgumentParser) -> None:
 
 def _targets(inputs: list[Path], output: str) -> list[Path]:
     """The file to write for each input; makes the folder if one is meant that does not exist."""
-    folder = Path(output)
-    if len(inputs) == 1 and not (output.endswith("/") or folder.is_dir()):
+    folder, meant = Path(output), output.endswith(("/", os.sep))
+    if len(inputs) == 1 and not (meant or folder.is_dir()):
         return [folder]
-    if not folder.is_dir() and (folder.exists() or (folder.suffix and not output.endswith("/"))):
+    if not folder.is_dir() and (folder.exists() or (folder.suffix and not meant)):
         raise ValueError(f"{len(inputs)} images need a folder to go to, {output} is not one: write {output}/")
     targets = [folder / path.name for path in inputs]
     twice = {path.name for path in targets if targets.count(path) > 1}

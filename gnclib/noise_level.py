@@ -19,7 +19,16 @@ sigma / 2 and 0.95 sigma, which goes too far sooner or later; Brent's method the
 An image at whose noise level the prior sees less than its smallest sigma gives that smallest sigma: it is "this, or
 less". The estimate looks at no more than :data:`WINDOWS` x WINDOWS windows of :data:`SIDE` pixels.
 
-*How good it is* is measured in tests/test_noise_level.py and by anyone with ``estimate_sigma(add_noise(x, s, 0))``.
+*How good it is.* Root mean square error in grey levels of 255 on the first 12 images of BSDS68, noise of image k with
+seed k, nothing clipped; in brackets the mean error:
+
+    sigma               0             2             5            10            25            50           100
+    R_1      2.94 (+2.84)  1.37 (+1.02)  0.91 (+0.40)  0.77 (+0.27)  0.69 (+0.25)  0.78 (-0.04)  0.87 (+0.15)
+    wavelet  4.10 (+2.97)  3.23 (+2.27)  2.56 (+1.83)  1.90 (+1.34)  0.93 (+0.56)  0.44 (-0.01)  0.96 (-0.75)
+
+(wavelet: ``skimage.restoration.estimate_sigma``, the median of the finest coefficients; at 0 and 2 the
+smallest sigma of R_1, 2.55, is in the way). On validation images R_3 is better still at weak noise, for four times the time, and R_2, less trained, is worse. Noise
+clipped to [0, 1] looks weaker (45 for 50), and so does noise that a JPEG file of low quality has smoothed away.
 """
 
 from __future__ import annotations

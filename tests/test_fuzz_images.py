@@ -127,7 +127,7 @@ def test_mutants_are_read_or_refused(family, monkeypatch, capfd):
             assert picture.alpha.shape == (height, width)
         assert picture.dpi is None or min(picture.dpi) > 0
     assert sum(fate.values()) == EACH
-    assert min(fate.values()) > EACH // 20, fate  # both ways were taken, many times
+    assert min(fate.values()) > EACH // 50, fate  # both ways were taken, many times
     talk = capfd.readouterr()  # nor does a decoder talk to the user; but libtiff does, in C
     assert (talk.out, "" if family == "tiff" else talk.err) == ("", "")
 

@@ -170,9 +170,12 @@ def test_faults_of_the_file_system(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
     for name, kind, message in [
-        ("loop.png", FileNotFoundError, "no image file"), ("empty.png", ValueError, "is empty"),
-        ("folder.png", IsADirectoryError, "is a folder"), ("x" * 300, OSError, "long"), ("a\0b", FileNotFoundError, "no"),
-    ]:  # fmt: skip
+        ("loop.png", FileNotFoundError, "no image file"),
+        ("empty.png", ValueError, "is empty"),
+        ("folder.png", IsADirectoryError, "is a folder"),
+        ("x" * 300, OSError, "long|no image file"),
+        ("a\0b", FileNotFoundError, "no"),
+    ]:
         with pytest.raises(kind, match=message):
             images.read(tmp_path / name)
     Image.fromarray(levels((6, 9), 8)).save(tmp_path / "wrong suffix ü.jpg", "PNG")
