@@ -19,7 +19,10 @@ def say(text: str) -> None:
 
 def _scheme_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument(
-        "--prior", default="R1", metavar="NAME", help="a prior of the package or a folder (default: R1)"
+        "--prior",
+        default="R1",
+        metavar="NAME",
+        help="a prior of the package, a folder, or owner/name on the Hugging Face hub (default: R1)",
     )
     sub.add_argument("--scheme", choices=("mmse", "gnc", "joint", "learned", "finetuned"), default="gnc",
                      help="mmse: one Tweedie step; gnc: GNC flow, predefined schedule (default); joint: over image and "

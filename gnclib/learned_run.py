@@ -343,6 +343,7 @@ def _card(folder: Path) -> str:
         *((f"validation, {name}", f"{value:.2f} dB") for name, value in run["validation_psnr"].items()),
     ]
     lines = [
+        *card.front_matter("image-restoration", "denoising" if level else "inpainting", "learned-schedule"),
         f"# {folder.resolve().name}: a learned schedule of {len(values['t'])} steps",
         "",
         "t_i and eta_i of x_i = prox_{eta_i D}(x_{i-1} - eta_i grad R(x_{i-1}, t_i)) (Kobler & Pock 2023, eq. 9),",

@@ -24,7 +24,7 @@ from statistics import fmean
 
 import torch
 
-from gnclib import card, data, files
+from gnclib import card, data, files, hub
 from gnclib.distributed import ALONE, Group
 from gnclib.evaluate import denoising_psnr
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
@@ -110,8 +110,7 @@ def warm_start_settings(prior: str | Path) -> dict[str, str]:
 
 def weights_sha256(prior: str | Path) -> str:
     """SHA-256 of the model.safetensors that :meth:`FieldsOfExperts.from_pretrained` reads for this name or folder."""
-    shipped = WEIGHTS / str(prior)
-    folder = shipped if (shipped / "config.json").is_file() else Path(prior)
+    folder = hub.locate(prior, WEIGHTS, ("config.json", "model.safetensors"), "prior")
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 

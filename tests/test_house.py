@@ -28,10 +28,10 @@ LAYERS = [
     "cli_train cli_sweep cli_field cli_patches cli_course",
     "cli_images course_check",
     "reproduce ablation_run bench figure3_run field_run course",
-    "compare ledger notebooks training_run learned_run ablations field_methods exercises",
+    "compare ledger notebooks training_run learned_run ablations field_methods exercises integrations",
     "card evaluate figure3 field patch_bounds",
     "schemes",
-    "train joint learned_state figure2 spectra",
+    "train joint learned_state figure2 spectra proximal",
     "plots claims images toy_losses learned tiles",
     "solvers score_matching toy train_state inspect_foe",
     "foe operators linear",
@@ -39,7 +39,7 @@ LAYERS = [
     "spline gmm certify data metrics filters",
     "claims_list",
     "empirical_bounds hessian_boxes convexity spline_native spline_compiled schedules leaves claims_added",
-    "manifest checks files",
+    "manifest checks files hub",
     "spline_reference intervals distributed",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
@@ -74,13 +74,16 @@ def imported(path: Path) -> set[str]:
 
 def test_imports_point_down():
     modules = {path.stem: path for path in (ROOT / "gnclib").glob("*.py") if path.stem != "__init__"}
-    assert modules.keys() | {"exercises"} == RANK.keys(), "a new module needs its place in LAYERS"
+    assert modules.keys() | {"exercises", "integrations"} == RANK.keys(), (
+        "a new module needs its place in LAYERS"
+    )
     for name, path in modules.items():
         for target in imported(path) & RANK.keys():
             assert RANK[target] > RANK[name], f"{name} must not import {target}"
-    for path in (ROOT / "gnclib" / "exercises").glob("*.py"):
-        for target in imported(path) & RANK.keys() - {"exercises"}:
-            assert RANK[target] > RANK["exercises"], f"exercises/{path.name} must not import {target}"
+    for package in ("exercises", "integrations"):
+        for path in (ROOT / "gnclib" / package).glob("*.py"):
+            for target in imported(path) & RANK.keys() - {package}:
+                assert RANK[target] > RANK[package], f"{package}/{path.name} must not import {target}"
 
 
 def test_the_package_itself_loads_nothing_heavy():
