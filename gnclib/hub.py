@@ -1,7 +1,7 @@
 """Where weights are found: among those of the package, in a folder, or on the Hugging Face hub, in this order.
 
-A hub name is ``"owner/name"`` or ``"owner/name@revision"`` (a branch, tag or commit); only a *text* of that form is
-one, never a ``Path``, and an existing folder of that name comes first. Only the named files are fetched, which are JSON and
+A hub name is ``"owner/name"`` or ``"owner/name@revision"`` (a branch, tag, commit). Only a *text* of that form is one,
+never a ``Path``, and an existing folder of that name comes first. Only the named files are fetched, JSON and
 safetensors: nothing that could run code. ``huggingface_hub`` keeps them in its cache, from where they are read again
 without a network.
 """
