@@ -45,12 +45,11 @@ from gnclib.filters import (
     reflect_adjoint,
 )
 from gnclib.foe_config import FoEConfig
+from gnclib.settings import START_ACTIVATIONS
 from gnclib.spline import SplineGrid
 
 __all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig", "spline_sum"]
 
-#: the last hidden activation at a warm start, see :meth:`FieldsOfExperts.warm_start`
-START_ACTIVATIONS = ("identity", "magnitude")
 #: folder of the weights that come with the package
 WEIGHTS = Path(__file__).with_name("weights")
 

@@ -47,11 +47,6 @@ COLUMNS = "step,loss,lr,validation_psnr,seconds"
 FINAL = 0.01
 #: where a schedule for inpainting begins; from sigma_max^2 = 1 the shipped R_1 learned one that is 0.2 dB worse
 FIRST_INPAINTING = 0.03
-#: the settings of the shipped schedules, and those of fine-tuning
-RECIPES = {
-    "schedule": LearnConfig(),
-    "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=1e-3),
-}
 
 
 @dataclass(frozen=True)

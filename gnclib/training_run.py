@@ -27,25 +27,13 @@ import torch
 from gnclib import card, data, files, hub
 from gnclib.distributed import ALONE, Group
 from gnclib.evaluate import denoising_psnr
-from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
+from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.recipes import PRIORS
+from gnclib.recipes import RECIPES as RECIPES
 from gnclib.train import Step, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
 
 LOG = "log.csv"
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
-#: the priors that can be trained by name
-PRIORS = {
-    "R1": FoEConfig(layers=1),
-    "R2": FoEConfig(layers=2, dilation=2),
-    "R3": FoEConfig(layers=3, dilation=2),
-}
-_SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
-_DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
-#: the settings with which the shipped priors are trained
-RECIPES = {
-    "R1": replace(_SHIPPED, batch=16, patch=48),
-    "R2": replace(_SHIPPED, batch=4, patch=64, **_DEEP),
-    "R3": replace(_SHIPPED, batch=4, patch=72, **_DEEP),
-}
 
 
 @dataclass(frozen=True)

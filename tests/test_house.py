@@ -28,7 +28,7 @@ LAYERS = [
     "cli",
     "cli_learn",
     "cli_train cli_sweep cli_field cli_patches cli_course",
-    "cli_images course_check",
+    "cli_images course_check cli_options",
     "reproduce ablation_run bench figure3_run field_run course",
     "compare ledger notebooks training_run learned_run ablations field_methods exercises integrations",
     "card evaluate figure3 field patch_bounds",
@@ -37,11 +37,12 @@ LAYERS = [
     "plots claims images toy_losses learned tiles",
     "solvers score_matching toy train_state inspect_foe",
     "foe operators linear",
+    "recipes",
     "foe_config",
     "spline gmm certify data metrics filters",
     "claims_list",
     "empirical_bounds hessian_boxes convexity spline_native spline_compiled schedules leaves claims_added",
-    "manifest checks files hub",
+    "manifest checks files hub settings",
     "spline_reference intervals distributed",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
