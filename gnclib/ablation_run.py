@@ -16,59 +16,17 @@ from pathlib import Path
 import torch
 
 from gnclib import __version__, card, data, files
-from gnclib.ablations import Judge, Result, Variant, joint_outcome, sweep
+from gnclib.ablations import Judge, Result, joint_outcome, sweep
 from gnclib.foe import FoEConfig
-from gnclib.train import TrainConfig
+from gnclib.recipes import Variant, variants
+from gnclib.settings import TrainConfig
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("ablations.json")
-STEPS, CROP = 1000, 160
+CROP = 160
 #: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
 JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective printed", "objective vanishing"), 8
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))
-
-
-def variants(steps: int = STEPS) -> list[Variant]:
-    """The recipe of the shipped R_1 at this budget (but for the averaging of weights, which is one of the variants),
-    the same with one ingredient exchanged at a time, and R_3 from the warm start on the way to its own recipe: a
-    smaller lambda, then magnitudes for identities, then kernels that reach further."""
-    config = TrainConfig(
-        steps=steps, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.125, objective="denoising", roughness=10.0
-    )  # fmt: skip
-    recipe = Variant("recipe", FoEConfig(), config)
-
-    def trained(name: str, **changes) -> Variant:
-        return replace(recipe, name=name, config=replace(config, **changes))
-
-    def shaped(name: str, **changes) -> Variant:
-        return replace(recipe, name=name, prior=replace(recipe.prior, **changes))
-
-    deep = Variant("R_3 warm", FoEConfig(layers=3), replace(config, batch=4, patch=64, lr=5e-4), warm=recipe)
-    light = replace(deep, name="R_3 lambda / 5", config=replace(deep.config, smoothing=config.smoothing / 5))
-    bent = replace(light.config, warm_start_hidden="magnitude", roughness_hidden=0.1)
-    magnitudes = replace(light, name="R_3 magnitudes", config=bent)
-    return [
-        recipe,
-        deep,
-        replace(deep, name="R_3 cold", warm=None),
-        light,
-        magnitudes,
-        replace(magnitudes, name="R_3 dilated", prior=replace(magnitudes.prior, dilation=2)),
-        trained("lambda = 0", smoothing=0.0),
-        trained("lambda x 10", smoothing=10 * config.smoothing),
-        trained("roughness = 0", roughness=0.0),
-        shaped("input not scaled", scaled_input=False, range=4.0, nodes_x=127),
-        replace(recipe, name="random kernels", kernels="random"),
-        trained("objective corrected", objective="corrected"),
-        trained("objective printed", objective="printed"),
-        trained("objective vanishing", objective="vanishing"),
-        shaped("N_tau = 5", nodes_tau=5),
-        shaped("N_tau = 21", nodes_tau=21),
-        shaped("N_x = 31", nodes_x=31),
-        shaped("N_x = 191", nodes_x=191),
-        trained("roughness x 10", roughness=10 * config.roughness),
-        trained("averaged weights", averaging=0.9995),
-    ]
 
 
 def held_out() -> list[torch.Tensor]:
@@ -152,30 +110,6 @@ def _empty() -> dict:
 
 
 # the command -------------------------------------------------------------------------------------------------------
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``gnc ablate``."""
-    names = [v.name for v in variants()]
-    parser.add_argument(
-        "--steps", type=int, default=STEPS, metavar="N", help=f"iterations per training (default: {STEPS})"
-    )
-    parser.add_argument(
-        "--seeds",
-        type=int,
-        nargs="+",
-        default=[0, 1],
-        metavar="K",
-        help="default: 0 1; all of one come first",
-    )
-    parser.add_argument(
-        "--only", action="append", default=[], metavar="NAME", choices=names,
-        help=f"a variant; may be repeated (default: all of {', '.join(names)})",
-    )  # fmt: skip
-    parser.add_argument(
-        "--out", type=Path, default=Path("runs/ablations.json"), metavar="FILE", help="default: %(default)s"
-    )
-    parser.add_argument("--threads", type=int, default=1, metavar="N", help="torch threads (default: 1)")
 
 
 def main(args: argparse.Namespace) -> None:

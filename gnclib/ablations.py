@@ -26,10 +26,11 @@ from torch import Tensor
 from gnclib import data, metrics
 from gnclib.checks import as_images
 from gnclib.evaluate import denoising_psnr
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe import FieldsOfExperts
 from gnclib.joint import joint_descent
 from gnclib.operators import Denoising
-from gnclib.train import TrainConfig, TrainState, training
+from gnclib.recipes import Variant
+from gnclib.train import TrainState, training
 
 __all__ = [
     "Judge",
@@ -126,24 +127,6 @@ def joint_outcome(
         psnrs.append(metrics.psnr(last.x, x).item())
         ends.append(last.t.sqrt().item())
     return fmean(psnrs), fmean(ends)
-
-
-@dataclass(frozen=True)
-class Variant:
-    """One way to build and train a prior: a name, the architecture, the training and the start.
-
-    Attributes:
-        kernels: "dct" or "random" for K_1.
-        warm: what a deeper prior sets out from (:meth:`gnclib.foe.FieldsOfExperts.warm_start`): a variant of one
-            layer, which is trained first with the same seed, or None for the cold start (K_1 as ``kernels`` says,
-            Kaiming-normal K_2 ... K_L).
-    """
-
-    name: str
-    prior: FoEConfig = field(default_factory=FoEConfig)
-    config: TrainConfig = field(default_factory=TrainConfig)
-    kernels: str = "dct"
-    warm: Variant | None = None
 
 
 def build(variant: Variant, seed: int, start: FieldsOfExperts | None = None) -> FieldsOfExperts:

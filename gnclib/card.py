@@ -118,6 +118,20 @@ def _in_turn(history: list[dict], key: str) -> str:
 # the card ----------------------------------------------------------------------------------------------------------
 
 
+def front_matter(*tags: str) -> list[str]:
+    """The head of a card in YAML, which the Hugging Face hub reads: licence, library, data and `tags`, as lines."""
+    return [
+        "---",
+        "license: mit",
+        "library_name: gnclib",
+        "pipeline_tag: image-to-image",
+        "datasets: [BSDS500]",
+        f"tags: [{', '.join(tags)}]",
+        "---",
+        "",
+    ]
+
+
 def write(folder: str | Path) -> Path:
     """Write ``README.md`` into the folder of a trained prior.
 
@@ -133,6 +147,7 @@ def write(folder: str | Path) -> Path:
     config, run = (json.loads((folder / name).read_text()) for name in ("config.json", "training.json"))
     layers = f"{config['layers']} layer{'s' if config['layers'] > 1 else ''}"
     lines = [
+        *front_matter("image-restoration", "denoising", "fields-of-experts", "score-matching"),
         f"# {folder.resolve().name}: Fields of Experts with {layers}",
         "",
         "A learned energy R(y, t) of noisy grey images, trained by joint score matching (Kobler & Pock 2023, eqs. 2, 3",

@@ -208,9 +208,9 @@ def _train_parser(add, command: str) -> None:
         "  torchrun --nproc-per-node=2 -m gnclib train R3 --device cuda       one process per GPU",
     )  # fmt: skip
     if command == "train":
-        from gnclib import cli_train
+        from gnclib import cli_options
 
-        cli_train.add_arguments(sub)
+        cli_options.train_arguments(sub)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -230,9 +230,9 @@ def _ablate_parser(add, command: str) -> None:
         "  gnc ablate --only recipe --only 'N_tau = 5'    two of them",
     )  # fmt: skip
     if command == "ablate":
-        from gnclib import ablation_run
+        from gnclib import cli_options
 
-        ablation_run.add_arguments(sub)
+        cli_options.ablate_arguments(sub)
 
 
 def _ablate(args: argparse.Namespace) -> None:
@@ -252,9 +252,9 @@ def _learn_parser(add, command: str) -> None:
         "  gnc learn R1 --sigma 25 --finetune             schedule and prior, from R1-denoise-25",
     )  # fmt: skip
     if command == "learn":
-        from gnclib import cli_learn
+        from gnclib import cli_options
 
-        cli_learn.add_arguments(sub)
+        cli_options.learn_arguments(sub)
 
 
 def _learn(args: argparse.Namespace) -> None:

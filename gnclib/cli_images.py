@@ -27,7 +27,10 @@ SCHEMES = {
 def scheme_arguments(sub: argparse.ArgumentParser, schemes: tuple[str, ...] = tuple(SCHEMES)) -> None:
     """The options --prior, --scheme and --steps."""
     sub.add_argument(
-        "--prior", default="R1", metavar="NAME", help="a prior of the package or a folder (default: R1)"
+        "--prior",
+        default="R1",
+        metavar="NAME",
+        help="a prior of the package, a folder, or owner/name on the Hugging Face hub (default: R1)",
     )
     sub.add_argument("--scheme", choices=schemes, default="gnc",
                      help="; ".join(f"{name}: {SCHEMES[name]}" for name in schemes))  # fmt: skip

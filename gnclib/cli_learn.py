@@ -1,4 +1,4 @@
-"""The subcommand ``gnc learn``: options, progress, and what happens on Ctrl-C."""
+"""The subcommand ``gnc learn``: progress, and what happens on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -14,63 +14,14 @@ from tqdm import tqdm
 
 from gnclib import learned_run
 from gnclib.cli_images import say
+from gnclib.cli_options import LEARN_SETTINGS
 from gnclib.cli_train import _signals
 from gnclib.learned import Task
-from gnclib.learned_run import RECIPES, Row, Step
+from gnclib.learned_run import Row, Step
 from gnclib.learned_state import CHECKPOINT, LearnConfig, LearnState, load_checkpoint
+from gnclib.recipes import LEARN_RECIPES
 
-__all__ = ["add_arguments", "main"]
-
-SETTINGS = {
-    "iterations": "updates",
-    "batch": "patches per update",
-    "patch": "side of a patch in pixels",
-    "lr": "first learning rate of tau and log eta",
-    "lr_prior": "first learning rate of the prior, with --finetune",
-    "seed": "of patches, noise and masks",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``gnc learn``; defaults are the recipes of the shipped schedules."""
-    parser.add_argument("prior", metavar="PRIOR", help="a prior of the package (R1) or a folder")
-    parser.add_argument("--task", choices=("denoise", "inpaint"), default="denoise", help="default: denoise")
-    parser.add_argument(
-        "--sigma",
-        type=float,
-        metavar="S",
-        help="of denoise: noise level in grey levels of 0..255 (default: 25)",
-    )
-    parser.add_argument(
-        "--missing", type=float, metavar="Q", help="of inpaint: fraction of missing pixels (default: 0.8)"
-    )
-    parser.add_argument("--steps", type=int, metavar="I", help="steps of the schedule (default: 10)")
-    parser.add_argument(
-        "--finetune",
-        nargs="?",
-        const="",
-        metavar="SCHEDULE",
-        help="train the prior as well, from this learned schedule, a shipped name or a folder (default: PRIOR-TASK)",
-    )
-    parser.add_argument(
-        "--out",
-        type=Path,
-        metavar="DIR",
-        help="folder of the run (default: runs/PRIOR-TASK, as in runs/R1-denoise-25)",
-    )
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    parser.add_argument(
-        "--every", type=int, default=100, metavar="N", help="updates between two checkpoints (default: 100)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
-    plain, tuned = RECIPES["schedule"], RECIPES["finetune"]
-    for name, text in SETTINGS.items():
-        default, other = getattr(plain, name), getattr(tuned, name)
-        shown = other if name == "lr_prior" else default
-        shown = f"{shown}, {other} with --finetune" if shown != other else f"{shown}"
-        parser.add_argument(
-            "--" + name.replace("_", "-"), type=type(default), metavar="X", help=f"{text} (default: {shown})"
-        )
+__all__ = ["main"]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -111,7 +62,7 @@ def _task(args: argparse.Namespace) -> Task:
 
 
 def _given(args: argparse.Namespace) -> dict:
-    return {name: value for name in SETTINGS if (value := getattr(args, name)) is not None}
+    return {name: value for name in LEARN_SETTINGS if (value := getattr(args, name)) is not None}
 
 
 def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> LearnState:
@@ -121,13 +72,13 @@ def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> L
     if args.finetune is None:
         if "lr_prior" in given:
             raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
-        config = LearnConfig(**vars(RECIPES["schedule"]) | given)
+        config = LearnConfig(**vars(LEARN_RECIPES["schedule"]) | given)
         return learned_run.start(args.prior, task, config, steps=10 if args.steps is None else args.steps)
     if args.steps is not None:
         raise ValueError(
             "--finetune sets out from a learned schedule, which has its steps: leave --steps away"
         )
-    config = LearnConfig(**vars(RECIPES["finetune"]) | given)
+    config = LearnConfig(**vars(LEARN_RECIPES["finetune"]) | given)
     if not config.lr_prior:
         raise ValueError("--finetune needs --lr-prior above 0")
     return learned_run.start(args.prior, task, config, schedule=args.finetune or schedule)

@@ -1,4 +1,4 @@
-"""The subcommand ``gnc train``: options, progress, and what happens on Ctrl-C."""
+"""The subcommand ``gnc train``: progress, and what happens on Ctrl-C."""
 
 from __future__ import annotations
 
@@ -17,68 +17,13 @@ from tqdm import tqdm
 
 from gnclib import training_run
 from gnclib.cli_images import say
+from gnclib.cli_options import TRAIN_SETTINGS
 from gnclib.distributed import ALONE, Group, join
+from gnclib.recipes import PRIORS, RECIPES
 from gnclib.train import CHECKPOINT, Step, TrainState, load_checkpoint
-from gnclib.training_run import PRIORS, RECIPES, Row
+from gnclib.training_run import Row
 
-__all__ = ["add_arguments", "main"]
-
-SETTINGS = {
-    "steps": "iterations (the paper: 100000)",
-    "batch": "patches per iteration, over all processes",
-    "patch": "side of a patch in pixels",
-    "lr": "first learning rate of kernels and potentials",
-    "lr_constant": "first learning rate of c(tau)",
-    "lr_last": "last learning rate",
-    "smoothing": "lambda of eq. 7, per pixel",
-    "fraction": "part of the batch on which the smoothing part is evaluated",
-    "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7), vanishing (eq. 7, prior of tau zero at the"
-    " ends), or denoising (in tau as well; departs from eq. 7, same minimiser)",
-    "roughness": "weight of the decoupled smoothing of the potentials",
-    "roughness_hidden": "the same for hidden activations, relative to it",
-    "warm_start_hidden": "last hidden activation at a warm start, identity or magnitude",
-    "averaging": "decay of the moving average of the weights, 0 for none",
-    "seed": "of patches, noise levels and noise",
-}
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """The options of ``gnc train``; defaults are the recipes of the shipped priors."""
-    parser.add_argument("prior", choices=sorted(PRIORS), help="which prior: the number is that of its layers")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/PRIOR)")
-    parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
-    parser.add_argument(
-        "--export-only",
-        action="store_true",
-        help="train nothing: write weights and model card of the checkpoint in DIR, finished or not",
-    )
-    parser.add_argument(
-        "--warm-start",
-        metavar="PRIOR",
-        help="set out from this prior of one layer, a shipped name or a folder (default: as in the paper, from DCT and"
-        " random kernels); with --resume of a checkpoint that does not say what it set out from: record it",
-    )
-    parser.add_argument(
-        "--every", type=int, default=1000, metavar="N", help="steps between two checkpoints (default: 1000)"
-    )
-    parser.add_argument(
-        "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)"
-    )
-    parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
-    for name, text in SETTINGS.items():
-        defaults = [getattr(recipe, name) for recipe in RECIPES.values()]
-        alike = len(set(defaults)) == 1
-        shown = (
-            defaults[0]
-            if alike
-            else ", ".join(f"{d} for {r}" for r, d in zip(RECIPES, defaults, strict=True))
-        )
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            type=type(defaults[0]),
-            metavar="X",
-            help=f"{text} (default: {shown})",
-        )
+__all__ = ["main"]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -123,7 +68,7 @@ def main(args: argparse.Namespace) -> None:
 
 def _prepare(args: argparse.Namespace, folder: Path, device: torch.device) -> TrainState:
     """A new run or the one in ``folder``, as the options say."""
-    given = {name: v for name in SETTINGS if (v := getattr(args, name)) is not None}
+    given = {name: v for name in TRAIN_SETTINGS if (v := getattr(args, name)) is not None}
     if not args.resume:
         if (folder / CHECKPOINT).exists():
             raise ValueError(

@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
-from gnclib import files, spline
+from gnclib import files, hub, spline
 from gnclib.checks import as_images, as_time
 from gnclib.filters import (
     convolve,
@@ -45,12 +45,11 @@ from gnclib.filters import (
     reflect_adjoint,
 )
 from gnclib.foe_config import FoEConfig
+from gnclib.settings import START_ACTIVATIONS
 from gnclib.spline import SplineGrid
 
 __all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig", "spline_sum"]
 
-#: the last hidden activation at a warm start, see :meth:`FieldsOfExperts.warm_start`
-START_ACTIVATIONS = ("identity", "magnitude")
 #: folder of the weights that come with the package
 WEIGHTS = Path(__file__).with_name("weights")
 
@@ -350,20 +349,16 @@ class FieldsOfExperts(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> FieldsOfExperts:
-        """Load a prior that comes with the package ("R1") or one from a folder written by :meth:`save_pretrained`.
+        """Load a prior of the package ("R1"), from a folder, or from the hub ("owner/name", "owner/name@revision").
+
+        Looked for in this order (:mod:`gnclib.hub`); a folder is what :meth:`save_pretrained` writes.
 
         Raises:
-            FileNotFoundError: neither a shipped name nor a folder with both files.
+            FileNotFoundError: none of the three, or one of the two files is missing there.
+            ConnectionError: the hub cannot be reached. ImportError: a hub name without ``huggingface_hub``.
             ValueError: a file that is damaged or does not fit the configuration.
         """
-        shipped = sorted(p.name for p in WEIGHTS.glob("*") if (p / "config.json").is_file())
-        folder = WEIGHTS / str(name) if str(name) in shipped else Path(name)
-        for file in ("config.json", "model.safetensors"):
-            if not (folder / file).is_file():
-                raise FileNotFoundError(
-                    f"no prior {str(name)!r}: the shipped ones are {', '.join(shipped) or 'none'}; a folder must hold"
-                    f" config.json and model.safetensors ({file} is missing)"
-                )
+        folder = hub.locate(name, WEIGHTS, ("config.json", "model.safetensors"), "prior")
         try:
             config = FoEConfig.from_dict(json.loads((folder / "config.json").read_text()))
             state = load_file(folder / "model.safetensors")

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from typing import TYPE_CHECKING
 
-from gnclib.spline import SplineGrid
+if TYPE_CHECKING:
+    from gnclib.spline import SplineGrid
 
 
 @dataclass(frozen=True)
@@ -71,10 +73,14 @@ class FoEConfig:
 
     @property
     def grid_x(self) -> SplineGrid:
+        from gnclib.spline import SplineGrid  # here and not above: numbers are known without torch
+
         return SplineGrid(self.nodes_x, -self.range, self.range)
 
     @property
     def grid_tau(self) -> SplineGrid:
+        from gnclib.spline import SplineGrid
+
         return SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
 
     @property

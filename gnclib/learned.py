@@ -33,7 +33,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gnclib import files
+from gnclib import files, hub
 from gnclib.data import add_noise
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.operators import Denoising, Inpainting
@@ -218,19 +218,16 @@ class LearnedSchedule(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> LearnedSchedule:
-        """Load a schedule that comes with the package ("R1-denoise-25") or one from a folder.
+        """Load a schedule of the package ("R1-denoise-25"), from a folder, or from the hub ("owner/name@revision").
+
+        Looked for in this order, see :mod:`gnclib.hub`.
 
         Raises:
-            FileNotFoundError: neither a shipped name nor a folder with a schedule.json.
+            FileNotFoundError: none of the three, or no schedule.json there.
+            ConnectionError: the hub cannot be reached. ImportError: a hub name without ``huggingface_hub``.
             ValueError: the file is no schedule; the message says why.
         """
-        shipped = sorted(p.parent.name for p in WEIGHTS.glob(f"*/{SCHEDULE}"))
-        path = (WEIGHTS / str(name) if str(name) in shipped else Path(name)) / SCHEDULE
-        if not path.is_file():
-            raise FileNotFoundError(
-                f"no learned schedule {str(name)!r}: the shipped ones are {', '.join(shipped) or 'none'}; a folder must"
-                f" hold {SCHEDULE}"
-            )
+        path = hub.locate(name, WEIGHTS, (SCHEDULE,), "learned schedule") / SCHEDULE
         try:
             schedule = cls(**_arguments(_parsed(path)))
         except (ValueError, RecursionError) as error:

@@ -47,11 +47,6 @@ COLUMNS = "step,loss,lr,validation_psnr,seconds"
 FINAL = 0.01
 #: where a schedule for inpainting begins; from sigma_max^2 = 1 the shipped R_1 learned one that is 0.2 dB worse
 FIRST_INPAINTING = 0.03
-#: the settings of the shipped schedules, and those of fine-tuning
-RECIPES = {
-    "schedule": LearnConfig(),
-    "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=1e-3),
-}
 
 
 @dataclass(frozen=True)
@@ -343,6 +338,7 @@ def _card(folder: Path) -> str:
         *((f"validation, {name}", f"{value:.2f} dB") for name, value in run["validation_psnr"].items()),
     ]
     lines = [
+        *card.front_matter("image-restoration", "denoising" if level else "inpainting", "learned-schedule"),
         f"# {folder.resolve().name}: a learned schedule of {len(values['t'])} steps",
         "",
         "t_i and eta_i of x_i = prox_{eta_i D}(x_{i-1} - eta_i grad R(x_{i-1}, t_i)) (Kobler & Pock 2023, eq. 9),",

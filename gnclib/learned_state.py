@@ -19,40 +19,9 @@ from torch import Tensor
 from gnclib import files
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.learned import LearnedSchedule, Task
+from gnclib.settings import LearnConfig
 
 CHECKPOINT = "checkpoint.safetensors"
-
-
-@dataclass(frozen=True)
-class LearnConfig:
-    """Settings of a run; all are our choices.
-
-    Attributes:
-        iterations: updates; batch: patches per update; patch: side of a patch in pixels.
-        lr: first learning rate of the shifts in tau and log eta.
-        lr_prior: first learning rate of kernels and potentials; 0 leaves the prior as it is.
-        seed: of patches, noise and masks.
-
-    Raises:
-        ValueError: a value outside of its range.
-    """
-
-    iterations: int = 400
-    batch: int = 2
-    patch: int = 96
-    lr: float = 0.05
-    lr_prior: float = 0.0
-    seed: int = 0
-
-    def __post_init__(self) -> None:
-        for name in ("iterations", "batch", "patch"):
-            value = getattr(self, name)
-            if isinstance(value, bool) or not isinstance(value, int) or value < 1:
-                raise ValueError(f"{name} must be a positive integer, got {value!r}")
-        if not 0 < self.lr < 1:
-            raise ValueError(f"lr must lie in (0, 1), got {self.lr}")
-        if not 0 <= self.lr_prior < 1:
-            raise ValueError(f"lr_prior must lie in [0, 1), got {self.lr_prior}")
 
 
 @dataclass

@@ -26,6 +26,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gnclib import hub
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.foe_config import FoEConfig
 from gnclib.joint import joint_descent
@@ -123,7 +124,7 @@ def load(
 
     Args:
         name: one of :data:`SCHEMES`.
-        prior: a shipped prior ("R1") or a folder.
+        prior: a shipped prior ("R1"), a folder, or a hub name; what was learned for it is looked for beside it.
         task: denoising at a noise level, or inpainting.
         steps: of "gnc" and "joint" (:data:`STEPS` where not given); "mmse" takes one, learned schedules have their own.
         device: where to compute. tile: side of the tiles of :class:`gnclib.tiles.Tiled`, or None for whole images.
@@ -131,7 +132,8 @@ def load(
     Raises:
         ValueError: unknown scheme, one that cannot do the task, a noise level outside of the prior's range, a number of
             steps where it is not free or below 1, a schedule learned with other weights. FileNotFoundError: no such
-            prior, or no schedule was learned for this prior and task.
+            prior, or no schedule was learned for this prior and task. ConnectionError, ImportError: a prior on the hub
+            that cannot be fetched (:mod:`gnclib.hub`).
     """
     if name not in SCHEMES:
         raise ValueError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
@@ -143,9 +145,9 @@ def load(
         )
     schedule, source = None, prior
     if name == "learned":
-        schedule = _schedule(f"{prior}-{task}", task)
+        schedule = _schedule(hub.derived(prior, str(task)), task)
     elif name == "finetuned":
-        source = f"{prior}-finetuned-{task}"
+        source = hub.derived(prior, f"finetuned-{task}")
         schedule = _schedule(source, task)
     model = FieldsOfExperts.from_pretrained(source)
     if schedule is not None:
@@ -162,12 +164,12 @@ def load(
     return Scheme(name, model if tile is None else Tiled(model, tile), task, count, schedule)
 
 
-def _schedule(name: str, task: Task) -> LearnedSchedule:
-    """The schedule ``name`` of the package or a folder; between two noise levels, one made from both."""
+def _schedule(name: str | Path, task: Task) -> LearnedSchedule:
+    """The schedule ``name`` of the package, a folder or the hub; between two noise levels, one made from both."""
     try:
         schedule = LearnedSchedule.from_pretrained(name)
     except FileNotFoundError:
-        levels = _learned_levels(name, task)
+        levels = {} if hub.is_hub_name(name) else _learned_levels(str(name), task)
         below, above = (
             pick([v for v in levels if (v < task.level) == less], default=None)
             for pick, less in ((max, True), (min, False))

@@ -29,10 +29,9 @@ from gnclib import score_matching as sm
 from gnclib.distributed import ALONE, Group
 from gnclib.filters import crop_to
 from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.settings import OBJECTIVES, TrainConfig
 from gnclib.train_state import (
     CHECKPOINT,
-    OBJECTIVES,
-    TrainConfig,
     TrainState,
     load_checkpoint,
     save_checkpoint,

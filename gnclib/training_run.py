@@ -24,28 +24,16 @@ from statistics import fmean
 
 import torch
 
-from gnclib import card, data, files
+from gnclib import card, data, files, hub
 from gnclib.distributed import ALONE, Group
 from gnclib.evaluate import denoising_psnr
-from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
+from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.recipes import PRIORS
+from gnclib.recipes import RECIPES as RECIPES
 from gnclib.train import Step, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
 
 LOG = "log.csv"
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
-#: the priors that can be trained by name
-PRIORS = {
-    "R1": FoEConfig(layers=1),
-    "R2": FoEConfig(layers=2, dilation=2),
-    "R3": FoEConfig(layers=3, dilation=2),
-}
-_SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
-_DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
-#: the settings with which the shipped priors are trained
-RECIPES = {
-    "R1": replace(_SHIPPED, batch=16, patch=48),
-    "R2": replace(_SHIPPED, batch=4, patch=64, **_DEEP),
-    "R3": replace(_SHIPPED, batch=4, patch=72, **_DEEP),
-}
 
 
 @dataclass(frozen=True)
@@ -110,8 +98,7 @@ def warm_start_settings(prior: str | Path) -> dict[str, str]:
 
 def weights_sha256(prior: str | Path) -> str:
     """SHA-256 of the model.safetensors that :meth:`FieldsOfExperts.from_pretrained` reads for this name or folder."""
-    shipped = WEIGHTS / str(prior)
-    folder = shipped if (shipped / "config.json").is_file() else Path(prior)
+    folder = hub.locate(prior, WEIGHTS, ("config.json", "model.safetensors"), "prior")
     return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
 
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gnclib import ablation_run, ablations, data
+from gnclib import ablation_run, ablations, cli_options, data
 from gnclib.ablations import Judge, Variant
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.train import TrainConfig, TrainState, training
@@ -218,7 +218,7 @@ def small(monkeypatch):
 
 def command(*words):
     parser = ArgumentParser()
-    ablation_run.add_arguments(parser)
+    cli_options.ablate_arguments(parser)
     ablation_run.main(parser.parse_args(list(map(str, words))))
 
 

@@ -1,7 +1,9 @@
 """The repository as a whole: declarations agree with each other, imports point down, what is committed is complete."""
 
+import argparse
 import ast
 import hashlib
+import importlib.util
 import json
 import re
 import subprocess
@@ -15,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import gnclib
-from gnclib import data, ledger, notebooks, reproduce
+from gnclib import cli, data, ledger, notebooks, reproduce
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -26,22 +28,23 @@ LAYERS = [
     "cli",
     "cli_learn",
     "cli_train cli_sweep cli_field cli_patches cli_course cli_restore",
-    "cli_images course_check",
+    "cli_images course_check cli_options",
     "reproduce ablation_run bench figure3_run field_run course",
-    "compare ledger notebooks training_run learned_run ablations field_methods exercises",
+    "compare ledger notebooks training_run learned_run ablations field_methods exercises integrations",
     "card evaluate figure3 field patch_bounds",
     "restoration",
     "schemes noise_level",
-    "train joint learned_state figure2 spectra",
+    "train joint learned_state figure2 spectra proximal",
     "plots claims images toy_losses learned tiles",
     "image_reading",
     "solvers score_matching toy train_state inspect_foe",
     "foe operators linear",
+    "recipes",
     "foe_config",
     "spline gmm certify data metrics filters",
     "claims_list",
     "empirical_bounds hessian_boxes convexity spline_native spline_compiled schedules leaves claims_added",
-    "manifest checks files",
+    "manifest checks files hub settings",
     "spline_reference intervals distributed",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}
@@ -76,19 +79,77 @@ def imported(path: Path) -> set[str]:
 
 def test_imports_point_down():
     modules = {path.stem: path for path in (ROOT / "gnclib").glob("*.py") if path.stem != "__init__"}
-    assert modules.keys() | {"exercises"} == RANK.keys(), "a new module needs its place in LAYERS"
+    assert modules.keys() | {"exercises", "integrations"} == RANK.keys(), (
+        "a new module needs its place in LAYERS"
+    )
     for name, path in modules.items():
         for target in imported(path) & RANK.keys():
             assert RANK[target] > RANK[name], f"{name} must not import {target}"
-    for path in (ROOT / "gnclib" / "exercises").glob("*.py"):
-        for target in imported(path) & RANK.keys() - {"exercises"}:
-            assert RANK[target] > RANK["exercises"], f"exercises/{path.name} must not import {target}"
+    for package in ("exercises", "integrations"):
+        for path in (ROOT / "gnclib" / package).glob("*.py"):
+            for target in imported(path) & RANK.keys() - {package}:
+                assert RANK[target] > RANK[package], f"{package}/{path.name} must not import {target}"
+
+
+HEAVY = {"torch", "numpy", "scipy", "matplotlib", "skimage", "PIL", "safetensors", "tqdm", "pooch"}
+
+
+def loaded_by(code: str, *words: str) -> set[str]:
+    """The top-level packages that are loaded after `code` has run in a new process."""
+    code = f"import sys\n{code}\nprint('LOADED', *sorted({{name.partition('.')[0] for name in sys.modules}}))"
+    done = subprocess.run([sys.executable, "-c", code, *words], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return set(done.stdout.rpartition("LOADED")[2].split())
 
 
 def test_the_package_itself_loads_nothing_heavy():
-    code = "import sys, gnclib; print(sorted({'torch', 'matplotlib', 'numpy'} & set(sys.modules)))"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stdout == "[]\n"
+    assert not loaded_by("import gnclib, gnclib.integrations, gnclib.hub; dir(gnclib)") & HEAVY
+
+
+def commands() -> list[str]:
+    (action,) = [a for a in cli.build_parser()._actions if isinstance(a, argparse._SubParsersAction)]
+    return sorted(action.choices)
+
+
+def test_help_loads_nothing_heavy():
+    """`gnc --help` and the help of every command: the import graph, not the time."""
+    code = """
+from gnclib import cli
+for word in ["", *sys.argv[1:]]:
+    try:
+        cli.main([*word.split(), "--help"])
+    except SystemExit as stop:
+        assert stop.code == 0
+    heavy = sorted(name for name in sys.modules if name in {HEAVY})
+    assert not heavy, (word, heavy)
+""".replace("{HEAVY}", repr(HEAVY))
+    assert len(commands()) > 10
+    assert not loaded_by(code, *commands()) & HEAVY
+
+
+def test_public_names_are_loaded_on_demand():
+    there = {
+        name: module
+        for name, module in gnclib._MODULE.items()
+        if importlib.util.find_spec(f"gnclib.{module}") is not None
+    }
+    assert {"FieldsOfExperts", "GaussianMixture", "LearnedSchedule", "gnc_flow", "psnr"} <= there.keys()
+    for name, module in there.items():
+        assert getattr(gnclib, name) is getattr(importlib.import_module(f"gnclib.{module}"), name)
+    assert set(dir(gnclib)) >= {*gnclib.__all__, "__version__"}
+    with pytest.raises(AttributeError, match="no attribute 'Denoise'"):
+        _ = gnclib.Denoise
+    with pytest.raises(ImportError, match="cannot import name"):
+        from gnclib import Denoise  # noqa: F401
+
+
+def test_type_checkers_see_the_same_public_names():
+    tree = ast.parse((ROOT / "gnclib" / "__init__.py").read_text(encoding="utf-8"))
+    (block,) = [node for node in tree.body if isinstance(node, ast.If)]
+    assert ast.unparse(block.test) == "TYPE_CHECKING"
+    seen = {alias.asname: f"{node.module}.{alias.name}" for node in block.body for alias in node.names}
+    assert seen == {name: f"gnclib.{module}.{name}" for name, module in gnclib._MODULE.items()}
+    assert (ROOT / "gnclib" / "py.typed").is_file()
 
 
 # --- versions and dependencies ----------------------------------------------------------------------------

@@ -1,0 +1,201 @@
+r"""The learned energies in DeepInverse (``deepinv``): a prior with a value, and a denoiser.
+
+deepinv minimises ``f(x) + lambda g(x)`` with a data fidelity f of its own and a prior g, which may depend on one
+parameter, ``sigma_denoiser`` (``g_param`` in its algorithms). Here it is the standard deviation of the noise that the
+energy expects, so the smoothing of the energy is its square:
+
+    g(x) = R(x, t),    t = sigma_denoiser^2.
+
+R is a negative log-density in nats. So the data fidelity that belongs to it is ``||A x - y||^2 / (2 sigma^2)``, with
+``lambda = 1``: ``deepinv.optim.L2(sigma=...)``. One value of ``sigma_denoiser`` per iteration makes deepinv's
+proximal gradient descent the GNC flow of the paper (Kobler & Pock 2023, eq. 9):
+
+    ts = gnclib.schedules.log_schedule(0.03, 1e-4, 30)
+    flow = deepinv.optim.PGD(prior=EnergyPrior("R1"), data_fidelity=deepinv.optim.L2(sigma=0.02), g_first=True,
+                             sigma_denoiser=ts.sqrt().tolist(), stepsize=ts.tolist(), max_iter=30)
+
+Images are (B, C, H, W) with grey values in [0, 1]; each channel is a grey image to the energy, values add up over the
+channels. ``sigma_denoiser`` is a number or has one value per image, within the range on which the energy is defined
+(0.01 to 1 for the shipped priors).
+"""
+
+from __future__ import annotations
+
+import os
+import warnings
+
+try:
+    from deepinv.models import Denoiser
+    from deepinv.optim import Prior
+except ImportError as error:
+    raise ImportError(
+        f"gnclib.integrations.deepinv needs deepinv ({error}): pip install deepinv torchvision"
+    ) from error
+except RuntimeError as error:  # torchvision: "operator torchvision::nms does not exist"
+    raise ImportError(
+        f"deepinv is there but cannot be imported ({error}): it needs the torchvision that was built together with your"
+        " torch; install both from the same source"
+    ) from error
+
+import torch
+from torch import Tensor
+
+from gnclib.foe import FieldsOfExperts
+from gnclib.learned import Task
+from gnclib.operators import Denoising
+from gnclib.proximal import proximal_point
+from gnclib.schedules import as_count
+from gnclib.schemes import predefined
+from gnclib.solvers import gnc_flow, last
+
+__all__ = ["EnergyDenoiser", "EnergyPrior"]
+
+
+class EnergyPrior(Prior):
+    """A learned energy as an explicit prior: g(x) = R(x, sigma_denoiser^2), in nats.
+
+    Args:
+        energy: a prior of the package ("R1"), a folder or a hub name as for :meth:`FieldsOfExperts.from_pretrained`, or
+            any energy of grey images with ``energy(y, t)`` and ``grad(y, t)``.
+        tolerance: of :meth:`prox`, a grey value. iterations: of :meth:`prox`, at most.
+    """
+
+    def __init__(
+        self,
+        energy: str | os.PathLike | torch.nn.Module = "R1",
+        *,
+        tolerance: float = 1e-5,
+        iterations: int = 300,
+    ):
+        super().__init__()
+        self.explicit_prior = True
+        self.energy = _energy(energy)
+        self.tolerance, self.iterations = tolerance, iterations
+
+    def fn(self, x: Tensor, sigma_denoiser: float | Tensor, *args, **kwargs) -> Tensor:
+        """R(x, sigma_denoiser^2) of each image, the sum over its channels: (B, C, H, W) -> (B,).
+
+        Raises ValueError for a shape that is not (B, C, H, W), or a sigma_denoiser that is missing, not positive, or
+        outside of the range of the energy.
+        """
+        channels, t = _channels(x, sigma_denoiser)
+        return self.energy.energy(channels, t).reshape(x.shape[:2]).sum(1)
+
+    def grad(self, x: Tensor, sigma_denoiser: float | Tensor, *args, **kwargs) -> Tensor:
+        """The gradient of :meth:`fn` in x, shaped like x, by the energy's own formula; differentiable again."""
+        channels, t = _channels(x, sigma_denoiser)
+        return self.energy.grad(channels, t).reshape(x.shape)
+
+    def prox(
+        self, x: Tensor, sigma_denoiser: float | Tensor, *args, gamma: float | Tensor = 1.0, **kwargs
+    ) -> Tensor:
+        """A point z with z - x + gamma grad R(z, t) = 0, t = sigma_denoiser^2, by descent from x; shaped like x.
+
+        That is the proximal map where R is convex. Elsewhere it is a stationary point of gamma R(z, t) +
+        ||z - x||^2 / 2 at which that sum is, up to rounding, not above its value at x; it need not be the global
+        minimum. See :mod:`gnclib.proximal` for the method. It stops, for each channel on its own, when the root mean
+        square of the residual ``z - x + gamma grad R(z, t)`` is at most ``tolerance``. If that takes more than
+        ``iterations`` steps, the point reached is returned with a RuntimeWarning which names its residual: gamma far
+        above t asks for many steps (about 10 for gamma = t, 50 for gamma = 10 t).
+
+        gamma: > 0, a number or one per image. The result is not differentiable: in unfolded networks use the gradient
+        (``g_first=True``). Raises ValueError as :meth:`fn` and RuntimeError where a derivative of the result is wanted.
+        """
+        _refuse_gradient("prox", self.energy, x, sigma_denoiser, gamma)
+        channels, t = _channels(x, sigma_denoiser)
+        found = proximal_point(
+            self.energy, channels, t, _per_channel("gamma", gamma, x),
+            tolerance=self.tolerance, iterations=self.iterations,
+        )  # fmt: skip
+        if not bool(found.reached.all()):
+            warnings.warn(
+                f"gnclib: the proximal map has a residual of {found.residual.max().item():.1e} grey values after"
+                f" {found.steps} steps, not {self.tolerance:.1e}: take a smaller gamma, more iterations or a larger"
+                " tolerance",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+        return found.x.reshape(x.shape)
+
+
+class EnergyDenoiser(Denoiser):
+    """A learned energy as a denoiser, for plug-and-play methods and as a baseline.
+
+    One step is the posterior mean by Tweedie's formula, ``y - t grad R(y, t)`` with t = sigma^2, differentiable. More
+    steps are the GNC flow on ``||x - y||^2 / (2 sigma^2) + R(x, t)`` along the predefined schedule of
+    :func:`gnclib.schemes.predefined`, a little better and as many times as expensive; not differentiable.
+
+    Args:
+        energy: as for :class:`EnergyPrior`; for more than one step it must be a :class:`FieldsOfExperts`.
+        steps: >= 1.
+
+    Raises:
+        ValueError: a number of steps below 1, or more than one with an energy that has no noise range of its own.
+    """
+
+    def __init__(self, energy: str | os.PathLike | torch.nn.Module = "R1", *, steps: int = 1):
+        super().__init__()
+        self.energy, self.steps = _energy(energy), as_count(steps)
+        if self.steps > 1 and not hasattr(self.energy, "config"):
+            raise ValueError(
+                f"{type(self.energy).__name__} has no range of noise levels (config): it denoises in one step only"
+            )
+
+    def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
+        """The noisy images (B, C, H, W) without their noise of standard deviation sigma, a number or one per image.
+
+        Raises ValueError as :meth:`EnergyPrior.fn`; RuntimeError where a derivative of several steps is wanted.
+        """
+        channels, t = _channels(x, sigma)
+        if self.steps == 1:
+            return (channels - t[:, None, None, None] * self.energy.grad(channels, t)).reshape(x.shape)
+        _refuse_gradient("the GNC flow", self.energy, x, sigma)
+        result = torch.empty_like(channels)
+        for level in t.unique():  # a data term knows one noise level
+            chosen = t == level
+            result[chosen] = self._flow(channels[chosen], level.sqrt().item())
+        return result.reshape(x.shape)
+
+    def _flow(self, y: Tensor, sigma: float) -> Tensor:
+        ts, etas = predefined(self.energy.config, Task("denoise", 255 * sigma), self.steps)
+        return last(gnc_flow(self.energy, ts, Denoising(y, sigma), step_sizes=etas)).x
+
+
+def _energy(energy):
+    return FieldsOfExperts.from_pretrained(energy) if isinstance(energy, (str, os.PathLike)) else energy
+
+
+def _channels(x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The channels as grey images, (B C, 1, H, W), and t = sigma^2 of each, (B C,)."""
+    if not isinstance(x, Tensor) or x.ndim != 4:
+        shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
+        raise ValueError(f"images must be a tensor of shape (B, C, H, W), got {shape}")
+    return x.reshape(-1, 1, *x.shape[2:]), _per_channel("sigma_denoiser", sigma, x) ** 2
+
+
+def _per_channel(name: str, value, x: Tensor) -> Tensor:
+    """A number, or one number per image, as (B C,); positive and finite."""
+    if value is None:
+        raise ValueError(f"this prior needs {name}: a number, or a tensor with one value per image")
+    try:
+        value = torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise ValueError(f"{name} must be a number or a tensor with one value per image: {error}") from error
+    if len(value) not in (1, len(x)):
+        raise ValueError(f"{name} has {len(value)} values for {len(x)} images: give one, or one per image")
+    seen = value.detach()
+    if not bool((torch.isfinite(seen) & (seen > 0)).all()):
+        raise ValueError(f"{name} must be finite and > 0, got {seen.tolist()}")
+    return value.expand(len(x)).repeat_interleave(x.shape[1])
+
+
+def _refuse_gradient(what: str, energy, *inputs) -> None:
+    """A result without the derivative that somebody waits for would be wrong in silence."""
+    parameters = energy.parameters() if isinstance(energy, torch.nn.Module) else ()
+    if torch.is_grad_enabled() and any(
+        isinstance(v, Tensor) and v.requires_grad for v in (*inputs, *parameters)
+    ):
+        raise RuntimeError(
+            f"{what} has no derivative here: use the prior's gradient (g_first=True) or one step of the denoiser, or"
+            " compute it under torch.no_grad()"
+        )
