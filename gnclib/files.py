@@ -19,6 +19,8 @@ from typing import Any
 
 __all__ = ["decode", "dumps", "encode", "write_bytes", "write_text"]
 
+_NOT_FINITE = ("nan", "inf", "-inf")
+
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     """Write `content` to `path` atomically; missing folders are made.
@@ -91,7 +93,7 @@ def encode(value: Any, digits: int | None = None) -> Any:
 def decode(value: Any) -> Any:
     """Undo `encode`: ``{"float": "nan"}`` becomes nan again."""
     if isinstance(value, dict):
-        if set(value) == {"float"} and isinstance(value["float"], str):
+        if set(value) == {"float"} and value["float"] in _NOT_FINITE:
             return float(value["float"])
         return {key: decode(item) for key, item in value.items()}
     if isinstance(value, list):

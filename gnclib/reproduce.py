@@ -226,7 +226,7 @@ def compare_runs(
             found, reason = compare.compare_files(
                 reference / f"{name}.json", value / f"{name}.json", figure.rtol, figure.atol
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             found, reason = [str(error)], None
         wrong += [f"{name}: {text}" for text in found]
         if reason:

@@ -39,6 +39,7 @@ LAYERS = [
     "spline gmm certify data metrics filters",
     "claims_list",
     "empirical_bounds hessian_boxes convexity spline_native spline_compiled schedules leaves claims_added",
+    "reading",
     "manifest checks files",
     "spline_reference intervals distributed",
 ]
