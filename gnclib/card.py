@@ -189,7 +189,7 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
     settings, done = run["settings"], run["iterations"]
     of = "" if done == settings["steps"] else f" of {settings['steps']} planned, each"
     start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
-    if run.get("history", [{}])[0].get("revision") == "unknown" and config["layers"] > 1:
+    if (run.get("history") or [{}])[0].get("revision") == "unknown" and config["layers"] > 1:
         start = "none recorded: the run began with a version that did not do so"
     if settings.get("warm_start"):
         digest = settings["warm_start_sha256"]

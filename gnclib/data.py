@@ -18,8 +18,10 @@ import io
 import math
 import os
 import re
+import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -155,6 +157,15 @@ def _read_local(folder: Path, name: str) -> bytes:
     return content
 
 
+def _remove_remains(folder: Path) -> None:
+    """Remove what a killed download left: pooch's temporary files, if an hour old (another may be at work)."""
+    for split in SPLITS:
+        for path in (folder / split).glob("tmp*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
+
+
 def _download(names: list[str]) -> Path:
     """Download into pooch's cache what is not there yet; return the folder."""
     folder = _cache_folder()
@@ -162,6 +173,7 @@ def _download(names: list[str]) -> Path:
     if missing:
         fetcher = pooch.create(path=folder, base_url=URL, registry=_hashes(), retry_if_failed=2)
         pooch.get_logger().setLevel("WARNING")
+        _remove_remains(folder)
         try:
             for name in tqdm(missing, desc="BSDS500", unit="image"):
                 fetcher.fetch(name)
