@@ -8,14 +8,13 @@ Judged on the middle of each of the 32 images of val outside of BSDS68: the benc
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 
 import torch
 
-from gnclib import __version__, card, data, files
+from gnclib import __version__, card, data, files, reading
 from gnclib.ablations import Judge, Result, joint_outcome, sweep
 from gnclib.foe import FoEConfig
 from gnclib.recipes import Variant, variants
@@ -26,6 +25,16 @@ SHIPPED = Path(__file__).with_name("ablations.json")
 CROP = 160
 #: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
 JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective printed", "objective vanishing"), 8
+_RUN = {"variant": str, "seed": int, "machine": str, "software": str, "revision": str, "cpu_seconds": float}
+#: what the file holds
+_SHAPE = {
+    "judge": dict,
+    "held_out": str,
+    "variants": {str: {"prior": dict, "config": dict, "kernels": str, "warm": (str, None)}},
+    "runs": [
+        _RUN | {name: [float] for name in ("psnr", "profile", "error", "curvature", "joint?")},
+    ],
+}
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))
 
 
@@ -57,11 +66,13 @@ def load(path: str | Path = SHIPPED) -> dict:
     Raises:
         FileNotFoundError: there is none. ValueError: it is no result file.
     """
+    content = reading.read_json(path, "file of ablations", _SHAPE)
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not content.keys() >= {"judge", "held_out", "variants", "runs"}:
-            raise ValueError("something is missing in it")
-    except (ValueError, AttributeError) as error:
+        for entry in content["variants"].values():
+            FoEConfig.from_dict(entry["prior"]), TrainConfig.from_dict(entry["config"])
+        if lost := {run["variant"] for run in content["runs"]} - content["variants"].keys():
+            raise ValueError(f"the settings of {', '.join(sorted(lost))} are missing")
+    except ValueError as error:
         raise ValueError(f"{path} is no file of ablations: {error}") from None
     return content
 
@@ -76,7 +87,8 @@ def check(content: dict, chosen: Sequence[Variant]) -> None:
     for v in chosen:
         if v.name in content["variants"]:
             known, now = content["variants"][v.name], settings(v)
-            same = FoEConfig(**known["prior"]) == v.prior and TrainConfig(**known["config"]) == v.config
+            same = FoEConfig.from_dict(known["prior"]), TrainConfig.from_dict(known["config"])
+            same = same == (v.prior, v.config)
             if not same or any(known[key] != now[key] for key in ("kernels", "warm")):
                 raise ValueError(f"its runs of {v.name!r} had other settings: choose another --out")
 

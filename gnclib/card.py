@@ -6,7 +6,6 @@ adds ``evaluation*.json``. :func:`write` turns them into ``README.md``, so that 
 
 from __future__ import annotations
 
-import json
 import platform
 import subprocess
 from dataclasses import asdict
@@ -15,8 +14,30 @@ from pathlib import Path
 import torch
 
 from gnclib import __version__, files
-from gnclib.train_state import TrainState
+from gnclib.foe_config import FoEConfig
+from gnclib.reading import read_json, read_log
+from gnclib.train_state import TrainConfig, TrainState
 
+#: the columns of log.csv
+COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
+_HISTORY = {"from": int, "revision": str, "machine": str, "software": str}
+#: what training.json holds
+_TRAINING = {
+    **{"settings": dict, "iterations": int, "parameters": int, "images": str, "hours": float},
+    **{"machine": str, "software": str, "revision": str, "history?": [_HISTORY]},
+    **{"note?": str, "weights_sha256?": str},
+}
+_MEASURED = {
+    **{"mean": float, "images": {str: float}, "gradients_per_image?": int},
+    **{f"{name}?": float for name in ("mean_ssim", "mean_psnr_of_measurement")},
+    **{f"{name}?": [float] for name in ("mean_psnr_per_step", "mean_energy_per_step")},
+}
+#: what evaluation*.json hold
+_EVALUATION = {
+    **{"scheme": str, "set": str, "steps?": int},
+    **{f"{name}?": str for name in ("prior", "task", "clipping", "noise", "energy")},
+    **{f"psnr_by_{level}?": {str: _MEASURED} for level in ("sigma", "missing")},
+}
 #: what each objective is, in words
 OBJECTIVES = {
     "corrected": "eq. 7 with the boundary term that its integration by parts over tau leaves out",
@@ -136,7 +157,7 @@ def write(folder: str | Path) -> Path:
     """Write ``README.md`` into the folder of a trained prior.
 
     Raises:
-        FileNotFoundError: the folder has no config.json or training.json.
+        FileNotFoundError: the folder has no config.json or training.json. ValueError: a file in it is damaged.
     """
     folder = Path(folder)
     for name in ("config.json", "training.json"):
@@ -144,7 +165,13 @@ def write(folder: str | Path) -> Path:
             raise FileNotFoundError(
                 f"{folder} holds no {name}: a model card is written from what a training run left behind"
             )
-    config, run = (json.loads((folder / name).read_text()) for name in ("config.json", "training.json"))
+    config = read_json(folder / "config.json", "configuration of a prior", dict)
+    run = read_json(folder / "training.json", "record of a training run", _TRAINING)
+    try:
+        config = asdict(FoEConfig.from_dict(config))
+        run["settings"] = asdict(TrainConfig.from_dict(run["settings"]))
+    except ValueError as error:
+        raise ValueError(f"config.json or training.json in {folder} is damaged: {error}") from None
     layers = f"{config['layers']} layer{'s' if config['layers'] > 1 else ''}"
     lines = [
         *front_matter("image-restoration", "denoising", "fields-of-experts", "score-matching"),
@@ -177,7 +204,7 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
     settings, done = run["settings"], run["iterations"]
     of = "" if done == settings["steps"] else f" of {settings['steps']} planned, each"
     start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
-    if run.get("history", [{}])[0].get("revision") == "unknown" and config["layers"] > 1:
+    if (run.get("history") or [{}])[0].get("revision") == "unknown" and config["layers"] > 1:
         start = "none recorded: the run began with a version that did not do so"
     if settings.get("warm_start"):
         digest = settings["warm_start_sha256"]
@@ -215,15 +242,15 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
 
 def _log(folder: Path) -> list[tuple[str, str]]:
     log = folder / "log.csv"
-    lines = log.read_text().splitlines()[1:] if log.is_file() else []
-    if not lines:
+    rows = read_log(log, COLUMNS) if log.is_file() else []
+    if not rows:
         return [("validation", "none yet")]
-    step, _, image, smoothing, _, quality, _ = lines[-1].split(",")
+    step, _, image, smoothing, _, quality, _ = rows[-1]
     return [
-        ("last logged loss per pixel", f"image {float(image):.4f}, smoothing {float(smoothing):.2f}"),
+        ("last logged loss per pixel", f"image {image:.4f}, smoothing {smoothing:.2f}"),
         (
-            f"validation, sigma 25/255, at iteration {step}",
-            f"{float(quality):.2f} dB (one-step MMSE, 8 crops of val outside of BSDS68)",
+            f"validation, sigma 25/255, at iteration {step:.0f}",
+            f"{quality:.2f} dB (one-step MMSE, 8 crops of val outside of BSDS68)",
         ),
     ]
 
@@ -231,9 +258,11 @@ def _log(folder: Path) -> list[tuple[str, str]]:
 def _evaluations(folder: Path) -> list[tuple[str, str]]:
     found = []
     for file in sorted(folder.glob("evaluation*.json"), key=lambda f: f.stem):
-        numbers = json.loads(file.read_text())
-        scheme = "one-step MMSE" if numbers["scheme"] == "mmse" else f"GNC flow of {numbers['steps']} steps"
-        for sigma, result in numbers["psnr_by_sigma"].items():
+        numbers = read_json(file, "evaluation of a prior", _EVALUATION)
+        scheme = "one-step MMSE"
+        if numbers["scheme"] != "mmse":
+            scheme = f"GNC flow of {numbers.get('steps', '?')} steps"
+        for sigma, result in numbers.get("psnr_by_sigma", {}).items():
             about = f"{scheme}, mean of {len(result['images'])} images, noise of image k with seed k, nothing clipped"
             found.append((f"{numbers['set']}, sigma {sigma}/255", f"{result['mean']:.2f} dB ({about})"))
     return found

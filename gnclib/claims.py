@@ -21,12 +21,17 @@ from typing import Any
 
 from gnclib.claims_list import CLAIMS, Claim
 from gnclib.files import decode, encode
+from gnclib.reading import demand
 
 __all__ = ["CLAIMS", "MIME", "VERDICTS", "Claim", "Record", "claim", "evaluate", "record"]
 
 MIME = "application/vnd.gnclib.claim+json"
 VERDICTS = ("holds", "holds with caveat", "does not hold", "not yet tested")
 
+#: characters of a rule
+LONGEST = 2000
+_KINDS = {"id": str, "evidence": {str: (bool, complex, str)}, "holds": str, "caveat": (str, None)}
+_KINDS |= {"note": str, "notebook": str}
 _CALLS: dict[str, Callable] = {"min": min, "max": max, "abs": abs, "all": all, "any": any}
 _BINARY = {
     ast.Add: operator.add, ast.Sub: operator.sub, ast.Mult: operator.mul, ast.Div: operator.truediv,
@@ -59,10 +64,14 @@ def evaluate(rule: str, evidence: Mapping[str, Any]) -> bool:
         The rule does not parse, uses an unknown name or any other syntax, uses no evidence at all, or gives something
         that is neither true nor false.
     """
+    if len(rule) > LONGEST:
+        raise ValueError(f"a rule has at most {LONGEST} characters, this one {len(rule)}")
     try:
         tree = ast.parse(rule.strip(), mode="eval")
     except SyntaxError as error:
         raise ValueError(f"rule {rule!r} is not a Python expression: {error.msg}") from None
+    except (ValueError, RecursionError, MemoryError) as error:  # a NUL; too many brackets
+        raise ValueError(f"rule {rule[:80]!r} is not a Python expression: {type(error).__name__}") from None
     names = {n.id for n in ast.walk(tree) if isinstance(n, ast.Name)} - _CALLS.keys()
     if unknown := sorted(names - evidence.keys()):
         raise ValueError(
@@ -72,7 +81,7 @@ def evaluate(rule: str, evidence: Mapping[str, Any]) -> bool:
         raise ValueError(f"rule {rule!r} uses none of the evidence: a verdict must follow from the numbers")
     try:
         result = _value(tree.body, evidence, rule)
-    except (ArithmeticError, TypeError) as error:
+    except (ArithmeticError, TypeError, RecursionError) as error:
         raise ValueError(f"rule {rule!r} cannot be computed from {dict(evidence)}: {error}") from None
     if not isinstance(result, bool):
         raise ValueError(f"rule {rule!r} gives {result!r}: write a comparison, so that it is true or false")
@@ -114,7 +123,10 @@ def _arithmetic(op: ast.operator, a: Any, b: Any, rule: str) -> Any:
         raise ValueError(f"rule {rule!r}: arithmetic is for numbers, got {a!r} and {b!r}")
     if isinstance(op, ast.Pow) and abs(b) > 64:
         raise ValueError(f"rule {rule!r}: the power {b!r} is too large")
-    return _BINARY[type(op)](a, b)
+    result = _BINARY[type(op)](a, b)
+    if isinstance(result, complex) or (isinstance(result, int) and result.bit_length() > 10_000):
+        raise ValueError(f"rule {rule!r}: an intermediate number is complex or too large")
+    return result
 
 
 @dataclass(frozen=True)
@@ -143,9 +155,11 @@ class Record:
     def from_json(cls, data: Mapping[str, Any]) -> Record:
         """The record that `to_json` wrote. A stored verdict that does not follow from the numbers is a ValueError."""
         names = ("id", "evidence", "holds", "caveat", "note", "notebook")
+        if not isinstance(data, Mapping):
+            raise ValueError(f"the record of a claim must be a mapping, got {type(data).__name__}")
         if missing := [name for name in (*names, "verdict") if name not in data]:
             raise ValueError(f"the record of a claim lacks {', '.join(missing)}")
-        made = cls(**{name: decode(data[name]) for name in names})
+        made = cls(**{name: demand(decode(data[name]), _KINDS[name], name) for name in names})
         if made.verdict != data["verdict"]:
             raise ValueError(
                 f"claim {made.id}: stored verdict {data['verdict']!r}, but the numbers give {made.verdict!r}"

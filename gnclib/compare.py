@@ -11,13 +11,12 @@ less than the width of its line. A figure that counts threshold crossings states
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from gnclib.files import decode
+from gnclib.reading import read_json
 
 __all__ = ["compare_files", "differences"]
 
@@ -80,11 +79,13 @@ def compare_files(reference: Path, value: Path, rtol: float, atol: float) -> tup
     ------
     FileNotFoundError
         One of the files is missing.
+    ValueError
+        One of the files is damaged.
     """
     for path in (reference, value):
         if not path.is_file():
             raise FileNotFoundError(f"{path} is missing: nothing to compare the figure with")
-    a, b = (decode(json.loads(path.read_text(encoding="utf-8"))) for path in (reference, value))
+    a, b = (read_json(path, "file of numbers behind a figure", plain=False) for path in (reference, value))
     sources = [item.get("data") if isinstance(item, dict) else None for item in (a, b)]
     if sources[0] != sources[1] and all(isinstance(source, str) for source in sources):
         return [], f"made from {sources[1]} here, from {sources[0]} in the reference"

@@ -93,9 +93,9 @@ def sources(only: Iterable[str] = (), where: Path | None = None) -> dict[str, Pa
 def read(path: Path) -> NotebookNode:
     """A notebook; CourseError if the file is none."""
     try:
-        return nbformat.read(path, as_version=4)
-    except Exception as error:
-        raise CourseError(f"{path} is not a notebook: {error}") from None
+        return notebooks.node_of(path)
+    except notebooks.NotebookError as error:
+        raise CourseError(str(error)) from None
 
 
 def session(name: str) -> str:

@@ -17,8 +17,11 @@ import hashlib
 import io
 import math
 import os
+import re
+import time
 import warnings
 from collections.abc import Iterable, Mapping
+from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -30,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnclib.leaves import dead_leaves, leaf_radii
+from gnclib.reading import read_bytes
 
 with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them
     warnings.filterwarnings("ignore", message="IProgress not found")
@@ -54,6 +58,8 @@ __all__ = [
 ]
 
 SPLITS = ("train", "val", "test")
+#: bytes; the largest image of BSDS500 has less than a tenth of it
+LARGEST = 2_000_000
 COMMIT = "a04b7c6c3a9f0ace74bf205c72a43d32e1c72722"
 URL = f"https://raw.githubusercontent.com/BIDS/BSDS500/{COMMIT}/BSDS500/data/images/"
 EMBEDDED = (
@@ -65,16 +71,33 @@ EMBEDDED = (
 # --- which images there are -------------------------------------------------------------------------------
 
 
+def parse_hashes(content: bytes) -> dict[str, str]:
+    """Name -> SHA-256 of the 500 images, from the list that comes with the package. Raises ValueError."""
+    line = re.compile(r"([0-9a-f]{64})  ((?:train|val|test)/[0-9]{1,8}\.jpg)")
+    found = [line.fullmatch(text) for text in content.decode("ascii", "replace").splitlines()]
+    hashes = {match[2]: match[1] for match in found if match}
+    if len(found) != len(hashes) or [sum(k.startswith(s) for k in hashes) for s in SPLITS] != [200, 100, 200]:
+        raise ValueError("the list bsds500.sha256 of the package is damaged: install gnclib anew")
+    return hashes
+
+
+def parse_benchmark(content: bytes) -> tuple[str, ...]:
+    """The ids of BSDS68, from the list that comes with the package. Raises ValueError."""
+    ids = tuple(content.decode("ascii", "replace").split())
+    if len(set(ids)) != 68 or len(ids) != 68 or not all(f"val/{image}.jpg" in _hashes() for image in ids):
+        raise ValueError("the list bsds68.txt of the package is damaged: install gnclib anew")
+    return ids
+
+
 @cache
 def _hashes() -> dict[str, str]:
-    lines = (files("gnclib") / "bsds500.sha256").read_text().splitlines()
-    return {name: digest for digest, name in (line.split() for line in lines)}
+    return parse_hashes((files("gnclib") / "bsds500.sha256").read_bytes())
 
 
 @cache
 def bsds68_ids() -> tuple[str, ...]:
     """Ids of the 68 images of BSDS68, in the order of the benchmark. All of them are in val."""
-    return tuple((files("gnclib") / "bsds68.txt").read_text().split())
+    return parse_benchmark((files("gnclib") / "bsds68.txt").read_bytes())
 
 
 def bsds500_ids(split: str) -> tuple[str, ...]:
@@ -122,13 +145,25 @@ def _read_local(folder: Path, name: str) -> bytes:
         raise FileNotFoundError(
             f"{path} is missing: put the image there, or unset GNC_DATA_DIR to download it"
         )
-    content = path.read_bytes()
+    try:
+        content = read_bytes(path, LARGEST)
+    except ValueError:
+        content = b""
     if hashlib.sha256(content).hexdigest() != _hashes()[name]:
         raise ValueError(
             f"{path} is not the image of BSDS500 (its SHA-256 differs): it is corrupt or was changed. "
             "Delete it and copy or download it anew"
         )
     return content
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what a killed download left: pooch's temporary files, if an hour old (another may be at work)."""
+    for split in SPLITS:
+        for path in (folder / split).glob("tmp*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
 
 
 def _download(names: list[str]) -> Path:
@@ -138,6 +173,7 @@ def _download(names: list[str]) -> Path:
     if missing:
         fetcher = pooch.create(path=folder, base_url=URL, registry=_hashes(), retry_if_failed=2)
         pooch.get_logger().setLevel("WARNING")
+        _remove_remains(folder)
         try:
             for name in tqdm(missing, desc="BSDS500", unit="image"):
                 fetcher.fetch(name)

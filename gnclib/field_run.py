@@ -18,7 +18,6 @@ the libraries under numpy and scipy do as the variable OMP_NUM_THREADS says, whi
 from __future__ import annotations
 
 import importlib.metadata
-import json
 import os
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -30,7 +29,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from gnclib import __version__, card, data, field, files
+from gnclib import __version__, card, data, field, files, reading
 from gnclib.field_methods import Method, chosen
 from gnclib.learned import Task
 from gnclib.metrics import psnr, ssim
@@ -46,6 +45,34 @@ TASKS = (Task("denoise", 25), Task("inpaint", 0.8), Task("denoise", 15), Task("d
 REFERENCE = Task("denoise", 25)
 #: what the numbers of an image are
 COLUMNS = ("seed", "psnr", "ssim", "wall", "cpu", "evaluations")
+_ABOUT = {"revision": str, "machine": str, "software": str, "OMP_NUM_THREADS": str}
+_TABLE = {str: {str: [float]}}
+#: what a result file holds
+_SHAPE = {
+    "set": str,
+    "columns": [str],
+    "tv": {str: {"weight": float, "psnr": float, "images": int, "on": [str], "provenance": _ABOUT}},
+    "results": [
+        {
+            "method": str,
+            "task": str,
+            "parameters": (int, None),
+            "settings": dict,
+            "provenance": _ABOUT,
+            "images": {str: [(float, None)]},
+        }
+    ],
+    "timing": [
+        {
+            "reference": str,
+            "images": [str],
+            "cpu": _TABLE,
+            "wall": _TABLE,
+            "evaluations": {str: {str: (int, None)}},
+            "provenance": _ABOUT,
+        }
+    ],
+}
 #: every so many-th training image is used to tune TV
 TUNING_STEP = 20
 
@@ -74,23 +101,15 @@ def load(path: str | Path = SHIPPED) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is none. ValueError: it is no result file.
     """
-    try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or content.keys() != _empty("").keys():
-            raise ValueError(f"it must be an object with {', '.join(_empty(''))}")
-        if content["columns"] != list(COLUMNS):
-            raise ValueError(f"its columns must be {', '.join(COLUMNS)}")
-        for entry in content["results"]:
-            if entry.keys() != {"method", "task", "parameters", "settings", "provenance", "images"}:
-                raise ValueError("an entry of its results has other names")
-            if not all(len(numbers) == len(COLUMNS) for numbers in entry["images"].values()):
-                raise ValueError(f"an image of {entry['method']} lacks numbers")
-    except (
-        ValueError,
-        AttributeError,
-        TypeError,
-    ) as error:  # UnicodeDecodeError and JSONDecodeError are ValueErrors
-        raise ValueError(f"{path} is no file of comparisons: {error}") from None
+    kind = "file of comparisons"
+    content = reading.read_json(path, kind, _SHAPE)
+    if content["columns"] != list(COLUMNS):
+        raise ValueError(f"{path} is no {kind}: its columns must be {', '.join(COLUMNS)}")
+    for entry in content["results"]:
+        for image, numbers in entry["images"].items():
+            whole = len(numbers) == len(COLUMNS) and isinstance(numbers[0], int)
+            if not whole or None in numbers[:-1] or isinstance(numbers[-1], float):
+                raise ValueError(f"{path} is no {kind}: {image} of {entry['method']} lacks numbers")
     return content
 
 

@@ -39,6 +39,7 @@ from gnclib.data import add_noise
 from gnclib.joint import joint_descent
 from gnclib.metrics import psnr
 from gnclib.operators import Denoising, Inpainting
+from gnclib.reading import demand
 from gnclib.solvers import gnc_flow, last, linear_schedule, log_schedule, proximal_gradient
 
 TASKS = ("denoise", "inpaint")
@@ -98,6 +99,9 @@ class Settings:
         """The inverse of ``dataclasses.asdict``, also after JSON. Raises ValueError for unknown or missing names."""
         if set(values) != {*asdict(cls())}:
             raise ValueError(f"these are no settings of Figure 3: {', '.join(map(str, values))}")
+        lists = {"t_firsts": [float], "steps": [int]}
+        values = {k: list(v) if isinstance(v, tuple) else v for k, v in values.items()}
+        demand(values, {name: lists.get(name, type(value)) for name, value in asdict(cls()).items()})
         return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
 
 

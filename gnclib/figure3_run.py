@@ -10,7 +10,6 @@ what is not in the file. Started again, the sweep computes what is missing.
 from __future__ import annotations
 
 import hashlib
-import json
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -22,14 +21,29 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gnclib import __version__, card, data, files
-from gnclib.figure3 import TASKS, Settings, centre, measure
+from gnclib import __version__, card, data, files, reading
+from gnclib.figure3 import ALGORITHMS, TASKS, Settings, centre, measure
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 
 #: sets of images; the embedded photographs come first, anyone can recompute them
 SETS = ("embedded", "bsds68")
 #: what the shipped results were made with
 SETTINGS = Settings()
+_TABLES = {str: [[complex]]}
+#: what a result file holds; a table may lack where it was made by an older version
+_SHAPE = {
+    "about?": str,
+    "prior": {"name": str, "weights_sha256": str},
+    "settings": dict,
+    "made": [{"machine": str, "device": str, "software": str, "revision": str}],
+    "runs": [
+        {
+            **{"set": str, "task": str, "image": str, "seed": int, "size": [int], "made": int},
+            **{"seconds": float, "cpu_seconds": float, "start": [complex], "reference": ([complex], None)},
+            **{f"{name}?": _TABLES for name in ALGORITHMS},
+        }
+    ],
+}
 EMBEDDED = ("camera", "chelsea", "coins", "rocket")
 
 
@@ -221,14 +235,29 @@ def load(path: str | Path | None = None) -> dict:
         FileNotFoundError: there is none. ValueError: it is no result file, or a damaged one.
     """
     path = shipped() if path is None else Path(path)
+    content = reading.read_json(path, "result of gnc sweep", _SHAPE, plain=False)
     try:
-        content = files.decode(json.loads(path.read_text(encoding="utf-8")))
-        if not isinstance(content, dict) or not content.keys() >= {"prior", "settings", "made", "runs"}:
-            raise ValueError("something is missing in it")
-        Settings.from_dict(content["settings"])
-    except (ValueError, TypeError, UnicodeDecodeError) as error:
+        settings = Settings.from_dict(content["settings"])
+        for run in content["runs"]:
+            _check_run(run, settings, len(content["made"]))
+    except ValueError as error:
         raise ValueError(f"{path} is no result of gnc sweep: {error}") from None
     return content
+
+
+def _check_run(run: dict, settings: Settings, made: int) -> None:
+    """Raise ValueError unless a run has a place of origin, and a table of the right size for each quantity."""
+    if not 0 <= run["made"] < made:
+        raise ValueError(f"{run['image']} was made nowhere that the file knows")
+    pair, three = len(run["start"]), len(run["reference"] or (0, 0, 0))
+    if (pair, three, len(run["size"])) != (2, 3, 2):
+        raise ValueError(f"{run['image']} lacks numbers")
+    for name in (name for name in ALGORITHMS if name in run):
+        for quantity, rows in run[name].items():
+            if [len(row) for row in rows] != [len(settings.steps)] * len(settings.t_firsts):
+                raise ValueError(
+                    f"{quantity} of {name} of {run['image']} is no table of t_0 by number of steps"
+                )
 
 
 def check(content: dict, prior: dict, settings: Settings) -> None:

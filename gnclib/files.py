@@ -2,7 +2,8 @@
 
 Every file of the project that somebody may look at while it is written (figures, ledgers, denoised images) goes through
 `write_bytes`: the bytes land in a temporary file beside the target, and `os.replace` then puts the whole file in place.
-A reader sees the old file or the new one, never a half of one.
+A reader sees the old file or the new one, never a half of one. What a killed process leaves of its temporary file goes
+with the next write of the same file.
 
 Strict JSON knows neither nan nor infinity; `encode` writes them as ``{"float": "nan"}`` and `decode` reads them back.
 """
@@ -12,12 +13,21 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import tempfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-__all__ = ["decode", "dumps", "encode", "write_bytes", "write_text"]
+try:
+    import fcntl
+except ImportError:  # Windows
+    fcntl = None
+
+__all__ = ["decode", "dumps", "encode", "held", "write_bytes", "write_text"]
+
+_NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
@@ -32,20 +42,78 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle, temporary = tempfile.mkstemp(prefix=f".{path.name}.", suffix=".tmp", dir=path.parent)
+    _remove_remains(path)
+    handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # on the disk before it replaces anything: power may fail, too
-        umask = os.umask(0)  # mkstemp makes private files; give the rights that open() would give
-        os.umask(umask)
-        os.chmod(temporary, 0o666 & ~umask)
-        os.replace(temporary, path)
+            umask = os.umask(0)  # mkstemp makes private files; give the rights that open() would give
+            os.umask(umask)
+            os.chmod(temporary, 0o666 & ~umask)
+            if fcntl:  # while the lock is held
+                os.replace(temporary, path)
+        if not fcntl:  # Windows renames no open file
+            os.replace(temporary, path)
     except BaseException:
         Path(temporary).unlink(missing_ok=True)
         raise
     return path
+
+
+def _temporary(path: Path) -> tuple[int, str]:
+    """A new temporary file beside `path`, locked where the system can do that, so that nobody takes it for a remain."""
+    while True:
+        handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".tmp", dir=path.parent)
+        with suppress(OSError):  # a file system without locks
+            if fcntl:
+                fcntl.flock(handle, fcntl.LOCK_EX)
+        if os.fstat(handle).st_nlink or not fcntl:  # else it was removed before it was locked
+            return handle, name
+        os.close(handle)
+
+
+def _remove_remains(path: Path) -> None:
+    """Remove the temporary files of processes that were killed while they wrote `path`: nobody holds their locks."""
+    if not fcntl:
+        return
+    mine = re.compile(rf"\.{re.escape(path.name[:200])}\.[a-z0-9_]{{8}}\.tmp")
+    for other in [entry.path for entry in os.scandir(path.parent) if mine.fullmatch(entry.name)]:
+        with suppress(OSError), open(other, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            os.unlink(other)
+
+
+@contextmanager
+def held(folder: str | os.PathLike, what: str) -> Iterator[None]:
+    """Nobody else holds the folder meanwhile: neither another process nor another thread.
+
+    The lock goes with the process, however that ends, and leaves no file. Where the system or the file system knows no
+    locks of folders, nothing is held.
+
+    Raises
+    ------
+    RuntimeError
+        Somebody else holds it; the message begins with `what`.
+    """
+    if not fcntl:
+        yield
+        return
+    handle = os.open(folder, os.O_RDONLY)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        os.close(handle)
+        raise RuntimeError(
+            f"{what} is at work in {folder} already: wait for it, or give another folder"
+        ) from None
+    except OSError:  # no locks here
+        pass
+    try:
+        yield
+    finally:
+        os.close(handle)
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:
@@ -91,7 +159,7 @@ def encode(value: Any, digits: int | None = None) -> Any:
 def decode(value: Any) -> Any:
     """Undo `encode`: ``{"float": "nan"}`` becomes nan again."""
     if isinstance(value, dict):
-        if set(value) == {"float"} and isinstance(value["float"], str):
+        if set(value) == {"float"} and value["float"] in _NOT_FINITE:
             return float(value["float"])
         return {key: decode(item) for key, item in value.items()}
     if isinstance(value, list):

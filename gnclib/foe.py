@@ -30,10 +30,10 @@ from functools import cache
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save
+from safetensors.torch import save
 from torch import Tensor, nn
 
-from gnclib import files, hub, spline
+from gnclib import files, foe_config, hub, spline
 from gnclib.checks import as_images, as_time
 from gnclib.filters import (
     convolve,
@@ -45,6 +45,7 @@ from gnclib.filters import (
     reflect_adjoint,
 )
 from gnclib.foe_config import FoEConfig
+from gnclib.reading import demand_tensors
 from gnclib.settings import START_ACTIVATIONS
 from gnclib.spline import SplineGrid
 
@@ -359,17 +360,15 @@ class FieldsOfExperts(nn.Module):
             ValueError: a file that is damaged or does not fit the configuration.
         """
         folder = hub.locate(name, WEIGHTS, ("config.json", "model.safetensors"), "prior")
-        try:
-            config = FoEConfig.from_dict(json.loads((folder / "config.json").read_text()))
-            state = load_file(folder / "model.safetensors")
-        except Exception as error:
-            raise ValueError(f"the prior in {folder} cannot be read: {error}") from error
+        return cls.from_state(*foe_config.read_prior(folder)).requires_grad_(False).eval()
+
+    @classmethod
+    def from_state(cls, config: FoEConfig, state: dict[str, Tensor]) -> FieldsOfExperts:
+        """The energy with these weights. Raises ValueError, before it makes anything, where they do not fit."""
+        demand_tensors(state, config.shapes, "weights that do not fit the configuration")
         model = cls(config)
-        try:
-            model.load_state_dict(state)
-        except RuntimeError as error:
-            raise ValueError(f"the weights in {folder} do not fit its config.json: {error}") from error
-        return model.requires_grad_(False).eval()
+        model.load_state_dict(state)
+        return model
 
 
 def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Tensor, Tensor]:

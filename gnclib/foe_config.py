@@ -1,13 +1,26 @@
-"""The architecture of a Fields-of-Experts energy as numbers (Kobler & Pock 2023, eqs. 2 and 3): config.json."""
+"""The architecture of a Fields-of-Experts energy as numbers (Kobler & Pock 2023, eqs. 2 and 3): config.json.
+
+:func:`read_prior` reads it, and the weights beside it, from files that need not be right.
+"""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass, fields
+from pathlib import Path
 from typing import TYPE_CHECKING
 
+from gnclib.reading import demand, demand_tensors, read_json, read_tensors, shape_of_fields
+
 if TYPE_CHECKING:
+    from torch import Tensor
+
     from gnclib.spline import SplineGrid
+
+#: layers and pixels between the taps of a kernel that are more than this
+MOST = 1000
+#: numbers of a configuration that are larger than this, or a noise level below its inverse, mean nothing
+LARGEST = 1e6
 
 
 @dataclass(frozen=True)
@@ -44,32 +57,32 @@ class FoEConfig:
     scaled_input: bool = True
 
     def __post_init__(self):
-        def demand(condition, message):
+        def needs(condition, message):
             if not condition:
                 raise ValueError(f"FoEConfig: {message}")
 
-        demand(self.layers >= 1, f"layers must be at least 1, got {self.layers}")
+        needs(1 <= self.layers <= MOST, f"layers must be at least 1, at most {MOST}, got {self.layers}")
         for name in ("kernel_size", "deep_kernel_size"):
-            demand(
+            needs(
                 getattr(self, name) % 2 == 1 and getattr(self, name) > 0,
                 f"{name} must be odd, got {getattr(self, name)}",
             )
-        demand(
-            isinstance(self.dilation, int) and self.dilation >= 1,
-            f"dilation must be a positive integer, got {self.dilation!r}",
+        needs(
+            isinstance(self.dilation, int) and 1 <= self.dilation <= MOST,
+            f"dilation must be a positive integer, at most {MOST}, got {self.dilation!r}",
         )
         most = self.kernel_size**2 - 1
-        demand(
+        needs(
             1 <= self.features <= most,
             f"features must lie in 1..{most} (kernel_size^2 - 1), got {self.features}",
         )
-        demand(self.nodes_x >= 5 and self.nodes_tau >= 5, "nodes_x and nodes_tau must be at least 5")
-        demand(self.range > 0 and math.isfinite(self.range), f"range must be positive, got {self.range}")
-        demand(
-            0 < self.sigma_min < self.sigma_max < math.inf,
-            f"0 < sigma_min < sigma_max does not hold: {self.sigma_min}, {self.sigma_max}",
+        needs(self.nodes_x >= 5 and self.nodes_tau >= 5, "nodes_x and nodes_tau must be at least 5")
+        needs(1 / LARGEST <= self.range <= LARGEST, f"range must be positive, got {self.range}")
+        needs(
+            1 / LARGEST <= self.sigma_min < self.sigma_max <= LARGEST,
+            f"0 < sigma_min < sigma_max does not hold (or not from 1e-6 to 1e6): {self.sigma_min}, {self.sigma_max}",
         )
-        demand(self.sigma_0 > 0, f"sigma_0 must be positive, got {self.sigma_0}")
+        needs(1 / LARGEST <= self.sigma_0 <= LARGEST, f"sigma_0 must be positive, got {self.sigma_0}")
 
     @property
     def grid_x(self) -> SplineGrid:
@@ -93,9 +106,18 @@ class FoEConfig:
         """Distance of the taps of K_1 ... K_L in pixels: 1, d, ..., d."""
         return (1, *[self.dilation] * (self.layers - 1))
 
+    @property
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Names and shapes of the weights of an energy with this architecture, found without making one."""
+        c, deep = self.features, (self.deep_kernel_size,) * 2
+        kernels = [(c, 1, self.kernel_size, self.kernel_size), *[(c, c, *deep)] * (self.layers - 1)]
+        found = {f"kernels.{k}": shape for k, shape in enumerate(kernels)}
+        found |= {f"weights.{k}": (c, self.nodes_x, self.nodes_tau) for k in range(self.layers)}
+        return found | {"offset": (self.nodes_tau,)}
+
     @classmethod
     def from_dict(cls, values: dict) -> FoEConfig:
-        """The inverse of ``dataclasses.asdict``; unknown or missing names raise ValueError.
+        """The inverse of ``dataclasses.asdict``; unknown or missing names and values of other types raise ValueError.
 
         Files written before kernels could be dilated lack ``dilation``, which was 1.
         """
@@ -106,4 +128,21 @@ class FoEConfig:
             raise ValueError(
                 f"config.json does not describe a FieldsOfExperts: unknown names {unknown}, missing names {missing}"
             )
-        return cls(**values)
+        return cls(**demand(values, shape_of_fields(cls)))
+
+
+def read_prior(folder: Path) -> tuple[FoEConfig, dict[str, Tensor]]:
+    """Configuration and weights of the prior in a folder: config.json and model.safetensors.
+
+    The weights are compared with the configuration before anybody makes something as large as that says.
+
+    Raises:
+        FileNotFoundError: one of the files is missing. ValueError: one is damaged, or they do not fit each other.
+    """
+    try:
+        config = FoEConfig.from_dict(read_json(folder / "config.json", "configuration", dict))
+        state, _ = read_tensors(folder / "model.safetensors")
+    except ValueError as error:
+        raise ValueError(f"the prior in {folder} cannot be read: {error}") from None
+    demand_tensors(state, config.shapes, f"the weights in {folder} do not fit its config.json")
+    return config, state

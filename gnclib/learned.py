@@ -20,7 +20,6 @@ is read back to the bit.
 from __future__ import annotations
 
 import hashlib
-import json
 import math
 import os
 import re
@@ -33,7 +32,7 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gnclib import files, hub
+from gnclib import files, hub, reading
 from gnclib.data import add_noise
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.operators import Denoising, Inpainting
@@ -228,10 +227,11 @@ class LearnedSchedule(nn.Module):
             ValueError: the file is no schedule; the message says why.
         """
         path = hub.locate(name, WEIGHTS, (SCHEDULE,), "learned schedule") / SCHEDULE
+        content = reading.read_bytes(path, LARGEST)
         try:
-            schedule = cls(**_arguments(_parsed(path)))
-        except (ValueError, RecursionError) as error:
-            raise ValueError(f"{path} is no learned schedule: {error or type(error).__name__}") from error
+            schedule = cls(**_arguments(reading.parse_json(content)))
+        except ValueError as error:
+            raise ValueError(f"{path} is no learned schedule: {error}") from error
         return schedule.requires_grad_(False).eval()
 
 
@@ -255,27 +255,9 @@ def _column(name: str, values, bounds: tuple[float, float]) -> Tensor:
     return column
 
 
-def _parsed(path: Path) -> dict:
-    """The object in a file of strict JSON. Raises ValueError."""
-    if path.stat().st_size > LARGEST:
-        raise ValueError(f"it has {path.stat().st_size} bytes, a schedule has at most {LARGEST}")
-
-    def refuse(constant: str) -> None:
-        raise ValueError(f"{constant} is no number of JSON")
-
-    def once(pairs: list[tuple[str, Any]]) -> dict:
-        if len(found := dict(pairs)) != len(pairs):
-            raise ValueError(f"a name occurs twice among {', '.join(name for name, _ in pairs)}")
-        return found
-
-    values = json.loads(path.read_text(encoding="utf-8"), parse_constant=refuse, object_pairs_hook=once)
-    if not isinstance(values, dict):
-        raise ValueError(f"it must be a JSON object, got {type(values).__name__}")
-    return values
-
-
 def _arguments(values: dict) -> dict[str, Any]:
     """The arguments of :class:`LearnedSchedule` from the content of a schedule.json. Raises ValueError."""
+    reading.demand(values, dict)
     level = LEVELS.get(values["task"]) if isinstance(values.get("task"), str) else None
     if level is None:
         raise ValueError(f"task must be one of {', '.join(LEVELS)}, got {values.get('task')!r}")

@@ -22,7 +22,6 @@ the same numbers to the bit on the same machine.
 
 from __future__ import annotations
 
-import json
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -33,7 +32,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from gnclib import card, data, files
+from gnclib import card, data, files, reading
 from gnclib.foe import FieldsOfExperts
 from gnclib.learned import SCHEDULE, LearnedSchedule, Task, weights_sha256
 from gnclib.learned_state import LearnConfig, LearnState, load_checkpoint, save_checkpoint
@@ -78,11 +77,6 @@ class Row:
 
     def __str__(self) -> str:
         return f"{self.step},{self.loss:.8f},{self.lr:.3e},{self.validation:.4f},{self.seconds:.0f}"
-
-    @classmethod
-    def parse(cls, line: str) -> Row:
-        step, *numbers = line.split(",")
-        return cls(int(step), *map(float, numbers))
 
 
 def start(prior: str, task: Task, config: LearnConfig, *, steps: int = 10, schedule: str = "") -> LearnState:
@@ -256,10 +250,10 @@ class _Keeper:
 
 
 def rows(folder: str | Path, step: int | None = None) -> list[Row]:
-    """The rows of the log in ``folder``, up to that of ``step``."""
+    """The rows of the log in ``folder``, up to that of ``step``. Raises ValueError for a damaged one."""
     log = Path(folder) / LOG
-    found = [Row.parse(line) for line in log.read_text().splitlines()[1:]] if log.is_file() else []
-    return [row for row in found if step is None or row.step <= step]
+    found = reading.read_log(log, COLUMNS) if log.is_file() else []
+    return [Row(int(first), *rest) for first, *rest in found if step is None or first <= step]
 
 
 # what is exported --------------------------------------------------------------------------------------------------
@@ -293,7 +287,7 @@ def export(folder: str | Path) -> LearnedSchedule:
 
 def _card(folder: Path) -> str:
     """README.md from schedule.json."""
-    values = json.loads((folder / SCHEDULE).read_text(encoding="utf-8"))
+    values = reading.read_json(folder / SCHEDULE, "learned schedule", dict)
     run, settings = values["provenance"], values["provenance"]["settings"]
     level, tuned = values.get("sigma_255"), settings["lr_prior"] > 0
     task = (

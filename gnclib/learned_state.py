@@ -12,16 +12,33 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 
 import torch
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 
-from gnclib import files
+from gnclib import files, reading
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.learned import LearnedSchedule, Task
 from gnclib.settings import LearnConfig
 
 CHECKPOINT = "checkpoint.safetensors"
+_HISTORY = {"from": int, "revision": str, "machine": str, "software": str}
+#: what the JSON of a checkpoint holds
+_STATE = {
+    "step": int,
+    "config": dict,
+    "model": dict,
+    "task": {"kind": str, "level": float},
+    "schedule": {"t_range": [float], "prior": str, "prior_sha256": str},
+    "record": {
+        "start?": str,
+        "learned_from?": str,
+        "losses?": [float],
+        "seconds?": float,
+        "validation_mmse?": float,
+        "history?": [_HISTORY],
+        "note?": str,
+    },
+}
 
 
 @dataclass
@@ -91,31 +108,31 @@ def load_checkpoint(folder: str | Path) -> LearnState:
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
     try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["state"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
-        return _restore(meta, tensors)
-    except Exception as error:
+        tensors, metadata = reading.read_tensors(path)
+        return _restore(reading.demand(reading.parse_json(metadata.get("state", "")), _STATE), tensors)
+    except ValueError as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
 
 
 def _restore(meta: dict, tensors: dict[str, Tensor]) -> LearnState:
-    def part(name: str) -> dict[str, Tensor]:
-        return {k.removeprefix(name + "."): v for k, v in tensors.items() if k.startswith(name + ".")}
-
-    model = FieldsOfExperts(FoEConfig.from_dict(meta["model"])).eval()
-    model.load_state_dict(part("model"))
-    values = part("schedule")
+    parts = reading.in_parts(tensors, ("model", "schedule", "optimizer", "generator"))
+    model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["model"]), parts["model"]).eval()
+    values, length = parts["schedule"], len(parts["schedule"].get("first_t", ()))
+    names = ("first_t", "first_eta", "shift_tau", "shift_log_eta")
+    reading.demand_tensors(values, dict.fromkeys(names, (length,)), "the schedule")
+    if len(meta["schedule"]["t_range"]) != 2:
+        raise ValueError(f"t_range must hold two numbers, got {len(meta['schedule']['t_range'])}")
     first = values["first_t"], values["first_eta"]
     schedule = LearnedSchedule(*first, task=Task(**meta["task"]), **meta["schedule"])
     schedule.load_state_dict(values)
-    state = LearnState(schedule, model, LearnConfig(**meta["config"]), meta["step"], record=meta["record"])
-    moments: dict[int, dict[str, Tensor]] = {}
-    for name, value in part("optimizer").items():
-        index, key = name.split(".")
-        moments.setdefault(int(index), {})[key] = value
-    state.optimizer.load_state_dict(
-        {"state": moments, "param_groups": state.optimizer.state_dict()["param_groups"]}
-    )
-    state.generator.set_state(tensors["generator"])
+    config = LearnConfig(**reading.demand(meta["config"], reading.shape_of_fields(LearnConfig)))
+    if not 0 <= meta["step"] <= config.iterations:
+        raise ValueError(f"step {meta['step']} is none of {config.iterations}")
+    generator = reading.generator_from(parts["generator"].get("", torch.empty(0)))
+    state = LearnState(schedule, model, config, meta["step"], generator, record=meta["record"])
+    if state.step == 0:
+        generator.set_state(tensors["generator"])  # a new state has seeded it
+    groups = state.optimizer.state_dict()["param_groups"]
+    moments = reading.moments(parts["optimizer"], state.optimizer)
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     return state

@@ -7,7 +7,6 @@ older ones and keeps the rest, and `to_markdown` writes the page that the README
 from __future__ import annotations
 
 import ast
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
@@ -15,9 +14,11 @@ from typing import Any
 
 from gnclib.claims import CLAIMS, MIME, VERDICTS, Record, cell, claim
 from gnclib.files import dumps, write_text
+from gnclib.reading import read_json
 
 __all__ = ["collect", "load", "merge", "save", "to_markdown", "worst"]
 
+MODES = ("quick", "full")
 Entry = dict[str, Any]  # what Record.to_json gives, and "mode": "quick" or "full"
 
 
@@ -80,13 +81,19 @@ def load(path: Path) -> list[Entry]:
     """
     if not Path(path).exists():
         return []
+    entries = read_json(path, "claims ledger (delete it and run 'gnc figures')", {"records": [dict]})[
+        "records"
+    ]
     try:
-        entries = json.loads(Path(path).read_text(encoding="utf-8"))["records"]
-        return [Record.from_json(entry).to_json() | {"mode": entry["mode"]} for entry in entries]
-    except (json.JSONDecodeError, KeyError, TypeError) as error:
-        raise ValueError(
-            f"{path} is not a claims ledger ({error}): delete it and run 'gnc figures'"
-        ) from None
+        return [Record.from_json(entry).to_json() | {"mode": _mode(entry)} for entry in entries]
+    except ValueError as error:
+        raise ValueError(f"{path} is no claims ledger: {error}; delete it and run 'gnc figures'") from None
+
+
+def _mode(entry: Entry) -> str:
+    if (mode := entry.get("mode")) not in MODES:
+        raise ValueError(f"the mode of a record must be one of {', '.join(MODES)}, got {mode!r}")
+    return mode
 
 
 def merge(

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import ast
 import contextlib
-import json
 import os
 import re
 import tempfile
@@ -17,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from gnclib.files import write_bytes
+from gnclib.reading import demand, read_json
 
 __all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "parameters", "refresh", "run"]
 
@@ -25,6 +25,8 @@ CLEAN_KEYS = (
     *("cell.metadata.papermill", "cell.metadata.execution", "cell.metadata.ExecuteTime"),
     *("cell.metadata.collapsed", "cell.metadata.scrolled"),
 )
+#: bytes of the largest notebook that is read
+LARGEST = 50_000_000
 KERNEL = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
 
 
@@ -64,10 +66,13 @@ def parameters(path: Path) -> dict[str, Any]:
         raise NotebookError(f"{path.name} has {len(cells)} cells tagged 'parameters', expected exactly one")
     import papermill
 
-    found = papermill.inspect_notebook(str(path))
+    try:
+        found = papermill.inspect_notebook(str(path))
+    except Exception as error:  # whatever else it stumbles over
+        raise NotebookError(f"{path.name} is not a notebook: {type(error).__name__}: {error}") from None
     try:
         return {name: ast.literal_eval(item["default"]) for name, item in found.items()}
-    except (ValueError, SyntaxError):
+    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
         raise NotebookError(
             f"{path.name}: the parameters must be plain literals such as 3, 0.1, 'R1' or False"
         ) from None
@@ -134,9 +139,42 @@ def _failure(path: Path, error: Any) -> str:
 def load(path: Path) -> dict[str, Any]:
     """The notebook as plain data; a file that is none is a NotebookError."""
     try:
-        return json.loads(Path(path).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
+        content = read_json(path, "notebook", dict, LARGEST)
+        demand(content.get("metadata"), dict, "metadata")
+        if content.get("nbformat") != 4 or not isinstance(content.get("nbformat_minor"), int):
+            raise ValueError(f"{path} is no notebook of version 4")
+        for number, cell in enumerate(demand(content.get("cells"), [dict], "cells")):
+            _check_cell(cell, f"cell {number}")
+    except ValueError as error:
         raise NotebookError(f"{path} is not a notebook: {error}") from None
+    return content
+
+
+def node_of(path: Path) -> Any:
+    """The notebook as nbformat's object; a file that is none is a NotebookError."""
+    import nbformat
+
+    load(path)
+    try:
+        return nbformat.read(path, as_version=4)
+    except Exception as error:  # whatever else it stumbles over
+        raise NotebookError(f"{path} is not a notebook: {type(error).__name__}: {error}") from None
+
+
+def _check_cell(cell: dict[str, Any], name: str) -> None:
+    """Raise ValueError unless the cell has what the functions of this project look at."""
+    if demand(cell.get("cell_type"), str, f"{name}: cell_type") not in ("code", "markdown", "raw"):
+        raise ValueError(f"{name} is of no known type")
+    demand(cell.get("source"), (str, [str]), f"{name}: source")
+    demand(demand(cell.get("metadata"), dict, f"{name}: metadata").get("tags", []), [str], f"{name}: tags")
+    if cell["cell_type"] == "code":
+        demand(cell.get("execution_count"), (int, None), f"{name}: execution_count")
+        for output in demand(cell.get("outputs"), [dict], f"{name}: outputs"):
+            needed = {"error": ("ename", "evalue"), "stream": ("name", "text")}
+            kind = demand(output.get("output_type"), str, f"{name}: output_type")
+            for key in needed.get(kind, ()):
+                demand(output.get(key), (str, [str]), f"{name}: {key}")
+            demand(output.get("data", {}), dict, f"{name}: data")
 
 
 def clean(content: bytes) -> bytes:
@@ -176,7 +214,7 @@ def refresh(path: Path) -> None:
     """Run a committed notebook with its own defaults, clean it, and put it in place of the old one in one step."""
     import nbformat
 
-    node = run(nbformat.read(path, as_version=4), path.name)
+    node = run(node_of(path), path.name)
     write_bytes(path, clean(nbformat.writes(node).encode()))
 
 

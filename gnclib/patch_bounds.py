@@ -6,7 +6,6 @@ BSDS500 (never val) and writes them with their provenance; notebook 09 draws the
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -17,10 +16,22 @@ from torch import Tensor
 
 from gnclib import empirical_bounds
 from gnclib.files import dumps, write_text
+from gnclib.reading import read_json
 
 __all__ = ["SHIPPED", "SIZES", "bounds", "compute", "draw", "load"]
 
 SHIPPED = Path(__file__).with_name("patches.json")
+#: what a result file holds
+_SHAPE = {
+    "settings": {"set": str, "images": int, "per_image": int, "seed": int},
+    "sizes": {
+        str: {
+            **{"patches": int, "theorem": float, "popoviciu": float, "cube": float, "cube_point": [float]},
+            **{"edge": (float, None), "edge_margin": (float, None), "edge_patches": ([[float]], None)},
+            "made": dict,
+        }
+    },
+}
 SIZES = (3, 4, 5, 6, 7, 8)
 
 
@@ -93,12 +104,9 @@ def load(path: Path = SHIPPED) -> dict[str, Any]:
     Raises:
         ValueError: no file of this kind.
     """
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-        if content.keys() != {"settings", "sizes"} or not all(
-            "edge" in entry for entry in content["sizes"].values()
-        ):
-            raise KeyError("settings, sizes")
-        return content
-    except (UnicodeDecodeError, json.JSONDecodeError, AttributeError, KeyError, TypeError) as error:
-        raise ValueError(f"{path} is no result file of 'gnc patches': {error}") from None
+    content = read_json(path, "result file of 'gnc patches'", _SHAPE)
+    if wrong := [size for size in content["sizes"] if not (size.isdecimal() and len(size) < 4)]:
+        raise ValueError(
+            f"{path} is no result file of 'gnc patches': {wrong[0][:40]!r} is no size of a patch"
+        )
+    return content

@@ -11,7 +11,10 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
+import shutil
 import tempfile
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
@@ -20,7 +23,7 @@ from multiprocessing import get_context
 from pathlib import Path
 from typing import Any
 
-from gnclib import compare, ledger, notebooks
+from gnclib import compare, files, ledger, notebooks
 from gnclib.manifest import MANIFEST, SUFFIXES, Figure
 from gnclib.notebooks import NotebookError
 
@@ -99,6 +102,8 @@ def run(
     ------
     ValueError, NotADirectoryError
         A wrong name in `only`, fewer than one job; `out` is a file.
+    RuntimeError
+        Another run works in `out`.
     NotebookError
         One or more notebooks failed. All were tried, and the successful ones are in `out`.
     """
@@ -109,7 +114,13 @@ def run(
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: give a folder for the figures")
     out.mkdir(parents=True, exist_ok=True)
-    known = notebooks.find(folder)
+    with files.held(out, "another 'gnc figures'"):
+        _remove_remains(out)
+        return _run(chosen, full, out, progress, jobs, manifest, notebooks.find(folder), say)
+
+
+def _run(chosen, full, out, progress, jobs, manifest, known, say) -> list[Done]:
+    """:func:`run` on what it has chosen, while it holds the folder."""
     records = ledger.load(out / "claims.json")
     tasks = [
         (name, path, tuple(key for key, item in manifest.items() if item.notebook == name), full, out)
@@ -128,6 +139,14 @@ def run(
             f"{len(failed)} of {len(done)} notebooks failed; their older figures were kept:\n{reasons}"
         )
     return done
+
+
+def _remove_remains(out: Path) -> None:
+    """Remove the staging folders of a run into the same folder that was killed."""
+    mine = re.compile(rf"\.gnc-{re.escape(out.name)}\.[a-z0-9_]{{8}}")
+    for entry in list(os.scandir(out.parent)):
+        if entry.is_dir(follow_symlinks=False) and mine.fullmatch(entry.name):
+            shutil.rmtree(entry.path, ignore_errors=True)
 
 
 def _results(tasks: list[tuple], jobs: int, progress: bool) -> Iterator[tuple[Done, list[ledger.Entry]]]:
@@ -150,6 +169,14 @@ def _results(tasks: list[tuple], jobs: int, progress: bool) -> Iterator[tuple[Do
 
 def _share_cores(threads: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", threads)
+    parent = os.getppid()
+
+    def watch() -> None:  # a worker whose parent was killed would wait for its next task for ever
+        while os.getppid() == parent:
+            time.sleep(0.5)
+        os._exit(1)
+
+    threading.Thread(target=watch, daemon=True).start()
 
 
 def _attempt(
@@ -173,7 +200,7 @@ def _run_one(
     name: str, path: Path, figures: tuple[str, ...], full: bool, out: Path, progress: bool
 ) -> list[ledger.Entry]:
     """Execute one notebook into a staging folder beside `out`, check what it made, then move it to `out`."""
-    with tempfile.TemporaryDirectory(prefix=".gnc-", dir=out.parent) as temporary:
+    with tempfile.TemporaryDirectory(prefix=f".gnc-{out.name}.", dir=out.parent) as temporary:
         staging = Path(temporary) / "out"
         staging.mkdir()
         begun = time.time()
@@ -226,7 +253,7 @@ def compare_runs(
             found, reason = compare.compare_files(
                 reference / f"{name}.json", value / f"{name}.json", figure.rtol, figure.atol
             )
-        except FileNotFoundError as error:
+        except (FileNotFoundError, ValueError) as error:
             found, reason = [str(error)], None
         wrong += [f"{name}: {text}" for text in found]
         if reason:
@@ -239,8 +266,8 @@ def compare_runs(
             wrong.append(f"claim {key[0]} ({key[1]}): {now!r} instead of {kept!r}")
     if not only:
         declared = {name + suffix for name in manifest for suffix in SUFFIXES} | {"claims.json", "claims.md"}
-        files = {path.name for path in reference.iterdir() if path.is_file()} if reference.is_dir() else set()
-        wrong += [f"{file}: left over, not in the manifest: delete it" for file in sorted(files - declared)]
+        there = {path.name for path in reference.iterdir() if path.is_file()} if reference.is_dir() else set()
+        wrong += [f"{file}: left over, not in the manifest: delete it" for file in sorted(there - declared)]
     return wrong, remarks
 
 

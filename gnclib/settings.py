@@ -5,6 +5,8 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, fields
 
+from gnclib.reading import demand, shape_of_fields
+
 __all__ = ["OBJECTIVES", "START_ACTIVATIONS", "LearnConfig", "TrainConfig"]
 
 #: what is minimised, see :mod:`gnclib.score_matching`
@@ -92,7 +94,7 @@ class TrainConfig:
         """
         if unknown := sorted(set(values) - {f.name for f in fields(cls)}):
             raise ValueError(f"settings that this version does not know: {', '.join(unknown)}")
-        return cls(**values)
+        return cls(**demand(values, shape_of_fields(cls)))
 
 
 @dataclass(frozen=True)

@@ -13,16 +13,25 @@ from pathlib import Path
 
 import torch
 from pytorch_optimizer import AdaBelief
-from safetensors import safe_open
 from safetensors.torch import save
 from torch import Tensor
 from torch.optim.swa_utils import AveragedModel
 
-from gnclib import files
+from gnclib import files, reading
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.settings import TrainConfig
 
 CHECKPOINT = "checkpoint.safetensors"
+_ROW = {"count": int, "loss": float, "image": float, "smoothing": float}
+_HISTORY = {"from": int, "revision": str, "machine": str, "software": str}
+#: what the JSON of a checkpoint holds; versions before the shipped priors had no record
+_STATE = {
+    "step": int,
+    "prior": dict,
+    "config": dict,
+    "groups": [dict],
+    "record?": {"sums?": _ROW, "lr?": float, "seconds?": float, "history?": [_HISTORY], "note?": str},
+}
 
 
 @dataclass
@@ -105,29 +114,56 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> T
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
     try:
-        with safe_open(path, "pt") as file:
-            meta = json.loads(file.metadata()["state"])
-            tensors = {k: file.get_tensor(k) for k in file.keys()}
+        tensors, metadata = reading.read_tensors(path)
+        meta = reading.demand(reading.parse_json(metadata.get("state", "")), _STATE)
         return _restore(meta, tensors, device)
-    except Exception as error:
+    except ValueError as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
 
 
 def _restore(meta: dict, tensors: dict[str, Tensor], device: torch.device | str) -> TrainState:
-    model = FieldsOfExperts(FoEConfig.from_dict(meta["prior"]))
-    model.load_state_dict({k.removeprefix("model."): v for k, v in tensors.items() if k.startswith("model.")})
+    parts = reading.in_parts(tensors, ("model", "optimizer", "average", "generator"))
+    model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["prior"]), parts["model"])
     config = TrainConfig.from_dict(meta["config"])
-    state = TrainState(model.to(device), config, step=meta["step"], record=meta.get("record", {}))
-    entries: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".")
-            entries.setdefault(int(index), {})[key] = value
-    for group in meta["groups"]:  # JSON has no tuples
-        group.update({k: tuple(v) for k, v in group.items() if k == "betas"})
-    state.optimizer.load_state_dict({"state": entries, "param_groups": meta["groups"]})
-    state.generator.set_state(tensors["generator"])
-    average = {k.removeprefix("average."): v for k, v in tensors.items() if k.startswith("average.")}
-    if average:
-        state.average.load_state_dict(average)
+    if not 0 <= meta["step"] <= config.steps:
+        raise ValueError(f"step {meta['step']} is none of {config.steps}")
+    generator = reading.generator_from(parts["generator"].get("", torch.empty(0)))
+    state = TrainState(model.to(device), config, meta["step"], generator, record=meta.get("record", {}))
+    if state.step == 0:
+        generator.set_state(tensors["generator"])  # a new state has seeded it
+    moments = reading.moments(parts["optimizer"], state.optimizer)
+    groups = _groups(meta["groups"], state.optimizer.state_dict()["param_groups"])
+    state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+    if parts["average"] or state.average:
+        _restore_average(state, dict(parts["average"]))
     return state
+
+
+def _groups(found: list[dict], ours: list[dict]) -> list[dict]:
+    """The optimiser's settings: learning rate and steps of the file, all else as it is here, and equal in the file."""
+    changing = {"lr": float, "step": int}
+    if len(found) != len(ours):
+        raise ValueError(f"the optimiser has {len(ours)} groups of parameters, not {len(found)}")
+    for theirs, mine in zip(found, ours, strict=True):
+        for name in changing.keys() & theirs.keys():
+            reading.demand(theirs[name], changing[name], f"{name} of the optimiser")
+        mine_here = json.loads(json.dumps(mine))  # JSON has no tuples
+        other = [k for k in mine.keys() & theirs.keys() - changing.keys() if mine_here[k] != theirs[k]]
+        if other or theirs.keys() - mine.keys() - changing.keys():
+            raise ValueError("the optimiser has other settings than this version's")
+    return [
+        mine | {k: theirs[k] for k in changing if k in theirs}
+        for theirs, mine in zip(found, ours, strict=True)
+    ]
+
+
+def _restore_average(state: TrainState, average: dict[str, Tensor]) -> None:
+    """Load the moving average. Raises ValueError if it is none of this model, or none is wanted."""
+    count = average.pop("n_averaged", None)
+    if state.average is None or count is None or count.shape or count.dtype != torch.int64 or count < 0:
+        raise ValueError("the moving average of the weights is damaged")
+    weights = {name.removeprefix("module."): v for name, v in average.items()}
+    reading.demand_tensors(weights, state.model.config.shapes, "the moving average")
+    state.average.load_state_dict(
+        {f"module.{name}": v for name, v in weights.items()} | {"n_averaged": count}
+    )

@@ -24,7 +24,7 @@ from statistics import fmean
 
 import torch
 
-from gnclib import card, data, files, hub
+from gnclib import card, data, files, hub, reading
 from gnclib.distributed import ALONE, Group
 from gnclib.evaluate import denoising_psnr
 from gnclib.foe import WEIGHTS, FieldsOfExperts
@@ -33,7 +33,7 @@ from gnclib.recipes import RECIPES as RECIPES
 from gnclib.train import Step, TrainConfig, TrainState, load_checkpoint, save_checkpoint, training
 
 LOG = "log.csv"
-COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
+COLUMNS = card.COLUMNS
 
 
 @dataclass(frozen=True)
@@ -59,11 +59,6 @@ class Row:
     def __str__(self) -> str:
         parts = f"{self.step},{self.loss:.6f},{self.image:.6f},{self.smoothing:.6f},{self.lr:.3e}"
         return f"{parts},{self.validation:.3f},{self.seconds:.0f}"
-
-    @classmethod
-    def parse(cls, line: str) -> Row:
-        step, *numbers = line.split(",")
-        return cls(int(step), *map(float, numbers))
 
 
 def start(
@@ -250,10 +245,13 @@ class _Keeper:
 
 
 def rows(folder: str | Path, step: int | None = None) -> list[Row]:
-    """The rows of the log in ``folder``, up to that of ``step``: a run that is resumed writes later ones again."""
+    """The rows of the log in ``folder``, up to that of ``step``: a run that is resumed writes later ones again.
+
+    Raises ValueError for a damaged one.
+    """
     log = Path(folder) / LOG
-    found = [Row.parse(line) for line in log.read_text().splitlines()[1:]] if log.is_file() else []
-    return [row for row in found if step is None or row.step <= step]
+    found = reading.read_log(log, COLUMNS) if log.is_file() else []
+    return [Row(int(first), *rest) for first, *rest in found if step is None or first <= step]
 
 
 def _seconds(state: TrainState, folder: Path) -> float:

@@ -155,6 +155,6 @@ def test_page_lists_every_claim_and_the_worst_verdict_counts(tmp_path):
 
 def test_damaged_ledger_is_named(tmp_path):
     (tmp_path / "claims.json").write_text("[]")
-    with pytest.raises(ValueError, match=r"claims\.json is not a claims ledger"):
+    with pytest.raises(ValueError, match=r"claims\.json is no claims ledger"):
         ledger.load(tmp_path / "claims.json")
     assert ledger.load(tmp_path / "absent.json") == []

@@ -43,8 +43,9 @@ LAYERS = [
     "foe_config",
     "spline gmm certify data metrics filters",
     "claims_list",
-    "empirical_bounds hessian_boxes convexity spline_native spline_compiled schedules leaves claims_added",
-    "manifest checks files hub settings",
+    "empirical_bounds hessian_boxes convexity spline_native spline_compiled schedules leaves claims_added settings",
+    "reading",
+    "manifest checks files hub",
     "spline_reference intervals distributed",
 ]
 RANK = {name: rank for rank, line in enumerate(LAYERS) for name in line.split()}

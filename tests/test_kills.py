@@ -1,10 +1,12 @@
 """A run may be killed anywhere, and also while it writes; resumed, it ends as if nothing had happened."""
 
+import os
 import random
 import shutil
 from pathlib import Path
 
 import child_runs
+import kill_runs
 import pytest
 import torch
 from safetensors.torch import load_file
@@ -74,3 +76,20 @@ def test_killed_at_random_moments_again_and_again(whole, tmp_path):
         codes.append(process.exitcode)
         assert codes[-1] in (KILLED, 0)
     ends_like(whole, tmp_path / "run")
+
+
+#: kills of each command; set GNC_KILLS=20 for more
+KILLS = int(os.environ.get("GNC_KILLS", "3"))
+
+
+@pytest.mark.skipif(os.name != "posix", reason="SIGKILL is for Unix")
+@pytest.mark.parametrize("name", kill_runs.SUBJECTS)
+def test_every_command_killed_again_and_again(name, tmp_path):
+    """The result is that of a run which nobody has killed; nothing half-written is seen, nothing is left over."""
+    if name == "figures":
+        pytest.importorskip("papermill")
+    result = kill_runs.kill_again_and_again(name, tmp_path, KILLS)
+    assert result.hit == KILLS
+    left = [path for path in kill_runs.remains(tmp_path) if name != "download"]
+    assert left == []
+    print(f"{name}: {result}")
