@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -20,27 +18,11 @@ from gnclib import field, schemes
 from gnclib.foe import WEIGHTS
 from gnclib.learned import Task
 from gnclib.operators import Denoising, Inpainting
+from gnclib.results import Method
 
-__all__ = ["PRIORS", "Method", "chosen", "methods"]
+__all__ = ["PRIORS", "chosen", "methods"]
 
 PRIORS = ("R1", "R2", "R3")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method, ready for the measurements of one task.
-
-    Attributes:
-        name: as in the table.
-        solve: data term of a measurement -> (x, how many gradients of an energy that took, None where it has none).
-        settings: what its results depend on, as JSON data.
-        parameters: how many numbers were learned or tuned for it, None where they were designed.
-    """
-
-    name: str
-    solve: Callable[[Denoising | Inpainting], tuple[Tensor, int | None]]
-    settings: Mapping[str, Any]
-    parameters: int | None = None
 
 
 def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], Method]]:
