@@ -20,7 +20,7 @@ from gnclib.learned import Task
 from gnclib.operators import Denoising, Inpainting
 from gnclib.results import Method
 
-__all__ = ["PRIORS", "chosen", "methods"]
+__all__ = ["PRIORS", "chosen", "methods", "sha256"]
 
 PRIORS = ("R1", "R2", "R3")
 
@@ -64,7 +64,7 @@ def _biharmonic() -> Method:
 def _ours(prior: str, name: str, task: Task) -> Method:
     scheme = schemes.load(name, prior, task)
     folder = WEIGHTS / {"finetuned": f"{prior}-finetuned-{task}"}.get(name, prior)
-    settings = {"weights": _sha256(folder / "model.safetensors")}
+    settings = {"weights": sha256(folder / "model.safetensors")}
     parameters = sum(p.numel() for p in scheme.prior.parameters())
     if scheme.schedule is not None:
         t, eta = scheme.schedule.t, scheme.schedule.eta
@@ -86,7 +86,8 @@ def _ours(prior: str, name: str, task: Task) -> Method:
     return Method(f"{prior} {name}", solve, settings, parameters)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
