@@ -11,7 +11,16 @@ import sys
 from collections.abc import Sequence
 from pathlib import Path
 
-from gnclib import __version__, cli_course, cli_field, cli_images, cli_patches, cli_restore, cli_sweep
+from gnclib import (
+    __version__,
+    cli_course,
+    cli_field,
+    cli_images,
+    cli_patches,
+    cli_problems,
+    cli_restore,
+    cli_sweep,
+)
 from gnclib.cli_images import say
 
 __all__ = ["build_parser", "main"]
@@ -84,6 +93,7 @@ def build_parser(command: str = "") -> argparse.ArgumentParser:
     cli_restore.inpaint_parser(add)
     cli_images.evaluate_parser(add)
     cli_field.compare_parser(add)
+    cli_problems.problems_parser(add)
     cli_sweep.sweep_parser(add)
     cli_patches.patches_parser(add)
     _data_parser(add)

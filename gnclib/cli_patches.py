@@ -27,10 +27,10 @@ def patches_parser(add) -> None:
 
 def _patches(args: argparse.Namespace) -> None:
     """Run ``gnc patches``. Raises ValueError for bad options or another file at --out."""
-    from gnclib import data, field_run, patch_bounds
+    from gnclib import data, patch_bounds, results
 
     args.out.parent.mkdir(parents=True, exist_ok=True)
-    images, about = data.training_images(), field_run.provenance()
+    images, about = data.training_images(), results.provenance()
     name = "BSDS500 train and test"
     for size, found in patch_bounds.compute(images, name, args.per_image, args.seed, args.out, about):
         edge = f"{found['edge']:.3f}" if found["edge"] else "none found"

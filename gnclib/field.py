@@ -87,15 +87,15 @@ def bm3d(y: Tensor, sigma: float) -> Tensor:
     return _like(package.bm3d(noisy, sigma, profile), y)
 
 
-def tv(y: Tensor, weight: float) -> Tensor:
-    """argmin_x 1/2 ||x - y||^2 + weight sum |grad x|, up to a relative change of the energy of 1e-6.
+def tv(y: Tensor, weight: float, accuracy: float = 1e-6) -> Tensor:
+    """argmin_x 1/2 ||x - y||^2 + weight sum |grad x|, up to a relative change of the energy of ``accuracy``.
 
     y: (1, 1, H, W), not clipped; weight in grey values. Returns the same shape. Raises ValueError for bad input.
     """
     from skimage.restoration import denoise_tv_chambolle
 
     noisy, weight = _array(y), _positive("weight", weight)
-    return _like(denoise_tv_chambolle(noisy, weight=weight, eps=1e-6, max_num_iter=2000), y)
+    return _like(denoise_tv_chambolle(noisy, weight=weight, eps=accuracy, max_num_iter=2000), y)
 
 
 def biharmonic(y: Tensor, mask: Tensor) -> Tensor:

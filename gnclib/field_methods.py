@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 from torch import Tensor
 
@@ -20,27 +18,11 @@ from gnclib import field, schemes
 from gnclib.foe import WEIGHTS
 from gnclib.learned import Task
 from gnclib.operators import Denoising, Inpainting
+from gnclib.results import Method
 
-__all__ = ["PRIORS", "Method", "chosen", "methods"]
+__all__ = ["PRIORS", "chosen", "methods", "sha256"]
 
 PRIORS = ("R1", "R2", "R3")
-
-
-@dataclass(frozen=True)
-class Method:
-    """A method, ready for the measurements of one task.
-
-    Attributes:
-        name: as in the table.
-        solve: data term of a measurement -> (x, how many gradients of an energy that took, None where it has none).
-        settings: what its results depend on, as JSON data.
-        parameters: how many numbers were learned or tuned for it, None where they were designed.
-    """
-
-    name: str
-    solve: Callable[[Denoising | Inpainting], tuple[Tensor, int | None]]
-    settings: Mapping[str, Any]
-    parameters: int | None = None
 
 
 def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], Method]]:
@@ -82,7 +64,7 @@ def _biharmonic() -> Method:
 def _ours(prior: str, name: str, task: Task) -> Method:
     scheme = schemes.load(name, prior, task)
     folder = WEIGHTS / {"finetuned": f"{prior}-finetuned-{task}"}.get(name, prior)
-    settings = {"weights": _sha256(folder / "model.safetensors")}
+    settings = {"weights": sha256(folder / "model.safetensors")}
     parameters = sum(p.numel() for p in scheme.prior.parameters())
     if scheme.schedule is not None:
         t, eta = scheme.schedule.t, scheme.schedule.eta
@@ -104,7 +86,8 @@ def _ours(prior: str, name: str, task: Task) -> Method:
     return Method(f"{prior} {name}", solve, settings, parameters)
 
 
-def _sha256(path: Path) -> str:
+def sha256(path: Path) -> str:
+    """Hexadecimal SHA-256 of a file."""
     return hashlib.sha256(path.read_bytes()).hexdigest()
 
 

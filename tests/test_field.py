@@ -10,11 +10,11 @@ import pytest
 import torch
 from PIL import Image
 
-from gnclib import cli, data, evaluate, field, field_methods, field_run, foe, learned, schemes
-from gnclib.field_methods import Method
+from gnclib import cli, data, evaluate, field, field_methods, field_run, foe, learned, results, schemes
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.learned import LearnedSchedule, Task
 from gnclib.metrics import psnr, ssim
+from gnclib.results import Method
 
 
 def photo(height, width, top=200, left=220, name="camera"):
@@ -309,9 +309,9 @@ def test_another_place_in_the_list_is_another_seed(calls, tmp_path):
 
 
 def test_other_code_gets_an_entry_of_its_own(calls, tmp_path, monkeypatch):
-    path, about = tmp_path / "a.json", field_run.provenance()
+    path, about = tmp_path / "a.json", results.provenance()
     next(field_run.compare(path, IMAGES, "three", [SIGMA], ["other"]))
-    monkeypatch.setattr(field_run, "provenance", lambda: about | {"revision": "next"})
+    monkeypatch.setattr(results, "provenance", lambda: about | {"revision": "next"})
     list(field_run.compare(path, IMAGES, "three", [SIGMA], ["other"]))
     entries = field_run.load(path)["results"]
     assert [(e["provenance"]["revision"], list(e["images"])) for e in entries] == [
@@ -393,7 +393,7 @@ def synthetic():
 
     return {
         "set": "a few",
-        "columns": list(field_run.COLUMNS),
+        "columns": list(results.COLUMNS),
         "tv": {},
         "results": [
             entry("BM3D", "denoise-50", {"a": (25.0, 0.7, None)}),
@@ -519,7 +519,7 @@ def test_shipped_results_are_those_of_the_shipped_weights():
         for entry in (e for e in content["results"] if e["task"] == str(task)):
             if entry["method"] == "BM3D":
                 continue  # made without its package, too
-            assert not field_run.stale(entry, offered[entry["method"]]()), (entry["method"], entry["task"])
+            assert not results.stale(entry, offered[entry["method"]]()), (entry["method"], entry["task"])
             assert not entry["provenance"]["revision"].endswith("dirty")
 
 
