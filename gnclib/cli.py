@@ -25,8 +25,6 @@ from gnclib.cli_images import say
 
 __all__ = ["build_parser", "main"]
 
-_ROOT = Path(__file__).parents[1]
-
 
 class Failed(Exception):
     """The work was done and found something wrong; already explained in the message."""
@@ -132,13 +130,14 @@ def _figures(args: argparse.Namespace) -> None:
     import os
     import tempfile
 
-    from gnclib import reproduce
+    from gnclib import notebooks, reproduce
 
     if args.list:
         for name, figure in reproduce.MANIFEST.items():
             say(f"{name:<24}{figure.notebook:<26}{figure.title}")
         return
-    out = args.out or _ROOT / "figures" / ("full" if args.full else "")
+    clone = next(iter(notebooks.find().values())).parents[1]  # not where an installed package lies
+    out = args.out or clone / "figures" / ("full" if args.full else "")
     jobs = min(4, os.cpu_count() or 1) if args.jobs is None else args.jobs
     options = {
         "only": args.only,
