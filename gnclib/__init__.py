@@ -20,7 +20,8 @@ _PUBLIC = {
     "learned": ("LearnedSchedule",),
     "metrics": ("psnr",),
     "operators": ("Denoising", "Inpainting"),
-    "restoration": ("denoise_gnc", "estimate_sigma", "inpaint_gnc"),
+    "noise_level": ("estimate_sigma",),
+    "restoration": ("denoise_gnc", "inpaint_gnc"),
     "solvers": ("gnc_flow",),
 }
 _MODULE = {name: module for module, names in _PUBLIC.items() for name in names}
@@ -35,10 +36,10 @@ if TYPE_CHECKING:
     from gnclib.joint import joint_descent as joint_descent
     from gnclib.learned import LearnedSchedule as LearnedSchedule
     from gnclib.metrics import psnr as psnr
+    from gnclib.noise_level import estimate_sigma as estimate_sigma
     from gnclib.operators import Denoising as Denoising
     from gnclib.operators import Inpainting as Inpainting
     from gnclib.restoration import denoise_gnc as denoise_gnc
-    from gnclib.restoration import estimate_sigma as estimate_sigma
     from gnclib.restoration import inpaint_gnc as inpaint_gnc
     from gnclib.solvers import gnc_flow as gnc_flow
 

@@ -86,7 +86,7 @@ def _download(name: str, files: Sequence[str], what: str) -> Path:
             f"no {what} {name!r}: neither a folder nor a public repository of the hub ({_line(error)})"
         ) from error
     except Exception as error:  # httpx, OSError and huggingface_hub's own, all of them "could not be fetched"
-        place = f"https://huggingface.co/{repository}/tree/{revision or 'main'}"
+        place = f"the page of {repository} there, revision {revision or 'main'},"
         raise ConnectionError(
             f"the {what} {name} could not be fetched from the Hugging Face hub ({_line(error)}). By hand: put"
             f" {_listed(files)} from {place} into a folder, and give that folder instead of the name"

@@ -114,7 +114,7 @@ def test_what_is_wrong_is_said(server):
         FieldsOfExperts.from_pretrained("nowhere/R1@main")
     said = str(caught.value)
     assert "no route to host)" in said
-    assert "config.json and model.safetensors from https://huggingface.co/nowhere/R1/tree/main" in said
+    assert "config.json and model.safetensors from the page of nowhere/R1 there, revision main" in said
     with pytest.raises(FileNotFoundError, match="the shipped ones are R1"):
         FieldsOfExperts.from_pretrained("R9")
 
@@ -187,8 +187,8 @@ def test_the_real_library_offline(tmp_path):
     assert done.returncode == 0, done.stderr
     first, second, third, fourth = done.stdout.splitlines()
     assert first == second == "48"
-    assert "from https://huggingface.co/somebody/R1/tree/other into a folder" in third
-    assert "config.json and model.safetensors from https://huggingface.co/somebody/R3/tree/main" in fourth
+    assert "from the page of somebody/R1 there, revision other, into a folder" in third
+    assert "config.json and model.safetensors from the page of somebody/R3 there, revision main" in fourth
 
 
 # --- what the package ships has the hub's layout ----------------------------------------------------------
