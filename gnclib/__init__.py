@@ -42,17 +42,17 @@ if TYPE_CHECKING:
     from gnclib.restoration import denoise_gnc as denoise_gnc
     from gnclib.restoration import inpaint_gnc as inpaint_gnc
     from gnclib.solvers import gnc_flow as gnc_flow
+else:  # unseen by type checkers, to which it would make every name right
 
-
-def __getattr__(name: str) -> object:
-    """Called for a name that is not here yet (PEP 562): load the module that defines it, and keep it."""
-    if name not in _MODULE:
-        raise AttributeError(
-            f"module 'gnclib' has no attribute {name!r}; the public names are {', '.join(__all__)}"
-        )
-    value = getattr(import_module(f"gnclib.{_MODULE[name]}"), name)
-    globals()[name] = value
-    return value
+    def __getattr__(name: str) -> object:
+        """Called for a name that is not here yet (PEP 562): load the module that defines it, and keep it."""
+        if name not in _MODULE:
+            raise AttributeError(
+                f"module 'gnclib' has no attribute {name!r}; the public names are {', '.join(__all__)}"
+            )
+        value = getattr(import_module(f"gnclib.{_MODULE[name]}"), name)
+        globals()[name] = value
+        return value
 
 
 def __dir__() -> list[str]:
