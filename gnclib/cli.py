@@ -7,8 +7,10 @@ Heavy imports happen inside the subcommands, so that ``gnc --help`` answers at o
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 
 from gnclib import (
@@ -32,6 +34,9 @@ class Failed(Exception):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` (default: that of the process) and return the exit status."""
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the work
+        if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")
     argv = list(sys.argv[1:] if argv is None else argv)
     parser = build_parser(next((word for word in argv if not word.startswith("-")), ""))
     args = parser.parse_args(argv)
@@ -41,7 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print("gnc: interrupted", file=sys.stderr)
         return 130
     except BrokenPipeError:  # the reader of our output has gone, as in `gnc data | head -1`
-        sys.stderr.close()
+        _drop_output()
         return 1
     except Exception as error:
         if args.debug:
@@ -50,8 +55,20 @@ def main(argv: Sequence[str] | None = None) -> int:
         text = str(error) or type(error).__name__
         hint = "" if known else f" ({type(error).__name__}; run it again with --debug to see where)"
         print(f"gnc: error: {text}{hint}", file=sys.stderr)
+        _drop_output()
         return 2 if isinstance(error, ValueError) else 1
     return 0
+
+
+def _drop_output() -> None:
+    """Where what is still to be printed cannot be, forget it: Python would complain about it at its end."""
+    try:
+        sys.stdout.flush()
+    except OSError:
+        with suppress(OSError, ValueError):  # a stream without a file
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, sys.stdout.fileno())
+            os.close(null)
 
 
 def build_parser(command: str = "") -> argparse.ArgumentParser:
@@ -127,7 +144,6 @@ def _figures_parser(add) -> None:
 
 
 def _figures(args: argparse.Namespace) -> None:
-    import os
     import tempfile
 
     from gnclib import notebooks, reproduce
@@ -290,8 +306,6 @@ def _data_parser(add) -> None:
 
 
 def _data(args: argparse.Namespace) -> None:
-    import os
-
     from gnclib import data
 
     root = os.environ.get("GNC_DATA_DIR")
