@@ -119,7 +119,7 @@ def held(folder: str | os.PathLike, what: str) -> Iterator[None]:
 def write_text(path: str | os.PathLike, text: str) -> Path:
     """Write `text` to `path` as UTF-8 with ``\\n`` line ends, atomically.
 
-    What UTF-8 cannot hold (bytes of a file name that are no text) becomes an escape such as ``\\udcff``, as JSON has it.
+    What UTF-8 cannot hold (bytes of a file name that are no text) becomes an escape like ``\\udcff``, as in JSON.
     """
     return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
 

@@ -21,7 +21,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gnclib import spline_reference
+from gnclib import files, spline_reference
 
 _SOURCE = Path(__file__).with_name("spline_native.cpp")
 _FLAGS = [
@@ -44,13 +44,28 @@ def _name() -> str:
     return "gnclib_spline_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
 
 
+def _digest(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()[:16]
+
+
+def _whole(root: Path, name: str) -> Path | None:
+    """The library that is kept under ``root``, if its content has the digest that is part of its name.
+
+    One that was cut off would not be refused by the system: it would end the process.
+    """
+    for path in sorted(root.glob(f"{name}-*.so")):
+        if path.stem == f"{name}-{_digest(path.read_bytes())}":
+            return path
+    return None
+
+
 def _build() -> ctypes.CDLL:
     from torch.utils import cpp_extension
 
     name = _name()
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
-    built = root / f"{name}.so"
-    if not built.is_file():
+    built = _whole(root, name)
+    if built is None:
         root.mkdir(parents=True, exist_ok=True)
         # in a folder of its own: torch's loader locks its folder with a file, for which everybody else would wait
         # forever if this process were killed meanwhile
@@ -63,7 +78,8 @@ def _build() -> ctypes.CDLL:
                 build_directory=folder,
                 is_python_module=False,
             )
-            os.replace(Path(folder) / built.name, built)
+            content = (Path(folder) / f"{name}.so").read_bytes()
+            built = files.write_bytes(root / f"{name}-{_digest(content)}.so", content)
     library = ctypes.CDLL(str(built))
     pointer, number, integer = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
     head = [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3

@@ -18,7 +18,7 @@ import pytest
 from PIL import Image
 from test_reproduce import saving, write
 
-from gnclib import cli, data, files, reproduce, training_run
+from gnclib import cli, data, files, reproduce, spline_native, training_run
 from gnclib.foe import FieldsOfExperts
 
 ODD = "ünï cödé 目录"
@@ -276,6 +276,26 @@ def test_remains_go_and_what_is_being_written_stays(tmp_path):
         thread.join()
     assert wrong == []
     assert sorted(tmp_path.iterdir()) == sorted([named, other, path])
+
+
+def test_a_damaged_library_is_built_again(tmp_path):
+    """One that was cut off would end the process by a bus error as soon as it is called."""
+    found = spline_native.library()
+    if found is None:
+        pytest.skip("the splines are not compiled here")
+    whole = Path(found._name)
+    content, copy = whole.read_bytes(), tmp_path / whole.name
+    for damaged in (
+        b"",
+        content[:20_000],
+        content[:-1],
+        content + b"\0",
+        content[:99] + b"\xff" + content[100:],
+    ):
+        copy.write_bytes(damaged)
+        assert spline_native._whole(tmp_path, spline_native._name()) is None
+    copy.write_bytes(content)
+    assert spline_native._whole(tmp_path, spline_native._name()) == copy
 
 
 # --- read-only ------------------------------------------------------------------------------------------------
