@@ -142,7 +142,7 @@ def of_run(folder):
 def of_sweep(folder):
     path = folder / "out" / "sweep.json"
     content = figure3_run.load(path) if path.exists() else {"runs": []}
-    return [{k: v for k, v in run.items() if "seconds" not in k} for run in content["runs"]]
+    return [{k: v for k, v in run.items() if "seconds" not in k and k != "made"} for run in content["runs"]]
 
 
 def of_compare(folder):
@@ -160,7 +160,7 @@ def of_patches(folder):
     path = folder / "out" / "patches.json"
     sizes = patch_bounds.load(path)["sizes"] if path.exists() else {}
     for entry in sizes.values():
-        entry["made"].pop("cpu_seconds")
+        entry.pop("made")  # the time, and the revision, which changes when somebody edits the clone meanwhile
     return sizes
 
 
