@@ -19,7 +19,7 @@ import child_runs
 import torch
 from PIL import Image
 
-from gnclib import data, field_run, figure3_run, patch_bounds, reproduce
+from gnclib import data, field_run, figure3_run, patch_bounds, reproduce, results
 from gnclib.figure3 import Settings
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.learned import LearnedSchedule, Task
@@ -148,7 +148,7 @@ def of_sweep(folder):
 def of_compare(folder):
     path = folder / "out" / "field.json"
     content = field_run.load(path) if path.exists() else {"results": []}
-    chosen = [field_run.COLUMNS.index(name) for name in ("seed", "psnr", "ssim", "evaluations")]
+    chosen = [results.COLUMNS.index(name) for name in ("seed", "psnr", "ssim", "evaluations")]
     return {
         (entry["method"], image): [numbers[k] for k in chosen]
         for entry in content["results"]
