@@ -91,7 +91,8 @@ PROBLEMS = {
         Problem("super-3", "super-resolution x3", lambda size, generator: LowResolution(3, size), 0.01),
         Problem("sensing", "compressed sensing, 20 % of the coefficients",
                 lambda size, generator: SampledTransform(size, 0.2, generator), 0.01),
-        Problem("tomography", "tomography, 45 views", lambda size, generator: Projections(size, 45), 0.005),
+        Problem("tomography", "tomography, 45 views",  # of 192 pixels; as densely for any other size
+                lambda size, generator: Projections(size, max(1, round(45 * max(size) / SIDE))), 0.005),
     )
 }  # fmt: skip
 
