@@ -2,14 +2,15 @@
 
 A figure is three files, NAME.png, NAME.pdf and NAME.json (the numbers behind it), written by `gnclib.plots.save`. A
 notebook that saves a figure which is not declared here fails in ``gnc figures``, and so does one which does not save a
-figure that is.
+figure that is. `gallery` is the page that shows them all.
 """
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
-__all__ = ["MANIFEST", "SUFFIXES", "Figure"]
+__all__ = ["MANIFEST", "SUFFIXES", "Figure", "gallery"]
 
 SUFFIXES = (".png", ".pdf", ".json")
 
@@ -121,6 +122,9 @@ MANIFEST: dict[str, Figure] = {
     "images_from_noise": Figure(
         "05_kernels_and_potentials", "From noise to images without data, in three ways", rtol=2e-2, atol=1e-3
     ),
+    "gradually": Figure(
+        "06_inverse_problems", "The idea: an energy that grows non-convex, on a line and on a photograph"
+    ),
     "one_step": Figure(
         "06_inverse_problems", "One step as a denoiser: gain, optimal factor, wrong noise level"
     ),
@@ -153,3 +157,20 @@ MANIFEST: dict[str, Figure] = {
         "09_beyond_the_line", "Random mixtures: how often the global minimum is attained", atol=0.05
     ),
 }
+
+
+def gallery(manifest: Mapping[str, Figure] = MANIFEST) -> str:
+    """A Markdown page for the folder of the figures: each with its title and files, under its notebook."""
+    lines = [
+        "# Figures",
+        "",
+        "All of them, by the notebook that makes them; written by `gnc figures`, as are the numbers behind each figure",
+        "(JSON) and the [ledger of claims](claims.md).",
+    ]
+    for notebook in dict.fromkeys(figure.notebook for figure in manifest.values()):
+        lines += ["", f"## {notebook}"]
+        for name, figure in manifest.items():
+            if figure.notebook == notebook:
+                lines += ["", f"![{figure.title}]({name}.png)", ""]
+                lines += [f"*{figure.title}.* [pdf]({name}.pdf), [numbers]({name}.json)"]
+    return "\n".join(lines) + "\n"

@@ -24,10 +24,13 @@ from pathlib import Path
 from typing import Any
 
 from gnclib import compare, files, ledger, notebooks
-from gnclib.manifest import MANIFEST, SUFFIXES, Figure
+from gnclib.manifest import MANIFEST, SUFFIXES, Figure, gallery
 from gnclib.notebooks import NotebookError
 
-__all__ = ["MANIFEST", "SUFFIXES", "Done", "Figure", "compare_runs", "run", "select"]
+__all__ = ["MANIFEST", "PAGES", "SUFFIXES", "Done", "Figure", "compare_runs", "run", "select"]
+
+#: what lies beside the figures: the ledger, and the gallery
+PAGES = {"claims.json", "claims.md", "README.md"}
 
 
 @dataclass(frozen=True)
@@ -88,7 +91,7 @@ def run(
     full
         Run with `full = True` instead of the quick defaults.
     out
-        Folder for NAME.png, NAME.pdf, NAME.json, claims.json and claims.md; made where it is missing.
+        Folder for NAME.png, NAME.pdf, NAME.json, claims.json, claims.md and README.md; made where it is missing.
     progress
         Show one bar per notebook, counting cells; with several jobs one bar that counts notebooks.
     jobs
@@ -131,6 +134,7 @@ def _run(chosen, full, out, progress, jobs, manifest, known, say) -> list[Done]:
         if item.failure is None:
             records = ledger.merge(records, new, [item.notebook], known)
             ledger.save(out, records)
+            files.write_text(out / "README.md", gallery(manifest))
         done.append(item)
         say(_summary(item))
     if failed := [item for item in done if item.failure]:
@@ -265,7 +269,7 @@ def compare_runs(
             kept, now = old.get(key, "no record"), new.get(key, "no record")
             wrong.append(f"claim {key[0]} ({key[1]}): {now!r} instead of {kept!r}")
     if not only:
-        declared = {name + suffix for name in manifest for suffix in SUFFIXES} | {"claims.json", "claims.md"}
+        declared = {name + suffix for name in manifest for suffix in SUFFIXES} | PAGES
         there = {path.name for path in reference.iterdir() if path.is_file()} if reference.is_dir() else set()
         wrong += [f"{file}: left over, not in the manifest: delete it" for file in sorted(there - declared)]
     return wrong, remarks

@@ -68,6 +68,7 @@ def most(outcome, at_least: int = 500) -> None:
     """The mutants were no harmless ones, and there were as many as there should be."""
     assert outcome.total() >= MANY
     assert outcome["refused"] >= at_least, outcome
+    print(dict(outcome))
 
 
 # --- priors -----------------------------------------------------------------------------------------------

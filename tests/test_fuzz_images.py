@@ -130,6 +130,7 @@ def test_mutants_are_read_or_refused(family, monkeypatch, capfd):
     assert min(fate.values()) > EACH // 50, fate  # both ways were taken, many times
     talk = capfd.readouterr()  # nor does a decoder talk to the user; but libtiff does, in C
     assert (talk.out, "" if family == "tiff" else talk.err) == ("", "")
+    print(family, fate)
 
 
 BOMBS = """
