@@ -434,9 +434,12 @@ def test_a_time_of_another_number_of_steps_is_left_out():
 def test_a_timing_without_its_unit_or_its_counts_is_refused(tmp_path, lost):
     """A table would be made of it: it must not get as far as a KeyError there."""
     content = json.loads(field_run.SHIPPED.read_text())
-    run = content["timing"][0]
+    run = synthetic()["timing"][0] | {"images": ["a", "b"], "provenance": content["results"][0]["provenance"]}
+    content["timing"] = [run | {"wall": run["cpu"]}]
+    (tmp_path / "whole.json").write_text(json.dumps(content))
+    assert field_run.load(tmp_path / "whole.json") == content
     if lost == "reference":
-        run["reference"] = "denoise-26"
+        content["timing"][0]["reference"] = "denoise-26"
     elif lost == "cpu":
         run["cpu"][run["reference"]]["BM3D"] = []
     else:

@@ -196,8 +196,8 @@ def test_tuning_keeps_what_another_process_has_added_meanwhile(small, tmp_path, 
         return tune(problem, name, clean)
 
     monkeypatch.setattr(problems_run, "tune", slowly)
-    problems_run._tuned(path, "set", PROBLEMS["super-3"], "least squares")
-    assert set(problems_run.load(path)["tuned"]) == {"super-2", "super-3"}
+    problems_run._tuned(path, "set", PROBLEMS["sensing"], "least squares")
+    assert set(problems_run.load(path)["tuned"]) == {"super-2", "sensing"}
 
 
 def test_no_tuning_on_validation_images():
