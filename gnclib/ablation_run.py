@@ -40,11 +40,7 @@ JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curv
 
 def held_out() -> list[torch.Tensor]:
     """The middle of every validation image: 32 crops (1, 1, 160, 160)."""
-    middle = []
-    for x in data.validation_images().values():
-        top, left = ((side - CROP) // 2 for side in x.shape[-2:])
-        middle.append(x[..., top : top + CROP, left : left + CROP])
-    return middle
+    return [data.middle(x, CROP) for x in data.validation_images().values()]
 
 
 # the file ----------------------------------------------------------------------------------------------------------

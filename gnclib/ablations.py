@@ -114,7 +114,7 @@ def joint_outcome(
     images: Sequence[Tensor],
     sigma: float = 25 / 255,
     sigma_first: float = 75 / 255,
-    steps=60,
+    steps: int = 60,
 ) -> tuple[float, float]:
     """Denoising by Algorithm 2, where the sign of d_tau R decides: mean PSNR in dB and mean final noise level sqrt(t).
 

@@ -16,7 +16,8 @@ import torch
 from gnclib import __version__, files
 from gnclib.foe_config import FoEConfig
 from gnclib.reading import read_json, read_log
-from gnclib.train_state import TrainConfig, TrainState
+from gnclib.settings import TrainConfig
+from gnclib.train_state import TrainState
 
 #: the columns of log.csv
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
@@ -46,6 +47,13 @@ OBJECTIVES = {
     "denoising": "departs from eq. 7: denoising instead of implicit score matching in tau, the mean of"
     " 1/2 (d_tau R + norm(z)^2 - n)^2, which has the same minimiser (up to the border of the patches) and needs neither"
     " second derivatives nor a boundary term",
+}
+#: the schemes of evaluation*.json, in words
+SCHEMES = {
+    "mmse": "one-step MMSE",
+    "gnc": "GNC flow",
+    "joint": "joint descent",
+    "learned": "learned schedule",
 }
 
 
@@ -259,9 +267,9 @@ def _evaluations(folder: Path) -> list[tuple[str, str]]:
     found = []
     for file in sorted(folder.glob("evaluation*.json"), key=lambda f: f.stem):
         numbers = read_json(file, "evaluation of a prior", _EVALUATION)
-        scheme = "one-step MMSE"
+        scheme = SCHEMES.get(numbers["scheme"], numbers["scheme"])
         if numbers["scheme"] != "mmse":
-            scheme = f"GNC flow of {numbers.get('steps', '?')} steps"
+            scheme += f" of {numbers.get('steps', '?')} steps"
         for sigma, result in numbers.get("psnr_by_sigma", {}).items():
             about = f"{scheme}, mean of {len(result['images'])} images, noise of image k with seed k, nothing clipped"
             found.append((f"{numbers['set']}, sigma {sigma}/255", f"{result['mean']:.2f} dB ({about})"))

@@ -50,7 +50,7 @@ def _course(args: argparse.Namespace) -> None:
             raise course.CourseError("\n  ".join([f"{len(wrong)} things are wrong with the course:", *wrong]))
         say(f"the students' copies are what the source makes: {', '.join(course.sources())}")
         return
-    here = course.folder()
+    here = course.folder().resolve()
     out = args.instructor or args.nbgrader or here
     if out is not here and out.resolve() in (here, here / "source"):
         raise ValueError(f"{out} holds the notebooks themselves: choose another folder")

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gnclib import learned_run
 from gnclib.cli_images import say
 from gnclib.cli_options import LEARN_SETTINGS
-from gnclib.cli_train import _signals
+from gnclib.cli_train import signals
 from gnclib.learned import Task
 from gnclib.learned_run import Row, Step
 from gnclib.learned_state import CHECKPOINT, LearnConfig, LearnState, load_checkpoint
@@ -41,7 +41,7 @@ def main(args: argparse.Namespace) -> None:
     name = f"{prior}-{tuned}{task}"
     folder = args.out or Path("runs") / name
     state = _resumed(args, folder, task) if args.resume else _new(args, folder, task, f"{args.prior}-{task}")
-    with _signals() as received:
+    with signals() as received:
         steps = learned_run.drive(state, folder, every=args.every, stop=lambda: bool(received))
         _show(steps, name, state)
     if state.step < state.config.iterations:

@@ -23,7 +23,7 @@ from gnclib.recipes import PRIORS, RECIPES
 from gnclib.train import CHECKPOINT, Step, TrainState, load_checkpoint
 from gnclib.training_run import Row
 
-__all__ = ["main"]
+__all__ = ["main", "signals"]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -50,7 +50,7 @@ def main(args: argparse.Namespace) -> None:
     group.agree(
         torch.cat([weights, weights.new_tensor([state.step])]), "weights"
     )  # and all have looked for a checkpoint
-    with _signals() as received:
+    with signals() as received:
         steps = training_run.drive(state, folder, every=args.every, group=group, stop=lambda: bool(received))
         _show(steps, args.prior, state, group)
     group.close()
@@ -92,7 +92,7 @@ def _prepare(args: argparse.Namespace, folder: Path, device: torch.device) -> Tr
 
 
 @contextmanager
-def _signals() -> Iterator[list[signal.Signals]]:
+def signals() -> Iterator[list[signal.Signals]]:
     """A list that gets SIGINT and SIGTERM when they come; a second Ctrl-C, over a second later, interrupts at once.
 
     Within a second it is the same one: torchrun passes on what the terminal has sent to its processes already.

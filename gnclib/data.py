@@ -50,6 +50,7 @@ __all__ = [
     "dead_leaves",
     "embedded",
     "leaf_radii",
+    "middle",
     "patches",
     "refuse_validation",
     "training_images",
@@ -349,6 +350,12 @@ def _pack(images: list[Tensor]) -> Tensor:
 def patches(images, size: int, count: int, generator, augment: bool = False) -> Tensor:
     """Uniformly random crops (count, 1, size, size) of images; arguments and errors as in `PatchSampler`."""
     return PatchSampler(images, size, generator, augment=augment).sample(count)
+
+
+def middle(x: Tensor, side: int) -> Tensor:
+    """The square of ``side`` pixels in the middle of x (B, 1, H, W), or all of a smaller image."""
+    top, left = ((length - min(length, side)) // 2 for length in x.shape[-2:])
+    return x[..., top : top + side, left : left + side]
 
 
 def add_noise(x: Tensor, sigma: float, seed: int | torch.Generator) -> Tensor:

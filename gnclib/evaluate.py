@@ -82,12 +82,13 @@ def denoising_psnr(prior, images: Iterable[Tensor], sigma: float) -> list[float]
 
 
 def folder_images(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """All images of a folder in the order of their names, grey (PIL's "L"): name -> (1, 1, H, W) in [0, 1].
+    """All images of a folder in the order of their names, in grey: name -> (1, 1, H, W), float32 in [0, 1].
 
-    Files that are no images are passed over.
+    PIL's "L" over 255, or 16-bit grey over 65535. Files that are no images are passed over.
 
     Raises:
-        FileNotFoundError: no such folder. ValueError: no image in it.
+        FileNotFoundError: no such folder. ValueError: no image in it, or one that is damaged or holds numbers without
+            a known range (32 bit, floating point).
     """
     folder = Path(folder)
     if not folder.is_dir():
@@ -96,10 +97,17 @@ def folder_images(folder: str | os.PathLike) -> dict[str, Tensor]:
     for path in sorted(p for p in folder.iterdir() if p.is_file()):
         try:
             with Image.open(path) as image:
-                grey = np.array(image.convert("L"))
+                if image.mode in ("I", "F"):
+                    raise ValueError(
+                        f"{path} has the mode {image.mode}: convert it to 8 or 16 bit grey or to RGB first"
+                    )
+                wide = image.mode.startswith("I;16")  # convert would clip to 255
+                grey = np.array(image if wide else image.convert("L"), np.float32)
         except UnidentifiedImageError:
             continue
-        images[path.name] = torch.from_numpy(grey).float().div_(255)[None, None]
+        except OSError as error:
+            raise ValueError(f"{path} is a damaged image file: {error}") from error
+        images[path.name] = torch.from_numpy(grey).div_(65535 if wide else 255)[None, None]
     if not images:
         raise ValueError(f"there is no image in {folder}")
     return images

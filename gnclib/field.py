@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_images
-from gnclib.data import add_noise, refuse_validation
+from gnclib.data import add_noise, middle, refuse_validation
 from gnclib.metrics import psnr
 
 __all__ = ["CITED", "Cited", "biharmonic", "bm3d", "bm3d_package", "table", "tune_tv", "tv"]
@@ -138,7 +138,7 @@ def tune_tv(images: Mapping[str, Tensor], sigma: float) -> dict[str, Any]:
     if not images:
         raise ValueError("there are no images to tune the weight of TV on")
     _positive("sigma", sigma)
-    clean = [_middle(x) for x in images.values()]
+    clean = [middle(x, CROP) for x in images.values()]
     noisy = [add_noise(x, sigma, k) for k, x in enumerate(clean)]
 
     def quality(weight: float) -> float:
@@ -150,11 +150,6 @@ def tune_tv(images: Mapping[str, Tensor], sigma: float) -> dict[str, Any]:
     )  # fmt: skip
     weight = float(f"{sigma * math.exp(found.x):.4g}")
     return {"weight": weight, "psnr": round(quality(weight), 4), "images": len(clean)}
-
-
-def _middle(x: Tensor) -> Tensor:
-    top, left = ((side - min(side, CROP)) // 2 for side in x.shape[-2:])
-    return x[..., top : top + CROP, left : left + CROP]
 
 
 # numbers of others -------------------------------------------------------------------------------------------------

@@ -7,20 +7,19 @@ SHA-256 of trained weights above all. By these settings `gnclib.field_run` recog
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Mapping
 from functools import partial
-from pathlib import Path
 
 from torch import Tensor
 
 from gnclib import field, schemes
+from gnclib.files import sha256
 from gnclib.foe import WEIGHTS
 from gnclib.learned import Task
 from gnclib.operators import Denoising, Inpainting
 from gnclib.results import Method
 
-__all__ = ["PRIORS", "chosen", "methods", "sha256"]
+__all__ = ["PRIORS", "chosen", "methods"]
 
 PRIORS = ("R1", "R2", "R3")
 
@@ -84,11 +83,6 @@ def _ours(prior: str, name: str, task: Task) -> Method:
         return state.x, scheme.evaluations
 
     return Method(f"{prior} {name}", solve, settings, parameters)
-
-
-def sha256(path: Path) -> str:
-    """Hexadecimal SHA-256 of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def chosen(

@@ -62,15 +62,26 @@ def load(path: str | Path = SHIPPED) -> dict[str, Any]:
     Raises:
         FileNotFoundError: there is none. ValueError: it is no result file.
     """
-    return results.load(path, MORE)
+    content = results.load(path, MORE)
+    for run in content["timing"]:
+        counted = {(task, method) for task, found in run["evaluations"].items() for method in found}
+        if not _pairs(run) <= counted or not sum(run["cpu"].get(run["reference"], {}).get("BM3D", ())) > 0:
+            raise ValueError(
+                f"{path} is no file of comparisons: a timing lacks the time of BM3D or how many gradients"
+            )
+    return content
 
 
 # what is run -------------------------------------------------------------------------------------------------------
 
 
 def tuned(path: Path, name: str, tasks: Iterable[Task], *, again: bool = False) -> dict[str, float]:
-    """The weight of TV for each denoising task: task -> weight. Recorded in the file; what is missing is taken from the
-    shipped file or else (or always, with ``again``) tuned on every 20th training image."""
+    """The weight of TV for each denoising task: task -> weight, in grey values.
+
+    Recorded in the file; what is missing is taken from the shipped file or else (or always, with ``again``) tuned on
+    every 20th training image. What others add to the file meanwhile stays. Raises ValueError as
+    :func:`gnclib.results.opened`.
+    """
     content = results.opened(path, name, MORE)
     shipped = load(SHIPPED)["tv"] if SHIPPED.is_file() else {}
     images = None
@@ -85,6 +96,7 @@ def tuned(path: Path, name: str, tasks: Iterable[Task], *, again: bool = False) 
                 "on": sorted(images),
                 "provenance": results.provenance(),
             }
+        content = results.opened(path, name, MORE)  # anew: tuning takes a while
         content["tv"][str(task)] = record
         files.write_text(path, files.dumps(content))
     return {task: record["weight"] for task, record in content["tv"].items()}

@@ -9,7 +9,6 @@ what is not in the file. Started again, the sweep computes what is missing.
 
 from __future__ import annotations
 
-import hashlib
 import time
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import CancelledError
@@ -104,7 +103,7 @@ def identify(prior: str) -> dict:
     FieldsOfExperts.from_pretrained(prior)
     shipped = (WEIGHTS / prior / "config.json").is_file()
     folder = WEIGHTS / prior if shipped else Path(prior).resolve()
-    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    digest = files.sha256(folder / "model.safetensors")
     return {"name": folder.name, "folder": prior if shipped else str(folder), "weights_sha256": digest}
 
 

@@ -10,6 +10,7 @@ Strict JSON knows neither nan nor infinity; `encode` writes them as ``{"float": 
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 import os
@@ -25,7 +26,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["decode", "dumps", "encode", "held", "write_bytes", "write_text"]
+__all__ = ["decode", "dumps", "encode", "held", "sha256", "write_bytes", "write_text"]
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -122,6 +123,12 @@ def write_text(path: str | os.PathLike, text: str) -> Path:
     What UTF-8 cannot hold (bytes of a file name that are no text) becomes an escape like ``\\udcff``, as in JSON.
     """
     return write_bytes(path, text.encode("utf-8", errors="backslashreplace"))
+
+
+def sha256(path: str | os.PathLike) -> str:
+    """Hexadecimal SHA-256 of a file."""
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def encode(value: Any, digits: int | None = None) -> Any:

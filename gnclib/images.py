@@ -35,6 +35,8 @@ def check_writable(path: str | os.PathLike, picture: Picture, force: bool = Fals
         The file exists and `force` is not given.
     FileNotFoundError
         The folder does not exist.
+    IsADirectoryError
+        The path is a folder.
     """
     path = Path(path)
     suffix = path.suffix.lower()

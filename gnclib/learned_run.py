@@ -37,6 +37,7 @@ from gnclib.foe import FieldsOfExperts
 from gnclib.learned import SCHEDULE, LearnedSchedule, Task, weights_sha256
 from gnclib.learned_state import LearnConfig, LearnState, load_checkpoint, save_checkpoint
 from gnclib.metrics import psnr
+from gnclib.schemes import check_sigma
 from gnclib.solvers import last, log_schedule
 from gnclib.train import learning_rate
 
@@ -94,17 +95,15 @@ def start(prior: str, task: Task, config: LearnConfig, *, steps: int = 10, sched
     """
     model = FieldsOfExperts.from_pretrained(prior)
     low, high = model.config.sigma_min, model.config.sigma_max
-    if task.kind == "denoise" and not low <= task.sigma <= high:
-        raise ValueError(
-            f"sigma {task.level:g} is outside of the prior's range, {255 * low:.3g} to {255 * high:.3g}"
-        )
-    origin = {"prior": Path(prior).name, "prior_sha256": weights_sha256(model)}
+    if task.kind == "denoise":
+        check_sigma(task.level, low, high)
+    origin = {"prior": Path(prior).resolve().name, "prior_sha256": weights_sha256(model)}
     if schedule:
         begun = LearnedSchedule.from_pretrained(schedule)
         begun.demand_fit(model)
         if begun.task != task:
             raise ValueError(f"the schedule {schedule} was learned for {begun.task}, not for {task}")
-        t, eta, rule = begun.t, begun.eta, f"the learned schedule {Path(schedule).name}"
+        t, eta, rule = begun.t, begun.eta, f"the learned schedule {Path(schedule).resolve().name}"
     else:
         t_first = high**2 if task.kind == "denoise" else min(FIRST_INPAINTING, high**2)
         t, eta = log_schedule(t_first, low**2, steps), None

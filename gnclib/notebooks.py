@@ -142,11 +142,12 @@ def load(path: Path) -> dict[str, Any]:
         content = read_json(path, "notebook", dict, LARGEST)
         demand(content.get("metadata"), dict, "metadata")
         if content.get("nbformat") != 4 or not isinstance(content.get("nbformat_minor"), int):
-            raise ValueError(f"{path} is no notebook of version 4")
+            raise ValueError("it is not of version 4")
         for number, cell in enumerate(demand(content.get("cells"), [dict], "cells")):
             _check_cell(cell, f"cell {number}")
     except ValueError as error:
-        raise NotebookError(f"{path} is not a notebook: {error}") from None
+        reason = str(error).removeprefix(f"{path} is no notebook: ")  # of read_json
+        raise NotebookError(f"{path} is not a notebook: {reason}") from None
     return content
 
 
@@ -223,7 +224,8 @@ def check(path: Path) -> list[str]:
     content = Path(path).read_bytes()
     wrong: list[str] = []
     try:
-        if parameters(path).get("full") is not False or parameters(path).get("out") != "":
+        defaults = parameters(path)
+        if defaults.get("full") is not False or defaults.get("out") != "":
             wrong.append("the parameters cell must set full = False and out = ''")
     except NotebookError as error:
         wrong.append(str(error).removeprefix(f"{path.name} "))

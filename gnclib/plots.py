@@ -82,7 +82,7 @@ def save(
     files = []
     for suffix, metadata in _METADATA.items():
         buffer = io.BytesIO()
-        with matplotlib.rc_context({"svg.hashsalt": "gnclib", "pdf.fonttype": 42}):
+        with matplotlib.rc_context({"pdf.fonttype": 42}):
             fig.savefig(buffer, format=suffix, metadata=metadata)
         files.append(write_bytes(folder / f"{name}.{suffix}", buffer.getvalue()))
     if text is not None:

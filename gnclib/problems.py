@@ -39,7 +39,7 @@ from gnclib.linear import (
 from gnclib.schedules import log_schedule
 from gnclib.solvers import Prior, State, gnc_flow, proximal_gradient
 
-__all__ = ["METHODS", "PROBLEMS", "SIDE", "Problem", "grid", "middle", "solve", "total_variation"]
+__all__ = ["METHODS", "PROBLEMS", "SIDE", "Problem", "grid", "solve", "total_variation"]
 
 #: side in pixels of the square in the middle of an image that is measured
 SIDE = 192
@@ -95,12 +95,6 @@ PROBLEMS = {
                 lambda size, generator: Projections(size, max(1, round(45 * max(size) / SIDE))), 0.005),
     )
 }  # fmt: skip
-
-
-def middle(x: Tensor, side: int = SIDE) -> Tensor:
-    """The square of ``side`` pixels in the middle of x (B, 1, H, W), or all of a smaller image."""
-    top, left = ((length - min(length, side)) // 2 for length in x.shape[-2:])
-    return x[..., top : top + side, left : left + side]
 
 
 def total_variation(

@@ -15,10 +15,12 @@ import torch
 from torch import Tensor
 
 from gnclib import data, files, results
-from gnclib.field_methods import sha256
+from gnclib.data import middle
+from gnclib.files import sha256
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.metrics import psnr
-from gnclib.problems import METHODS, PROBLEMS, Problem, grid, middle, solve
+from gnclib.problems import METHODS, PROBLEMS, Problem, grid, solve
+from gnclib.problems import SIDE as IMAGE_SIDE
 from gnclib.solvers import Prior, last
 
 __all__ = ["NAMES", "SHIPPED", "Tuning", "images", "load", "method", "restore", "table", "tune"]
@@ -53,7 +55,7 @@ def load(path: str | Path = SHIPPED) -> dict[str, Any]:
 
 def images() -> dict[str, Tensor]:
     """The squares in the middle of the first 12 images of BSDS68: id -> (1, 1, 192, 192)."""
-    return {name: middle(x) for name, x in list(data.bsds68().items())[:COUNT]}
+    return {name: middle(x, IMAGE_SIDE) for name, x in list(data.bsds68().items())[:COUNT]}
 
 
 def _parts(name: str) -> tuple[str | None, str]:
@@ -132,7 +134,8 @@ def _tuned(path: Path, name: str, problem: Problem, method_name: str) -> Tuning:
     if known is None or {k: known.get(k) for k in weights} != weights:
         training = {k: middle(x, SIDE) for k, x in list(data.training_images().items())[::STEP]}
         known = tune(problem, method_name, training) | {"provenance": results.provenance()}
-        content.setdefault("tuned", {}).setdefault(str(problem), {})[method_name] = known
+        content = results.opened(path, name, MORE)  # anew: tuning takes a while
+        content["tuned"].setdefault(str(problem), {})[method_name] = known
         files.write_text(path, files.dumps(content))
     return known
 

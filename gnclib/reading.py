@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -29,7 +29,8 @@ if TYPE_CHECKING:
     from torch import Tensor
 
 __all__ = [
-    "demand", "generator_from", "number_of_log", "parse_json", "read_bytes", "read_json", "read_log", "read_tensors",
+    "demand", "demand_tensors", "generator_from", "in_parts", "moments", "number_of_log", "parse_json", "read_bytes",
+    "read_json", "read_log", "read_tensors", "shape_of_fields",
 ]  # fmt: skip
 
 #: bytes of the largest JSON file and of the largest file of tensors that are read
@@ -203,7 +204,7 @@ def _brief(value: Any) -> str:
     return f"{type(value).__name__} {str(value)[:40]!r}"
 
 
-def _some(names: Iterator[str]) -> str:
+def _some(names: Iterable[Any]) -> str:
     names = sorted(str(name)[:40] for name in names)
     return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
 

@@ -25,6 +25,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 
+from gnclib.foe import FieldsOfExperts
 from gnclib.learned import Task
 from gnclib.noise_level import estimate_sigma
 from gnclib.operators import Denoising, Inpainting
@@ -126,8 +127,6 @@ def inpaint_gnc(
 
 def noise_levels(channels: Iterable[np.ndarray]) -> list[float | None]:
     """The estimated sigma of each channel (H, W); None where there is no noise that the shipped priors could remove."""
-    from gnclib.foe import FieldsOfExperts
-
     prior = FieldsOfExperts.from_pretrained("R1")
     found = [estimate_sigma(_tensor(channel), prior) for channel in channels]
     return [None if sigma <= prior.config.sigma_min else sigma for sigma in found]

@@ -18,6 +18,7 @@ best estimate. Without noise there is no such conflict, and long steps carry kno
 
 from __future__ import annotations
 
+import glob
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,25 +91,30 @@ class Scheme:
 
 
 def predefined(config: FoEConfig, task: Task, steps: int) -> tuple[Tensor, Tensor]:
-    """t_i and eta_i of the predefined schedule, (I,) each; see the module."""
-    denoising = task.kind == "denoise"
-    t_first = task.sigma**2 if denoising else min(T_FIRST_INPAINTING, config.sigma_max**2)
-    ts = log_schedule(t_first, config.sigma_min**2, steps)
-    return ts, step_sizes(ts, "increment" if denoising else "full")
+    """t_i and eta_i of the predefined schedule, float64 (I,) each; see the module.
+
+    With sigma = sigma_min there is nowhere to go: all t_i are t_min, and all but the last step have length 0, which
+    stands here as the smallest double.
+    """
+    t_min = config.sigma_min**2
+    if task.kind != "denoise":
+        ts = log_schedule(min(T_FIRST_INPAINTING, config.sigma_max**2), t_min, steps)
+        return ts, step_sizes(ts, "full")
+    ts = log_schedule(max(task.sigma**2, t_min), t_min, steps)
+    ts = ts.clamp(min=t_min).cummin(0).values  # close to t_min the logarithms round
+    return ts, step_sizes(ts, "increment").clamp(min=torch.finfo(ts.dtype).tiny)
 
 
-def check_sigma(levels: float, sigma_min: float, sigma_max: float) -> float:
-    """The noise standard deviation in grey values of [0, 1], from 8-bit grey levels; it must suit the prior.
+def check_sigma(levels: float, sigma_min: float, sigma_max: float) -> None:
+    """Raise ValueError unless a noise level in 8-bit grey levels, over 255, lies in [sigma_min, sigma_max].
 
-    Raises:
-        ValueError: ``levels`` / 255 lies outside of [sigma_min, sigma_max].
+    The ends count as inside up to a relative rounding of 1e-6: 2.55 / 255 and 0.01 are two numbers.
     """
     low, high = 255 * sigma_min, 255 * sigma_max
-    if not low <= levels <= high:
+    if not low * (1 - 1e-6) <= levels <= high * (1 + 1e-6):
         raise ValueError(
             f"sigma {levels:g} is outside of this prior's range, {low:.3g} to {high:.3g} (in grey levels of 0..255)"
         )
-    return float(levels) / 255
 
 
 def load(
@@ -181,7 +187,7 @@ def _schedule(name: str | Path, task: Task) -> LearnedSchedule:
                 f" {', '.join(known) or 'none'}; 'gnc learn' learns another"
             ) from None
         schedule = between(levels[below], levels[above], task)
-    if schedule.task != task:
+    if str(schedule.task) != str(task):  # 25.000001 is 25
         raise ValueError(f"the schedule {name} was learned for {schedule.task}, not for {task}")
     return schedule
 
@@ -191,8 +197,11 @@ def _learned_levels(name: str, task: Task) -> dict[float, LearnedSchedule]:
     if task.kind != "denoise" or not name.endswith(f"-{task}"):
         return {}
     stem = Path(name.removesuffix(str(task)))
-    places = {WEIGHTS, stem.parent} if stem.name == str(stem) else {stem.parent}
-    folders = [file for place in places for file in place.glob(f"{stem.name}*/schedule.json")]
+    places = (
+        [stem.parent, WEIGHTS] if stem.name == str(stem) else [stem.parent]
+    )  # the package has the last word
+    pattern = f"{glob.escape(stem.name)}denoise-*/schedule.json"
+    folders = [file for place in places for file in sorted(place.glob(pattern))]
     found = [LearnedSchedule.from_pretrained(p.parent) for p in folders]
     return {s.task.level: s for s in found if s.task.kind == "denoise"}
 
@@ -207,7 +216,8 @@ def between(low: LearnedSchedule, high: LearnedSchedule, task: Task) -> LearnedS
         raise ValueError(
             "schedules can be mixed only if they are of one prior and have the same number of steps"
         )
-    if not low.task.level <= task.level <= high.task.level or task.kind != "denoise":
+    denoising = {low.task.kind, task.kind, high.task.kind} == {"denoise"}
+    if not (denoising and low.task.level <= task.level <= high.task.level > low.task.level):
         raise ValueError(f"{task} does not lie between {low.task} and {high.task}")
     weight = math.log(task.level / low.task.level) / math.log(high.task.level / low.task.level)
     t, eta = (getattr(low, k) ** (1 - weight) * getattr(high, k) ** weight for k in ("t", "eta"))

@@ -14,7 +14,6 @@ from its checkpoint and ends with the same weights, to the bit, and the same log
 
 from __future__ import annotations
 
-import hashlib
 import json
 import time
 from collections.abc import Callable, Iterator
@@ -94,7 +93,7 @@ def warm_start_settings(prior: str | Path) -> dict[str, str]:
 def weights_sha256(prior: str | Path) -> str:
     """SHA-256 of the model.safetensors that :meth:`FieldsOfExperts.from_pretrained` reads for this name or folder."""
     folder = hub.locate(prior, WEIGHTS, ("config.json", "model.safetensors"), "prior")
-    return hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    return files.sha256(folder / "model.safetensors")
 
 
 def drive(

@@ -1,5 +1,7 @@
 """The engine of the exercises on a small one: every kind of answer gets the right kind of message."""
 
+from collections import namedtuple
+
 import pytest
 import torch
 
@@ -122,6 +124,11 @@ def test_numbers_and_tuples():
     assert "2 results are wanted, as a tuple" in examine(pair, lambda x: x.sum()).message
     assert "not 3" in examine(pair, lambda x: (x.sum(), x.mean(), 0)).message
     assert "the second result is a str" in examine(pair, lambda x: (x.sum(), "mean")).message
+    assert "the second result is a str" in examine(pair, lambda x: (x.sum(), str(x.mean().item()))).message
+    assert "the first result is a Tensor" in examine(pair, lambda x: (x.sum() + 1j, x.mean())).message
+    assert "the first result has the shape (1,)" in examine(pair, lambda x: (x.sum()[None], x.mean())).message
+    Pair = namedtuple("Pair", "sum mean")
+    assert "the result differs" in examine(pair, lambda x: Pair(x.sum(), -x.mean())).message
     assert "the first result is nan" in examine(pair, lambda x: (float("nan"), x.mean())).message
 
 

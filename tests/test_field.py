@@ -430,6 +430,25 @@ def test_a_time_of_another_number_of_steps_is_left_out():
     assert "time, 80 % missing" not in field.table(content)
 
 
+@pytest.mark.parametrize("lost", ["reference", "cpu", "evaluations"])
+def test_a_timing_without_its_unit_or_its_counts_is_refused(tmp_path, lost):
+    """A table would be made of it: it must not get as far as a KeyError there."""
+    content = json.loads(field_run.SHIPPED.read_text())
+    run = synthetic()["timing"][0] | {"images": ["a", "b"], "provenance": content["results"][0]["provenance"]}
+    content["timing"] = [run | {"wall": run["cpu"]}]
+    (tmp_path / "whole.json").write_text(json.dumps(content))
+    assert field_run.load(tmp_path / "whole.json") == content
+    if lost == "reference":
+        content["timing"][0]["reference"] = "denoise-26"
+    elif lost == "cpu":
+        run["cpu"][run["reference"]]["BM3D"] = []
+    else:
+        run["evaluations"][run["reference"]].popitem()
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    with pytest.raises(ValueError, match="a timing lacks the time of BM3D or how many gradients"):
+        field_run.load(tmp_path / "a.json")
+
+
 def test_an_empty_table_is_refused():
     with pytest.raises(ValueError, match="no results"):
         field.table(synthetic() | {"results": []})

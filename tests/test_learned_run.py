@@ -231,7 +231,7 @@ def test_bad_settings(prior, tmp_path):
     for change in ({"iterations": 0}, {"batch": 2.5}, {"patch": True}, {"lr": 0.0}, {"lr_prior": -1.0}):
         with pytest.raises(ValueError, match=next(iter(change))):
             replace(SMALL, **change)
-    with pytest.raises(ValueError, match="outside of the prior's range"):
+    with pytest.raises(ValueError, match="outside of this prior's range"):
         begin(prior, task=Task("denoise", 2))
     with pytest.raises(ValueError, match="patches of 1 pixels are too small"):
         next(learned_run.learning(begin(prior, replace(SMALL, patch=1)), data.training_images()))

@@ -8,6 +8,7 @@ import torch
 from skimage import data as pictures
 
 from gnclib import cli, field, problems, problems_run, results, solvers
+from gnclib.data import middle
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.linear import LinearMeasurement
 from gnclib.metrics import psnr
@@ -48,9 +49,9 @@ def test_another_seed_senses_other_coefficients():
 
 def test_the_middle_of_an_image():
     x = torch.arange(35.0).reshape(1, 1, 5, 7)
-    assert torch.equal(problems.middle(x, 3), x[..., 1:4, 2:5])
-    assert torch.equal(problems.middle(x, 6), x[..., :, 0:6])
-    assert torch.equal(problems.middle(x, 9), x)
+    assert torch.equal(middle(x, 3), x[..., 1:4, 2:5])
+    assert torch.equal(middle(x, 6), x[..., :, 0:6])
+    assert torch.equal(middle(x, 9), x)
 
 
 # --- TV ---------------------------------------------------------------------------------------------------
@@ -184,6 +185,19 @@ def test_tuning_takes_the_best_of_the_grid(small):
         data = PROBLEMS["sensing"].measure(x, seeded(k))
         by_hand.append(psnr(solvers.last(problems.total_variation(data, 0.05 / 0.01)).x, x).item())
     assert found["psnr"][0] == pytest.approx(np.mean(by_hand), abs=1e-3)
+
+
+def test_tuning_keeps_what_another_process_has_added_meanwhile(small, tmp_path, monkeypatch):
+    path, tune = tmp_path / "a.json", problems_run.tune
+
+    def slowly(problem, name, clean):
+        monkeypatch.setattr(problems_run, "tune", tune)
+        problems_run._tuned(path, "set", PROBLEMS["super-2"], "least squares")  # the other one
+        return tune(problem, name, clean)
+
+    monkeypatch.setattr(problems_run, "tune", slowly)
+    problems_run._tuned(path, "set", PROBLEMS["sensing"], "least squares")
+    assert set(problems_run.load(path)["tuned"]) == {"super-2", "sensing"}
 
 
 def test_no_tuning_on_validation_images():

@@ -141,8 +141,11 @@ def test_parameters_are_validated(tmp_path):
     with pytest.raises(NotebookError, match="plain literals"):
         notebooks.parameters(computed)
     computed.write_text("no json")
-    with pytest.raises(NotebookError, match="is not a notebook"):
+    with pytest.raises(NotebookError, match=r"02_tiny\.ipynb is not a notebook: Expecting value"):
         notebooks.parameters(computed)
+    computed.write_text('{"metadata": {}, "nbformat": 3, "nbformat_minor": 0, "cells": []}')
+    with pytest.raises(NotebookError, match=r"02_tiny\.ipynb is not a notebook: it is not of version 4"):
+        notebooks.load(computed)
 
 
 def test_wrong_names_are_explained(tmp_path):

@@ -2,6 +2,7 @@
 
 import shutil
 
+import numpy as np
 import pytest
 import torch
 
@@ -117,9 +118,53 @@ def test_between_two_noise_levels_the_schedule_is_a_geometric_mean(folder):
         schemes.load("learned", folder, Task("denoise", 101))
     with pytest.raises(ValueError, match="does not lie between"):
         schemes.between(low, high, Task("denoise", 101))
+    with pytest.raises(ValueError, match="does not lie between"):
+        schemes.between(low, low, DENOISE)
     longer = LearnedSchedule([0.1], t_range=low.t_range, task=high.task, prior_sha256=low.prior_sha256)
     with pytest.raises(ValueError, match="number of steps"):
         schemes.between(low, longer, Task("denoise", 50))
+
+
+def test_between_two_noise_levels_only_plain_schedules_count_and_those_of_the_package_first(
+    folder, monkeypatch
+):
+    """Beside P-denoise-25 lies P-finetuned-denoise-40, as `gnc learn` names them: it belongs to other weights."""
+    low = LearnedSchedule.from_pretrained(f"{folder}-denoise-25")
+    kept = {"t_range": low.t_range, "prior_sha256": low.prior_sha256}
+    LearnedSchedule([0.08, 0.01], task=Task("denoise", 100), **kept).save_pretrained(f"{folder}-denoise-100")
+    tuned = LearnedSchedule(
+        [0.05, 0.01], t_range=low.t_range, task=Task("denoise", 40), prior_sha256="0" * 64
+    )
+    tuned.save_pretrained(f"{folder}-finetuned-denoise-40")
+    assert schemes.load("learned", folder, Task("denoise", 50)).schedule.prior_sha256 == low.prior_sha256
+
+    package = folder.parent / "package"
+    for level in (25, 100):
+        shutil.copytree(f"{folder}-denoise-{level}", package / f"P-denoise-{level}")
+    LearnedSchedule([0.07, 0.02], task=DENOISE, **kept).save_pretrained(f"{folder}-denoise-25")
+    monkeypatch.setattr(schemes, "WEIGHTS", package)
+    monkeypatch.chdir(folder.parent)
+    assert torch.equal(schemes._learned_levels("P-denoise-50", Task("denoise", 50))[25.0].t, low.t)
+
+
+def test_a_noise_level_up_to_rounding_is_the_one_that_was_learned(folder):
+    task = Task("denoise", 255 * float(np.float32(25 / 255)))
+    assert task != DENOISE
+    assert torch.equal(
+        schemes.load("learned", folder, task).schedule.t, schemes.load("learned", folder, DENOISE).schedule.t
+    )
+
+
+@pytest.mark.parametrize("level", [2.55, 255 * 0.01, 255 * float(np.float32(0.01)), 255])
+def test_the_ends_of_the_range_of_the_prior_are_in_it(folder, level):
+    """0.01 to 1 in grey values, 2.55 to 255 in grey levels; neither has a double of its own."""
+    task, y = Task("denoise", level), image()
+    for name in ("mmse", "gnc"):
+        scheme = schemes.load(name, folder, task)
+        assert bool(last(scheme.states(Denoising(y, task.sigma))).x.isfinite().all())
+    ts, etas = schemes.predefined(scheme.prior.config, task, 10)
+    assert bool((ts.diff() <= 0).all())
+    assert etas.sum().item() == pytest.approx(task.sigma**2)
 
 
 def test_a_schedule_of_other_weights_is_refused(folder):

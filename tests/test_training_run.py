@@ -15,8 +15,10 @@ from itertools import islice
 from types import SimpleNamespace
 
 import child_runs
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
@@ -180,7 +182,7 @@ def test_a_second_ctrl_c_does_not_wait(monkeypatch):
 
     clock = iter([10.0, 10.5, 12.0])
     monkeypatch.setattr(cli_train, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with cli_train._signals() as received:
+    with cli_train.signals() as received:
         os.kill(os.getpid(), signal.SIGINT)
         os.kill(os.getpid(), signal.SIGINT)  # half a second later: the same one, passed on by torchrun
         assert received == [signal.SIGINT, signal.SIGINT]
@@ -459,8 +461,6 @@ def test_the_files_of_an_older_run_are_still_read(tmp_path):
 
 
 def test_evaluate_any_folder(tmp_path, capsys):
-    from PIL import Image
-
     prior = tmp_path / "prior"
     training_run.start("R1", SMALL).model.save_pretrained(prior)
     photos = tmp_path / "photos"
@@ -485,6 +485,32 @@ def test_evaluate_any_folder(tmp_path, capsys):
         values.append(-10 * torch.log10((estimate - x).double().square().mean()).item())
     written = json.loads(file.read_text())["psnr_by_sigma"]["20"]
     assert written["mean"] == pytest.approx(sum(values) / 2, abs=1e-4)
+
+
+def test_the_card_names_the_scheme_that_was_evaluated(tmp_path):
+    known = json.loads((WEIGHTS / "R1" / "evaluation_gnc.json").read_text())
+    for scheme, words in (("gnc", "GNC flow of 10 steps"), ("joint", "joint descent of 10 steps")):
+        (tmp_path / "evaluation.json").write_text(json.dumps(known | {"scheme": scheme}))
+        assert f"({words}, mean of 68 images" in card._evaluations(tmp_path)[0][1]
+
+
+def test_images_of_a_folder_are_grey_values_or_refused(tmp_path):
+    """16 bits are not clipped to 8; what is cut off or has no known range is an error that names the file."""
+    levels = (np.arange(30 * 40).reshape(30, 40) * 54).astype(np.uint16)
+    Image.fromarray(levels).save(tmp_path / "wide.png")
+    Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "byte.png")
+    images = evaluate.folder_images(tmp_path)
+    assert {x.dtype for x in images.values()} == {torch.float32}
+    np.testing.assert_allclose(images["wide.png"][0, 0].numpy(), levels / 65535, atol=1e-7)
+    np.testing.assert_allclose(images["byte.png"][0, 0].numpy(), levels.astype(np.uint8) / 255, atol=1e-7)
+    Image.fromarray(levels.astype(np.float32)).save(tmp_path / "float.tif")
+    with pytest.raises(ValueError, match=r"float\.tif has the mode F"):
+        evaluate.folder_images(tmp_path)
+    (tmp_path / "float.tif").unlink()
+    whole = (tmp_path / "wide.png").read_bytes()
+    (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
+    with pytest.raises(ValueError, match=r"cut\.png is a damaged image file"):
+        evaluate.folder_images(tmp_path)
 
 
 def test_evaluate_bad_input(tmp_path, capsys):

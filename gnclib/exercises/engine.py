@@ -165,7 +165,7 @@ def _single(result: Any) -> bool:
 def _double(result: Any) -> Any:
     """The result without its graph and with floating-point tensors in double precision, for laws and comparisons."""
     if isinstance(result, (tuple, list)):
-        return type(result)(map(_double, result))
+        return tuple(map(_double, result))
     if isinstance(result, Tensor):
         return result.detach().double() if result.dtype.is_floating_point else result.detach()
     return result
@@ -209,8 +209,12 @@ def _form(result: Any, truth: Any, part: str) -> str:
         )
     try:
         number = float(result.detach() if isinstance(result, Tensor) else result)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: of torch, for complex numbers
+        number = None
+    if number is None or isinstance(result, str):
         return f"{of or 'the '}result is a {type(result).__name__}, one number is wanted"
+    if shape := tuple(getattr(result, "shape", ())):
+        return f"{of or 'the '}result has the shape {shape}, one number is wanted"
     return (
         ""
         if math.isfinite(number) or not math.isfinite(float(truth))
