@@ -119,4 +119,17 @@ ADDED: tuple[tuple[str, str, str], ...] = (
         "less often the more components there are.",
         "about Algorithm 1",
     ),
+    (
+        "X-far",
+        "At its smallest smoothing the learned energy R_1 rates images of noise as more probable than a photograph, "
+        "and descent from a poor start ends there; at larger smoothing it judges rightly, and the GNC flow that "
+        "comes from there does not get lost.",
+        "about Algorithm 1 and eq. 9",
+    ),
+    (
+        "X-problems",
+        "Without being trained again, R_1 with the GNC flow reconstructs blurred, coarse, randomly sensed and "
+        "projected images better than TV and than the same solver without graduation after as many gradients.",
+        "about eq. 9",
+    ),
 )

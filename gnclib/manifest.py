@@ -150,6 +150,21 @@ MANIFEST: dict[str, Figure] = {
     "inpainting_images": Figure("06_inverse_problems", "A photograph of which 80 % are missing, filled in"),
     "figure3": Figure("07_ablations", "Figure 3: attainment and PSNR over t_0 and the number of steps"),
     "energy_and_psnr": Figure("07_ablations", "Mean energy against mean PSNR, all t_0 and numbers of steps"),
+    "prox_iterations": Figure(
+        "08_more_inverse_problems", "Conjugate-gradient iterations of the proximal maps", atol=2
+    ),
+    "five_problems": Figure(
+        "08_more_inverse_problems", "Five linear inverse problems on one photograph", atol=0.02
+    ),
+    "with_and_without_gnc": Figure(
+        "08_more_inverse_problems", "Energy and PSNR with and without graduated non-convexity", atol=0.02
+    ),
+    "problems_bsds68": Figure(
+        "08_more_inverse_problems", "Gains over least squares on twelve images of BSDS68"
+    ),
+    "problems_tuning": Figure(
+        "08_more_inverse_problems", "How the choice of t and t_I matters, on training crops"
+    ),
     "plane_map": Figure("09_beyond_the_line", "Smallest eigenvalue of the Hessian in the plane"),
     "polygon_bounds": Figure("09_beyond_the_line", "Regular polygons: bounds for the threshold", rtol=3e-2),
     "patch_bounds": Figure("09_beyond_the_line", "From which noise on is the energy of patches convex?"),

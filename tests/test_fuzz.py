@@ -7,7 +7,7 @@
 | `train_state.load_checkpoint`, `learned_state.load_checkpoint` | checkpoint.safetensors | test_checkpoints |
 | `training_run.rows`, `learned_run.rows`, `card` | log.csv | test_logs |
 | `card.write` | config.json, training.json, evaluation*.json, log.csv | test_cards |
-| `field_run.load`, `figure3_run.load`, `ablation_run.load`, `patch_bounds.load` | four result files | test_json |
+| `field_run`, `problems_run`, `figure3_run`, `ablation_run`, `patch_bounds`: `load` | five result files | test_json |
 | `ledger.load` | claims.json | test_json |
 | `compare.compare_files` | NAME.json of a figure | test_json |
 | `notebooks.load`, `parameters`, `course.read` | notebooks | test_notebooks |
@@ -45,6 +45,7 @@ from gnclib import (
     ledger,
     notebooks,
     patch_bounds,
+    problems_run,
     reading,
     train,
     train_state,
@@ -393,6 +394,13 @@ def small_figure3():
     return content | {"runs": content["runs"][:1]}
 
 
+def small_problems():
+    content = problems_run.load()
+    for entry in content["results"]:
+        entry["images"] = dict(list(entry["images"].items())[:2])
+    return content | {"results": content["results"][:3], "tuned": {"deblur": content["tuned"]["deblur"]}}
+
+
 def small_ablations():
     content = ablation_run.load()
     return content | {"runs": content["runs"][:3]}
@@ -417,6 +425,13 @@ def whole_figure3(content):
         for name in set(figure3_run.ALGORITHMS) & set(run):
             for rows in run[name].values():
                 assert torch.tensor(rows).shape in ((len(settings.t_firsts), len(settings.steps)), (0,))
+
+
+def whole_problems(content):
+    whole_field(content)
+    for methods in content["tuned"].values():
+        for tuned in methods.values():
+            assert all(abs(v) < 1e300 for v in tuned["psnr"])
 
 
 def whole_ablations(content):
@@ -465,6 +480,7 @@ JSON = {
     "schedule.json": (schedule_file, lambda p: LearnedSchedule.from_pretrained(p.parent), whole_schedule),
     "field.json": (result_file(small_field), field_run.load, whole_field),
     "figure3.json": (result_file(small_figure3), figure3_run.load, whole_figure3),
+    "problems.json": (result_file(small_problems), problems_run.load, whole_problems),
     "ablations.json": (result_file(small_ablations), ablation_run.load, whole_ablations),
     "patches.json": (result_file(small_patches), patch_bounds.load, whole_patches),
     "claims.json": (ledger_file, ledger.load, whole_ledger),
