@@ -162,9 +162,12 @@ def measure(
         ValueError: a setting outside of its range.
         RuntimeError: a candidate gives wrong results.
     """
-    for name, value in {"threads": threads, "size": size, "rounds": rounds, "images": images}.items():
+    counts = {"threads": threads, "size": size, "rounds": rounds, "images": images, "channels": channels}
+    for name, value in counts.items():
         if value < 1:
             raise ValueError(f"{name} must be at least 1, got {value}")
+    if clock not in CLOCKS:
+        raise ValueError(f"the clock must be one of {', '.join(CLOCKS)}, got {clock!r}")
     if unknown := set(names) - set(CANDIDATES):
         raise ValueError(f"no candidate {', '.join(sorted(unknown))}: choose from {'; '.join(CANDIDATES)}")
     names = tuple(name for name in CANDIDATES if name in names)
@@ -265,12 +268,14 @@ def step_memory(prior: str, batch: int = 16, patch: int = 48, threads: int = 1) 
     """Peak memory of a training step in bytes, above what the process held before it, measured in a new process.
 
     The step is that of :func:`gnclib.train.training` with its default loss, on random images: two steps, so that the
-    optimiser's state is there. None where the system does not tell.
+    optimiser's state is there. None where the system does not tell. Raises RuntimeError if the process fails.
     """
     code = f"from gnclib import bench; bench._steps({prior!r}, {batch}, {patch}, {threads})"
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
     if done.returncode:
-        raise RuntimeError(f"the training step of {prior} failed: {done.stderr.strip().splitlines()[-1]}")
+        said = done.stderr.strip().splitlines()  # nothing if the system killed it, for want of memory perhaps
+        reason = said[-1] if said else f"exit status {done.returncode}"
+        raise RuntimeError(f"the training step of {prior} failed: {reason}")
     return json.loads(done.stdout.splitlines()[-1])
 
 

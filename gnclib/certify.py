@@ -148,7 +148,7 @@ def exact(value, name: str = "value", binary: bool = False) -> Fraction:
     """
     try:
         if isinstance(value, float) and not binary:
-            return Fraction(repr(value))
+            return Fraction(repr(float(value)))  # numpy's float64 is a float with a repr of its own
         return Fraction(value)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(f"{name} must be a finite number, a string or a Fraction, got {value!r}") from error
@@ -305,9 +305,9 @@ def pave(
     y_range, t_range = _interval(domain, "domain", binary), _interval(t_range, "t_range", binary)
     _need_positive(boxes, t_range[0])
     settled, evaluations = [], 0
-    queue = [(0.0, 0, y_range, t_range, OPEN)]
+    queue = [(0.0, 0, y_range, t_range)]
     while queue and evaluations < max_boxes:
-        _, _, ys, ts, _ = heapq.heappop(queue)
+        _, _, ys, ts = heapq.heappop(queue)
         evaluations += 1
         below, above, spread_y, spread_t = boxes.on_box(ys, ts)
         if below > 0 or above < 0:
@@ -315,8 +315,8 @@ def pave(
             continue
         for part_y, part_t in _bisect(boxes, ys, ts, spread_y, spread_t):
             share = float((part_y[1] - part_y[0]) * (part_t[1] - part_t[0]))
-            heapq.heappush(queue, (-share, evaluations, part_y, part_t, OPEN))
-    found = settled + [(ys, ts, status) for _, _, ys, ts, status in queue]
+            heapq.heappush(queue, (-share, evaluations, part_y, part_t))
+    found = settled + [(ys, ts, OPEN) for _, _, ys, ts in queue]
     return tuple(Box(*map(float, (*ys, *ts)), status) for ys, ts, status in found)
 
 

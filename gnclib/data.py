@@ -131,7 +131,7 @@ def _cache_folder() -> Path:
 
 def available(splits: Iterable[str] = SPLITS) -> bool:
     """Whether all images of these splits are at hand without a download (hashes are not checked here)."""
-    names = [f"{split}/{image}.jpg" for split in splits for image in bsds500_ids(split)]
+    names = [name for split in splits for name in _names(split, bsds500_ids(split))]
     try:
         folder = _local_folder() or _cache_folder()
     except FileNotFoundError:
@@ -193,6 +193,15 @@ def _contents(names: list[str]) -> dict[str, bytes]:
     return {name: _read_local(folder, name) for name in names}
 
 
+def _images(split: str, ids: Iterable[str]) -> dict[str, Tensor]:
+    """Grey images of a split by their ids, in this order."""
+    return {Path(name).stem: _grey(content) for name, content in _contents(_names(split, ids)).items()}
+
+
+def _names(split: str, ids: Iterable[str]) -> list[str]:
+    return [f"{split}/{image}.jpg" for image in ids]
+
+
 def _grey(content: bytes) -> Tensor:
     with Image.open(io.BytesIO(content)) as image:
         grey = np.array(image.convert("L"))
@@ -209,21 +218,18 @@ def bsds500(split: str) -> dict[str, Tensor]:
     bar. Raises ValueError for an unknown split or a corrupt file, FileNotFoundError for a missing one, and
     ConnectionError, saying what to do, when the download fails.
     """
-    names = [f"{split}/{image}.jpg" for image in bsds500_ids(split)]
-    return {Path(name).stem: _grey(content) for name, content in _contents(names).items()}
+    return _images(split, bsds500_ids(split))
 
 
 def bsds68() -> dict[str, Tensor]:
     """The 68 test images of Roth & Black in the benchmark's order: dict id -> (1, 1, H, W). For tests only."""
-    contents = _contents([f"val/{image}.jpg" for image in bsds68_ids()])
-    return {Path(name).stem: _grey(content) for name, content in contents.items()}
+    return _images("val", bsds68_ids())
 
 
 def validation_images() -> dict[str, Tensor]:
     """The 32 images of val that are not in BSDS68: for choosing settings without touching the benchmark."""
-    rest = [image for image in bsds500_ids("val") if image not in set(bsds68_ids())]
-    contents = _contents([f"val/{image}.jpg" for image in rest])
-    return {Path(name).stem: _grey(content) for name, content in contents.items()}
+    benchmark = set(bsds68_ids())
+    return _images("val", [image for image in bsds500_ids("val") if image not in benchmark])
 
 
 def refuse_validation(ids: Iterable[str]) -> None:
@@ -253,7 +259,7 @@ def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tens
 
 def verify(splits: Iterable[str] = SPLITS) -> int:
     """Check the SHA-256 of every image of these splits (downloading what is absent); return their number."""
-    return len(_contents([f"{split}/{image}.jpg" for split in splits for image in bsds500_ids(split)]))
+    return sum(len(_contents(_names(split, bsds500_ids(split)))) for split in splits)
 
 
 def embedded() -> dict[str, Tensor]:

@@ -85,7 +85,7 @@ def longest_edge(points: Tensor, candidates: Tensor, tries: int = 60) -> Edge | 
         tries: how many linear programs at most; the steps through the sorted pairs grow.
     """
     outer = points[candidates]
-    distances, order = torch.triu(torch.cdist(outer, outer)).flatten().sort(descending=True)
+    distances, order = torch.triu(torch.cdist(outer, outer), diagonal=1).flatten().sort(descending=True)
     k = 0
     for _ in range(tries):
         if k >= len(order) or distances[k] == 0:

@@ -342,10 +342,13 @@ class FieldsOfExperts(nn.Module):
 
     # files ---------------------------------------------------------------------------------------------------------
 
+    def weights_file(self) -> bytes:
+        """The content of ``model.safetensors``: the same for the same weights, wherever they are."""
+        return save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()})
+
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, each whole or not at all."""
-        tensors = {k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()}
-        files.write_bytes(Path(folder) / "model.safetensors", save(tensors))
+        files.write_bytes(Path(folder) / "model.safetensors", self.weights_file())
         files.write_text(Path(folder) / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod

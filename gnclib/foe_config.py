@@ -61,6 +61,9 @@ class FoEConfig:
             if not condition:
                 raise ValueError(f"FoEConfig: {message}")
 
+        for name in ("layers", "features", "kernel_size", "deep_kernel_size", "nodes_x", "nodes_tau"):
+            value = getattr(self, name)
+            needs(isinstance(value, int) and value is not True, f"{name} must be an integer, got {value!r}")
         needs(1 <= self.layers <= MOST, f"layers must be at least 1, at most {MOST}, got {self.layers}")
         for name in ("kernel_size", "deep_kernel_size"):
             needs(
@@ -68,7 +71,7 @@ class FoEConfig:
                 f"{name} must be odd, got {getattr(self, name)}",
             )
         needs(
-            isinstance(self.dilation, int) and 1 <= self.dilation <= MOST,
+            isinstance(self.dilation, int) and self.dilation is not True and 1 <= self.dilation <= MOST,
             f"dilation must be a positive integer, at most {MOST}, got {self.dilation!r}",
         )
         most = self.kernel_size**2 - 1
@@ -77,12 +80,12 @@ class FoEConfig:
             f"features must lie in 1..{most} (kernel_size^2 - 1), got {self.features}",
         )
         needs(self.nodes_x >= 5 and self.nodes_tau >= 5, "nodes_x and nodes_tau must be at least 5")
-        needs(1 / LARGEST <= self.range <= LARGEST, f"range must be positive, got {self.range}")
+        needs(1 / LARGEST <= self.range <= LARGEST, f"range must lie in [1e-6, 1e6], got {self.range}")
         needs(
             1 / LARGEST <= self.sigma_min < self.sigma_max <= LARGEST,
-            f"0 < sigma_min < sigma_max does not hold (or not from 1e-6 to 1e6): {self.sigma_min}, {self.sigma_max}",
+            f"1e-6 <= sigma_min < sigma_max <= 1e6 does not hold for {self.sigma_min}, {self.sigma_max}",
         )
-        needs(1 / LARGEST <= self.sigma_0 <= LARGEST, f"sigma_0 must be positive, got {self.sigma_0}")
+        needs(1 / LARGEST <= self.sigma_0 <= LARGEST, f"sigma_0 must lie in [1e-6, 1e6], got {self.sigma_0}")
 
     @property
     def grid_x(self) -> SplineGrid:

@@ -32,12 +32,14 @@ import torch
 from torch import Tensor
 
 from gnclib.schedules import as_count
-from gnclib.solvers import DataTerm, Prior, State, checked_start
+from gnclib.solvers import DataTerm, Prior, State, checked_start, wide
 
 __all__ = ["JointPrior", "joint_descent", "palm"]
 
 #: how often `palm` may double a Lipschitz estimate within one step
 DOUBLINGS = 60
+#: share of its first value below which no Lipschitz estimate falls: half of the doublings lead back to it
+LEAST = 2.0 ** -(DOUBLINGS // 2)
 
 
 class JointPrior(Prior, Protocol):
@@ -78,7 +80,7 @@ def _joint_steps(
     for i in range(1, steps + 1):
         with torch.no_grad():
             t = (2 * tau).exp()
-            x = x - _wide(t, x) * prior.grad(x, t)
+            x = x - wide(t, x) * prior.grad(x, t)
             x = x if data is None else data.prox(x, t)
             tau = (tau - prior.dtau(x, t, order=1)[0] / (2 * size)).clamp(tau_min, tau_max)
         yield State(i, (2 * tau).exp(), x, prior, data)
@@ -100,7 +102,8 @@ def palm(
         tau <-  clip( tau - d_tau R / M ),                M doubled until the same holds in tau
 
     L and M are estimated per sample. They start from 1/t and 2 n and are halved before each step, so that steps can
-    grow again. Each step costs one gradient, one tau-derivative and at least four energies.
+    grow again, but not below :data:`LEAST` of where they started: once an iterate stays where it is, any L will do.
+    Each step costs one gradient, one tau-derivative and at least four energies.
 
     Raises ValueError as `joint_descent`; RuntimeError if no L is large enough (an energy that is not finite).
     """
@@ -113,19 +116,20 @@ def _palm_steps(
 ) -> Iterator[State]:
     tau = x.new_full((x.shape[0],), tau_max)
     bound_x, bound_tau = (-2 * tau).exp(), torch.full_like(tau, 2.0 * x[0].numel())
+    least_x, least_tau = LEAST * bound_x, LEAST * bound_tau
     for i in range(1, steps + 1):
         with torch.no_grad():
             t = (2 * tau).exp()
             g, old = prior.grad(x, t), prior.energy(x, t)
 
             def move_x(bound, x=x, g=g):
-                v = x - g / _wide(bound, x)
+                v = x - g / wide(bound, x)
                 return v if data is None else data.prox(v, 1 / bound)
 
             def energy_x(x, t=t):
                 return prior.energy(x, t)
 
-            x, bound_x = _backtrack(move_x, energy_x, x, g, old, bound_x / 2)
+            x, bound_x = _backtrack(move_x, energy_x, x, g, old, torch.maximum(bound_x / 2, least_x))
             (slope,) = prior.dtau(x, t, order=1)
 
             def move_tau(bound, tau=tau, slope=slope):
@@ -134,7 +138,8 @@ def _palm_steps(
             def energy_tau(tau, x=x):
                 return prior.energy(x, (2 * tau).exp())
 
-            tau, bound_tau = _backtrack(move_tau, energy_tau, tau, slope, energy_x(x), bound_tau / 2)
+            guess = torch.maximum(bound_tau / 2, least_tau)
+            tau, bound_tau = _backtrack(move_tau, energy_tau, tau, slope, energy_x(x), guess)
         yield State(i, (2 * tau).exp(), x, prior, data)
 
 
@@ -159,11 +164,6 @@ def _backtrack(
     raise RuntimeError(
         f"no step was short enough in {DOUBLINGS} halvings: the energy of the prior is not finite or not smooth"
     )
-
-
-def _wide(per_sample: Tensor, x: Tensor) -> Tensor:
-    """(B,) as a factor that broadcasts against x."""
-    return per_sample.reshape(-1, *[1] * (x.ndim - 1))
 
 
 def _checked(

@@ -29,7 +29,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
 from gnclib import files, hub, reading
@@ -237,8 +236,7 @@ class LearnedSchedule(nn.Module):
 
 def weights_sha256(prior: FieldsOfExperts) -> str:
     """SHA-256 of the model.safetensors that :meth:`FieldsOfExperts.save_pretrained` writes for this prior."""
-    tensors = {k: v.detach().cpu().contiguous() for k, v in prior.state_dict().items()}
-    return hashlib.sha256(save(tensors)).hexdigest()
+    return hashlib.sha256(prior.weights_file()).hexdigest()
 
 
 def _column(name: str, values, bounds: tuple[float, float]) -> Tensor:
@@ -257,30 +255,15 @@ def _column(name: str, values, bounds: tuple[float, float]) -> Tensor:
 
 def _arguments(values: dict) -> dict[str, Any]:
     """The arguments of :class:`LearnedSchedule` from the content of a schedule.json. Raises ValueError."""
-    reading.demand(values, dict)
-    level = LEVELS.get(values["task"]) if isinstance(values.get("task"), str) else None
-    if level is None:
-        raise ValueError(f"task must be one of {', '.join(LEVELS)}, got {values.get('task')!r}")
-    kinds = {"task": str, level: float, "prior": str, "prior_sha256": str}
-    kinds |= {"t_range": list, "t": list, "eta": list, "provenance": dict}
-    if unknown := sorted(set(values) ^ set(kinds)):
-        raise ValueError(f"these names are missing or unknown: {', '.join(unknown)}")
-    for name, kind in kinds.items():
-        if not (_is_number(values[name]) if kind is float else isinstance(values[name], kind)):
-            raise ValueError(f"{name} must be a {kind.__name__}, got {type(values[name]).__name__}")
-    for name in ("t_range", "t", "eta"):
-        if not all(_is_number(v) for v in values[name]):
-            raise ValueError(f"{name} must hold numbers only")
+    kind = reading.demand(values, dict).get("task")
+    if not isinstance(kind, str) or kind not in LEVELS:
+        raise ValueError(f"task must be one of {', '.join(LEVELS)}, got {kind!r}")
+    numbers = {"t_range": [float], "t": [float], "eta": [float]}
+    texts = {"task": str, "prior": str, "prior_sha256": str}
+    reading.demand(values, {**texts, LEVELS[kind]: float, **numbers, "provenance": dict})
     if not re.fullmatch(r"([0-9a-f]{64})?", values["prior_sha256"]):
         raise ValueError(f"prior_sha256 must be 64 hexadecimal digits, got {values['prior_sha256'][:80]!r}")
     if len(values["t_range"]) != 2:
         raise ValueError(f"t_range must hold two numbers, got {len(values['t_range'])}")
-    task = Task(values["task"], float(values[level]))
-    return {k: values[k] for k in ("t", "eta", "t_range", "prior", "prior_sha256", "provenance")} | {
-        "task": task
-    }
-
-
-def _is_number(value: Any) -> bool:
-    """A finite number of JSON; true and false are none."""
-    return isinstance(value, (int, float)) and not isinstance(value, bool) and abs(value) < 1e300
+    names = ("t", "eta", "t_range", "prior", "prior_sha256", "provenance")
+    return {name: values[name] for name in names} | {"task": Task(kind, values[LEVELS[kind]])}

@@ -36,8 +36,8 @@ def dead_leaves(
     uniform centres and uniform grey values fall on top of each other. Seen from below, the first leaf that
     reaches a pixel is the one that stays visible: leaves are drawn front to back until no pixel is bare,
     which samples the stationary law exactly. Centres also fall outside of the image, up to r_max away, so that
-    its border is like its inside. r_max is by default half the longer side. Raises ValueError for sides that are
-    not positive integers and for radii as in `leaf_radii`.
+    its border is like its inside. r_max is by default half the longer side, at least 2 r_min. Raises ValueError for
+    sides that are not positive integers and for radii as in `leaf_radii`.
     """
     for name, side in (("height", height), ("width", width)):
         if isinstance(side, bool) or not isinstance(side, int) or side < 1:

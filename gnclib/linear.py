@@ -157,6 +157,7 @@ class Projections:
         if self.views < 1 or self.bins < 1:
             raise ValueError(f"views and bins must be at least 1, got {views} and {bins}")
         self._matrix = _rays(self.size, self.views, self.bins)
+        self._transpose = self._matrix.T.tocsr()  # kept: conjugate gradients apply it in each iteration
 
     def _apply(self, matrix, x: Tensor) -> Tensor:
         flat = x.reshape(len(x), -1).double().cpu().numpy()
@@ -166,7 +167,7 @@ class Projections:
         return self._apply(self._matrix, _sized(x, self.size)).reshape(-1, 1, self.views, self.bins)
 
     def adjoint(self, u: Tensor) -> Tensor:
-        return self._apply(self._matrix.T.tocsr(), u).reshape(-1, 1, *self.size)
+        return self._apply(self._transpose, u).reshape(-1, 1, *self.size)
 
 
 def _rays(size: tuple[int, int], views: int, bins: int) -> sparse.csr_array:

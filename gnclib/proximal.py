@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gnclib.checks import as_time
 from gnclib.schedules import as_count
-from gnclib.solvers import Prior, checked_start
+from gnclib.solvers import Prior, checked_start, wide
 
 __all__ = ["Proximal", "proximal_point"]
 
@@ -44,7 +44,7 @@ class Proximal:
     Attributes:
         x: the points, shaped like v.
         residual: (B,), root mean square of G over the pixels.
-        reached: (B,) boolean, residual <= tolerance.
+        reached: (B,) boolean, residual <= tolerance; false where the gradient is nan.
         steps: taken, the largest number within the batch.
     """
 
@@ -93,7 +93,7 @@ def _descend(prior: Prior, v: Tensor, t: Tensor, eta: Tensor, tolerance: float, 
         return eta * prior.energy(x, t) + 0.5 * _dot(x - v, x - v)
 
     def slope(x: Tensor) -> Tensor:
-        return _wide(eta, x) * prior.grad(x, t) + (x - v)
+        return wide(eta, x) * prior.grad(x, t) + (x - v)
 
     x, f, g = v, value(v), slope(v)
     noise = 8 * torch.finfo(v.dtype).eps * f.abs()  # rounding of a sum as large as F
@@ -110,7 +110,7 @@ def _descend(prior: Prior, v: Tensor, t: Tensor, eta: Tensor, tolerance: float, 
         curvature = _dot(dx, dg)
         secant = _dot(dx, dx) / curvature if k % 2 else curvature / _dot(dg, dg)
         length = torch.where(curvature > 0, secant, 4 * length).nan_to_num(1.0).clamp(1e-12, LONGEST)
-    return Proximal(x, residual, ~moving, k)
+    return Proximal(x, residual, residual <= tolerance, k)
 
 
 def _step(
@@ -125,7 +125,7 @@ def _step(
     """x - length g with a length, per sample, that is halved until it is good; F and G there; the length."""
     promised = _dot(g, g)
     for _ in range(HALVINGS):
-        new = x - _wide(length, x) * g
+        new = x - wide(length, x) * g
         f_new, g_new = value(new), slope(new)
         falls = f_new <= f - DECREASE * length * promised
         level_and_flat = (f_new <= level) & (_dot(g_new, g) >= -(1 - 2 * DECREASE) * promised)
@@ -135,16 +135,11 @@ def _step(
         length = torch.where(good, length, length / 2)
     else:  # not even a tiny step is good: stay
         length = length * good
-        new = torch.where(_wide(good, x), new, x)
-        f_new, g_new = torch.where(good, f_new, f), torch.where(_wide(good, x), g_new, g)
+        new = torch.where(wide(good, x), new, x)
+        f_new, g_new = torch.where(good, f_new, f), torch.where(wide(good, x), g_new, g)
     return new, f_new, g_new, length
 
 
 def _dot(a: Tensor, b: Tensor) -> Tensor:
     """<a, b> per sample: (B,)."""
     return (a * b).reshape(len(a), -1).sum(1)
-
-
-def _wide(per_sample: Tensor, x: Tensor) -> Tensor:
-    """(B,) as a factor that broadcasts against x."""
-    return per_sample.reshape(-1, *[1] * (x.ndim - 1))

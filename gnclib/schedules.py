@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Integral
 
 import torch
 from torch import Tensor
@@ -53,8 +54,9 @@ def _check_schedule_ends(t_first: float, t_last: float, steps: int) -> None:
 
 
 def as_count(steps: int) -> int:
-    """A number of steps, checked: an integer >= 1. Raises ValueError else."""
-    if isinstance(steps, bool) or not isinstance(steps, (int, float)) or steps != int(steps) or steps < 1:
+    """A number of steps, checked: an integer >= 1 (numpy's, or a float without fraction, will do). ValueError else."""
+    whole = isinstance(steps, Integral) or (isinstance(steps, float) and steps.is_integer())
+    if isinstance(steps, bool) or not whole or steps < 1:
         raise ValueError(f"steps must be an integer >= 1, got {steps}")
     return int(steps)
 
@@ -66,20 +68,28 @@ def _exact_ends(ts: Tensor, t_first: float, t_last: float) -> Tensor:
     return ts
 
 
-def as_schedule(schedule: Tensor | Sequence[float], batch: int) -> Tensor:
-    """(I,) or (I, B), float64, on the CPU where it stands alone; finite, positive, not empty."""
+def as_schedule(schedule: Tensor | Sequence[float], batch: int | None = None) -> Tensor:
+    """A schedule, checked, as a detached copy: (I,) or (I, B), float64, on the device of a tensor, else on the CPU.
+
+    Args:
+        schedule: noise variances, finite and > 0, at least one.
+        batch: the number B of samples that a schedule of shape (I, B) has to be for; None for any.
+
+    Raises:
+        ValueError: anything else.
+    """
     try:  # the dtype is named here: a list of floats would become float32
-        ts = torch.as_tensor(schedule, dtype=torch.float64).detach()
+        ts = torch.as_tensor(schedule, dtype=torch.float64).detach().clone()
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"a schedule is a tensor or list of noise variances, got {schedule!r}") from error
     if ts.ndim not in (1, 2) or ts.numel() == 0:
         raise ValueError(
             f"a schedule has shape (steps,) or (steps, batch), steps >= 1, got {tuple(ts.shape)}"
         )
-    if ts.ndim == 2 and ts.shape[1] != batch:
+    if ts.ndim == 2 and batch not in (None, ts.shape[1]):
         raise ValueError(f"a schedule per sample has shape (steps, {batch}) here, got {tuple(ts.shape)}")
     if not bool((torch.isfinite(ts) & (ts > 0)).all()):
-        raise ValueError("a schedule holds noise variances: all must be finite and > 0")
+        raise ValueError("a schedule, of noise variances or of step sizes, must be finite and > 0 throughout")
     return ts
 
 
@@ -89,12 +99,12 @@ def step_sizes(schedule: Tensor | Sequence[float], rule: str = "full") -> Tensor
     rule: "full"       eta_i = t_i, the paper's (Kobler & Pock 2023, eq. 9);
           "increment"  eta_i = t_i - t_{i+1} with t_{I+1} = 0, the full step times 1 - t_{i+1} / t_i, as DDIM for the
                        variance-exploding process does with sigma instead of t. The steps from any t_j on sum to t_j,
-                       however many there are; the last one is full. The schedule must not rise.
+                       however many there are; the last one is full. The schedule must not rise; where it is level
+                       the step is 0, which `gnclib.solvers.gnc_flow` refuses.
 
     Raises ValueError for another rule, a bad schedule, or one that rises under "increment".
     """
-    ts = torch.as_tensor(schedule, dtype=torch.float64)
-    ts = as_schedule(ts, ts.shape[-1])
+    ts = as_schedule(schedule)
     if rule == "full":
         return ts
     if rule != "increment":

@@ -227,7 +227,12 @@ def _time_and_step(t: Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor
     if t.ndim == 0:
         return float(t), float(t)
     t = t.to(x)
-    return t, t.reshape(-1, *[1] * (x.ndim - 1))
+    return t, wide(t, x)
+
+
+def wide(per_sample: Tensor, x: Tensor) -> Tensor:
+    """(B,) as a factor that broadcasts against x, (B, ...)."""
+    return per_sample.reshape(-1, *[1] * (x.ndim - 1))
 
 
 # --------------------------------------------------------------------------------------------- attainment

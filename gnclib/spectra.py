@@ -41,6 +41,7 @@ class PointHessian:
         ValueError: more than one image.
     """
 
+    @torch.no_grad()
     def __init__(self, prior: FieldsOfExperts, y: Tensor, sigma: float):
         if len(y) != 1:
             raise ValueError(f"one image at a time, got {len(y)}")
@@ -56,8 +57,8 @@ class PointHessian:
             x = convolve(h, kernel, dilation)
             h, first, second = spline.evaluate(x, spline.contract(weights, tau, tau_grid), grid, (0, 1, 2))
             self.features.append(x)
-            self.slopes.append(first.detach())
-            self.curvatures.append(second.detach())
+            self.slopes.append(first)
+            self.curvatures.append(second)
         g = torch.ones_like(h)
         for l in reversed(range(len(self.kernels))):
             self.curvatures[l] = g * self.curvatures[l]

@@ -1,6 +1,7 @@
 """The benchmark: what it counts, what it refuses, and that its table says what was measured. No test of speed."""
 
 import json
+import subprocess
 
 import numpy as np
 import pytest
@@ -103,10 +104,14 @@ def test_a_candidate_that_cannot_be_built_is_named(monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "wrong", [{"threads": 0}, {"size": 0}, {"rounds": 0}, {"nodes": 4}, {"names": ("x",)}]
+    "wrong",
+    [
+        *({"threads": 0}, {"size": 0}, {"rounds": 0}, {"channels": 0}, {"nodes": 4}),
+        *({"names": ("x",)}, {"clock": "sun"}),
+    ],
 )
 def test_bad_settings(wrong):
-    with pytest.raises(ValueError, match=r"at least|no candidate"):
+    with pytest.raises(ValueError, match=r"at least|no candidate|the clock"):
         bench.measure(**(SMALL | {"names": ("torch gather",)} | wrong))
 
 
@@ -126,6 +131,14 @@ def test_memory_of_a_training_step():
         pytest.skip("this system does not tell")
     least = 2 * 8 * 48 * 52**2 * 4
     assert least < peak < 50 * least
+
+
+def test_a_training_step_that_was_killed_is_told(monkeypatch):
+    """By the system, for want of memory: it says nothing."""
+    killed = subprocess.CompletedProcess([], -9, stdout="", stderr="")
+    monkeypatch.setattr(bench.subprocess, "run", lambda *args, **kwargs: killed)
+    with pytest.raises(RuntimeError, match="training step of R1 failed: exit status -9"):
+        bench.step_memory("R1")
 
 
 def test_command(capsys, tmp_path):

@@ -3,6 +3,7 @@
 import math
 from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 from flint import arb, ctx, fmpq
@@ -283,6 +284,7 @@ def test_segments_and_points():
 
 def test_floats_are_read_as_decimals_or_as_binary():
     assert exact(0.15) == Fraction(3, 20) == exact("0.15") == exact("3/20")
+    assert exact(np.float64(0.15)) == Fraction(3, 20)  # although numpy prints it with its type
     assert exact(0.15, binary=True) == Fraction(5404319552844595, 2**55) != Fraction(3, 20)
     assert figure1_mixture().weights.tolist() == [0.15, 0.2, 0.1, 0.3, 0.25]
     assert certify_convex(figure1_mixture(), X, (0.2, 4), binary=True).proved

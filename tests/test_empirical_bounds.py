@@ -47,6 +47,14 @@ def test_the_longest_edge_and_not_the_longest_diagonal():
     assert longest_edge(points[4:], torch.arange(1)) is None
 
 
+def test_a_point_is_no_edge():
+    """Where no pair is an edge none is returned, although rounding makes points distant from themselves."""
+    points = 5 + 10 * polygon(56)
+    every_other = torch.arange(0, 56, 2)
+    assert torch.cdist(points[every_other], points[every_other]).diagonal().max() > 0
+    assert longest_edge(points, every_other, tries=500) is None
+
+
 def test_far_out_along_the_direction_the_energy_is_not_convex_below_the_bound():
     """The statement about edges, on the Hessian of the library: at y = r u + shift, for t just below |a - b|^2/4."""
     generator = torch.Generator().manual_seed(0)

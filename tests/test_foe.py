@@ -378,6 +378,10 @@ def test_too_small_images_and_unknown_borders():
     ("change", "match"),
     [
         ({"layers": 0}, "layers"),
+        ({"layers": 1.5}, "layers must be an integer"),
+        ({"features": 7.0}, "features must be an integer"),
+        ({"nodes_x": True}, "nodes_x must be an integer"),
+        ({"dilation": True}, "dilation must be a positive integer"),
         ({"features": 49}, "features"),
         ({"kernel_size": 4}, "kernel_size must be odd"),
         ({"deep_kernel_size": -1}, "deep_kernel_size"),

@@ -168,6 +168,16 @@ def test_palm_finds_the_short_steps_that_a_wrong_first_guess_needs():
     torch.testing.assert_close(end, (100 * MEAN + y / 100) / (100 + 1 / 100), rtol=0, atol=1e-8)
 
 
+@pytest.mark.parametrize("task", ["denoise", "inpaint"])
+def test_palm_can_go_on_where_nothing_moves_any_more(task):
+    """Hundreds of steps in float32 after the end is reached: no Lipschitz estimate may run down to 0."""
+    y = noisy().float()
+    data = Denoising(0.1 * y, 0.01) if task == "denoise" else Inpainting(y, torch.ones(6, 6))
+    states = list(palm(Gaussian(), 1.0, data, steps=400, t_last=0.1))
+    torch.testing.assert_close(states[-1].x, states[100].x)
+    torch.testing.assert_close(states[-1].t, states[100].t, rtol=0.01, atol=0)
+
+
 def test_palm_does_not_search_for_ever():
     class Broken(Gaussian):
         def energy(self, y, t):

@@ -81,6 +81,16 @@ def test_a_tolerance_out_of_reach_is_told_and_the_value_still_falls():
     assert objective(mixture, found.x, v, 1e-3, 0.5) < objective(mixture, v, v, 1e-3, 0.5)
 
 
+def test_an_energy_that_is_not_a_number_is_not_said_to_be_minimised():
+    class Broken(GaussianMixture):
+        def grad(self, y, t):
+            return torch.full_like(y, torch.nan)
+
+    mixture = Broken(weights=[1.0], means=[-0.3], variances=[0.04])
+    v = torch.tensor([-1.0, 1.0], dtype=torch.float64)
+    assert proximal.proximal_point(mixture, v, 0.01, 0.5).reached.tolist() == [False, False]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [

@@ -67,6 +67,10 @@ def test_schedules_against_numpy():
         (1.0, math.inf, 3),
         (1.0, 0.1, 0),
         (1.0, 0.1, 2.5),
+        (1.0, 0.1, math.inf),
+        (1.0, 0.1, math.nan),
+        (1.0, 0.1, True),
+        (1.0, 0.1, "3"),
     ],
 )
 def test_bad_schedule_ends(schedule, bad):
@@ -91,11 +95,24 @@ def test_increments_telescope_and_are_the_shortened_full_steps():
         ([0.1, 0.2], "increment", "rise"),
         ([0.2, 0.1], "half", "full, increment"),
         ([0.2, 0.0], "full", "schedule"),
+        (0.2, "full", "schedule"),
+        ("falling", "full", "schedule"),
     ],
 )
 def test_bad_rules(schedule, rule, message):
     with pytest.raises(ValueError, match=message):
         step_sizes(schedule, rule)
+
+
+def test_step_sizes_are_the_callers_own():
+    ts = log_schedule(1.0, 1e-3, 7)
+    step_sizes(ts).mul_(0.5)
+    assert torch.equal(ts, log_schedule(1.0, 1e-3, 7))
+
+
+@pytest.mark.parametrize("count", [7, 7.0, np.int64(7), np.float64(7)])
+def test_a_number_of_steps_may_come_from_numpy(count):
+    assert torch.equal(log_schedule(1.0, 1e-3, count), log_schedule(1.0, 1e-3, 7))
 
 
 # ------------------------------------------------------------------------------------------------ GNC flow
