@@ -160,7 +160,7 @@ MANIFEST: dict[str, Figure] = {
         "08_more_inverse_problems", "Energy and PSNR with and without graduated non-convexity", atol=0.02
     ),
     "problems_bsds68": Figure(
-        "08_more_inverse_problems", "Gains over least squares on twelve images of BSDS68"
+        "08_more_inverse_problems", "Gains over total variation on twelve images of BSDS68"
     ),
     "problems_tuning": Figure(
         "08_more_inverse_problems", "How the choice of t and t_I matters, on training crops"

@@ -17,7 +17,7 @@ from packaging.requirements import Requirement
 from packaging.version import Version
 
 import gnclib
-from gnclib import claims, cli, data, ledger, manifest, notebooks, reproduce
+from gnclib import claims, cli, data, field, field_run, ledger, manifest, notebooks, problems_run, reproduce
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
@@ -278,6 +278,12 @@ def test_links_of_the_readme_lead_somewhere():
         assert target in sections or (ROOT / target).exists(), (
             f"README links to {target}, which does not exist"
         )
+
+
+def test_the_tables_of_the_readme_are_those_of_the_shipped_results():
+    readme = (ROOT / "README.md").read_text(encoding="utf-8")
+    assert field.table(field_run.load()) in readme
+    assert problems_run.table(problems_run.load()) in readme
 
 
 def test_the_examples_of_the_readme_run():
