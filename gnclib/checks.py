@@ -79,3 +79,21 @@ def as_measured(y: Tensor) -> Tensor:
             f"images have grey values in [0, 1], up to noise; these go from {low:.4g} to {high:.4g}: divide by 255"
         )
     return y
+
+
+def as_device(device: torch.device | str) -> torch.device:
+    """A device that torch can compute on here.
+
+    Raises ValueError for a name that torch does not know, and for a device that is not there.
+    """
+    try:
+        found = torch.device(device)
+        torch.zeros(1, device=found)
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(
+            f"torch cannot compute on the device {str(device)!r} here ({reason}): use cpu"
+        ) from error
+    if found.type == "meta":
+        raise ValueError("on the device 'meta' nothing is computed: use cpu")
+    return found

@@ -25,7 +25,7 @@ SCHEMES = {
 
 
 def scheme_arguments(sub: argparse.ArgumentParser, schemes: tuple[str, ...] = tuple(SCHEMES)) -> None:
-    """The options --prior, --scheme and --steps."""
+    """The options --prior, --scheme, --steps and --device."""
     sub.add_argument(
         "--prior",
         default="R1",
@@ -36,6 +36,7 @@ def scheme_arguments(sub: argparse.ArgumentParser, schemes: tuple[str, ...] = tu
                      help="; ".join(f"{name}: {SCHEMES[name]}" for name in schemes))  # fmt: skip
     sub.add_argument("--steps", type=int, metavar="I",
                      help="steps of gnc (default: 10, inpainting 30) and joint (12, 60)")  # fmt: skip
+    sub.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, ...")
 
 
 # --- evaluate ---------------------------------------------------------------------------------------------
@@ -73,7 +74,10 @@ def _evaluate(args: argparse.Namespace) -> None:
     if getattr(args, other):
         raise ValueError(f"--{other} is not for --task {args.task}: use --{option}")
     levels = getattr(args, option) or [25 if args.task == "denoise" else 0.8]
-    loaded = [schemes.load(args.scheme, args.prior, Task(args.task, v), args.steps) for v in levels]
+    loaded = [
+        schemes.load(args.scheme, args.prior, Task(args.task, v), args.steps, device=args.device)
+        for v in levels
+    ]
     images = evaluate.folder_images(args.images) if args.images else data.bsds68()
     images = dict(list(images.items())[: args.limit])
     numbers = {f"{level:g}": _measured(scheme, images) for level, scheme in zip(levels, loaded, strict=True)}

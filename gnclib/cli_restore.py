@@ -59,7 +59,6 @@ def _file_arguments(sub: argparse.ArgumentParser) -> None:
     sub.add_argument("input", type=Path, nargs="+", metavar="IN", help="image files: png, tif, jpg, bmp, ...")
     sub.add_argument("-o", "--output", required=True, metavar="OUT",
                      help="file to write: png, tif, jpg, bmp; or a folder (existing, or ending in /)")  # fmt: skip
-    sub.add_argument("--device", default="cpu", help="cpu (default), cuda, ...")
     sub.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
 
 

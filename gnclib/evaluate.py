@@ -53,13 +53,18 @@ class Restoration:
 def restoration(scheme: Scheme, x: Tensor, seed: int) -> Restoration:
     """Measure the clean image x (1, 1, H, W), with noise or mask of this seed, and restore it step by step.
 
+    Noise and masks are drawn on the CPU, so that they are the same everywhere; the rest happens where the scheme is.
+
     Raises:
         ValueError: as the solvers do.
     """
+    x = x.to(scheme.device)
     data = scheme.task.measure(x, torch.Generator().manual_seed(seed))
     t_min = scheme.prior.config.sigma_min**2
     path, seconds, states, begun = [], 0.0, scheme.states(data), time.perf_counter()
     for state in states:
+        if x.is_cuda:  # which returns before it is done
+            torch.cuda.synchronize(x.device)
         seconds += time.perf_counter() - begun
         with torch.no_grad():
             energy = (data.energy(state.x) + scheme.prior.energy(state.x, t_min)).item() / x.numel()

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from gnclib import hub
+from gnclib.checks import as_device
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.foe_config import FoEConfig
 from gnclib.joint import joint_descent
@@ -133,13 +134,14 @@ def load(
         prior: a shipped prior ("R1"), a folder, or a hub name; what was learned for it is looked for beside it.
         task: denoising at a noise level, or inpainting.
         steps: of "gnc" and "joint" (:data:`STEPS` where not given); "mmse" takes one, learned schedules have their own.
-        device: where to compute. tile: side of the tiles of :class:`gnclib.tiles.Tiled`, or None for whole images.
+        device: where to compute, one that torch finds here.
+        tile: side of the tiles of :class:`gnclib.tiles.Tiled`, or None for whole images.
 
     Raises:
         ValueError: unknown scheme, one that cannot do the task, a noise level outside of the prior's range, a number of
-            steps where it is not free or below 1, a schedule learned with other weights. FileNotFoundError: no such
-            prior, or no schedule was learned for this prior and task. ConnectionError, ImportError: a prior on the hub
-            that cannot be fetched (:mod:`gnclib.hub`).
+            steps where it is not free or below 1, a schedule learned with other weights, a device that is not there.
+        FileNotFoundError: no such prior, or no schedule was learned for this prior and task.
+        ConnectionError, ImportError: a prior on the hub that cannot be fetched (:mod:`gnclib.hub`).
     """
     if name not in SCHEMES:
         raise ValueError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
@@ -149,6 +151,7 @@ def load(
         raise ValueError(
             "one MMSE step removes noise, it fills no holes: choose another scheme for inpainting"
         )
+    found = as_device(device)
     schedule, source = None, prior
     if name == "learned":
         schedule = _schedule(hub.derived(prior, str(task)), task)
@@ -166,7 +169,7 @@ def load(
         count = 1
     else:
         count = as_count(STEPS[name][task.kind] if steps is None else steps)
-    model = model.to(device)
+    model = model.to(found)
     return Scheme(name, model if tile is None else Tiled(model, tile), task, count, schedule)
 
 

@@ -230,3 +230,9 @@ def test_refuses_an_unknown_prior_and_data_of_another_task(folder):
         schemes.load("gnc", folder, DENOISE, tile=0)
     with pytest.raises(ValueError, match="sigma nan is outside"):
         schemes.check_sigma(float("nan"), 0.01, 1.0)
+
+
+@pytest.mark.parametrize("device", ["teapot", "cuda:99", "meta", "cpu:1:1", ""])
+def test_devices_that_are_not_there(device):
+    with pytest.raises(ValueError, match=r"device .*use cpu"):
+        schemes.load("mmse", "R1", Task("denoise", 25), device=device)
