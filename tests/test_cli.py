@@ -131,7 +131,7 @@ def test_denoise_errors(capsys, tmp_path, photo, prior):
         ([*good, "--clean", small], 2, "they must agree"),
         ([*good, "--clean", photo, "--add-noise"], 2, "leave --clean away"),
         ([*good, "--steps", 0], 2, "integer >= 1"),
-        ([*good, "--device", "abacus"], 1, "abacus"),
+        ([*good, "--device", "abacus"], 2, "abacus"),
         ([*good[:5], photo, *good[6:]], 1, "--force"),
     ]:
         result, _, err = gnc(capsys, *words)
