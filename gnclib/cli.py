@@ -226,7 +226,7 @@ def _train_parser(add, command: str) -> None:
         "counts. A resumed run on the CPU ends with the same weights, bit for bit, as one that was never stopped.\n"
         "Under torchrun several processes share each batch.",
         "  gnc data verify                                first see whether the training images are there\n"
-        "  gnc train R1 --steps 50000 --batch 16          as the shipped R_1; about an hour on one core\n"
+        "  gnc train R1 --steps 2000                      a first look; some minutes on one core\n"
         "  gnc train R1 --resume                          go on after an interruption\n"
         "  gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1\n"
         "  gnc train R3 --export-only                     weights and model card of a run that is not finished\n"

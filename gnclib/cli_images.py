@@ -17,14 +17,16 @@ def say(text: str) -> None:
 #: what --scheme may be, and what the help says about it
 SCHEMES = {
     "mmse": "one Tweedie step",
-    "gnc": "GNC flow, predefined schedule (default)",
+    "gnc": "GNC flow, predefined schedule",
     "joint": "over image and smoothing",
     "learned": "learned schedule",
     "finetuned": "and the prior with it",
 }
 
 
-def scheme_arguments(sub: argparse.ArgumentParser, schemes: tuple[str, ...] = tuple(SCHEMES)) -> None:
+def scheme_arguments(
+    sub: argparse.ArgumentParser, schemes: tuple[str, ...] = tuple(SCHEMES), default: str = "gnc"
+) -> None:
     """The options --prior, --scheme, --steps and --device."""
     sub.add_argument(
         "--prior",
@@ -32,8 +34,8 @@ def scheme_arguments(sub: argparse.ArgumentParser, schemes: tuple[str, ...] = tu
         metavar="NAME",
         help="a prior of the package, a folder, or owner/name on the Hugging Face hub (default: R1)",
     )
-    sub.add_argument("--scheme", choices=schemes, default="gnc",
-                     help="; ".join(f"{name}: {SCHEMES[name]}" for name in schemes))  # fmt: skip
+    meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in schemes)
+    sub.add_argument("--scheme", choices=schemes, default="gnc", help=f"{meanings} (default: {default})")
     sub.add_argument("--steps", type=int, metavar="I",
                      help="steps of gnc (default: 10, inpainting 30) and joint (12, 60)")  # fmt: skip
     sub.add_argument("--device", default="cpu", help="where to compute: cpu (default), cuda, ...")
@@ -51,8 +53,8 @@ def evaluate_parser(add) -> None:
         "  gnc evaluate --prior R1 --scheme learned --task inpaint --missing 0.8\n"
         "  gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json",
     )  # fmt: skip
-    scheme_arguments(sub)
-    sub.set_defaults(scheme="mmse")
+    scheme_arguments(sub, default="mmse, for inpainting gnc")
+    sub.set_defaults(scheme=None)
     sub.add_argument("--task", choices=("denoise", "inpaint"), default="denoise",
                      help="denoise: white Gaussian noise (default); inpaint: missing pixels")  # fmt: skip
     sub.add_argument("--sigma", type=float, action="append", metavar="S",
@@ -73,17 +75,17 @@ def _evaluate(args: argparse.Namespace) -> None:
     option, other = ("sigma", "missing") if args.task == "denoise" else ("missing", "sigma")
     if getattr(args, other):
         raise ValueError(f"--{other} is not for --task {args.task}: use --{option}")
+    scheme = args.scheme or ("mmse" if args.task == "denoise" else "gnc")
     levels = getattr(args, option) or [25 if args.task == "denoise" else 0.8]
     loaded = [
-        schemes.load(args.scheme, args.prior, Task(args.task, v), args.steps, device=args.device)
-        for v in levels
+        schemes.load(scheme, args.prior, Task(args.task, v), args.steps, device=args.device) for v in levels
     ]
     images = evaluate.folder_images(args.images) if args.images else data.bsds68()
     images = dict(list(images.items())[: args.limit])
-    numbers = {f"{level:g}": _measured(scheme, images) for level, scheme in zip(levels, loaded, strict=True)}
+    numbers = {f"{level:g}": _measured(one, images) for level, one in zip(levels, loaded, strict=True)}
     if args.json:
         steps = {"steps": loaded[0].steps} if loaded[0].steps > 1 else {}
-        about = {"prior": args.prior, "scheme": args.scheme, **steps, "task": args.task, "clipping": "none",
+        about = {"prior": args.prior, "scheme": scheme, **steps, "task": args.task, "clipping": "none",
                  "noise": "image k has torch.Generator seed k", "set": str(args.images or "BSDS68"),
                  "energy": "D + R at the smallest t of the prior, nats per pixel"}  # fmt: skip
         files.write_text(args.json, files.dumps({**about, f"psnr_by_{option}": numbers}))

@@ -11,6 +11,9 @@ from gnclib.cli_images import say
 
 __all__ = ["problems_parser"]
 
+#: the keys of `gnclib.problems.PROBLEMS`, which would load torch for ``--help``
+PROBLEM_NAMES = ("deblur", "super-2", "super-3", "sensing", "tomography")
+
 
 def problems_parser(add) -> None:
     sub = add(
@@ -23,8 +26,8 @@ def problems_parser(add) -> None:
         "  gnc problems --problem deblur --only TV --only 'R1 gnc'\n"
         "  gnc problems                                             everything; some hours on one core",
     )  # fmt: skip
-    sub.add_argument("--problem", action="append", default=[], metavar="NAME",
-                     help="deblur, super-2, super-3, sensing, tomography; may be repeated (default: all)")  # fmt: skip
+    sub.add_argument("--problem", action="append", default=[], choices=PROBLEM_NAMES, metavar="NAME",
+                     help=f"{', '.join(PROBLEM_NAMES)}; may be repeated (default: all)")  # fmt: skip
     sub.add_argument(
         "--only", action="append", default=[], metavar="NAME", help="a method; may be repeated (default: all)"
     )

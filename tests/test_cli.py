@@ -158,3 +158,12 @@ def test_data_says_what_is_missing(capsys, tmp_path, monkeypatch):
     assert status == 1
     assert "not complete" in err
     assert str(tmp_path) in err
+
+
+def test_evaluate_chooses_a_scheme_that_fits_the_task(capsys, tmp_path):
+    noise = np.random.default_rng(0).integers(0, 256, (24, 24), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    for task, gradients in (("denoise", 1), ("inpaint", 30)):
+        code, out, _ = gnc(capsys, "evaluate", "--task", task, "--images", tmp_path)
+        assert code == 0
+        assert f"{gradients} gradient(s) per image" in out

@@ -261,6 +261,11 @@ def test_no_image_of_bsds500_and_nothing_large_is_tracked():
         assert hashlib.sha256(content).hexdigest() not in forbidden, f"{path} is an image of BSDS500"
 
 
+def test_no_link_is_tracked():
+    done = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False)
+    assert not [line for line in done.stdout.splitlines() if line.startswith("120000")]
+
+
 def test_modules_stay_readable():
     for path in (ROOT / "gnclib").glob("*.py"):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 400, f"{path.name} is too long: split it"

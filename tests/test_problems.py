@@ -7,7 +7,7 @@ import pytest
 import torch
 from skimage import data as pictures
 
-from gnclib import cli, field, problems, problems_run, results, solvers
+from gnclib import cli, cli_problems, field, problems, problems_run, results, solvers
 from gnclib.data import middle
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.linear import LinearMeasurement
@@ -239,6 +239,10 @@ def test_what_cannot_be_run(tmp_path):
     with pytest.raises(ValueError, match="no results"):
         problems_run.table(results.empty("none", problems_run.MORE))
     assert not path.exists()
+
+
+def test_the_command_line_knows_the_problems():
+    assert cli_problems.PROBLEM_NAMES == tuple(PROBLEMS)
 
 
 # --- what is shipped --------------------------------------------------------------------------------------
