@@ -54,6 +54,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         known = isinstance(error, (Failed, ValueError, OSError, RuntimeError, ImportError))
         text = str(error) or type(error).__name__
         hint = "" if known else f" ({type(error).__name__}; run it again with --debug to see where)"
+        if isinstance(error, ModuleNotFoundError):
+            hint = " (a package is missing: is the environment active? . .venv/bin/activate)"
         print(f"gnc: error: {text}{hint}", file=sys.stderr)
         _drop_output()
         return 2 if isinstance(error, ValueError) else 1
@@ -125,7 +127,7 @@ def _figures_parser(add) -> None:
         "Run the notebooks in temporary copies, check that every declared figure was made, and collect the figures,\n"
         "their numbers (NAME.json) and the claims ledger (claims.md). A notebook that fails changes nothing.",
         "  gnc figures                            everything with small, quick settings\n"
-        "  gnc figures --only figure1             one figure (or one notebook: --only 02_gnc_flow)\n"
+        "  gnc figures --only figure1             all figures of its notebook (or --only 02_gnc_flow)\n"
         "  gnc figures --list                     which figure comes from which notebook\n"
         "  gnc figures --full --out /tmp/full     the settings of the paper, where known; takes much longer\n"
         "  gnc figures --check                    run into a temporary folder and compare the numbers",
@@ -162,6 +164,8 @@ def _figures(args: argparse.Namespace) -> None:
         "say": say,
         "jobs": jobs,
     }
+    count = len(reproduce.select(args.only))
+    say(f"running {count} notebook(s), {min(jobs, count)} at a time; each takes a minute or two")
     if not args.check:
         reproduce.run(out=out, **options)
         say(f"figures and claims.md are in {out}")

@@ -77,6 +77,8 @@ def _targets(inputs: list[Path], output: str) -> list[Path]:
     if twice:
         raise ValueError(f"several inputs are called {', '.join(sorted(twice))}: they would go to one file")
     if not any(path.is_file() for path in inputs):
+        if inputs[0].is_dir():
+            raise IsADirectoryError(f"{inputs[0]} is a folder: name the images in it, {inputs[0]}/*.png")
         raise FileNotFoundError(f"there is no image file {inputs[0]}")
     folder.mkdir(parents=True, exist_ok=True)
     return targets

@@ -179,8 +179,9 @@ def _download(names: list[str]) -> Path:
             for name in tqdm(missing, desc="BSDS500", unit="image"):
                 fetcher.fetch(name)
         except (OSError, ValueError) as error:  # OSError: no network, HTTP errors; ValueError: wrong hash
+            reason = str(error) if isinstance(error, ValueError) else type(error).__name__  # --debug: all
             raise ConnectionError(
-                f"BSDS500 could not be downloaded from {URL} ({type(error).__name__}: {error}). If this "
+                f"BSDS500 is not here, and could not be downloaded from {URL} ({reason}). If this "
                 "machine has no network, copy the data set here and set the environment variable "
                 "GNC_DATA_DIR to the folder that holds BSDS500/{train,val,test}/*.jpg; or work with "
                 "gnclib.data.embedded(), photographs that need no network"
