@@ -19,14 +19,14 @@ def course_parser(add) -> None:
         "no remarks, executed), and the table in INSTRUCTOR.md is brought up to date. A source that disagrees with\n"
         "the exercises of the library changes nothing.",
         "  gnc course                             the students' copies, after a change of the source\n"
-        "  gnc course --only 4                    only session 4\n"
+        "  gnc course --only 4                    only lesson 4\n"
         "  gnc course --instructor solved/        the instructor's copies: solved, with remarks, executed\n"
         "  gnc course --nbgrader course/          a course folder for nbgrader: generate_assignment, autograde\n"
         "  gnc course --check                     run nothing; are the students' copies those of the source?\n"
         "  gnc course --table                     the exercises with points and minutes",
     )  # fmt: skip
-    sub.add_argument("--only", action="append", default=[], metavar="SESSION",
-                     help="a session, by number or name; may be repeated (default: all)")  # fmt: skip
+    sub.add_argument("--only", action="append", default=[], metavar="LESSON",
+                     help="a lesson, by number or name; may be repeated (default: all)")  # fmt: skip
     what = sub.add_mutually_exclusive_group()
     what.add_argument("--instructor", type=Path, metavar="DIR", help="write the instructor's copies to DIR")
     what.add_argument("--nbgrader", type=Path, metavar="DIR", help="write a course for nbgrader to DIR")

@@ -123,8 +123,6 @@ def _denoise(args: argparse.Namespace) -> None:
 
 
 def _denoise_one(args: argparse.Namespace, source: Path, target: Path) -> None:
-    import numpy as np
-
     from gnclib import images
 
     picture = images.read(source)
@@ -138,11 +136,20 @@ def _denoise_one(args: argparse.Namespace, source: Path, target: Path) -> None:
         reference, noisy = noisy, _with_noise(noisy, args.sigma, args.add_noise)
     made = images.quantise(picture, _denoised(args, source, noisy))
     if reference is not None:
-        before, after = (-10 * np.log10(np.mean((a - reference) ** 2) + 1e-30) for a in (noisy, made.pixels))
+        before, after = (_psnr(a, reference) for a in (noisy, made.pixels))
         kind = "unclipped" if added else "as in the file"
         say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
     images.write(target, made, args.force)
     say(f"{target}: {made}")
+
+
+def _psnr(pixels, reference) -> float:
+    """In dB over all channels (C, H, W) together."""
+    import torch
+
+    from gnclib.metrics import psnr
+
+    return psnr(*(torch.from_numpy(a).flatten(0, 1)[None, None] for a in (pixels, reference))).item()
 
 
 def _with_noise(pixels, sigma: float, seed: int):

@@ -30,9 +30,9 @@ __all__ = [
     "folder",
     "for_nbgrader",
     "has_tag",
+    "lesson",
     "number",
     "read",
-    "session",
     "sources",
     "student",
     "unsolved",
@@ -75,7 +75,7 @@ def folder() -> Path:
 
 
 def sources(only: Iterable[str] = (), where: Path | None = None) -> dict[str, Path]:
-    """The source notebooks by name; `only` chooses some, by name or by the number of the session.
+    """The source notebooks by name; `only` chooses some, by name or by the number of the lesson.
 
     Raises:
         FileNotFoundError: there are none. ValueError: an unknown name in `only`.
@@ -83,9 +83,9 @@ def sources(only: Iterable[str] = (), where: Path | None = None) -> dict[str, Pa
     found = notebooks.find((where or folder()) / "source")
     chosen = {}
     for word in only:
-        names = [name for name in found if word in (name, session(name))]
+        names = [name for name in found if word in (name, lesson(name))]
         if not names:
-            raise ValueError(f"there is no session {word!r}; there are {', '.join(found)}")
+            raise ValueError(f"there is no lesson {word!r}; there are {', '.join(found)}")
         chosen |= {name: found[name] for name in names}
     return dict(sorted(chosen.items())) if chosen else found
 
@@ -98,8 +98,8 @@ def read(path: Path) -> NotebookNode:
         raise CourseError(str(error)) from None
 
 
-def session(name: str) -> str:
-    """The number of the session that a notebook belongs to: "1" for 1_mixtures."""
+def lesson(name: str) -> str:
+    """The number of the lesson that a notebook belongs to: "1" for 1_mixtures."""
     return name.split("_")[0]
 
 
@@ -190,7 +190,7 @@ def write_executed(node: NotebookNode, path: Path) -> None:
 
 
 def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
-    """An nbgrader course: ``source/sessionN/NAME.ipynb`` and, if there is none yet, ``nbgrader_config.py``.
+    """An nbgrader course: ``source/lessonN/NAME.ipynb`` and, if there is none yet, ``nbgrader_config.py``.
 
     Args:
         nodes: the source notebooks by name.
@@ -201,7 +201,7 @@ def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
     """
     written = []
     for name, source in nodes.items():
-        path = out / "source" / f"session{session(name)}" / f"{name}.ipynb"
+        path = out / "source" / f"lesson{lesson(name)}" / f"{name}.ipynb"
         content = notebooks.clean(nbformat.writes(for_nbgrader(source)).encode())
         written.append(write_bytes(path, content))
     if not (out / "nbgrader_config.py").exists():

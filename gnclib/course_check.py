@@ -12,7 +12,7 @@ from pathlib import Path
 from nbformat import NotebookNode
 
 from gnclib import exercises, notebooks
-from gnclib.course import BEGIN, END, CourseError, folder, number, read, session, sources, student, unsolved
+from gnclib.course import BEGIN, END, CourseError, folder, lesson, number, read, sources, student, unsolved
 from gnclib.exercises import Exercise
 from gnclib.files import write_text
 
@@ -28,7 +28,7 @@ def problems(source: NotebookNode, name: str, known: Mapping[str, Exercise] | No
 
     Args:
         source: the notebook.
-        name: its name, which begins with the number of the session: 1_mixtures.
+        name: its name, which begins with the number of the lesson: 1_mixtures.
         known: the exercises by number (default: all there are).
     """
     known = exercises.EXERCISES if known is None else known
@@ -62,7 +62,7 @@ def problems(source: NotebookNode, name: str, known: Mapping[str, Exercise] | No
             open_ = None
     if open_:
         wrong.append(f"{name}: exercise {open_[0]} has no check")
-    wanted = [id for id in known if id.startswith(f"{session(name)}.")]
+    wanted = [id for id in known if id.startswith(f"{lesson(name)}.")]
     wrong += [
         f"{name}: exercise {id} is in gnclib.exercises but not in the notebook"
         for id in wanted
@@ -129,11 +129,11 @@ def check(where: Path | None = None, known: Mapping[str, Exercise] | None = None
             f"{name}.ipynb: {text}; run 'gnc course --only {name}'"
             for text in _differences(student(source), where / f"{name}.ipynb")
         ]
-    sessions = {session(name) for name in found}
+    lessons = {lesson(name) for name in found}
     wrong += [
-        f"exercise {id}: there is no notebook of its session"
+        f"exercise {id}: there is no notebook of its lesson"
         for id in known
-        if id.split(".")[0] not in sessions
+        if id.split(".")[0] not in lessons
     ]
     extra = {path.stem for path in where.glob("[0-9]*.ipynb")} - found.keys()
     wrong += [f"{name}.ipynb: it has no source" for name in sorted(extra)]
@@ -171,15 +171,15 @@ def _wrong_outputs(cell: NotebookNode) -> list[str]:
 
 
 def table(known: Mapping[str, Exercise] | None = None) -> str:
-    """All exercises with points and minutes, and the sums by session, as a Markdown table."""
+    """All exercises with points and minutes, and the sums by lesson, as a Markdown table."""
     known = exercises.EXERCISES if known is None else known
-    by_session: dict[str, list[Exercise]] = {}
+    by_lesson: dict[str, list[Exercise]] = {}
     for item in known.values():
-        by_session.setdefault(item.id.split(".")[0], []).append(item)
+        by_lesson.setdefault(item.id.split(".")[0], []).append(item)
     lines = ["| exercise | about | points | minutes |", "|---|---|---:|---:|"]
-    for number_, items in by_session.items():
+    for number_, items in by_lesson.items():
         lines += [f"| {item.id} | {item.title} | {item.points} | {item.minutes} |" for item in items]
-        lines.append(_sum(f"session {number_}", items))
+        lines.append(_sum(f"lesson {number_}", items))
     return "\n".join([*lines, _sum("the course", list(known.values()))])
 
 

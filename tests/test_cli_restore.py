@@ -7,17 +7,9 @@ import pytest
 import tifffile
 import torch
 from PIL import Image
+from test_cli import gnc
 
-from gnclib import cli, data, restoration
-
-
-def gnc(capsys, *words) -> tuple[int, str, str]:
-    try:
-        status = cli.main([str(word) for word in words])
-    except SystemExit as stop:  # argparse
-        status = stop.code
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+from gnclib import data, restoration
 
 
 def grey(height=64, width=80, sigma=0.0, seed=0):

@@ -112,7 +112,7 @@ def test_nbgraders_source_has_the_solution_and_checks_that_show_nothing_but_poin
 def test_an_nbgrader_course_keeps_a_configuration_that_is_there(tmp_path):
     made = course.write_nbgrader({"8_tiny": tiny()}, tmp_path)
     assert [str(p.relative_to(tmp_path)) for p in made] == [
-        "source/session8/8_tiny.ipynb",
+        "source/lesson8/8_tiny.ipynb",
         "nbgrader_config.py",
     ]
     (tmp_path / "nbgrader_config.py").write_text("mine")
@@ -242,7 +242,7 @@ def test_copies_without_source_missing_ones_and_sources_with_outputs(place):
     more = KNOWN | {"7.1": exercise("7.1")}
     assert course_check.check(place, more) == [
         "8_tiny.ipynb: it is missing; run 'gnc course --only 8_tiny'",
-        "exercise 7.1: there is no notebook of its session",
+        "exercise 7.1: there is no notebook of its lesson",
         "9_more.ipynb: it has no source",
     ]
     node = tiny()
@@ -274,7 +274,7 @@ def test_the_command_refuses_before_it_writes(capsys, tmp_path, monkeypatch):
     )
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
     for words, message in (
-        (["--only", "7"], "there is no session '7'; there are 8_tiny"),
+        (["--only", "7"], "there is no lesson '7'; there are 8_tiny"),
         (["--instructor", tmp_path], "holds the notebooks themselves"),
         (["--check", "--only", "8"], "--only cannot go with"),
     ):
@@ -313,11 +313,11 @@ def planned() -> list[str]:
     plan = page.split("| meeting |")[1].split("\n\n")[0]
     named = []
     for first, last in re.findall(r"\b(\d\.\d)\b(?: to (\d\.\d)\b)?", plan):
-        session, k = first.split(".")
-        named += [f"{session}.{n}" for n in range(int(k), int((last or first).split(".")[1]) + 1)]
+        lesson, k = first.split(".")
+        named += [f"{lesson}.{n}" for n in range(int(k), int((last or first).split(".")[1]) + 1)]
     return named
 
 
-@pytest.mark.skipif(len(EXERCISES) < 26, reason="not all sessions are there yet")
+@pytest.mark.skipif(len(EXERCISES) < 26, reason="not all lessons are there yet")
 def test_every_exercise_has_its_place_in_the_plan():
     assert sorted(planned()) == sorted(EXERCISES)

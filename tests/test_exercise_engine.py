@@ -144,5 +144,5 @@ def test_check_wants_the_function_and_a_known_number(capsys, monkeypatch):
     assert exercises.solved("0.1")
     exercises.progress(0)
     assert "3 of 3 points" in capsys.readouterr().out
-    with pytest.raises(ValueError, match="no session 7"):
+    with pytest.raises(ValueError, match="no lesson 7"):
         exercises.progress(7)

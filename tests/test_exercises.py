@@ -12,11 +12,11 @@ from gnclib import exercises
 
 matplotlib.use("Agg")
 SOURCE = Path(__file__).parents[1] / "notebooks" / "exercises" / "source"
-SESSIONS = sorted({item.id.split(".")[0] for item in exercises.EXERCISES.values()})
+LESSONS = sorted({item.id.split(".")[0] for item in exercises.EXERCISES.values()})
 WRONG = {
     id: entries
-    for session in SESSIONS
-    for id, entries in importlib.import_module(f"wrong_solutions.session{session}").WRONG.items()
+    for lesson in LESSONS
+    for id, entries in importlib.import_module(f"wrong_solutions.lesson{lesson}").WRONG.items()
 }
 CASES = [(id, k) for id, entries in WRONG.items() for k in range(len(entries))]
 
@@ -36,16 +36,16 @@ def test_wrong_solutions_are_caught_and_explained(id, k):
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # matplotlib about tensors
-@pytest.mark.parametrize("session", SESSIONS)
-def test_the_solutions_of_the_source_are_right(session, capsys, monkeypatch):
-    """All code cells of the source run in order; every exercise of the session is checked and earns all its points."""
-    (path,) = SOURCE.glob(f"{session}_*.ipynb")
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_the_solutions_of_the_source_are_right(lesson, capsys, monkeypatch):
+    """All code cells of the source run in order; every exercise of the lesson is checked and earns all its points."""
+    (path,) = SOURCE.glob(f"{lesson}_*.ipynb")
     monkeypatch.setattr(exercises, "_latest", {})
     namespace = {"__name__": "__main__"}
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type == "code" and "widget" not in cell.metadata.get("tags", []):
             exec(compile(cell.source, path.name, "exec"), namespace)
     matplotlib.pyplot.close("all")
-    wanted = {id for id in exercises.EXERCISES if id.startswith(f"{session}.")}
+    wanted = {id for id in exercises.EXERCISES if id.startswith(f"{lesson}.")}
     right = {id for id, verdict in exercises._latest.items() if verdict.status == "right"}
     assert right == wanted, capsys.readouterr().out

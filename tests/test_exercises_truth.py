@@ -1,11 +1,11 @@
-"""The truths of sessions 1 and 2 that are closed forms of their own, against the library and against autograd."""
+"""The truths of lessons 1 and 2 that are closed forms of their own, against the library and against autograd."""
 
 import pytest
 import torch
 from torch.autograd.functional import hessian
 
 from gnclib.exercises import exercise
-from gnclib.exercises.session1 import CALLS, _bracket, draw_mixture
+from gnclib.exercises.lesson1 import CALLS, _bracket, draw_mixture
 from gnclib.gmm import GaussianMixture
 
 

@@ -1,6 +1,6 @@
 """nbgrader grades the course: `make grade-check` runs this where it is installed, elsewhere it is skipped.
 
-One student hands in session 4 with a right, a wrong and an untouched exercise, one the copy from the repository.
+One student hands in lesson 4 with a right, a wrong and an untouched exercise, one the copy from the repository.
 """
 
 import importlib.util
@@ -61,10 +61,10 @@ def solve(node: nbformat.NotebookNode, id: str, solution: str) -> None:
 def test_nbgrader_gives_the_points_of_the_checks(tmp_path):
     source = course.read(course.sources([NAME])[NAME])
     course.write_nbgrader({NAME: source}, tmp_path)
-    made = tmp_path / "source" / "session4" / f"{NAME}.ipynb"
+    made = tmp_path / "source" / "lesson4" / f"{NAME}.ipynb"
     nbformat.write(essentials(made), made)
-    nbgrader(tmp_path, "generate_assignment", "session4", "--create")
-    release = tmp_path / "release" / "session4" / f"{NAME}.ipynb"
+    nbgrader(tmp_path, "generate_assignment", "lesson4", "--create")
+    release = tmp_path / "release" / "lesson4" / f"{NAME}.ipynb"
     assert "BEGIN SOLUTION" not in release.read_text()
 
     solutions = {}
@@ -77,17 +77,17 @@ def test_nbgrader_gives_the_points_of_the_checks(tmp_path):
     bob = essentials(course.folder() / f"{NAME}.ipynb")  # without nbgrader's checksums
     solve(bob, "4.3", "    " + solutions["4.3"])
     for student, node in (("ada", ada), ("bob", bob)):
-        path = tmp_path / "submitted" / student / "session4" / f"{NAME}.ipynb"
+        path = tmp_path / "submitted" / student / "lesson4" / f"{NAME}.ipynb"
         path.parent.mkdir(parents=True)
         nbformat.write(node, path)
-    nbgrader(tmp_path, "autograde", "session4", "--create")
+    nbgrader(tmp_path, "autograde", "lesson4", "--create")
 
     from nbgrader.api import Gradebook
 
     scores = {}
     with Gradebook(f"sqlite:///{tmp_path / 'gradebook.db'}", "gnclib") as book:
         for student in ("ada", "bob"):
-            submission = book.find_submission("session4", student)
+            submission = book.find_submission("lesson4", student)
             assert not submission.needs_manual_grade
             assert submission.max_score == sum(EXERCISES[id].points for id in IDS)
             (notebook,) = submission.notebooks

@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gnclib.exercises import session1, session2, session3, session4, session5
+from gnclib.exercises import lesson1, lesson2, lesson3, lesson4, lesson5
 from gnclib.exercises.engine import RIGHT, Exercise, Law, Mistake, Verdict, examine
 
 __all__ = [
@@ -26,9 +26,7 @@ __all__ = [
 ]
 
 EXERCISES: dict[str, Exercise] = {
-    item.id: item
-    for session in (session1, session2, session3, session4, session5)
-    for item in session.EXERCISES
+    item.id: item for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5) for item in lesson.EXERCISES
 }
 _latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process, for `progress`
 
@@ -70,11 +68,11 @@ def solved(id: str) -> bool:
     return exercise(id).id in _latest and _latest[id].status == RIGHT
 
 
-def progress(session: int) -> None:
-    """Print one line for each exercise of a session, as last checked, and the points."""
-    items = [item for item in EXERCISES.values() if item.id.startswith(f"{session}.")]
+def progress(lesson: int) -> None:
+    """Print one line for each exercise of a lesson, as last checked, and the points."""
+    items = [item for item in EXERCISES.values() if item.id.startswith(f"{lesson}.")]
     if not items:
-        raise ValueError(f"there is no session {session!r}")
+        raise ValueError(f"there is no lesson {lesson!r}")
     for item in items:
         status = _latest[item.id].status if item.id in _latest else "not checked"
         print(f"{item.id:4s} {item.title:44s} {item.points:2d} points   {status}")

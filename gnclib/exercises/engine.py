@@ -52,7 +52,7 @@ class Exercise:
     """What `examine` has to know of one exercise.
 
     Attributes:
-        id: session and number, such as "2.3".
+        id: lesson and number, such as "2.3".
         title: a few words.
         points: what a right answer earns.
         minutes: time that a prepared student needs.

@@ -1,4 +1,4 @@
-"""Session 2."""
+"""Lesson 2."""
 
 import itertools
 import math

@@ -1,4 +1,4 @@
-"""Session 4."""
+"""Lesson 4."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""Session 5, inverse problems and schedules: the truths, the random inputs and the usual mistakes."""
+"""Lesson 5, inverse problems and schedules: the truths, the random inputs and the usual mistakes."""
 
 from __future__ import annotations
 

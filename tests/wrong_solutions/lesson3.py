@@ -1,4 +1,4 @@
-"""Session 3."""
+"""Lesson 3."""
 
 import math
 

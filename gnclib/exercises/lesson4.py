@@ -1,4 +1,4 @@
-"""Session 4, Fields of Experts from scratch: the truths, the random inputs and the usual mistakes."""
+"""Lesson 4, Fields of Experts from scratch: the truths, the random inputs and the usual mistakes."""
 
 from __future__ import annotations
 

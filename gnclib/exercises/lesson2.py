@@ -1,4 +1,4 @@
-"""Session 2, Tweedie's formula and GNC flow: the truths, the random inputs and the usual mistakes."""
+"""Lesson 2, Tweedie's formula and GNC flow: the truths, the random inputs and the usual mistakes."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from gnclib import schedules, solvers
 from gnclib.exercises.engine import Exercise, Law, Mistake
-from gnclib.exercises.session1 import F64, draw_mixture
+from gnclib.exercises.lesson1 import F64, draw_mixture
 from gnclib.gmm import GaussianMixture
 
 

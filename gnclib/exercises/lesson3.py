@@ -1,4 +1,4 @@
-"""Session 3, score matching: the truths, the random inputs and the usual mistakes."""
+"""Lesson 3, score matching: the truths, the random inputs and the usual mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Session 1, mixtures, smoothing, convexity: the truths, the random inputs and the usual mistakes."""
+"""Lesson 1, mixtures, smoothing, convexity: the truths, the random inputs and the usual mistakes."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Session 5."""
+"""Lesson 5."""
 
 import math
 

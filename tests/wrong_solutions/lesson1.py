@@ -1,4 +1,4 @@
-"""Session 1."""
+"""Lesson 1."""
 
 import math
 
