@@ -26,7 +26,7 @@ _HISTORY = {"from": int, "revision": str, "machine": str, "software": str}
 _TRAINING = {
     **{"settings": dict, "iterations": int, "parameters": int, "images": str, "hours": float},
     **{"machine": str, "software": str, "revision": str, "history?": [_HISTORY]},
-    **{"note?": str, "weights_sha256?": str},
+    **{"note?": str, "weights_sha256?": str, "held_out?": str},
 }
 _MEASURED = {
     **{"mean": float, "images": {str: float}, "gradients_per_image?": int},
@@ -119,10 +119,13 @@ def provenance(state: TrainState, seconds: float) -> dict:
     unknown = {"from": 0, "revision": "unknown", "machine": "unknown", "software": "unknown"}
     history = state.record.get("history") or [unknown]
     return {
-        "settings": asdict(state.config),
+        "settings": asdict(state.config) | {"images": Path(state.config.images).name},
         "iterations": state.step,
         "parameters": sum(p.numel() for p in state.model.parameters()),
-        "images": "BSDS500 train + test (400 images); val, which contains BSDS68, is refused",
+        "images": state.record.get(
+            "images", "BSDS500 train + test (400 images); val, which contains BSDS68, is refused"
+        ),
+        **({"held_out": state.record["held_out"]} if "held_out" in state.record else {}),
         "hours": round(seconds / 3600, 2),
         "machine": _in_turn(history, "machine"),
         "software": _in_turn(history, "software"),
@@ -147,14 +150,14 @@ def _in_turn(history: list[dict], key: str) -> str:
 # the card ----------------------------------------------------------------------------------------------------------
 
 
-def front_matter(*tags: str) -> list[str]:
+def front_matter(*tags: str, bsds500: bool = True) -> list[str]:
     """The head of a card in YAML, which the Hugging Face hub reads: licence, library, data and `tags`, as lines."""
     return [
         "---",
         "license: mit",
         "library_name: gnclib",
         "pipeline_tag: image-to-image",
-        "datasets: [BSDS500]",
+        *(["datasets: [BSDS500]"] if bsds500 else []),
         f"tags: [{', '.join(tags)}]",
         "---",
         "",
@@ -181,8 +184,9 @@ def write(folder: str | Path) -> Path:
     except ValueError as error:
         raise ValueError(f"config.json or training.json in {folder} is damaged: {error}") from None
     layers = f"{config['layers']} layer{'s' if config['layers'] > 1 else ''}"
+    tags = ("image-restoration", "denoising", "fields-of-experts", "score-matching")
     lines = [
-        *front_matter("image-restoration", "denoising", "fields-of-experts", "score-matching"),
+        *front_matter(*tags, bsds500="held_out" not in run),
         f"# {folder.resolve().name}: Fields of Experts with {layers}",
         "",
         "A learned energy R(y, t) of noisy grey images, trained by joint score matching (Kobler & Pock 2023, eqs. 2, 3",
@@ -192,7 +196,7 @@ def write(folder: str | Path) -> Path:
         "|---|---|",
         *(
             f"| {name} | {value} |"
-            for name, value in [*_training(config, run), *_log(folder), *_evaluations(folder)]
+            for name, value in [*_training(config, run), *_log(folder, run), *_evaluations(folder)]
         ),
     ]
     if run["iterations"] < run["settings"]["steps"]:
@@ -248,7 +252,8 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
     return rows
 
 
-def _log(folder: Path) -> list[tuple[str, str]]:
+def _log(folder: Path, run: dict) -> list[tuple[str, str]]:
+    held_out = run.get("held_out", "8 crops of val outside of BSDS68")
     log = folder / "log.csv"
     rows = read_log(log, COLUMNS) if log.is_file() else []
     if not rows:
@@ -258,7 +263,7 @@ def _log(folder: Path) -> list[tuple[str, str]]:
         ("last logged loss per pixel", f"image {image:.4f}, smoothing {smoothing:.2f}"),
         (
             f"validation, sigma 25/255, at iteration {step:.0f}",
-            f"{quality:.2f} dB (one-step MMSE, 8 crops of val outside of BSDS68)",
+            f"{quality:.2f} dB (one-step MMSE, {held_out})",
         ),
     ]
 

@@ -167,8 +167,10 @@ def _figures(args: argparse.Namespace) -> None:
     count = len(reproduce.select(args.only))
     say(f"running {count} notebook(s), {min(jobs, count)} at a time; each takes a minute or two")
     if not args.check:
-        reproduce.run(out=out, **options)
-        say(f"figures and claims.md are in {out}")
+        done = reproduce.run(out=out, **options)
+        changed = [name for item in done for name in item.changed]
+        news = f"changed: {', '.join(changed)}" if changed else "every file is, byte for byte, the one before"
+        say(f"{sum(len(item.figures) for item in done)} figures and claims.md are in {out}; {news}")
         return
     if not out.is_dir():
         raise FileNotFoundError(
@@ -231,6 +233,8 @@ def _train_parser(add, command: str) -> None:
         "Under torchrun several processes share each batch.",
         "  gnc data verify                                first see whether the training images are there\n"
         "  gnc train R1 --steps 2000                      a first look; some minutes on one core\n"
+        "  gnc train R1 --images embedded --steps 2000    the same on photographs that need no download\n"
+        "  gnc train R1 --images DIR                      on photographs of your own\n"
         "  gnc train R1 --resume                          go on after an interruption\n"
         "  gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1\n"
         "  gnc train R3 --export-only                     weights and model card of a run that is not finished\n"

@@ -6,7 +6,7 @@ import argparse
 import sys
 import time
 from collections.abc import Iterator
-from dataclasses import fields
+from dataclasses import fields, replace
 from pathlib import Path
 
 import torch
@@ -15,7 +15,7 @@ from tqdm import tqdm
 from gnclib import learned_run
 from gnclib.cli_images import say
 from gnclib.cli_options import LEARN_SETTINGS
-from gnclib.cli_train import signals
+from gnclib.cli_train import images_of, signals
 from gnclib.learned import Task
 from gnclib.learned_run import Row, Step
 from gnclib.learned_state import CHECKPOINT, LearnConfig, LearnState, load_checkpoint
@@ -68,7 +68,7 @@ def _given(args: argparse.Namespace) -> dict:
 def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> LearnState:
     if (folder / CHECKPOINT).exists():
         raise ValueError(f"{folder} holds a run already: continue it with --resume or choose another --out")
-    given = _given(args)
+    given = _given(args) | {"images": images_of(args)}
     if args.finetune is None:
         if "lr_prior" in given:
             raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
@@ -86,6 +86,8 @@ def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> L
 
 def _resumed(args: argparse.Namespace, folder: Path, task: Task) -> LearnState:
     state = load_checkpoint(folder)
+    if args.images is not None:  # the folder may have moved; other images are refused when they are read
+        state.config = replace(state.config, images=images_of(args))
     if state.schedule.task != task:
         raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
     given = _given(args) | ({} if args.steps is None else {"steps": args.steps})

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 
 from gnclib.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
+from gnclib.settings import OBJECTIVES, START_ACTIVATIONS
 
 __all__ = ["LEARN_SETTINGS", "TRAIN_SETTINGS", "ablate_arguments", "learn_arguments", "train_arguments"]
 
@@ -60,6 +61,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
         "--device", choices=("cpu", "cuda"), default="cpu", help="where to train (default: cpu)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
+    _images(parser)
     for name, text in TRAIN_SETTINGS.items():
         defaults = [getattr(recipe, name) for recipe in RECIPES.values()]
         alike = len(set(defaults)) == 1
@@ -68,12 +70,7 @@ def train_arguments(parser: argparse.ArgumentParser) -> None:
             if alike
             else ", ".join(f"{d} for {r}" for r, d in zip(RECIPES, defaults, strict=True))
         )
-        parser.add_argument(
-            "--" + name.replace("_", "-"),
-            type=type(defaults[0]),
-            metavar="X",
-            help=f"{text} (default: {shown})",
-        )
+        _setting(parser, name, type(defaults[0]), f"{text} (default: {shown})")
 
 
 def learn_arguments(parser: argparse.ArgumentParser) -> None:
@@ -108,14 +105,29 @@ def learn_arguments(parser: argparse.ArgumentParser) -> None:
         "--every", type=int, default=100, metavar="N", help="updates between two checkpoints (default: 100)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")
+    _images(parser)
     plain, tuned = LEARN_RECIPES["schedule"], LEARN_RECIPES["finetune"]
     for name, text in LEARN_SETTINGS.items():
         default, other = getattr(plain, name), getattr(tuned, name)
         shown = other if name == "lr_prior" else default
         shown = f"{shown}, {other} with --finetune" if shown != other else f"{shown}"
-        parser.add_argument(
-            "--" + name.replace("_", "-"), type=type(default), metavar="X", help=f"{text} (default: {shown})"
-        )
+        _setting(parser, name, type(default), f"{text} (default: {shown})")
+
+
+def _setting(parser: argparse.ArgumentParser, name: str, kind: type, text: str) -> None:
+    """The option for one setting of a training: a number, or one of a few words."""
+    words = {"objective": OBJECTIVES, "warm_start_hidden": START_ACTIVATIONS}
+    shown = {"choices": words[name]} if name in words else {"metavar": "N" if kind is int else "X"}
+    parser.add_argument("--" + name.replace("_", "-"), type=kind, help=text, **shown)
+
+
+def _images(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--images",
+        metavar="DIR",
+        help="train on the images of this folder, turned to grey, or on 'embedded', the photographs of scikit-image;"
+        " one in eight is held out for validation (default: BSDS500 train + test)",
+    )
 
 
 def ablate_arguments(parser: argparse.ArgumentParser) -> None:

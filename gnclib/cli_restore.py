@@ -117,7 +117,7 @@ def _denoise(args: argparse.Namespace) -> None:
         raise ValueError("--add-noise needs --sigma: how much noise to add")
     if args.clean is not None and len(args.input) > 1:
         raise ValueError("--clean is for one image, not for several")
-    if args.sigma is not None and args.sigma > STRANGE:
+    if args.sigma is not None and STRANGE < args.sigma <= 255:
         say(f"warning: sigma {args.sigma:g} is very strong noise; it is meant in grey levels of 0..255")
     _each(args, lambda source, target: _denoise_one(args, source, target))
 
@@ -164,8 +164,11 @@ def _with_noise(pixels, sigma: float, seed: int):
 def _denoised(args: argparse.Namespace, source: Path, pixels):
     """The pixels (C, H, W) without their noise, of the level asked for or estimated."""
     from gnclib import restoration, schemes
+    from gnclib.foe import FieldsOfExperts
     from gnclib.learned import Task
 
+    if args.sigma == 0:
+        raise ValueError("--sigma 0 says that there is no noise: leave --sigma out and it is estimated")
     if args.sigma is not None and 0 < args.sigma < 1:
         raise ValueError(
             f"sigma {args.sigma:g} is outside of this prior's range: it is meant in grey levels of 0..255, so"
@@ -174,6 +177,7 @@ def _denoised(args: argparse.Namespace, source: Path, pixels):
     if args.sigma is not None:
         levels = [args.sigma] * len(pixels)
     else:
+        FieldsOfExperts.from_pretrained(args.prior)  # a name that is none is refused before the estimation
         levels = [None if s is None else 255 * s for s in restoration.noise_levels(pixels)]
         _say_levels(source, levels)
     made = {

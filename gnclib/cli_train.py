@@ -22,8 +22,9 @@ from gnclib.distributed import ALONE, Group, join
 from gnclib.recipes import PRIORS, RECIPES
 from gnclib.train import CHECKPOINT, Step, TrainState, load_checkpoint
 from gnclib.training_run import Row
+from gnclib.training_set import EMBEDDED
 
-__all__ = ["main", "signals"]
+__all__ = ["images_of", "main", "signals"]
 
 
 def main(args: argparse.Namespace) -> None:
@@ -74,10 +75,11 @@ def _prepare(args: argparse.Namespace, folder: Path, device: torch.device) -> Tr
             raise ValueError(
                 f"{folder} holds a run already: continue it with --resume or choose another --out"
             )
-        return training_run.start(
-            args.prior, replace(RECIPES[args.prior], **given), warm_start=args.warm_start or "", device=device
-        )
+        config = replace(RECIPES[args.prior], **given, images=images_of(args))
+        return training_run.start(args.prior, config, warm_start=args.warm_start or "", device=device)
     state = load_checkpoint(folder, device)
+    if args.images is not None:  # the folder may have moved; other images are refused when they are read
+        state.config = replace(state.config, images=images_of(args))
     if args.warm_start:
         start = training_run.warm_start_settings(args.warm_start)
         if not state.record:  # older versions did not record it: --resume --warm-start does so now
@@ -89,6 +91,13 @@ def _prepare(args: argparse.Namespace, folder: Path, device: torch.device) -> Tr
     if state.model.config.layers != PRIORS[args.prior].layers:
         raise ValueError(f"the checkpoint in {folder} is of another prior than {args.prior}")
     return state
+
+
+def images_of(args: argparse.Namespace) -> str:
+    """What ``--images`` names, as the settings have it: "" for BSDS500, "embedded", or the whole path of a folder."""
+    if args.images is None:
+        return ""
+    return EMBEDDED if args.images == EMBEDDED else str(Path(args.images).resolve())
 
 
 @contextmanager

@@ -244,6 +244,22 @@ def refuse_validation(ids: Iterable[str]) -> None:
         raise ValueError(f"these images belong to val, never train on them: {', '.join(leaked)}")
 
 
+def refuse_validation_files(paths: Iterable[Path]) -> None:
+    """Raise ValueError if one of these files has the content or, but for its suffix, the name of an image of val."""
+    paths = list(paths)
+    hashes = {digest for name, digest in _hashes().items() if name.startswith("val/")}
+    for path in paths:
+        if path.stat().st_size <= LARGEST and hashlib.sha256(path.read_bytes()).hexdigest() in hashes:
+            raise ValueError(
+                f"{path} is an image of BSDS500 val, which holds the test set BSDS68: never train on it"
+            )
+    if named := sorted({path.stem for path in paths} & set(bsds500_ids("val"))):
+        raise ValueError(
+            f"these files have names of images of BSDS500 val, which holds the test set BSDS68: {', '.join(named)}. "
+            "Never train on those; if yours are others, give them other names"
+        )
+
+
 def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tensor]:
     """Images to train on: by default train + test, 400 of them. ValueError for val, which holds BSDS68."""
     splits = (splits,) if isinstance(splits, str) else tuple(splits)

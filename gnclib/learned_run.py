@@ -32,7 +32,7 @@ from statistics import fmean
 import torch
 from torch import Tensor
 
-from gnclib import card, data, files, reading
+from gnclib import card, data, files, reading, training_set
 from gnclib.foe import FieldsOfExperts
 from gnclib.learned import SCHEDULE, LearnedSchedule, Task, weights_sha256
 from gnclib.learned_state import LearnConfig, LearnState, load_checkpoint, save_checkpoint
@@ -66,7 +66,7 @@ class Row:
     Attributes:
         step: after how many updates; loss: mean since the last row, nan in the first one; lr: of the schedule.
         validation: mean PSNR in dB of x_I on the upper left 256 x 256 pixels of the first eight images of val outside
-            of BSDS68, image k with noise or mask of seed k, nothing clipped.
+            of BSDS68, or of the images held out of others; image k with noise or mask of seed k, nothing clipped.
         seconds: that the run has taken so far, pauses not counted.
     """
 
@@ -167,7 +167,7 @@ def _gradient(state: LearnState, x: Tensor) -> float:
 def drive(
     state: LearnState, folder: str | Path, *, every: int = 100, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[Step, Row | None]]:
-    """Learn to the end on train + test of BSDS500; yield each step, with the row of the log that it brought or None.
+    """Learn to the end on the images that the settings name; yield each step, with the row of the log it brought.
 
     Every ``every`` updates and at the end: a validation, a row, a checkpoint. After the last one the result is
     exported. A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first.
@@ -184,9 +184,9 @@ def drive(
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"the updates between two rows of the log must be a positive integer, got {every!r}")
-    images = data.training_images()
-    keeper = _Keeper(state, Path(folder))
-    for step in learning(state, images):
+    images = training_set.load(state)
+    keeper = _Keeper(state, Path(folder), images.held_out)
+    for step in learning(state, images.train):
         ended = state.step == state.config.iterations
         keeper.losses.append(step.loss)
         row = keeper.row() if ended or state.step % every == 0 else None
@@ -204,13 +204,13 @@ def drive(
 class _Keeper:
     """What surrounds learning: validation, log, clock, checkpoints."""
 
-    def __init__(self, state: LearnState, folder: Path):
+    def __init__(self, state: LearnState, folder: Path, held_out: list[Tensor]):
         self.state, self.folder = state, folder
         for remainder in folder.glob(".*.tmp"):  # of a run that was killed while it wrote a file
             remainder.unlink()
-        crops = [x[..., :256, :256] for x in list(data.validation_images().values())[:8]]
         self.held_out = [
-            (x, state.schedule.task.measure(x, torch.Generator().manual_seed(k))) for k, x in enumerate(crops)
+            (x, state.schedule.task.measure(x, torch.Generator().manual_seed(k)))
+            for k, x in enumerate(held_out)
         ]
         self.rows = rows(folder, state.step) if state.step else []
         self.losses: list[float] = state.record.setdefault("losses", [])
@@ -330,8 +330,10 @@ def _card(folder: Path) -> str:
         ("software", f"{run['software']}; revision {run['revision']}"),
         *((f"validation, {name}", f"{value:.2f} dB") for name, value in run["validation_psnr"].items()),
     ]
+    tags = ("image-restoration", "denoising" if level else "inpainting", "learned-schedule")
+    held_out = run.get("held_out", "the first 8 images of val outside of BSDS68")
     lines = [
-        *card.front_matter("image-restoration", "denoising" if level else "inpainting", "learned-schedule"),
+        *card.front_matter(*tags, bsds500="held_out" not in run),
         f"# {folder.resolve().name}: a learned schedule of {len(values['t'])} steps",
         "",
         "t_i and eta_i of x_i = prox_{eta_i D}(x_{i-1} - eta_i grad R(x_{i-1}, t_i)) (Kobler & Pock 2023, eq. 9),",
@@ -341,7 +343,7 @@ def _card(folder: Path) -> str:
         "|---|---|",
         *(f"| {name} | {value} |" for name, value in table),
         "",
-        "Validation: mean PSNR over the upper left 256 x 256 pixels of the first 8 images of val outside of BSDS68,",
+        f"Validation: mean PSNR over {held_out}, of each the upper left 256 x 256 pixels,",
         "noise or mask of image k with seed k, nothing clipped.",
         "",
         "| i | t_i | eta_i |",

@@ -37,6 +37,8 @@ _STATE = {
         "validation_mmse?": float,
         "history?": [_HISTORY],
         "note?": str,
+        "images?": str,
+        "held_out?": str,
     },
 }
 

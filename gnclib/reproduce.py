@@ -35,12 +35,16 @@ PAGES = {"claims.json", "claims.md", "README.md"}
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one notebook: its figures and seconds, or the reason why it failed."""
+    """What became of one notebook: its figures and seconds, or the reason why it failed.
+
+    changed: the figures of which a file is not, byte for byte, the one that lay there before.
+    """
 
     notebook: str
     seconds: float
     figures: tuple[str, ...] = ()
     failure: str | None = None
+    changed: tuple[str, ...] = ()
 
 
 def select(
@@ -189,10 +193,10 @@ def _attempt(
     """`_run_one`, with what became of it instead of an exception."""
     start = time.monotonic()
     try:
-        records = _run_one(name, path, figures, full, out, progress)
+        records, changed = _run_one(name, path, figures, full, out, progress)
     except (NotebookError, ValueError) as error:
         return Done(name, time.monotonic() - start, failure=str(error)), []
-    return Done(name, time.monotonic() - start, figures), records
+    return Done(name, time.monotonic() - start, figures, changed=changed), records
 
 
 def _summary(item: Done) -> str:
@@ -202,8 +206,11 @@ def _summary(item: Done) -> str:
 
 def _run_one(
     name: str, path: Path, figures: tuple[str, ...], full: bool, out: Path, progress: bool
-) -> list[ledger.Entry]:
-    """Execute one notebook into a staging folder beside `out`, check what it made, then move it to `out`."""
+) -> tuple[list[ledger.Entry], tuple[str, ...]]:
+    """Execute one notebook into a staging folder beside `out`, check what it made, then move it to `out`.
+
+    Returns the claims that it recorded, and those of its figures that changed.
+    """
     with tempfile.TemporaryDirectory(prefix=f".gnc-{out.name}.", dir=out.parent) as temporary:
         staging = Path(temporary) / "out"
         staging.mkdir()
@@ -212,9 +219,13 @@ def _run_one(
         executed = notebooks.execute(path, Path(temporary) / path.name, given, progress)
         _check_made(name, figures, staging, begun)
         records = ledger.collect(executed, name, "full" if full else "quick")
+        changed = set()
         for file in sorted(staging.iterdir()):
-            os.replace(file, out / file.name)
-    return records
+            old = out / file.name
+            if not (old.is_file() and old.read_bytes() == file.read_bytes()):
+                changed.add(file.stem)
+            os.replace(file, old)
+    return records, tuple(name for name in figures if name in changed)
 
 
 def _check_made(name: str, figures: tuple[str, ...], staging: Path, begun: float) -> None:

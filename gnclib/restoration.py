@@ -72,7 +72,8 @@ def denoise_gnc(
         tile: larger images are computed in tiles of this side, without seams; None for all at once.
 
     Returns:
-        A new array shaped like the image, float32 or float64.
+        A new array shaped like the image: float32 for float32 and float16, float64 for all else. For an 8-bit image,
+        ``skimage.img_as_ubyte(result.clip(0, 1))`` makes one of it again.
 
     Raises:
         ValueError: no such image (wrong axes, complex, nan, far outside of [0, 1], smaller than the prior's receptive
@@ -110,7 +111,7 @@ def inpaint_gnc(
         prior, steps, channel_axis, clip, device, tile: as for :func:`denoise_gnc`.
 
     Returns:
-        A new array shaped like the image, float32 or float64.
+        A new array shaped like the image, float32 or float64 as for :func:`denoise_gnc`.
 
     Raises:
         ValueError: as :func:`denoise_gnc`; a mask of another shape or with other values; no pixel is known.

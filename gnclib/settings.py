@@ -36,6 +36,8 @@ class TrainConfig:
         warm_start: name of the prior that the run set out from (:meth:`FieldsOfExperts.warm_start`), "" for none;
             warm_start_sha256: SHA-256 of its model.safetensors, and ``warm_start_hidden`` as there ("identity" or
             "magnitude"). :func:`gnclib.training_run.start` fills in the first two.
+        images, images_sha256: what to train on, "" for BSDS500, "embedded" or the path of a folder, and the digest of
+            those images; see :mod:`gnclib.training_set`, which fills in the second.
 
     Raises:
         ValueError: a value outside of its range.
@@ -57,6 +59,8 @@ class TrainConfig:
     warm_start: str = ""
     warm_start_sha256: str = ""
     warm_start_hidden: str = "identity"
+    images: str = ""
+    images_sha256: str = ""
 
     def __post_init__(self):
         for name in ("steps", "batch", "patch"):
@@ -106,6 +110,8 @@ class LearnConfig:
         lr: first learning rate of the shifts in tau and log eta.
         lr_prior: first learning rate of kernels and potentials; 0 leaves the prior as it is.
         seed: of patches, noise and masks.
+        images, images_sha256: what to train on, "" for BSDS500, "embedded" or the path of a folder, and the digest of
+            those images; see :mod:`gnclib.training_set`, which fills in the second.
 
     Raises:
         ValueError: a value outside of its range.
@@ -117,6 +123,8 @@ class LearnConfig:
     lr: float = 0.05
     lr_prior: float = 0.0
     seed: int = 0
+    images: str = ""
+    images_sha256: str = ""
 
     def __post_init__(self) -> None:
         for name in ("iterations", "batch", "patch"):

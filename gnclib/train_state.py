@@ -30,7 +30,14 @@ _STATE = {
     "prior": dict,
     "config": dict,
     "groups": [dict],
-    "record?": {"sums?": _ROW, "lr?": float, "seconds?": float, "history?": [_HISTORY], "note?": str},
+    "record?": {
+        "sums?": _ROW,
+        "lr?": float,
+        "seconds?": float,
+        "history?": [_HISTORY],
+        "note?": str,
+        **{"images?": str, "held_out?": str},
+    },
 }
 
 

@@ -22,8 +22,9 @@ from pathlib import Path
 from statistics import fmean
 
 import torch
+from torch import Tensor
 
-from gnclib import card, data, files, hub, reading
+from gnclib import card, files, hub, reading, training_set
 from gnclib.distributed import ALONE, Group
 from gnclib.evaluate import denoising_psnr
 from gnclib.foe import WEIGHTS, FieldsOfExperts
@@ -43,7 +44,7 @@ class Row:
         step: after which iteration; loss, image, smoothing: means over the iterations since the last row, per pixel.
         lr: learning rate of kernels and potentials.
         validation: PSNR in dB of the one-step MMSE estimate at sigma 25/255, mean over the upper left 256 x 256 pixels
-            of the first eight images of val outside of BSDS68.
+            of the first eight images of val outside of BSDS68, or of the images held out of others.
         seconds: that the run has taken so far, validation included, pauses between a stop and a resumption not.
     """
 
@@ -104,7 +105,7 @@ def drive(
     group: Group = ALONE,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Step, Row | None]]:
-    """Train to the end on train + test of BSDS500 and yield each step, with the row of the log that it brought or None.
+    """Train to the end on the images that the settings name; yield each step, with the row of the log it brought.
 
     Every ``every`` steps and at the end: a validation, a row, a checkpoint. After the last step the prior is exported.
     With several processes only rank 0 does this; the others compute, and get None. A generator that is closed, or whose
@@ -120,13 +121,14 @@ def drive(
 
     Raises:
         ValueError: ``every`` < 1. OSError: a file cannot be written; its older version is intact. ValueError,
-            ConnectionError, FloatingPointError: what :func:`gnclib.train.training` and :mod:`gnclib.data` raise.
+            FileNotFoundError, ConnectionError, FloatingPointError: what :func:`gnclib.train.training` and
+            :mod:`gnclib.training_set` raise.
     """
     if isinstance(every, bool) or not isinstance(every, int) or every < 1:
         raise ValueError(f"the steps between two rows of the log must be a positive integer, got {every!r}")
-    images = data.training_images()
-    keeper = _Keeper(state, Path(folder), group) if group.rank == 0 else None
-    for step in training(state, images, group):
+    images = training_set.load(state)
+    keeper = _Keeper(state, Path(folder), group, images.held_out) if group.rank == 0 else None
+    for step in training(state, images.train, group):
         row, last = None, step.step == state.config.steps
         if keeper:
             keeper.add(step)
@@ -180,11 +182,9 @@ def export(folder: str | Path) -> TrainState:
 class _Keeper:
     """What rank 0 does beside training: it validates, keeps log and clock, and writes the checkpoints of one run."""
 
-    def __init__(self, state: TrainState, folder: Path, group: Group):
+    def __init__(self, state: TrainState, folder: Path, group: Group, held_out: list[Tensor]):
         self.state, self.folder = state, folder
-        self.held_out = [
-            x[..., :256, :256].to(state.model.offset) for x in list(data.validation_images().values())[:8]
-        ]
+        self.held_out = [x.to(state.model.offset) for x in held_out]
         for remainder in folder.glob(".*.tmp"):  # of a run that was killed while it wrote a file
             remainder.unlink()
         self.rows = rows(folder, state.step) if state.step else []

@@ -74,6 +74,18 @@ def test_figures_list(capsys):
     }
 
 
+@pytest.mark.parametrize("changed", [(), ("figure1",)])
+def test_figures_says_what_changed(capsys, monkeypatch, tmp_path, changed):
+    from gnclib import reproduce
+
+    done = [reproduce.Done("02_gnc_flow", 1.0, ("figure1", "gnc_failure"), changed=changed)]
+    monkeypatch.setattr(reproduce, "run", lambda **_: done)
+    assert cli.main(["figures", "--only", "figure1", "--out", str(tmp_path)]) == 0
+    last = capsys.readouterr().out.splitlines()[-1]
+    says = "changed: figure1" if changed else "every file is, byte for byte, the one before"
+    assert last == f"2 figures and claims.md are in {tmp_path}; {says}"
+
+
 def test_check_without_a_reference(capsys, tmp_path):
     status, _, err = gnc(capsys, "figures", "--check", "--out", tmp_path / "absent")
     assert status == 1

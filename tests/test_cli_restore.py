@@ -143,9 +143,19 @@ def test_strange_noise_levels(capsys, tmp_path, noisy):
     assert "--sigma 25.5" in err
     _, text, _ = gnc(capsys, "denoise", noisy, "--sigma", 120, "--scheme", "mmse", "-o", out)
     assert "very strong noise" in text
+    status, text, err = gnc(capsys, "denoise", noisy, "--sigma", 400, "-o", out, "--force")
+    assert (status, "warning" in text, "must lie in (0, 255]" in err) == (2, False, True)
+    status, _, err = gnc(capsys, "denoise", noisy, "--sigma", 0, "-o", out, "--force")
+    assert (status, "leave --sigma out" in err) == (2, True)
     assert (
         "--add-noise needs --sigma" in gnc(capsys, "denoise", noisy, "--add-noise", "-o", out, "--force")[2]
     )
+
+
+def test_a_wrong_prior_is_found_before_sigma_is_estimated(capsys, tmp_path, noisy, monkeypatch):
+    monkeypatch.setattr(restoration, "noise_levels", lambda _: pytest.fail("estimated first"))
+    status, text, err = gnc(capsys, "denoise", noisy, "--prior", "R7", "-o", tmp_path / "out.png")
+    assert (status, text, "R7" in err) == (1, "", True)
 
 
 @pytest.mark.parametrize("depth", [8, 16])

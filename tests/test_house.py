@@ -32,6 +32,7 @@ LAYERS = [
     "reproduce ablation_run bench figure3_run field_run problems_run course",
     "compare ledger notebooks training_run learned_run ablations field_methods problems exercises integrations",
     "results",
+    "training_set",
     "card evaluate figure3 field patch_bounds",
     "restoration",
     "schemes noise_level",

@@ -65,8 +65,15 @@ def test_figures_and_claims_arrive_and_a_partial_run_keeps_the_rest(tmp_path):
         "notebooks",
     ]  # nothing left lying about
 
+    assert [item.changed for item in done] == [("one",), ("two",)]
+    (out / "one.pdf").write_text("another")
+    same, other = ("02_tiny",), ("one",)
+    for changed, only in [(("one",), other), ((), other), ((), same)]:
+        (item,) = reproduce.run(only, full=False, out=out, progress=False, manifest=manifest, folder=folder)
+        assert item.changed == changed
+
     reproduce.run(["one"], full=True, out=out, progress=False, manifest=manifest, folder=folder)
-    assert ledger.load(out / "claims.json") == [entry]
+    assert [e["mode"] for e in ledger.load(out / "claims.json")] == ["quick"]
     reproduce.run(["02_tiny"], full=True, out=out, progress=False, manifest=manifest, folder=folder)
     (entry,) = ledger.load(out / "claims.json")
     assert (entry["mode"], entry["evidence"]["fast"]) == ("full", 3)
