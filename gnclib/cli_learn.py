@@ -13,6 +13,7 @@ import torch
 from tqdm import tqdm
 
 from gnclib import learned_run
+from gnclib.checks import as_device
 from gnclib.cli_images import say
 from gnclib.cli_options import LEARN_SETTINGS
 from gnclib.cli_train import images_of, signals
@@ -68,12 +69,13 @@ def _given(args: argparse.Namespace) -> dict:
 def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> LearnState:
     if (folder / CHECKPOINT).exists():
         raise ValueError(f"{folder} holds a run already: continue it with --resume or choose another --out")
-    given = _given(args) | {"images": images_of(args)}
+    given, device = _given(args) | {"images": images_of(args)}, as_device(args.device)
     if args.finetune is None:
         if "lr_prior" in given:
             raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
         config = LearnConfig(**vars(LEARN_RECIPES["schedule"]) | given)
-        return learned_run.start(args.prior, task, config, steps=10 if args.steps is None else args.steps)
+        steps = 10 if args.steps is None else args.steps
+        return learned_run.start(args.prior, task, config, steps=steps, device=device)
     if args.steps is not None:
         raise ValueError(
             "--finetune sets out from a learned schedule, which has its steps: leave --steps away"
@@ -81,11 +83,11 @@ def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> L
     config = LearnConfig(**vars(LEARN_RECIPES["finetune"]) | given)
     if not config.lr_prior:
         raise ValueError("--finetune needs --lr-prior above 0")
-    return learned_run.start(args.prior, task, config, schedule=args.finetune or schedule)
+    return learned_run.start(args.prior, task, config, schedule=args.finetune or schedule, device=device)
 
 
 def _resumed(args: argparse.Namespace, folder: Path, task: Task) -> LearnState:
-    state = load_checkpoint(folder)
+    state = load_checkpoint(folder, as_device(args.device))
     if args.images is not None:  # the folder may have moved; other images are refused when they are read
         state.config = replace(state.config, images=images_of(args))
     if state.schedule.task != task:

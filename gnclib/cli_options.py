@@ -102,6 +102,9 @@ def learn_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
     parser.add_argument(
+        "--device", default="cpu", metavar="D", help="where to compute: cpu (default), cuda, ..."
+    )
+    parser.add_argument(
         "--every", type=int, default=100, metavar="N", help="updates between two checkpoints (default: 100)"
     )
     parser.add_argument("--threads", type=int, metavar="N", help="torch threads (default: torch's own)")

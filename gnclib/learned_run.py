@@ -80,7 +80,15 @@ class Row:
         return f"{self.step},{self.loss:.8f},{self.lr:.3e},{self.validation:.4f},{self.seconds:.0f}"
 
 
-def start(prior: str, task: Task, config: LearnConfig, *, steps: int = 10, schedule: str = "") -> LearnState:
+def start(
+    prior: str,
+    task: Task,
+    config: LearnConfig,
+    *,
+    steps: int = 10,
+    schedule: str = "",
+    device: torch.device | str = "cpu",
+) -> LearnState:
     """A new run.
 
     Args:
@@ -88,12 +96,13 @@ def start(prior: str, task: Task, config: LearnConfig, *, steps: int = 10, sched
         steps: I, for a schedule that begins as the GNC flow, eta_i = t_i: t_i logarithmic down to sigma_min^2, for
             denoising from sigma_max^2, for inpainting from :data:`FIRST_INPAINTING`.
         schedule: a learned one to set out from instead, of this prior and task: a shipped name or a folder.
+        device: where to compute; all random numbers are drawn on the CPU.
 
     Raises:
         ValueError: a noise level outside of the range of the prior, steps < 1, or a schedule of other weights or for
             another task. FileNotFoundError: no such prior or schedule.
     """
-    model = FieldsOfExperts.from_pretrained(prior)
+    model = FieldsOfExperts.from_pretrained(prior).to(device)
     low, high = model.config.sigma_min, model.config.sigma_max
     if task.kind == "denoise":
         check_sigma(task.level, low, high)
@@ -134,7 +143,7 @@ def learning(state: LearnState, images) -> Iterator[Step]:
     while state.step < config.iterations:
         for group, first in zip(state.optimizer.param_groups, rates, strict=False):
             group["lr"] = learning_rate(first, FINAL * first, state.step, config.iterations)
-        loss = _gradient(state, sampler.sample(config.batch))
+        loss = _gradient(state, sampler.sample(config.batch).to(state.model.offset))
         state.optimizer.step()
         state.schedule.project()
         if config.lr_prior:
@@ -210,7 +219,7 @@ class _Keeper:
             remainder.unlink()
         self.held_out = [
             (x, state.schedule.task.measure(x, torch.Generator().manual_seed(k)))
-            for k, x in enumerate(held_out)
+            for k, x in enumerate(x.to(state.model.offset) for x in held_out)
         ]
         self.rows = rows(folder, state.step) if state.step else []
         self.losses: list[float] = state.record.setdefault("losses", [])

@@ -48,7 +48,8 @@ class LearnState:
     """Everything that a run needs to go on.
 
     Attributes:
-        schedule: what is learned; model: its prior, trained as well if ``config.lr_prior`` > 0.
+        schedule: what is learned, on the CPU.
+        model: its prior, trained as well if ``config.lr_prior`` > 0, on the device where the work is done.
         step: updates done; generator: of all random draws.
         optimizer: Adam, with a second group for the prior if that is trained.
         record: what the run remembers about itself, as JSON data.
@@ -95,13 +96,13 @@ def save_checkpoint(state: LearnState, folder: str | Path) -> Path:
         "record": state.record,
     }
     content = save(
-        {k: v.detach().contiguous() for k, v in tensors.items()}, metadata={"state": json.dumps(meta)}
+        {k: v.detach().cpu().contiguous() for k, v in tensors.items()}, metadata={"state": json.dumps(meta)}
     )
     return files.write_bytes(Path(folder) / CHECKPOINT, content)
 
 
-def load_checkpoint(folder: str | Path) -> LearnState:
-    """The state that :func:`save_checkpoint` wrote.
+def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> LearnState:
+    """The state that :func:`save_checkpoint` wrote, its prior on ``device``.
 
     Raises:
         FileNotFoundError: there is none. ValueError: it cannot be read.
@@ -111,14 +112,16 @@ def load_checkpoint(folder: str | Path) -> LearnState:
         raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
     try:
         tensors, metadata = reading.read_tensors(path)
-        return _restore(reading.demand(reading.parse_json(metadata.get("state", "")), _STATE), tensors)
+        return _restore(
+            reading.demand(reading.parse_json(metadata.get("state", "")), _STATE), tensors, device
+        )
     except ValueError as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
 
 
-def _restore(meta: dict, tensors: dict[str, Tensor]) -> LearnState:
+def _restore(meta: dict, tensors: dict[str, Tensor], device: torch.device | str) -> LearnState:
     parts = reading.in_parts(tensors, ("model", "schedule", "optimizer", "generator"))
-    model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["model"]), parts["model"]).eval()
+    model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["model"]), parts["model"]).eval().to(device)
     values, length = parts["schedule"], len(parts["schedule"].get("first_t", ()))
     names = ("first_t", "first_eta", "shift_tau", "shift_log_eta")
     reading.demand_tensors(values, dict.fromkeys(names, (length,)), "the schedule")

@@ -212,6 +212,21 @@ def test_iterates_that_diverge(prior):
         next(learned_run.learning(state, data.training_images()))
 
 
+def test_patches_and_held_out_images_go_to_where_the_prior_is(prior, tmp_path):
+    """In place of a GPU, which this machine may not have: a prior in double precision."""
+    state = begin(prior, TUNING)
+    state.model.double()
+    run(state, tmp_path)
+    assert load_checkpoint(tmp_path).step == TUNING.iterations
+
+
+def test_a_device_that_is_not_there(prior, tmp_path, capsys):
+    words = ("learn", str(prior), "--device", "abacus", "--out", str(tmp_path / "run"))
+    assert cli.main(words) == 2
+    assert "abacus" in capsys.readouterr().err
+    assert not (tmp_path / "run").exists()
+
+
 # --- bad input ---------------------------------------------------------------------------------------------
 
 
