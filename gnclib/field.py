@@ -36,7 +36,7 @@ from gnclib.checks import as_images
 from gnclib.data import add_noise, middle, refuse_validation
 from gnclib.metrics import psnr
 
-__all__ = ["CITED", "Cited", "biharmonic", "bm3d", "bm3d_package", "table", "tune_tv", "tv"]
+__all__ = ["CITED", "Cited", "biharmonic", "bm3d", "bm3d_package", "psnr_by_image", "table", "tune_tv", "tv"]
 
 #: side of the square in the middle of each image on which the weight of TV is tuned
 CROP = 160
@@ -236,6 +236,21 @@ def _title(task: str) -> str:
 def _task_order(task: str) -> tuple[str, float]:
     kind, level = task.split("-", 1)
     return kind, float(level)
+
+
+def psnr_by_image(content: Mapping[str, Any], method: str, task: str) -> dict[str, float]:
+    """PSNR in dB of every image, by its name, of a method ("R3 learned") at a task ("denoise-25").
+
+    content: of a result file. Raises ValueError if it holds no result of this method at this task.
+    """
+    column = content["columns"].index("psnr")
+    found = {}
+    for entry in content["results"]:
+        if (entry["method"], entry["task"]) == (method, task):
+            found |= {image: values[column] for image, values in entry["images"].items()}
+    if not found:
+        raise ValueError(f"there is no result of {method!r} at {task!r} yet: run 'gnc compare'")
+    return found
 
 
 def _means(content: Mapping[str, Any]) -> tuple[dict, dict[str, str]]:

@@ -26,7 +26,7 @@ RECIPES = {
 #: the settings of the shipped schedules, and those of fine-tuning
 LEARN_RECIPES = {
     "schedule": LearnConfig(),
-    "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=1e-3),
+    "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4),
 }
 #: iterations of each training of ``gnc ablate``
 STEPS = 1000

@@ -424,6 +424,14 @@ def test_table():
     assert all(cited.source[:5] in field.table(synthetic()) for cited in field.CITED)
 
 
+def test_psnr_by_image():
+    content = synthetic()
+    content["results"].append({**content["results"][2], "images": {"b": [1, 33.0, 0.9, 1.0, 1.0, 2]}})
+    assert field.psnr_by_image(content, "ours", "denoise-5") == {"a": 32.0, "b": 33.0}
+    with pytest.raises(ValueError, match="no result of 'ours' at 'denoise-50' yet"):
+        field.psnr_by_image(content, "ours", "denoise-50")
+
+
 def test_a_time_of_another_number_of_steps_is_left_out():
     content = synthetic()
     content["timing"][0]["evaluations"]["inpaint-80"]["ours"] = 10
