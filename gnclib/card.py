@@ -151,10 +151,13 @@ def _in_turn(history: list[dict], key: str) -> str:
 
 
 def front_matter(*tags: str, bsds500: bool = True) -> list[str]:
-    """The head of a card in YAML, which the Hugging Face hub reads: licence, library, data and `tags`, as lines."""
+    """The head of a card in YAML, which the Hugging Face hub reads: licence, library, data and `tags`, as lines.
+
+    bsds500: whether that is the training data. The licence of weights made from other images is for their maker to say.
+    """
     return [
         "---",
-        "license: mit",
+        *(["license: mit"] if bsds500 else []),
         "library_name: gnclib",
         "pipeline_tag: image-to-image",
         *(["datasets: [BSDS500]"] if bsds500 else []),

@@ -278,7 +278,7 @@ def _learn_parser(add, command: str) -> None:
     sub = add(
         "learn", _learn, "learn the schedule of a prior for one task",
         "Learn all t_i and eta_i of the GNC flow (Kobler & Pock 2023, eq. 9, unrolled for I steps) for one prior and\n"
-        "one task from patches of BSDS500, and with --finetune the whole prior as well. A run can be stopped and\n"
+        "one task from patches of images, and with --finetune the whole prior as well. A run can be stopped and\n"
         "resumed like those of 'gnc train'.",
         "  gnc learn R1 --task denoise --sigma 25         as the shipped R1-denoise-25; minutes on one core\n"
         "  gnc learn R1 --task inpaint --missing 0.8\n"

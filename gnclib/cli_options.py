@@ -98,7 +98,8 @@ def learn_arguments(parser: argparse.ArgumentParser) -> None:
         "--out",
         type=Path,
         metavar="DIR",
-        help="folder of the run (default: runs/PRIOR-TASK, as in runs/R1-denoise-25)",
+        help="folder of the run (default: runs/PRIOR-TASK, as in runs/R1-denoise-25); --scheme learned of gnc denoise"
+        " looks for it beside the prior",
     )
     parser.add_argument("--resume", action="store_true", help="go on from the checkpoint in DIR")
     parser.add_argument(
@@ -128,8 +129,9 @@ def _images(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--images",
         metavar="DIR",
-        help="train on the images of this folder, turned to grey, or on 'embedded', the photographs of scikit-image;"
-        " one in eight is held out for validation (default: BSDS500 train + test)",
+        help="train on the images of this folder (not of its subfolders), turned to grey, or on 'embedded', the"
+        " photographs of scikit-image; one in eight, at least one and at most eight, is held out for validation"
+        " (default: BSDS500 train + test)",
     )
 
 

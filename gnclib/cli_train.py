@@ -51,6 +51,8 @@ def main(args: argparse.Namespace) -> None:
     group.agree(
         torch.cat([weights, weights.new_tensor([state.step])]), "weights"
     )  # and all have looked for a checkpoint
+    if group.rank == 0:
+        say(f"{args.prior}: from iteration {state.step} to {state.config.steps}, reports every {args.every}")
     with signals() as received:
         steps = training_run.drive(state, folder, every=args.every, group=group, stop=lambda: bool(received))
         _show(steps, args.prior, state, group)

@@ -15,13 +15,19 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
+from gnclib import image_reading
 from gnclib.data import add_noise
 from gnclib.metrics import psnr, ssim
 from gnclib.schemes import Scheme
 from gnclib.solvers import gnc_flow, last
+
+#: what image files of a folder end in, in small or capital letters
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
+#: weights of red, green and blue in grey, ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)
 
 
 def mmse(prior, y: Tensor, t: float) -> Tensor:
@@ -86,33 +92,44 @@ def denoising_psnr(prior, images: Iterable[Tensor], sigma: float) -> list[float]
     return values
 
 
+def image_files(folder: str | os.PathLike) -> list[Path]:
+    """The files of a folder that claim to be images, by name: those with one of :data:`SUFFIXES`, not hidden ones.
+
+    Raises FileNotFoundError or NotADirectoryError for what is no folder, ValueError where there is none.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file: give the folder that it lies in")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not (files := [path for path in files if not path.name.startswith(".")]):
+        raise ValueError(
+            f"there is no image in {folder}: its files (not those of its subfolders) count if they end in one of"
+            f" {', '.join(SUFFIXES)}"
+        )
+    return files
+
+
 def folder_images(folder: str | os.PathLike) -> dict[str, Tensor]:
     """All images of a folder in the order of their names, in grey: name -> (1, 1, H, W), float32 in [0, 1].
 
-    PIL's "L" over 255, or 16-bit grey over 65535. Files that are no images are passed over.
+    Which files count: :func:`image_files`. Colour becomes grey by ITU-R 601 luma, rounded to the levels of the file.
 
     Raises:
-        FileNotFoundError: no such folder. ValueError: no image in it, or one that is damaged or holds numbers without
-            a known range (32 bit, floating point).
+        FileNotFoundError, NotADirectoryError: no such folder. ValueError: no image in it, or one that is damaged or of
+            a kind that is refused (:func:`gnclib.image_reading.read`); the message names it.
     """
-    folder = Path(folder)
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    images = {}
-    for path in sorted(p for p in folder.iterdir() if p.is_file()):
-        try:
-            with Image.open(path) as image:
-                if image.mode in ("I", "F"):
-                    raise ValueError(
-                        f"{path} has the mode {image.mode}: convert it to 8 or 16 bit grey or to RGB first"
-                    )
-                wide = image.mode.startswith("I;16")  # convert would clip to 255
-                grey = np.array(image if wide else image.convert("L"), np.float32)
-        except UnidentifiedImageError:
-            continue
-        except OSError as error:
-            raise ValueError(f"{path} is a damaged image file: {error}") from error
-        images[path.name] = torch.from_numpy(grey).div_(65535 if wide else 255)[None, None]
-    if not images:
-        raise ValueError(f"there is no image in {folder}")
-    return images
+    return {path.name: _grey(image_reading.read(path)) for path in image_files(folder)}
+
+
+def _grey(picture: image_reading.Picture) -> Tensor:
+    if len(picture.pixels) == 1:
+        return torch.from_numpy(picture.pixels)[None]
+    top = 2**picture.depth - 1
+    if picture.depth == 8:  # as PIL does it, which is what BSDS68 is made with
+        colours = np.rint(np.moveaxis(picture.pixels, 0, -1) * top).astype(np.uint8)
+        grey = np.array(Image.fromarray(colours).convert("L"), np.float32)
+    else:
+        grey = np.rint(np.tensordot(LUMA, picture.pixels * top, 1)).astype(np.float32)
+    return torch.from_numpy(grey).div_(top)[None, None]

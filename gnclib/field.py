@@ -204,13 +204,14 @@ def table(content: Mapping[str, Any]) -> str:
     lines = [_row(head), _row(["---"] * len(head))]
     for method, row in means.items():
         cells = [f"{row[task][0]:.2f} ({row[task][1]:.3f})" if task in row else "-" for task in tasks]
-        spent = [f"{times[method][task]:.3g}" if task in times.get(method, {}) else "-" for task in timed]
+        shares = [f"{times[method][task]:.3g}" if task in times.get(method, {}) else "-" for task in timed]
         counts = sorted({count for _, _, count in row.values()}, reverse=True)
-        lines.append(_row([method, parameters[method], *cells, *spent, " / ".join(map(str, counts))]))
+        lines.append(_row([method, parameters[method], *cells, *shares, " / ".join(map(str, counts))]))
+    spent = "; time: processor time relative to BM3D in the same run, one thread"
     lines += [
         "",
         f"Measured here on {content['set']}: PSNR in dB (SSIM), means over the images, nothing clipped, noise or mask"
-        " of image k with seed k; time: processor time relative to BM3D in the same run, one thread.",
+        f" of image k with seed k{spent if timed else ''}.",
         "",
         "Cited, not measured here:",
         "",

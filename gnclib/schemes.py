@@ -186,8 +186,8 @@ def _schedule(name: str | Path, task: Task) -> LearnedSchedule:
         if below is None or above is None:
             known = sorted(p.parent.name for p in WEIGHTS.glob("*/schedule.json"))
             raise FileNotFoundError(
-                f"nothing was learned for {name}, nor for noise levels below and above: there are"
-                f" {', '.join(known) or 'none'}; 'gnc learn' learns another"
+                f"nothing was learned for {name}, nor for noise levels below and above: 'gnc learn' learns into a"
+                f" folder of that name, beside the prior; the package has, for its priors, {', '.join(known) or 'none'}"
             ) from None
         schedule = between(levels[below], levels[above], task)
     if str(schedule.task) != str(task):  # 25.000001 is 25

@@ -4,6 +4,8 @@ The default is BSDS500 train + test, watched on images of val outside of BSDS68.
 from a folder or those that come with scikit-image ("embedded"): one in eight of them, eight at most, is then held out.
 A run remembers which images it began with by a digest of their grey values, so that it cannot be resumed on others.
 
+Of a folder the files count that :func:`gnclib.evaluate.image_files` names: no hidden ones, none of subfolders.
+
 Images of the split val, which holds the benchmark BSDS68, are refused by the SHA-256 of their files and by their
 names. A copy of one that was renamed and encoded anew is not recognised.
 """
@@ -12,15 +14,17 @@ from __future__ import annotations
 
 import hashlib
 import os
+import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
 
 from gnclib import data
-from gnclib.evaluate import folder_images
+from gnclib.evaluate import folder_images, image_files
+from gnclib.image_reading import FORMATS
 
 if TYPE_CHECKING:
     from gnclib.learned_state import LearnState
@@ -62,8 +66,9 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
         patch: side of the patches that will be taken, in pixels.
 
     Raises:
-        FileNotFoundError: no such folder. ValueError: fewer than two images, one that is smaller than a patch, damaged
-            or of BSDS500 val, or too many pixels. ConnectionError: BSDS500 cannot be downloaded.
+        FileNotFoundError, NotADirectoryError: no such folder. ValueError: fewer than two images, one that is smaller
+            than a patch, damaged, of a kind that is not read here or of BSDS500 val, or too many pixels.
+        ConnectionError: BSDS500 cannot be downloaded.
     """
     if not str(images):
         train = data.training_images()
@@ -83,7 +88,7 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
     others = {names[k * len(names) // count] for k in range(count)}
     train = {key: x for key, x in found.items() if key not in others}
     if small := [
-        f"{key} ({x.shape[3]} x {x.shape[2]})" for key, x in train.items() if min(x.shape[2:]) < patch
+        f"{key} ({x.shape[3]} x {x.shape[2]})" for key, x in found.items() if min(x.shape[2:]) < patch
     ]:
         raise ValueError(
             f"patches of {patch} x {patch} pixels do not fit into {', '.join(small[:5])}"
@@ -119,11 +124,11 @@ def load(state: TrainState | LearnState) -> TrainingSet:
 
 def _of_folder(folder: Path) -> dict[str, Tensor]:
     """The images of a folder in grey, none of them of BSDS500 val, not too many to be held."""
-    if not folder.is_dir():
+    if not folder.exists():
         raise FileNotFoundError(
             f"there is no folder {folder}: --images names a folder of photographs, or is {EMBEDDED!r}"
         )
-    files = sorted(path for path in folder.iterdir() if path.is_file())
+    files = image_files(folder)
     if (pixels := sum(map(_pixels, files))) > MOST_PIXELS:
         raise ValueError(
             f"{folder} holds {pixels / 1e6:.0f} million pixels, more than the {MOST_PIXELS // 10**6} million that are "
@@ -134,11 +139,13 @@ def _of_folder(folder: Path) -> dict[str, Tensor]:
 
 
 def _pixels(path: Path) -> int:
-    """Of an image file by its header, 0 for any other file; what is damaged is found when it is read."""
+    """What the header of an image file declares; 0 for a damaged or far too large one, which is refused when read."""
     try:
-        with Image.open(path) as image:
-            return image.size[0] * image.size[1]
-    except (UnidentifiedImageError, OSError, ValueError, Image.DecompressionBombError):
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size[0] * image.size[1]
+    except Exception:  # decoders raise whatever damaged bytes drive them into
         return 0
 
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+import tifffile
 import torch
 from PIL import Image
 
@@ -76,6 +77,25 @@ def test_held_out_images_are_cropped():
     assert max(x.shape[-1] for x in found.train.values()) > 256
 
 
+def test_what_counts_as_an_image(photos):
+    """Not hidden files, not those of subfolders, not a text with the name of an image of val; 16 bits and links do."""
+    (photos / "sub").mkdir()
+    for name in ("sub/p.png", ".hidden.png"):
+        shutil.copy(photos / "p00.png", photos / name)
+    (photos / "101085.txt").write_text("no image")
+    wide = (np.arange(30 * 40).reshape(30, 40) * 54).astype(np.uint16)
+    Image.fromarray(wide).save(photos / "wide.PNG")
+    tifffile.imwrite(photos / "wide.tif", np.stack([wide] * 3, -1), photometric="rgb")
+    (photos / "link.png").symlink_to(photos / "p00.png")
+    found = training_set.training_set(photos)
+    held_out = {x.numpy().tobytes() for x in found.held_out}
+    assert len(found.train) + len(found.held_out) == 21
+    assert not {"p.png", ".hidden.png"} & found.train.keys()
+    for name in ("wide.PNG", "wide.tif"):
+        np.testing.assert_allclose(found.train[name][0, 0].numpy(), wide / 65535, atol=1e-7)
+    assert held_out
+
+
 def test_the_digest_knows_names_order_and_pixels(photos):
     first = training_set.training_set(photos).digest
     assert training_set.training_set(photos).digest == first
@@ -134,9 +154,26 @@ def test_bad_folders_are_refused(photos, tmp_path, monkeypatch):
     shutil.copy(photos / "p00.png", one)
     with pytest.raises(ValueError, match="at least two are needed"):
         training_set.training_set(one)
-    with pytest.raises(ValueError, match=r"31 x 31 pixels do not fit into p01\.png \(40 x 30\).*--patch"):
+    with pytest.raises(ValueError, match=r"31 x 31 pixels do not fit into p00\.png \(40 x 30\).*--patch"):
         training_set.training_set(photos, patch=31)
-    (photos / "p02.png").write_bytes((photos / "p02.png").read_bytes()[:60])
+    with pytest.raises(NotADirectoryError, match=r"p03\.png is a file: give the folder"):
+        training_set.training_set(photos / "p03.png")
+    Image.new("L", (2, 1)).save(photos / "a.png")  # comes first, and would be held out
+    with pytest.raises(ValueError, match=r"do not fit into a\.png \(2 x 1\)"):
+        training_set.training_set(photos, patch=20)
+    (photos / "a.png").unlink()
+    for name, kind in (("LAB.tif", "LAB"), ("far.png", "1")):
+        Image.new(kind, (40, 30) if kind == "LAB" else (20_000, 20_000)).save(photos / name)
+        with pytest.raises(ValueError, match=name):
+            training_set.training_set(photos)
+        (photos / name).unlink()
+    for damage in (lambda b: b[:60], lambda b: b[:40] + bytes(50) + b[90:], lambda b: b""):
+        whole = (photos / "p02.png").read_bytes()
+        (photos / "p02.png").write_bytes(damage(whole))
+        with pytest.raises(ValueError, match=r"p02\.png is "):
+            training_set.training_set(photos)
+        (photos / "p02.png").write_bytes(whole)
+    (photos / "p02.png").write_bytes(whole[:60])
     with pytest.raises(ValueError, match=r"p02\.png is a damaged image file"):
         training_set.training_set(photos)
     monkeypatch.setattr(training_set, "MOST_PIXELS", 20_000)
@@ -158,6 +195,7 @@ def test_train_on_a_folder_and_resume(photos, tmp_path, capsys, no_bsds):
     )
     assert "dB (one-step MMSE, 2 of the 18 images of the folder `my photos`, held out)" in text
     assert "BSDS500" not in text
+    assert "license" not in text  # whose photographs they are is not known
     about = json.loads((tmp_path / "whole" / "training.json").read_text())
     assert about["settings"]["images"] == "my photos"
     assert len(about["settings"]["images_sha256"]) == 64
