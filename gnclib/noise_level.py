@@ -33,8 +33,8 @@ seed k, nothing clipped; in brackets the mean error:
 
 (wavelet: ``skimage.restoration.estimate_sigma``, the median of the finest coefficients; at 0 and 2 the smallest sigma
 of R_1, 2.55, is in the way). R_1 is the better one up to 25 and at 100, the worse at 50 and 75 (0.84 against 0.63). On
-crops of 192 x 192 of six validation images, sigma 5, 15, 25, 50: R_1 1.14, 1.14, 1.38, 1.00; R_2, less trained, 1.61,
-1.13, 1.49, 1.22; R_3 0.39, 0.54, 0.90, 0.84 for four times the time: pass ``prior="R3"`` where that matters. Clipped
+crops of 192 x 192 of six validation images, sigma 5, 15, 25, 50: R_1 1.12, 1.08, 1.32, 0.95; R_2 0.49, 0.61, 0.80,
+0.89; R_3 0.25, 0.38, 0.62, 0.80 for four times the time: pass ``prior="R3"`` where that matters. Clipped
 and rounded to 8 bits, on the 12 images above with sigma 10, 20, 40: R_1 has 0.86, 0.94, 1.04, and would have 0.95,
 1.42, 3.43 if it looked at all pixels alike. Noise that a JPEG file of low quality has smoothed away looks weaker.
 """
