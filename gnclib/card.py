@@ -21,6 +21,9 @@ from gnclib.train_state import TrainState
 
 #: the columns of log.csv
 COLUMNS = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
+#: what a run was trained on and watched with, unless it says otherwise
+TRAINED_ON = "BSDS500 train + test (400 images); val, which contains BSDS68, is refused"
+HELD_OUT = "8 crops of val outside of BSDS68"
 _HISTORY = {"from": int, "revision": str, "machine": str, "software": str}
 #: what training.json holds
 _TRAINING = {
@@ -122,9 +125,7 @@ def provenance(state: TrainState, seconds: float) -> dict:
         "settings": asdict(state.config) | {"images": Path(state.config.images).name},
         "iterations": state.step,
         "parameters": sum(p.numel() for p in state.model.parameters()),
-        "images": state.record.get(
-            "images", "BSDS500 train + test (400 images); val, which contains BSDS68, is refused"
-        ),
+        "images": state.record.get("images", TRAINED_ON),
         **({"held_out": state.record["held_out"]} if "held_out" in state.record else {}),
         "hours": round(seconds / 3600, 2),
         "machine": _in_turn(history, "machine"),
@@ -256,7 +257,7 @@ def _training(config: dict, run: dict) -> list[tuple[str, str]]:
 
 
 def _log(folder: Path, run: dict) -> list[tuple[str, str]]:
-    held_out = run.get("held_out", "8 crops of val outside of BSDS68")
+    held_out = run.get("held_out", HELD_OUT)
     log = folder / "log.csv"
     rows = read_log(log, COLUMNS) if log.is_file() else []
     if not rows:

@@ -74,16 +74,29 @@ def _kernel(ax, kernel: np.ndarray) -> None:
 
 
 def _curves(ax, x: np.ndarray, f: np.ndarray) -> None:
-    from matplotlib.ticker import MaxNLocator
-
     for xs, fs, colour in zip(x, f, tau_colours(len(x)), strict=True):
         ax.plot(xs, fs, color=colour, ls="-", lw=0.9)
     ax.grid(False)
     ax.axvline(0, color="0.8", lw=0.5, ls="-", zorder=0)
     ax.spines["left"].set_visible(False)
-    ax.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10], min_n_ticks=2))
+    _few_ticks(ax)
     ax.tick_params(labelsize=6, length=2, pad=1)
     ax.set_yticks([])
+
+
+def _few_ticks(ax) -> None:
+    """Ticks at 0 and at the largest round number on either side, so that neighbours' labels stay apart."""
+    from matplotlib.ticker import MaxNLocator
+
+    low, high = ax.get_xlim()
+    widest = max(-low, high)
+    digit = 10.0 ** np.floor(np.log10(widest))
+    round_number = max(m * digit for m in (1, 2, 5) if m * digit <= widest)
+    ticks = [v for v in (-round_number, 0.0, round_number) if low <= v <= high]
+    if len(ticks) > 1:
+        ax.set_xticks(ticks)
+    else:
+        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10], min_n_ticks=2))
 
 
 def _legend(fig: Figure, sigmas: Sequence[float]) -> None:

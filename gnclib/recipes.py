@@ -23,7 +23,8 @@ RECIPES = {
     "R2": replace(_SHIPPED, batch=4, patch=64, **_DEEP),
     "R3": replace(_SHIPPED, batch=4, patch=72, **_DEEP),
 }
-#: the settings of the shipped schedules, and those of fine-tuning
+#: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
+#: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03
 LEARN_RECIPES = {
     "schedule": LearnConfig(),
     "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4),

@@ -22,7 +22,7 @@ from typing import TYPE_CHECKING
 from PIL import Image
 from torch import Tensor
 
-from gnclib import data
+from gnclib import card, data
 from gnclib.evaluate import folder_images, image_files
 from gnclib.image_reading import FORMATS
 
@@ -73,8 +73,7 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
     if not str(images):
         train = data.training_images()
         held_out = [x[..., :SIDE, :SIDE] for x in list(data.validation_images().values())[:HELD_OUT]]
-        about = "BSDS500 train + test (400 images); val, which contains BSDS68, is refused"
-        return TrainingSet(train, held_out, about, "8 crops of val outside of BSDS68")
+        return TrainingSet(train, held_out, card.TRAINED_ON, card.HELD_OUT)
     if str(images) == EMBEDDED:
         found, name = data.embedded(), "scikit-image"
     else:
