@@ -94,7 +94,7 @@ def _few_ticks(ax) -> None:
     round_number = max(m * digit for m in (1, 2, 5) if m * digit <= widest)
     ticks = [v for v in (-round_number, 0.0, round_number) if low <= v <= high]
     if len(ticks) > 1:
-        ax.set_xticks(ticks)
+        ax.set_xticks(ticks, labels=[f"{v:g}".replace("-", "\N{MINUS SIGN}") for v in ticks])
     else:
         ax.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10], min_n_ticks=2))
 

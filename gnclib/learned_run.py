@@ -33,7 +33,7 @@ import torch
 from torch import Tensor
 
 from gnclib import card, data, files, reading, training_set
-from gnclib.foe import FieldsOfExperts
+from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.learned import SCHEDULE, LearnedSchedule, Task, weights_sha256
 from gnclib.learned_state import LearnConfig, LearnState, load_checkpoint, save_checkpoint
 from gnclib.metrics import psnr
@@ -293,6 +293,13 @@ def export(folder: str | Path) -> LearnedSchedule:
     return learned
 
 
+def _named(prior: str, digest: str) -> str:
+    """The name of a prior in a card; one of one's own that is called like a shipped one is told apart."""
+    shipped = WEIGHTS / prior / "model.safetensors"
+    other = shipped.is_file() and files.sha256(shipped) != digest
+    return f"`{prior}`" + (" (of one's own, not the one that comes with gnclib)" if other else "")
+
+
 def _card(folder: Path) -> str:
     """README.md from schedule.json."""
     values = reading.read_json(folder / SCHEDULE, "learned schedule", dict)
@@ -306,15 +313,13 @@ def _card(folder: Path) -> str:
     trained = f"{run['parameters']}" + (
         " (kernels and potentials as well)" if tuned else " (all t_i and eta_i)"
     )
+    named = _named(values["prior"], run["learned_from"])
     weights = [("weights of the prior", f"SHA-256 {values['prior_sha256']}")]
     if tuned:
-        weights.append(("fine-tuned from", f"`{values['prior']}`, SHA-256 {run['learned_from']}"))
+        weights.append(("fine-tuned from", f"{named}, SHA-256 {run['learned_from']}"))
     table = [
         ("task", task),
-        (
-            "prior",
-            f"`{values['prior']}`" + (", fine-tuned: model.safetensors beside this file" if tuned else ""),
-        ),
+        ("prior", named + (", fine-tuned: model.safetensors beside this file" if tuned else "")),
         *weights,
         ("learned numbers", trained),
         ("training data", run["images"]),

@@ -66,8 +66,9 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
         patch: side of the patches that will be taken, in pixels.
 
     Raises:
-        FileNotFoundError, NotADirectoryError: no such folder. ValueError: fewer than two images, one that is smaller
-            than a patch, damaged, of a kind that is not read here or of BSDS500 val, or too many pixels.
+        FileNotFoundError, NotADirectoryError: no such folder. ValueError: fewer than two images, two with the same
+            grey values, one that is smaller than a patch, damaged, of a kind that is not read here or of BSDS500
+            val, or too many pixels.
         ConnectionError: BSDS500 cannot be downloaded.
     """
     if not str(images):
@@ -82,6 +83,7 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
         raise ValueError(
             f"{images} holds one image: at least two are needed, since one is held out for validation"
         )
+    _refuse_copies(found)
     names = list(found)
     count = max(1, min(HELD_OUT, len(names) // 8))
     others = {names[k * len(names) // count] for k in range(count)}
@@ -146,6 +148,19 @@ def _pixels(path: Path) -> int:
                 return image.size[0] * image.size[1]
     except Exception:  # decoders raise whatever damaged bytes drive them into
         return 0
+
+
+def _refuse_copies(images: dict[str, Tensor]) -> None:
+    """Raise ValueError if two have the same grey values: one could be trained on and the other be held out."""
+    seen: dict[bytes, str] = {}
+    for name, x in images.items():
+        key = hashlib.sha256(f"{tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes()).digest()
+        if key in seen:
+            raise ValueError(
+                f"{seen[key]} and {name} are the same image: keep one of them, or the validation might see what "
+                "was trained on"
+            )
+        seen[key] = name
 
 
 def _digest(images: dict[str, Tensor]) -> str:

@@ -1,6 +1,7 @@
 """gnc learn on small runs: what is learned and left, stopping and going on, kills, fine-tuning, bad input."""
 
 import json
+import shutil
 import signal
 import sys
 from dataclasses import replace
@@ -128,6 +129,14 @@ def test_fine_tuning_lowers_the_loss_and_leaves_a_prior(prior, tmp_path):
     card = (tmp_path / "tuned" / "README.md").read_text()
     assert f"| fine-tuned from | `tiny`, SHA-256 {weights_sha256(before)} |" in card
     assert f"| weights of the prior | SHA-256 {weights_sha256(tuned)} |" in card
+
+
+@pytest.mark.parametrize("name", ["R1", "mine"])
+def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, name):
+    shutil.copytree(prior, tmp_path / name)
+    run(begin(tmp_path / name, replace(SMALL, iterations=1)), tmp_path / "learned")
+    other = " (of one's own, not the one that comes with gnclib)" if name == "R1" else ""
+    assert f"| prior | `{name}`{other} |" in (tmp_path / "learned" / "README.md").read_text()
 
 
 # --- stopping and going on ---------------------------------------------------------------------------------

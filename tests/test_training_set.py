@@ -65,7 +65,7 @@ def test_one_image_in_eight_is_held_out(photos):
 
 @pytest.mark.parametrize(("count", "held_out"), [(2, 1), (15, 1), (16, 2), (70, 8), (200, 8)])
 def test_between_one_and_eight_are_held_out(monkeypatch, count, held_out):
-    images = {f"p{k:03}": child_runs.leaves(8, k % 5) for k in range(count)}
+    images = {f"p{k:03}": child_runs.leaves(8, k % 5) + k / 1000 for k in range(count)}
     monkeypatch.setattr(data, "embedded", lambda: images)
     found = training_set.training_set(EMBEDDED)
     assert (len(found.held_out), len(found.train)) == (held_out, count - held_out)
@@ -85,13 +85,14 @@ def test_what_counts_as_an_image(photos):
     (photos / "101085.txt").write_text("no image")
     wide = (np.arange(30 * 40).reshape(30, 40) * 54).astype(np.uint16)
     Image.fromarray(wide).save(photos / "wide.PNG")
-    tifffile.imwrite(photos / "wide.tif", np.stack([wide] * 3, -1), photometric="rgb")
-    (photos / "link.png").symlink_to(photos / "p00.png")
+    tifffile.imwrite(photos / "wide.tif", np.stack([wide[::-1]] * 3, -1), photometric="rgb")
+    (photos / "p00.png").rename(photos / "sub" / "moved.png")
+    (photos / "link.png").symlink_to(photos / "sub" / "moved.png")
     found = training_set.training_set(photos)
-    assert len(found.train) + len(found.held_out) == 21
+    assert len(found.train) + len(found.held_out) == 20
     assert not {"p.png", ".hidden.png"} & found.train.keys()
-    for name in ("wide.PNG", "wide.tif"):
-        np.testing.assert_allclose(found.train[name][0, 0].numpy(), wide / 65535, atol=1e-7)
+    for name, values in (("wide.PNG", wide), ("wide.tif", wide[::-1])):
+        np.testing.assert_allclose(found.train[name][0, 0].numpy(), values / 65535, atol=1e-7)
 
 
 def test_the_digest_knows_names_order_and_pixels(photos):
@@ -181,6 +182,13 @@ def test_bad_folders_are_refused(photos, tmp_path, monkeypatch):
 
 
 # --- whole runs ------------------------------------------------------------------------------------------------------
+
+
+def test_copies_are_refused(photos):
+    """Two files of one image, whatever their names and formats: one could be trained on, the other held out."""
+    Image.open(photos / "p05.png").save(photos / "zz.bmp")
+    with pytest.raises(ValueError, match=r"p05\.png and zz\.bmp are the same image: keep one of them"):
+        training_set.training_set(photos)
 
 
 def test_train_on_a_folder_and_resume(photos, tmp_path, capsys, no_bsds):
