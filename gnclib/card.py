@@ -39,7 +39,7 @@ _MEASURED = {
 #: what evaluation*.json hold
 _EVALUATION = {
     **{"scheme": str, "set": str, "steps?": int},
-    **{f"{name}?": str for name in ("prior", "task", "clipping", "noise", "energy")},
+    **{f"{name}?": str for name in ("prior", "task", "colour", "clipping", "noise", "energy")},
     **{f"psnr_by_{level}?": {str: _MEASURED} for level in ("sigma", "missing")},
 }
 #: what each objective is, in words
@@ -279,6 +279,8 @@ def _evaluations(folder: Path) -> list[tuple[str, str]]:
         scheme = SCHEMES.get(numbers["scheme"], numbers["scheme"])
         if numbers["scheme"] != "mmse":
             scheme += f" of {numbers.get('steps', '?')} steps"
+        if "colour" in numbers:
+            scheme += ", in opponent colours" if numbers["colour"] == "opponent" else ", channel by channel"
         for sigma, result in numbers.get("psnr_by_sigma", {}).items():
             about = f"{scheme}, mean of {len(result['images'])} images, noise of image k with seed k, nothing clipped"
             found.append((f"{numbers['set']}, sigma {sigma}/255", f"{result['mean']:.2f} dB ({about})"))

@@ -51,7 +51,8 @@ def evaluate_parser(add) -> None:
         "nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder.",
         "  gnc evaluate --scheme mmse --sigma 15 --sigma 25 --sigma 50\n"
         "  gnc evaluate --prior R1 --scheme learned --task inpaint --missing 0.8\n"
-        "  gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json",
+        "  gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json\n"
+        "  gnc evaluate --sigma 25 --scheme learned --colour opponent             CBSD68, see 'gnc denoise --help'",
     )  # fmt: skip
     scheme_arguments(sub, default="mmse, for inpainting gnc")
     sub.set_defaults(scheme=None)
@@ -62,6 +63,8 @@ def evaluate_parser(add) -> None:
     sub.add_argument("--missing", type=float, action="append", metavar="F",
                      help="fraction of missing pixels; may be repeated (default: 0.8)")  # fmt: skip
     sub.add_argument("--images", type=Path, metavar="DIR", help="folder of images (default: BSDS68)")
+    sub.add_argument("--colour", choices=("opponent", "channels"),
+                     help="images in colour, restored in opponent colours or channel by channel")  # fmt: skip
     sub.add_argument("--limit", type=int, metavar="N", help="only the first N images")
     sub.add_argument("--json", type=Path, metavar="FILE", help="write the numbers, image by image, to FILE")
 
@@ -80,18 +83,24 @@ def _evaluate(args: argparse.Namespace) -> None:
     loaded = [
         schemes.load(scheme, args.prior, Task(args.task, v), args.steps, device=args.device) for v in levels
     ]
-    images = evaluate.folder_images(args.images) if args.images else data.bsds68()
+    if args.colour == "opponent" and args.task == "inpaint":
+        raise ValueError("missing pixels are filled in channel by channel: use --colour channels")
+    colour = args.colour is not None
+    images = evaluate.folder_images(args.images, colour) if args.images else data.bsds68(colour)
     images = dict(list(images.items())[: args.limit])
-    numbers = {f"{level:g}": _measured(one, images) for level, one in zip(levels, loaded, strict=True)}
+    basis = args.colour or "channels"
+    numbers = {f"{level:g}": _measured(one, images, basis) for level, one in zip(levels, loaded, strict=True)}
     if args.json:
         steps = {"steps": loaded[0].steps} if loaded[0].steps > 1 else {}
-        about = {"prior": args.prior, "scheme": scheme, **steps, "task": args.task, "clipping": "none",
-                 "noise": "image k has torch.Generator seed k", "set": str(args.images or "BSDS68"),
+        kind = {"colour": args.colour} if args.colour else {}
+        benchmark = "CBSD68" if args.colour else "BSDS68"
+        about = {"prior": args.prior, "scheme": scheme, **steps, "task": args.task, **kind, "clipping": "none",
+                 "noise": "image k has torch.Generator seed k", "set": str(args.images or benchmark),
                  "energy": "D + R at the smallest t of the prior, nats per pixel"}  # fmt: skip
         files.write_text(args.json, files.dumps({**about, f"psnr_by_{option}": numbers}))
 
 
-def _measured(scheme, images) -> dict:
+def _measured(scheme, images, basis: str) -> dict:
     """The numbers of a scheme on images (name -> image), and a line of text about them."""
     from statistics import fmean
 
@@ -100,7 +109,7 @@ def _measured(scheme, images) -> dict:
     from gnclib import evaluate
 
     bar = tqdm(images.items(), desc=str(scheme.task), disable=not sys.stderr.isatty())
-    done = {name: evaluate.restoration(scheme, x, k) for k, (name, x) in enumerate(bar)}
+    done = {name: evaluate.restoration(scheme, x, k, basis) for k, (name, x) in enumerate(bar)}
     means = {key: fmean(getattr(r, key) for r in done.values()) for key in ("start", "ssim", "seconds")}
     per_step = {
         key: [fmean(column) for column in zip(*(getattr(r, key) for r in done.values()), strict=True)]

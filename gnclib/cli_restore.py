@@ -19,10 +19,11 @@ STRANGE = 100.0
 def denoise_parser(add) -> None:
     sub = add(
         "denoise", _denoise, "denoise image files with a learned prior",
-        "Denoise grey or colour images (8 or 16 bit; colour channel by channel; alpha, colour profile, EXIF and\n"
-        "resolution are kept where OUT can hold them). S is the standard deviation of the noise in grey levels of an\n"
-        "8-bit image (0..255), as in the literature, whatever the depth. Without --sigma it is estimated by maximum\n"
-        "likelihood under the prior R1, in each channel.",
+        "Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT\n"
+        "can hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in\n"
+        "the literature, whatever the depth. Without --sigma it is estimated by maximum likelihood under the prior\n"
+        "R1. Colour is denoised in opponent colours, brightness and two differences: better by a decibel or two\n"
+        "where the noise of red, green and blue is independent.",
         "  gnc denoise noisy.png -o clean.png                               sigma is estimated, and printed\n"
         "  gnc denoise noisy.png --sigma 25 -o clean.png --scheme mmse      one step, no data term\n"
         "  gnc denoise scans/*.tif -o restored/                             several files, into a folder\n"
@@ -34,6 +35,8 @@ def denoise_parser(add) -> None:
         "--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: estimated)"
     )
     scheme_arguments(sub)
+    sub.add_argument("--colour", choices=("opponent", "channels"), default="opponent",
+                     help="denoise brightness and differences of colour (default), or red, green and blue")  # fmt: skip
     sub.add_argument("--clean", type=Path, metavar="REF", help="noise-free image to measure the PSNR against")
     sub.add_argument("--add-noise", nargs="?", type=int, const=0, metavar="SEED",
                      help="take IN as clean: add Gaussian noise of this sigma first (default seed: 0)")  # fmt: skip
@@ -163,7 +166,7 @@ def _with_noise(pixels, sigma: float, seed: int):
 
 def _denoised(args: argparse.Namespace, source: Path, pixels):
     """The pixels (C, H, W) without their noise, of the level asked for or estimated."""
-    from gnclib import restoration, schemes
+    from gnclib import colour, restoration, schemes
     from gnclib.foe import FieldsOfExperts
     from gnclib.learned import Task
 
@@ -175,11 +178,17 @@ def _denoised(args: argparse.Namespace, source: Path, pixels):
             f" {args.sigma:g} of a range of 1 is --sigma {255 * args.sigma:g}"
         )
     if args.sigma is not None:
-        levels = [args.sigma] * len(pixels)
+        planes, join = colour.split(pixels, args.colour)
+        levels = [args.sigma] * len(planes)
     else:
         FieldsOfExperts.from_pretrained(args.prior)  # a name that is none is refused before the estimation
-        levels = [None if s is None else 255 * s for s in restoration.noise_levels(pixels)]
-        _say_levels(source, levels)
+        planes, join, fractions = restoration.estimated(pixels, args.colour)
+        levels = [None if s is None else 255 * s for s in fractions]
+        _say_levels(
+            source,
+            levels,
+            "red, green, blue" if planes is pixels else "brightness, two differences of colour",
+        )
     made = {
         level: schemes.load(
             args.scheme, args.prior, Task("denoise", level), args.steps, device=args.device, tile=512
@@ -189,16 +198,16 @@ def _denoised(args: argparse.Namespace, source: Path, pixels):
     }
     chosen = [made.get(level) for level in levels]
     with _bar(sum(scheme.steps for scheme in chosen if scheme)) as bar:
-        return restoration.denoise_channels(pixels, chosen, bar.update)
+        return join(restoration.denoise_planes(planes, chosen, bar.update))
 
 
-def _say_levels(source: Path, levels: list[float | None]) -> None:
+def _say_levels(source: Path, levels: list[float | None], planes: str) -> None:
     """What was estimated, in grey levels of 0..255."""
     if not any(levels):
         say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
         return
     words = ", ".join("below 2.55" if level is None else f"{level:.1f}" for level in levels)
-    say(f"{source}: sigma {words}{' (red, green, blue)' if len(levels) == 3 else ''} of 255, estimated")
+    say(f"{source}: sigma {words}{f' ({planes})' if len(levels) == 3 else ''} of 255, estimated")
     if max(level or 0 for level in levels) > STRANGE:
         say("warning: that is very strong noise; if the image is no photograph, give --sigma yourself")
 

@@ -194,9 +194,10 @@ def _contents(names: list[str]) -> dict[str, bytes]:
     return {name: _read_local(folder, name) for name in names}
 
 
-def _images(split: str, ids: Iterable[str]) -> dict[str, Tensor]:
-    """Grey images of a split by their ids, in this order."""
-    return {Path(name).stem: _grey(content) for name, content in _contents(_names(split, ids)).items()}
+def _images(split: str, ids: Iterable[str], colour: bool = False) -> dict[str, Tensor]:
+    """Grey images of a split by their ids, in this order; or (3, 1, H, W), their red, green and blue."""
+    decode = _colour if colour else _grey
+    return {Path(name).stem: decode(content) for name, content in _contents(_names(split, ids)).items()}
 
 
 def _names(split: str, ids: Iterable[str]) -> list[str]:
@@ -207,6 +208,12 @@ def _grey(content: bytes) -> Tensor:
     with Image.open(io.BytesIO(content)) as image:
         grey = np.array(image.convert("L"))
     return torch.from_numpy(grey).float().div_(255)[None, None]
+
+
+def _colour(content: bytes) -> Tensor:
+    with Image.open(io.BytesIO(content)) as image:
+        channels = np.moveaxis(np.array(image.convert("RGB")), -1, 0)
+    return torch.from_numpy(channels.copy()).float().div_(255)[:, None]
 
 
 # --- data sets --------------------------------------------------------------------------------------------
@@ -222,9 +229,12 @@ def bsds500(split: str) -> dict[str, Tensor]:
     return _images(split, bsds500_ids(split))
 
 
-def bsds68() -> dict[str, Tensor]:
-    """The 68 test images of Roth & Black in the benchmark's order: dict id -> (1, 1, H, W). For tests only."""
-    return _images("val", bsds68_ids())
+def bsds68(colour: bool = False) -> dict[str, Tensor]:
+    """The 68 test images of Roth & Black in the benchmark's order: dict id -> (1, 1, H, W). For tests only.
+
+    colour: (3, 1, H, W), red, green and blue: the benchmark that is known as CBSD68.
+    """
+    return _images("val", bsds68_ids(), colour)
 
 
 def validation_images() -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -18,9 +18,10 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from gnclib import image_reading
+from gnclib import colour, image_reading
 from gnclib.data import add_noise
 from gnclib.metrics import psnr, ssim
+from gnclib.operators import Denoising, Inpainting
 from gnclib.schemes import Scheme
 from gnclib.solvers import gnc_flow, last
 
@@ -56,16 +57,23 @@ class Restoration:
     image: Tensor
 
 
-def restoration(scheme: Scheme, x: Tensor, seed: int) -> Restoration:
-    """Measure the clean image x (1, 1, H, W), with noise or mask of this seed, and restore it step by step.
+def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -> Restoration:
+    """Measure the clean image x, with noise or mask of this seed, and restore it step by step.
 
     Noise and masks are drawn on the CPU, so that they are the same everywhere; the rest happens where the scheme is.
 
+    Args:
+        scheme: what restores.
+        x: (1, 1, H, W), or the channels of a colour image (3, 1, H, W), whose PSNR is that of all channels together,
+            whose SSIM is their mean.
+        seed: of noise or mask, drawn for all channels.
+        basis: "opponent" restores the planes of :mod:`gnclib.colour` instead of the channels.
+
     Raises:
-        ValueError: as the solvers do.
+        ValueError: as the solvers do; another basis, or "opponent" for inpainting.
     """
     x = x.to(scheme.device)
-    data = scheme.task.measure(x, torch.Generator().manual_seed(seed))
+    data, back = _in_basis(scheme.task.measure(x, torch.Generator().manual_seed(seed)), basis)
     t_min = scheme.prior.config.sigma_min**2
     path, seconds, states, begun = [], 0.0, scheme.states(data), time.perf_counter()
     for state in states:
@@ -73,11 +81,32 @@ def restoration(scheme: Scheme, x: Tensor, seed: int) -> Restoration:
             torch.cuda.synchronize(x.device)
         seconds += time.perf_counter() - begun
         with torch.no_grad():
-            energy = (data.energy(state.x) + scheme.prior.energy(state.x, t_min)).item() / x.numel()
-        path.append((psnr(state.x, x).item(), energy, float(state.t)))
+            energy = (data.energy(state.x) + scheme.prior.energy(state.x, t_min)).sum().item() / x.numel()
+        found = back(state.x)
+        path.append((_psnr(found, x), energy, float(state.t)))
         begun = time.perf_counter()
     per_step = tuple(map(tuple, zip(*path, strict=True)))
-    return Restoration(psnr(data.start(), x).item(), *per_step, ssim(state.x, x).item(), seconds, state.x)
+    return Restoration(_psnr(back(data.start()), x), *per_step, ssim(found, x).mean().item(), seconds, found)
+
+
+def _in_basis(
+    data: Denoising | Inpainting, basis: str
+) -> tuple[Denoising | Inpainting, Callable[[Tensor], Tensor]]:
+    """The data term of the planes that are restored, and the way back from them to the channels."""
+    if basis == "channels":
+        return data, lambda x: x
+    if not isinstance(data, Denoising):
+        raise ValueError(
+            "missing pixels are filled in channel by channel: opponent colours are for denoising"
+        )
+    planes, join = colour.split(data.y.cpu().numpy(), basis)
+    data = Denoising(torch.from_numpy(planes).to(data.y), data.sigma)
+    return data, lambda x: torch.from_numpy(join(x.cpu().numpy())).to(x)
+
+
+def _psnr(found: Tensor, x: Tensor) -> float:
+    """In dB, over all channels (C, 1, H, W) together."""
+    return psnr(*(v.flatten(0, 2)[None, None] for v in (found, x))).item()
 
 
 def denoising_psnr(prior, images: Iterable[Tensor], sigma: float) -> list[float]:
@@ -111,16 +140,18 @@ def image_files(folder: str | os.PathLike) -> list[Path]:
     return files
 
 
-def folder_images(folder: str | os.PathLike) -> dict[str, Tensor]:
-    """All images of a folder in the order of their names, in grey: name -> (1, 1, H, W), float32 in [0, 1].
+def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:
+    """All images of a folder in the order of their names: name -> (1, 1, H, W), float32 in [0, 1].
 
-    Which files count: :func:`image_files`. Colour becomes grey by ITU-R 601 luma, rounded to the levels of the file.
+    Which files count: :func:`image_files`. Colour becomes grey by ITU-R 601 luma, rounded to the levels of the file; or
+    stays, with ``colour``: (3, 1, H, W).
 
     Raises:
         FileNotFoundError, NotADirectoryError: no such folder. ValueError: no image in it, or one that is damaged or of
             a kind that is refused (:func:`gnclib.image_reading.read`); the message names it.
     """
-    return {path.name: _grey(image_reading.read(path)) for path in image_files(folder)}
+    pictures = ((path.name, image_reading.read(path)) for path in image_files(folder))
+    return {name: torch.from_numpy(p.pixels)[:, None] if colour else _grey(p) for name, p in pictures}
 
 
 def _grey(picture: image_reading.Picture) -> Tensor:

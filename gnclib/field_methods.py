@@ -67,6 +67,8 @@ def _ours(prior: str, name: str, task: Task) -> Method:
     parameters = sum(p.numel() for p in scheme.prior.parameters())
     if scheme.schedule is not None:
         t, eta = scheme.schedule.t, scheme.schedule.eta
+        if scheme.schedule.x_0 != "start":
+            settings["x_0"] = scheme.schedule.x_0
         parameters += 2 * scheme.steps
     elif name == "gnc":
         t, eta = schemes.predefined(scheme.prior.config, task, scheme.steps)

@@ -89,6 +89,8 @@ class Task:
 
 #: the name of a task's level in schedule.json
 LEVELS = {"denoise": "sigma_255", "inpaint": "missing"}
+#: where the steps may begin
+STARTS = {"denoise": ("start",), "inpaint": ("start", "guess")}
 
 
 class LearnedSchedule(nn.Module):
@@ -99,11 +101,13 @@ class LearnedSchedule(nn.Module):
         eta: step sizes, as many, each within :data:`ETA_RANGE`; None for eta_i = t_i, the GNC flow.
         t_range: (t_min, t_max), the squares of the prior's sigma_min and sigma_max.
         task: what the schedule is for.
+        x_0: "start" for x_0 = data.start(), the noisy image, or mid grey where pixels are missing; "guess" for the
+            guess of missing pixels, data.guess().
         prior: name of the prior; prior_sha256: SHA-256 of its weights (:func:`weights_sha256`); "" where not known.
         provenance: how the schedule was made, as JSON data.
 
     Raises:
-        ValueError: a value outside of its range, or different numbers of t and eta.
+        ValueError: a value outside of its range, different numbers of t and eta, or no such x_0 for this task.
     """
 
     def __init__(
@@ -113,6 +117,7 @@ class LearnedSchedule(nn.Module):
         *,
         t_range: tuple[float, float],
         task: Task,
+        x_0: str = "start",
         prior: str = "",
         prior_sha256: str = "",
         provenance: Mapping[str, Any] | None = None,
@@ -124,7 +129,9 @@ class LearnedSchedule(nn.Module):
         first_eta = first_t.clamp(*ETA_RANGE) if eta is None else _column("eta", eta, ETA_RANGE)
         if len(first_t) != len(first_eta):
             raise ValueError(f"each step has one t and one eta, got {len(first_t)} and {len(first_eta)}")
-        self.t_range, self.task = (float(t_range[0]), float(t_range[1])), task
+        if x_0 not in STARTS[task.kind]:
+            raise ValueError(f"x_0 must be one of {', '.join(STARTS[task.kind])} to {task.kind}, got {x_0!r}")
+        self.t_range, self.task, self.x_0 = (float(t_range[0]), float(t_range[1])), task, x_0
         self.prior, self.prior_sha256, self.provenance = prior, prior_sha256, dict(provenance or {})
         self.register_buffer("first_t", first_t)  # (I,)
         self.register_buffer("first_eta", first_eta)
@@ -164,9 +171,9 @@ class LearnedSchedule(nn.Module):
         Args:
             prior: an energy with `grad(y, t)`, differentiable in t, which is given as a tensor.
             data: the data term of the measurement.
-            start: x_0, shaped like the measurement (B, 1, H, W); data.start() where it is not given.
+            start: x_0, shaped like the measurement (B, 1, H, W); where it is not given, that of the schedule.
         """
-        x = data.start() if start is None else start
+        x = self._begin(data) if start is None else start
         for t, eta in zip(*(v.to(x) for v in self._values()), strict=True):
             x = data.prox(x - eta * prior.grad(x, t), eta)
         return x
@@ -176,7 +183,11 @@ class LearnedSchedule(nn.Module):
 
         prior: anything with `grad(y, t)`, :class:`gnclib.tiles.Tiled` for instance.
         """
-        return gnc_flow(prior, self.t, data, start, step_sizes=self.eta, rising=True)
+        begin = self._begin(data) if start is None else start
+        return gnc_flow(prior, self.t, data, begin, step_sizes=self.eta, rising=True)
+
+    def _begin(self, data: Denoising | Inpainting) -> Tensor:
+        return data.guess() if self.x_0 == "guess" else data.start()
 
     # which prior it is for -----------------------------------------------------------------------------------------
 
@@ -205,6 +216,7 @@ class LearnedSchedule(nn.Module):
         values = {
             "task": self.task.kind,
             LEVELS[self.task.kind]: self.task.level,
+            "x_0": self.x_0,
             "prior": self.prior,
             "prior_sha256": self.prior_sha256,
             "t_range": list(self.t_range),
@@ -259,11 +271,13 @@ def _arguments(values: dict) -> dict[str, Any]:
     if not isinstance(kind, str) or kind not in LEVELS:
         raise ValueError(f"task must be one of {', '.join(LEVELS)}, got {kind!r}")
     numbers = {"t_range": [float], "t": [float], "eta": [float]}
-    texts = {"task": str, "prior": str, "prior_sha256": str}
+    texts = {"task": str, "x_0?": str, "prior": str, "prior_sha256": str}
     reading.demand(values, {**texts, LEVELS[kind]: float, **numbers, "provenance": dict})
     if not re.fullmatch(r"([0-9a-f]{64})?", values["prior_sha256"]):
         raise ValueError(f"prior_sha256 must be 64 hexadecimal digits, got {values['prior_sha256'][:80]!r}")
     if len(values["t_range"]) != 2:
         raise ValueError(f"t_range must hold two numbers, got {len(values['t_range'])}")
-    names = ("t", "eta", "t_range", "prior", "prior_sha256", "provenance")
-    return {name: values[name] for name in names} | {"task": Task(kind, values[LEVELS[kind]])}
+    names = ("t", "eta", "t_range", "x_0", "prior", "prior_sha256", "provenance")
+    return {name: values[name] for name in names if name in values} | {
+        "task": Task(kind, values[LEVELS[kind]])
+    }

@@ -34,7 +34,7 @@ from torch import Tensor
 
 from gnclib import card, data, files, reading, training_set
 from gnclib.foe import WEIGHTS, FieldsOfExperts
-from gnclib.learned import SCHEDULE, LearnedSchedule, Task, weights_sha256
+from gnclib.learned import SCHEDULE, STARTS, LearnedSchedule, Task, weights_sha256
 from gnclib.learned_state import LearnConfig, LearnState, load_checkpoint, save_checkpoint
 from gnclib.metrics import psnr
 from gnclib.schemes import check_sigma
@@ -43,6 +43,11 @@ from gnclib.train import learning_rate
 
 LOG = "log.csv"
 COLUMNS = "step,loss,lr,validation_psnr,seconds"
+#: x_0 of inpainting in the words of a card
+X_0 = {
+    "start": "missing pixels at mid grey",
+    "guess": "missing pixels guessed coarse to fine, `gnclib.operators.first_guess`",
+}
 #: the last learning rate is this part of the first
 FINAL = 0.01
 #: where a schedule for inpainting begins; from sigma_max^2 = 1 the shipped R_1 learned one that is 0.2 dB worse
@@ -112,12 +117,13 @@ def start(
         begun.demand_fit(model)
         if begun.task != task:
             raise ValueError(f"the schedule {schedule} was learned for {begun.task}, not for {task}")
-        t, eta, rule = begun.t, begun.eta, f"the learned schedule {Path(schedule).resolve().name}"
+        t, eta, x_0 = begun.t, begun.eta, begun.x_0
+        rule = f"the learned schedule {Path(schedule).resolve().name}"
     else:
         t_first = high**2 if task.kind == "denoise" else min(FIRST_INPAINTING, high**2)
-        t, eta = log_schedule(t_first, low**2, steps), None
+        t, eta, x_0 = log_schedule(t_first, low**2, steps), None, STARTS[task.kind][-1]
         rule = f"t_i logarithmic from {t_first:g} to {low**2:g}, eta_i = t_i"
-    learned = LearnedSchedule(t, eta, t_range=(low**2, high**2), task=task, **origin)
+    learned = LearnedSchedule(t, eta, t_range=(low**2, high**2), task=task, x_0=x_0, **origin)
     return LearnState(learned, model, config, record={"start": rule, "learned_from": origin["prior_sha256"]})
 
 
@@ -325,6 +331,7 @@ def _card(folder: Path) -> str:
         ("training data", run["images"]),
         ("loss", "squared error of x_I per pixel, all pixels of the patches"),
         ("start", run["start"]),
+        *([("x_0", X_0[values.get("x_0", "start")])] if not level else []),
         (
             "iterations",
             f"{run['iterations']} of batch {settings['batch']}, patches of side {settings['patch']}",

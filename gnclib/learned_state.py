@@ -28,7 +28,7 @@ _STATE = {
     "config": dict,
     "model": dict,
     "task": {"kind": str, "level": float},
-    "schedule": {"t_range": [float], "prior": str, "prior_sha256": str},
+    "schedule": {"t_range": [float], "x_0?": str, "prior": str, "prior_sha256": str},
     "record": {
         "start?": str,
         "learned_from?": str,
@@ -92,7 +92,7 @@ def save_checkpoint(state: LearnState, folder: str | Path) -> Path:
         "config": asdict(state.config),
         "model": asdict(state.model.config),
         "task": asdict(learned.task),
-        "schedule": {k: getattr(learned, k) for k in ("t_range", "prior", "prior_sha256")},
+        "schedule": {k: getattr(learned, k) for k in ("t_range", "x_0", "prior", "prior_sha256")},
         "record": state.record,
     }
     content = save(

@@ -51,7 +51,7 @@ from torch import Tensor
 from gnclib.checks import as_measured
 from gnclib.foe import FieldsOfExperts
 
-__all__ = ["estimate_sigma"]
+__all__ = ["clipped", "estimate_sigma"]
 
 #: large images are looked at through a grid of this many windows along each side,
 WINDOWS = 4
@@ -66,12 +66,19 @@ LEAST = 0.95
 ACCURACY = 2e-3
 
 
-def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1") -> float:
+def clipped(y: Tensor) -> Tensor:
+    """Where grey values were cut off, bool and shaped like y: at exactly 0 and 1, if none lies outside of [0, 1]."""
+    ends = (y == 0) | (y == 1)
+    return ends & ~((y < 0) | (y > 1)).any()
+
+
+def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tensor | None = None) -> float:
     """The standard deviation of white Gaussian noise in y, by maximum likelihood in tau.
 
     Args:
-        y: images (B, 1, H, W) of one and the same noise level, grey values of [0, 1] plus noise, not clipped.
+        y: images (B, 1, H, W) of one and the same noise level, grey values of [0, 1] plus noise.
         prior: a joint energy with ``dtau``, or the name of a shipped one.
+        cut_off: bool, shaped like y: pixels that lack noise; None for those that are :func:`clipped`.
 
     Returns:
         sigma_hat in grey values (25/255 = 0.098), in [sigma_min, sigma_max] of the prior. sigma_min means "this or
@@ -82,7 +89,8 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1") -> float:
     """
     if isinstance(prior, str):
         prior = FieldsOfExperts.from_pretrained(prior)
-    seen, border = _windows(as_measured(y), prior.config.margin)
+    y = as_measured(y)
+    seen, border = _windows(y, clipped(y) if cut_off is None else cut_off, prior.config.margin)
     weight = prior.kernels[0]
     seen = seen.to(weight.device, weight.dtype)
 
@@ -103,9 +111,9 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1") -> float:
     return math.exp(tau if above is None else brentq(slope, tau, above, xtol=ACCURACY))
 
 
-def _windows(y: Tensor, margin: int) -> tuple[Tensor, str]:
+def _windows(y: Tensor, cut_off: Tensor, margin: int) -> tuple[Tensor, str]:
     """What the slope is computed on, and its border: the images themselves, or windows spread evenly over them."""
-    if len(small := _unclipped(y, margin)) >= FEWEST:
+    if len(small := _unclipped(y, cut_off, margin)) >= FEWEST:
         return small, "valid"
     side = SIDE + 2 * margin
     if y.shape[-2] * y.shape[-1] * len(y) <= (WINDOWS * SIDE) ** 2 or min(y.shape[-2:]) < side:
@@ -114,20 +122,19 @@ def _windows(y: Tensor, margin: int) -> tuple[Tensor, str]:
     return torch.cat([y[..., i : i + side, j : j + side] for i in corners[0] for j in corners[1]]), "valid"
 
 
-def _unclipped(y: Tensor, margin: int) -> Tensor:
+def _unclipped(y: Tensor, cut_off: Tensor, margin: int) -> Tensor:
     """Small windows of a clipped image where little was cut off, (N, 1, h, h); none of an image that is not clipped."""
     side = SMALL + 2 * margin
-    ends = ((y == 0) | (y == 1)).to(y.dtype)
-    outside = bool(((y < 0) | (y > 1)).any())
-    if outside or ends.mean() <= CLIPPED or min(y.shape[-2:]) < side:
+    lost = cut_off.to(y.dtype)
+    if lost.mean() <= CLIPPED or min(y.shape[-2:]) < side:
         return y[:0]
-    cut_off = F.avg_pool2d(ends, side, SMALL)  # (B, 1, rows, columns)
-    part, order = cut_off.flatten().sort(stable=True)
+    share = F.avg_pool2d(lost, side, SMALL)  # (B, 1, rows, columns)
+    part, order = share.flatten().sort(stable=True)
     count = max(FEWEST, int((part <= CLIPPED).sum()))
     few = torch.linspace(
         0, min(count, len(order)) - 1, min(count, (WINDOWS * SIDE // SMALL) ** 2, len(order))
     )
-    corners = torch.unravel_index(order[few.round().long()], cut_off.shape)
+    corners = torch.unravel_index(order[few.round().long()], share.shape)
     rows, columns = (SMALL * v for v in corners[2:])
     places = zip(corners[0].tolist(), rows.tolist(), columns.tolist(), strict=True)
     return torch.stack([y[b, :, i : i + side, j : j + side] for b, i, j in places])

@@ -11,7 +11,8 @@ approached by the schemes of :mod:`gnclib.schemes`. The rules of scikit-image ho
 * sigma is in the units of the float image: noise of 25 grey levels of 255 is ``sigma=25 / 255``, whatever the dtype.
 * A *mask* is True where pixels are MISSING, as in ``skimage.restoration.inpaint_biharmonic``. This is the opposite of
   :class:`gnclib.operators.Inpainting`, where True means observed.
-* ``channel_axis`` names the axis of the channels of a colour image; each channel is restored alone.
+* ``channel_axis`` names the axis of the channels of a colour image. Three channels are denoised in opponent colours
+  (:mod:`gnclib.colour`) unless ``colour="channels"``; any other number of channels, and what is missing, one by one.
 
 The default scheme is GNC flow with a predefined schedule: it is defined at every noise level of the prior. "learned" is
 a little better where a schedule was learned for a level below and one above (R1: 15 to 50 of 255).
@@ -19,26 +20,25 @@ a little better where a schedule was learned for a level below and one above (R1
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 
+from gnclib.colour import split
 from gnclib.foe import FieldsOfExperts
 from gnclib.learned import Task
-from gnclib.noise_level import estimate_sigma
+from gnclib.noise_level import clipped, estimate_sigma
 from gnclib.operators import Denoising, Inpainting
 from gnclib.schemes import Scheme, load
 from gnclib.solvers import last
 
 __all__ = [
-    "denoise_channels",
     "denoise_gnc",
-    "first_guess",
+    "denoise_planes",
+    "estimated",
     "inpaint_channels",
     "inpaint_gnc",
-    "noise_levels",
 ]
 
 #: schemes for inpainting do not depend on the fraction that is missing; schedules were learned for this one
@@ -53,6 +53,7 @@ def denoise_gnc(
     scheme: str = "gnc",
     steps: int | None = None,
     channel_axis: int | None = None,
+    colour: str = "opponent",
     clip: bool = False,
     device: torch.device | str | None = None,
     tile: int | None = 512,
@@ -62,11 +63,13 @@ def denoise_gnc(
     Args:
         image: (H, W), or with one more axis, that of the channels. Never changed. Dtypes and ranges: see the module.
         sigma: standard deviation of the noise in the units of the float image, in the range of the prior, [0.01, 1] for
-            the shipped ones. None: estimated, in each channel alone (:func:`gnclib.noise_level.estimate_sigma`); a
-            channel with no noise that the prior could remove is then returned as it is.
+            the shipped ones. None: estimated (:func:`estimated`), in each plane alone; one with no noise that the
+            prior could remove is then left as it is.
         prior: a shipped prior ("R1", "R2", "R3") or a folder.
         scheme: "gnc", "mmse", "joint", "learned" or "finetuned", see :mod:`gnclib.schemes`. steps: of gnc and joint.
         channel_axis: of a colour image, or None for grey.
+        colour: "opponent" for noise that is independent between red, green and blue, which then are denoised
+            together; "channels" one by one.
         clip: whether to clip the result to [0, 1].
         device: where to compute; None is the CPU.
         tile: larger images are computed in tiles of this side, without seams; None for all at once.
@@ -77,17 +80,22 @@ def denoise_gnc(
 
     Raises:
         ValueError: no such image (wrong axes, complex, nan, far outside of [0, 1], smaller than the prior's receptive
-            field), sigma outside of the prior's range, what :func:`gnclib.schemes.load` refuses.
+            field), sigma outside of the prior's range, another ``colour``, what :func:`gnclib.schemes.load` refuses.
         FileNotFoundError: no such prior, or no schedule was learned for it near this noise level.
     """
     channels, back = _as_channels(image, channel_axis)
-    levels = noise_levels(channels) if sigma is None else [_number(sigma)] * len(channels)
+    if sigma is None:
+        planes, join, levels = estimated(channels, colour)
+    else:
+        planes, join = split(channels, colour)
+        levels = [_number(sigma)] * len(planes)
     made = {
         s: load(scheme, prior, Task("denoise", 255 * s), steps, device=device or "cpu", tile=tile)
         for s in set(levels) - {None}
     }
-    result = denoise_channels(channels, [None if s is None else made[s] for s in levels])
-    return back(result, clip)
+    if not made:
+        return back(np.array(channels), clip)
+    return back(join(denoise_planes(planes, [None if s is None else made[s] for s in levels])), clip)
 
 
 def inpaint_gnc(
@@ -123,24 +131,41 @@ def inpaint_gnc(
     return back(inpaint_channels(channels, missing, loaded), clip)
 
 
-# --- channel by channel -----------------------------------------------------------------------------------
+# --- plane by plane -----------------------------------------------------------------------------------
 
 
-def noise_levels(channels: Iterable[np.ndarray]) -> list[float | None]:
-    """The estimated sigma of each channel (H, W); None where there is no noise that the shipped priors could remove."""
+def estimated(
+    channels: np.ndarray, colour: str = "opponent"
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], list[float | None]]:
+    """The planes of (C, H, W) that are denoised, the way back from them, and the estimated sigma of each.
+
+    sigma is None where there is no noise that the shipped priors could remove. Noise that is independent between red,
+    green and blue shows in each opponent plane. If one of them has none, as in files that store colour with fewer
+    pixels (JPEG), the noise is of another kind, and the image goes channel by channel.
+    """
     prior = FieldsOfExperts.from_pretrained("R1")
-    found = [estimate_sigma(_tensor(channel), prior) for channel in channels]
-    return [None if sigma <= prior.config.sigma_min else sigma for sigma in found]
+    planes, join = split(channels, colour)
+    cut_off = None if planes is channels else _cut_off(channels)
+    found = [estimate_sigma(_tensor(plane), prior, cut_off) for plane in planes]
+    levels = [None if sigma <= prior.config.sigma_min else sigma for sigma in found]
+    if planes is not channels and None in levels and any(levels):
+        return estimated(channels, "channels")
+    return planes, join, levels
 
 
-def denoise_channels(
-    channels: np.ndarray, schemes: list[Scheme | None], tick: Callable[[], object] = lambda: None
+def _cut_off(channels: np.ndarray) -> torch.Tensor:
+    """Pixels where a channel is clipped lack noise in each plane: (1, 1, H, W)."""
+    return clipped(torch.from_numpy(np.array(channels))).any(0)[None, None]
+
+
+def denoise_planes(
+    planes: np.ndarray, schemes: list[Scheme | None], tick: Callable[[], object] = lambda: None
 ) -> np.ndarray:
-    """Each channel of (C, H, W) by its own scheme, or as it is (None); `tick` is called after each step."""
-    result = np.array(channels)
-    for channel, into, scheme in zip(channels, result, schemes, strict=True):
+    """Each plane of (C, H, W) by its own scheme, or as it is (None); `tick` is called after each step."""
+    result = np.array(planes)
+    for plane, into, scheme in zip(planes, result, schemes, strict=True):
         if scheme is not None:
-            into[...] = _solve(scheme, Denoising(_tensor(channel, scheme), scheme.task.sigma), tick)
+            into[...] = _solve(scheme, Denoising(_tensor(plane, scheme), scheme.task.sigma), tick)
     return result
 
 
@@ -167,28 +192,9 @@ def inpaint_channels(
     for channel, into in zip(channels, result, strict=True):
         seen = np.where(hole, 0.5, channel[box])  # nan may lie in the hole
         data = Inpainting(_tensor(seen, scheme), torch.from_numpy(~hole))
-        start = None if scheme.schedule else first_guess(data.y, data.mask)
+        start = None if scheme.schedule else data.guess()
         np.copyto(into[box], _solve(scheme, data, tick, start), where=hole)
     return result
-
-
-def first_guess(y: torch.Tensor, known: torch.Tensor) -> torch.Tensor:
-    """The missing pixels of y (B, 1, H, W) from means of the known ones around them, coarse to fine.
-
-    Half the resolution: each pixel the mean of the known ones among its four. What is still missing there is guessed in
-    the same way first; what is missing here is then interpolated from there. The prior sees a few pixels far, so from
-    mid grey it would not reach the middle of a hole. Learned schedules do start from grey: they were learned so.
-    """
-    if bool(known.all()):
-        return y
-    height, width = y.shape[-2:]
-    even = (0, width % 2, 0, height % 2)
-    weight = F.avg_pool2d(F.pad(known.to(y), even), 2)
-    mean = F.avg_pool2d(F.pad(torch.where(known, y, 0.0), even), 2) / weight.clamp(
-        min=0.25
-    )  # four pixels or none
-    fine = F.interpolate(first_guess(mean, weight > 0), scale_factor=2, mode="bilinear")
-    return torch.where(known, y, fine[..., :height, :width])
 
 
 def _profiles(missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -80,11 +80,11 @@ def test_nothing_to_find(prior):
 def test_windows_of_a_large_image_tell_the_same(prior, monkeypatch):
     monkeypatch.setattr(noise_level, "SIDE", 48)
     y = data.add_noise(data.embedded()["camera"][..., :300, :400], 0.1, 0)
-    assert noise_level._windows(y, 3)[0].shape == (16, 1, 54, 54)
+    assert noise_level._windows(y, noise_level.clipped(y), 3)[0].shape == (16, 1, 54, 54)
     assert estimate_sigma(y, prior) == pytest.approx(0.1, rel=0.04)
 
 
-def clipped(y):
+def in_8_bits(y):
     """As an 8-bit file has it."""
     return (y.clamp(0, 1) * 255).round() / 255
 
@@ -93,31 +93,35 @@ def test_what_was_clipped_is_left_out(prior, monkeypatch):
     """A picture whose left third is black and right third white: the noise there is half of what it was, or none."""
     x = data.embedded()["camera"][..., :200, :300].clone()
     x[..., :100], x[..., 200:] = 0.0, 1.0
-    y = clipped(data.add_noise(x, 20 / 255, 0))
+    y = in_8_bits(data.add_noise(x, 20 / 255, 0))
     assert ((y == 0) | (y == 1)).float().mean() > 0.3
     assert 255 * estimate_sigma(y, prior) == pytest.approx(20, abs=1.5)
-    monkeypatch.setattr(noise_level, "_unclipped", lambda y, margin: y[:0])
+    monkeypatch.setattr(noise_level, "_unclipped", lambda y, cut_off, margin: y[:0])
     assert 255 * estimate_sigma(y, prior) < 16
+
+
+def small_windows(y):
+    return noise_level._unclipped(y, noise_level.clipped(y), 3)
 
 
 def test_small_windows_are_those_that_are_least_clipped(monkeypatch):
     y = torch.full((1, 1, 150, 150), 0.5)
-    assert len(noise_level._unclipped(y, 3)) == 0  # nothing was cut off
+    assert len(small_windows(y)) == 0  # nothing was cut off
     y[..., :, 75:] = 1.0
-    windows = noise_level._unclipped(y, 3)
+    windows = small_windows(y)
     assert windows.shape == (12, 1, 30, 30)  # 2 columns and 6 rows of windows lie in the left half
     assert bool((windows == 0.5).all())
     y[0, 0, 0, 0] = 1.01  # white noise that was not clipped
-    assert len(noise_level._unclipped(y, 3)) == 0
+    assert len(small_windows(y)) == 0
     y = torch.zeros(1, 1, 150, 150)  # all of it was: as many as are needed
-    assert len(noise_level._unclipped(y, 3)) == noise_level.FEWEST
+    assert len(small_windows(y)) == noise_level.FEWEST
     monkeypatch.setattr(noise_level, "WINDOWS", 1)  # no more than so many, from all over the image
     y[..., :140, :] = torch.linspace(0.1, 0.9, 140)[:, None]
-    windows = noise_level._unclipped(y, 3)
+    windows = small_windows(y)
     assert len(windows) == (noise_level.SIDE // noise_level.SMALL) ** 2
     assert windows[0].min() < 0.2
     assert windows[-1].max() > 0.7
-    assert len(noise_level._unclipped(y[..., -20:, :], 3)) == 0  # too small for a window
+    assert len(small_windows(y[..., -20:, :])) == 0  # too small for a window
 
 
 def test_better_than_wavelets_where_noise_is_weak(prior):

@@ -9,8 +9,8 @@ from skimage.restoration import inpaint_biharmonic
 
 from gnclib import data, schemes
 from gnclib.learned import Task
-from gnclib.operators import Denoising, Inpainting
-from gnclib.restoration import denoise_gnc, first_guess, inpaint_gnc
+from gnclib.operators import Denoising, Inpainting, first_guess
+from gnclib.restoration import denoise_gnc, inpaint_gnc
 from gnclib.solvers import last
 
 SIGMA = 25 / 255
@@ -73,7 +73,7 @@ def test_layout_of_the_array_does_not_matter():
 def test_colour_goes_channel_by_channel(axis):
     channels = [photo(seed=k) for k in range(3)]
     image, missing = np.stack(channels, axis), holes((48, 56))
-    result = denoise_gnc(image, SIGMA, channel_axis=axis, clip=True, **QUICK)
+    result = denoise_gnc(image, SIGMA, channel_axis=axis, colour="channels", clip=True, **QUICK)
     filled = inpaint_gnc(image, missing, channel_axis=axis, **QUICK)
     assert result.shape == filled.shape == image.shape
     for k, y in enumerate(channels):
