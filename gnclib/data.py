@@ -20,7 +20,7 @@ import os
 import re
 import time
 import warnings
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from contextlib import suppress
 from functools import cache
 from importlib.resources import files
@@ -32,6 +32,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from gnclib.crops import PatchSampler, middle, patches
 from gnclib.leaves import dead_leaves, leaf_radii
 from gnclib.reading import read_bytes
 
@@ -67,6 +68,8 @@ EMBEDDED = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"),
     *("grass.png", "gravel.png", "moon.png", "motorcycle_left.png", "rocket.jpg"),
 )
+
+COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
 # --- which images there are -------------------------------------------------------------------------------
@@ -194,26 +197,22 @@ def _contents(names: list[str]) -> dict[str, bytes]:
     return {name: _read_local(folder, name) for name in names}
 
 
-def _images(split: str, ids: Iterable[str], colour: bool = False) -> dict[str, Tensor]:
-    """Grey images of a split by their ids, in this order; or (3, 1, H, W), their red, green and blue."""
-    decode = _colour if colour else _grey
-    return {Path(name).stem: decode(content) for name, content in _contents(_names(split, ids)).items()}
+def _images(split: str, ids: Iterable[str], mode: str = "L") -> dict[str, Tensor]:
+    """Images of a split by their ids, in this order; mode as for :func:`_decode`."""
+    return {
+        Path(name).stem: _decode(content, mode) for name, content in _contents(_names(split, ids)).items()
+    }
 
 
 def _names(split: str, ids: Iterable[str]) -> list[str]:
     return [f"{split}/{image}.jpg" for image in ids]
 
 
-def _grey(content: bytes) -> Tensor:
+def _decode(content: bytes, mode: str = "L") -> Tensor:
+    """Grey (1, 1, H, W), or with the mode "RGB" red, green and blue (3, 1, H, W); in [0, 1]."""
     with Image.open(io.BytesIO(content)) as image:
-        grey = np.array(image.convert("L"))
-    return torch.from_numpy(grey).float().div_(255)[None, None]
-
-
-def _colour(content: bytes) -> Tensor:
-    with Image.open(io.BytesIO(content)) as image:
-        channels = np.moveaxis(np.array(image.convert("RGB")), -1, 0)
-    return torch.from_numpy(channels.copy()).float().div_(255)[:, None]
+        channels = np.moveaxis(np.atleast_3d(np.array(image.convert(mode), np.float32)), -1, 0)
+    return torch.from_numpy(np.ascontiguousarray(channels)).div_(255)[:, None]
 
 
 # --- data sets --------------------------------------------------------------------------------------------
@@ -234,7 +233,7 @@ def bsds68(colour: bool = False) -> dict[str, Tensor]:
 
     colour: (3, 1, H, W), red, green and blue: the benchmark that is known as CBSD68.
     """
-    return _images("val", bsds68_ids(), colour)
+    return _images("val", bsds68_ids(), "RGB" if colour else "L")
 
 
 def validation_images() -> dict[str, Tensor]:
@@ -289,106 +288,17 @@ def verify(splits: Iterable[str] = SPLITS) -> int:
     return sum(len(_contents(_names(split, bsds500_ids(split)))) for split in splits)
 
 
-def embedded() -> dict[str, Tensor]:
-    """Grey photographs bundled with scikit-image (no network): dict name -> (1, 1, H, W), float32, [0, 1]."""
-    folder = files("skimage") / "data"
-    return {Path(name).stem: _grey((folder / name).read_bytes()) for name in EMBEDDED}
+def embedded(colour: bool = False) -> dict[str, Tensor]:
+    """Photographs bundled with scikit-image (no network): dict name -> (1, 1, H, W), grey, float32, [0, 1].
 
-
-# --- patches and noise ------------------------------------------------------------------------------------
-
-
-class PatchSampler:
-    """Uniformly random square crops of a set of images, fast enough for a training loop.
-
-    Every position of every image at which a patch fits is equally likely; with `augment` each crop is also
-    turned or mirrored by one of the 8 symmetries of the square, all equally likely. Images with 8-bit grey
-    values are stored as uint8, so sampling is exact and 400 photographs take 62 MB.
-
-    images: dict name -> (1, 1, H, W) or an iterable of such tensors, in [0, 1]; size: side of the patch in
-    pixels; generator: the only source of randomness. Raises ValueError for no images, a wrong shape or dtype,
-    and for a patch larger than an image.
+    colour: those that are in colour, as they are: (3, 1, H, W), red, green and blue.
     """
-
-    def __init__(
-        self, images: Mapping[str, Tensor] | Iterable[Tensor], size: int, generator, augment: bool = True
-    ):
-        images = list(images.values() if isinstance(images, Mapping) else images)
-        if not images:
-            raise ValueError("there are no images to take patches from")
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise ValueError(f"the size of a patch must be a positive integer, got {size!r}")
-        for image in images:
-            if image.ndim != 4 or image.shape[:2] != (1, 1) or not image.is_floating_point():
-                raise ValueError(
-                    f"images must be a float tensor (1, 1, H, W), not {image.dtype} {tuple(image.shape)}"
-                )
-            height, width = image.shape[2:]
-            if min(height, width) < size:
-                raise ValueError(
-                    f"a patch of {size} x {size} does not fit into an image of {height} x {width}"
-                )
-        if not isinstance(generator, torch.Generator):
-            raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
-        self.size, self.generator, self.augment = size, generator, augment
-        self._pixels = _pack(images)  # (total number of pixels,)
-        shapes = torch.tensor([image.shape[2:] for image in images])  # (N, 2)
-        self._width = shapes[:, 1]
-        self._columns = shapes[:, 1] - size + 1  # positions per row, (N,)
-        self._last = ((shapes[:, 0] - size + 1) * self._columns).cumsum(0)  # cumulated positions, (N,)
-        self._start = shapes.prod(1).cumsum(0) - shapes.prod(1)  # first pixel of each image, (N,)
-        self._side = torch.arange(size)
-
-    @property
-    def positions(self) -> int:
-        """The number of different crops (without symmetries)."""
-        return int(self._last[-1])
-
-    def sample(self, count: int) -> Tensor:
-        """Draw `count` patches: float32 (count, 1, size, size) in [0, 1]."""
-        if isinstance(count, bool) or not isinstance(count, int) or count < 1:
-            raise ValueError(f"the number of patches must be a positive integer, got {count!r}")
-        draw = torch.randint(self.positions, (count,), generator=self.generator)
-        image = torch.searchsorted(self._last, draw, right=True)  # (count,)
-        draw = draw - torch.where(image > 0, self._last[image - 1], 0)  # position within the image
-        width, columns = self._width[image], self._columns[image]
-        corner = self._start[image] + draw // columns * width + draw % columns
-        down = self._side.expand(count, -1)  # (count, size): offsets of rows ...
-        right = down  # ... and of columns
-        step_down, step_right = width, torch.ones_like(image)
-        if self.augment:
-            flip = torch.randint(8, (count,), generator=self.generator)
-            down = torch.where((flip & 1 > 0)[:, None], self.size - 1 - down, down)
-            right = torch.where((flip & 2 > 0)[:, None], self.size - 1 - right, right)
-            turned = flip & 4 > 0
-            step_down, step_right = (
-                torch.where(turned, step_right, step_down),
-                torch.where(turned, step_down, step_right),
-            )
-        rows = corner[:, None] + down * step_down[:, None]  # (count, size)
-        index = rows[:, :, None] + (right * step_right[:, None])[:, None, :]  # (count, size, size)
-        patches = self._pixels[index][:, None]
-        return patches.float().div_(255) if patches.dtype == torch.uint8 else patches
+    folder, mode = files("skimage") / "data", "RGB" if colour else "L"
+    names = COLOURED if colour else EMBEDDED
+    return {Path(name).stem: _decode((folder / name).read_bytes(), mode) for name in names}
 
 
-def _pack(images: list[Tensor]) -> Tensor:
-    """All pixels in one vector: uint8 if every grey value is a multiple of 1/255, else float32."""
-    pixels = torch.cat([image.detach().reshape(-1).float() for image in images])
-    if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-        raise ValueError("grey values must lie in [0, 1]")
-    levels = (pixels * 255).round()
-    return levels.to(torch.uint8) if torch.equal(levels / 255, pixels) else pixels
-
-
-def patches(images, size: int, count: int, generator, augment: bool = False) -> Tensor:
-    """Uniformly random crops (count, 1, size, size) of images; arguments and errors as in `PatchSampler`."""
-    return PatchSampler(images, size, generator, augment=augment).sample(count)
-
-
-def middle(x: Tensor, side: int) -> Tensor:
-    """The square of ``side`` pixels in the middle of x (B, 1, H, W), or all of a smaller image."""
-    top, left = ((length - min(length, side)) // 2 for length in x.shape[-2:])
-    return x[..., top : top + side, left : left + side]
+# --- noise -------------------------------------------------------------------------------------------------
 
 
 def add_noise(x: Tensor, sigma: float, seed: int | torch.Generator) -> Tensor:

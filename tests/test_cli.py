@@ -122,7 +122,7 @@ def test_denoise_works_channel_by_channel_and_keeps_alpha(capsys, tmp_path, prio
     Image.fromarray(array[..., 1]).save(tmp_path / "green.png")
     for name in ("rgba", "green"):
         words = ("denoise", tmp_path / f"{name}.png", "--sigma", 20, "-o", tmp_path / f"{name}-out.png")
-        assert gnc(capsys, *words, "--prior", prior, "--steps", 3)[0] == 0
+        assert gnc(capsys, *words, "--colour", "channels", "--prior", prior, "--steps", 3)[0] == 0
     colour, green = (np.asarray(Image.open(tmp_path / f"{name}-out.png")) for name in ("rgba", "green"))
     np.testing.assert_array_equal(colour[..., 3], array[..., 3])
     np.testing.assert_array_equal(colour[..., 1], green)

@@ -38,9 +38,15 @@ def test_sigma_is_estimated_and_said(capsys, tmp_path, noisy):
     assert np.abs(read(tmp_path / "a.png") / 255 - expected).max() < 0.51 / 255
     colour = np.stack([grey(sigma=s, seed=s) for s in (10, 20, 40)], -1)
     Image.fromarray(colour).save(tmp_path / "colour.tif")
-    _, out, _ = gnc(capsys, "denoise", tmp_path / "colour.tif", "-o", tmp_path / "b.png", "--steps", 1)
-    said = re.findall(r"sigma ([\d.]+), ([\d.]+), ([\d.]+) \(red, green, blue\) of 255, estimated", out)
-    np.testing.assert_allclose(np.array(said[0], float), [10, 20, 40], rtol=0.25)
+    words = ("denoise", tmp_path / "colour.tif", "--steps", 1, "--force", "-o", tmp_path / "b.png")
+    pattern = r"sigma ([\d.]+), ([\d.]+), ([\d.]+) \((.+)\) of 255, estimated"
+    ((*said, planes),) = re.findall(pattern, gnc(capsys, *words, "--colour", "channels")[1])
+    np.testing.assert_allclose(np.array(said, float), [10, 20, 40], rtol=0.25)
+    assert planes == "red, green, blue"
+    ((*said, planes),) = re.findall(pattern, gnc(capsys, *words)[1])
+    squares = np.array([[1, 1, 1], [1.5, 0, 1.5], [0.5, 2, 0.5]]) / 3  # of the orthonormal basis
+    np.testing.assert_allclose(np.array(said, float), (squares @ [100, 400, 1600]) ** 0.5, rtol=0.25)
+    assert planes == "brightness, two differences of colour"
 
 
 def test_without_noise_the_picture_stays(capsys, tmp_path):
@@ -153,7 +159,7 @@ def test_strange_noise_levels(capsys, tmp_path, noisy):
 
 
 def test_a_wrong_prior_is_found_before_sigma_is_estimated(capsys, tmp_path, noisy, monkeypatch):
-    monkeypatch.setattr(restoration, "noise_levels", lambda _: pytest.fail("estimated first"))
+    monkeypatch.setattr(restoration, "estimated", lambda *_: pytest.fail("estimated first"))
     status, text, err = gnc(capsys, "denoise", noisy, "--prior", "R7", "-o", tmp_path / "out.png")
     assert (status, text, "R7" in err) == (1, "", True)
 

@@ -1,0 +1,150 @@
+"""Opponent colours: an orthonormal basis, what it gains on photographs, and where it must not be used."""
+
+import io
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from gnclib import cli, colour, data, evaluate, restoration, schemes
+from gnclib.learned import Task
+from gnclib.metrics import ssim
+from gnclib.restoration import denoise_gnc
+
+SIGMA = 25 / 255
+QUICK = {"steps": 3}
+Q = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])  # written out by hand
+
+
+def cat(noise=SIGMA, seed=0, size=64):
+    """Channels (3, H, W) of a photograph."""
+    x = data.embedded(colour=True)["chelsea"][:, 0, 60 : 60 + size, 120 : 120 + size]
+    return (data.add_noise(x, noise, seed) if noise else x).numpy()
+
+
+def error(found, x):
+    return ((found - x) ** 2).mean()
+
+
+def in_decibels(ratio):
+    return 10 * np.log10(ratio)
+
+
+def test_the_basis_is_orthonormal_and_its_inverse_exact():
+    x = np.random.default_rng(0).random((3, 5, 7))
+    planes = colour.to_opponent(x)
+    np.testing.assert_allclose(planes - 0.5, np.tensordot(Q, x - 0.5, 1), atol=1e-14)
+    np.testing.assert_allclose(colour.from_opponent(planes), x, atol=1e-14)
+    grey = np.repeat(x[:1], 3, 0)
+    np.testing.assert_allclose(colour.to_opponent(grey)[1:], 0.5, atol=1e-14)  # no difference of colour
+    assert colour.to_opponent(x.astype(np.float32)).dtype == np.float32
+
+
+def test_white_noise_stays_white_and_of_one_level():
+    z = np.random.default_rng(1).standard_normal((3, 200, 200))
+    planes = colour.to_opponent(z) - 0.5
+    covariance = np.cov(planes.reshape(3, -1))
+    np.testing.assert_allclose(covariance, np.eye(3), atol=6 / 200)  # 6 standard errors
+
+
+@pytest.mark.parametrize("count", [1, 2, 4])
+def test_only_three_different_channels_are_mixed(count):
+    channels = np.random.default_rng(0).random((count, 4, 4))
+    assert colour.split(channels)[0] is channels
+    grey = np.repeat(channels[:1], 3, 0)
+    assert colour.split(grey)[0] is grey  # their noise would be the same, too
+    with pytest.raises(ValueError, match=r"opponent or channels, got 'lab'"):
+        colour.split(channels, "lab")
+
+
+def test_denoising_in_opponent_colours_is_denoising_the_planes():
+    y = cat()
+    planes = [denoise_gnc(plane, SIGMA, **QUICK) for plane in colour.to_opponent(y)]
+    found = denoise_gnc(y, SIGMA, channel_axis=0, **QUICK)
+    np.testing.assert_allclose(found, colour.from_opponent(np.stack(planes)), atol=1e-6)
+    alone = denoise_gnc(y, SIGMA, channel_axis=0, colour="channels", **QUICK)
+    np.testing.assert_array_equal(alone, np.stack([denoise_gnc(channel, SIGMA, **QUICK) for channel in y]))
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, None])
+def test_a_decibel_is_gained_on_a_photograph(sigma):
+    x, y = cat(0), cat()
+    errors = [error(denoise_gnc(y, sigma, channel_axis=0, colour=basis), x) for basis in colour.BASES]
+    assert in_decibels(errors[1] / errors[0]) > 1
+
+
+def test_equal_channels_are_denoised_as_the_grey_image_they_are():
+    grey = cat()[1]
+    found = denoise_gnc(np.stack([grey] * 3, -1), channel_axis=-1, **QUICK)
+    for k in range(3):
+        np.testing.assert_array_equal(found[..., k], denoise_gnc(grey, **QUICK))
+
+
+def test_where_a_plane_shows_no_noise_the_channels_are_taken():
+    """A JPEG file stores colour with a quarter of the pixels: its noise is not independent between channels."""
+    written = io.BytesIO()
+    noisy = np.rint(cat(30 / 255, size=160).clip(0, 1) * 255).astype(np.uint8)
+    Image.fromarray(np.moveaxis(noisy, 0, -1)).save(written, "JPEG", quality=92)
+    channels = np.moveaxis(np.asarray(Image.open(written)) / np.float32(255), -1, 0)
+    planes, _, levels = restoration.estimated(channels)
+    assert planes is channels
+    assert all(levels)
+    flat = np.full((3, 40, 40), 0.4)
+    flat[1] = 0.6  # in colour, and nowhere any noise
+    np.testing.assert_array_equal(denoise_gnc(flat, channel_axis=0), flat)
+
+
+def test_clipped_pixels_are_left_out_of_the_estimate_in_the_planes(monkeypatch):
+    """Bright skies and dark corners have lost their noise, which the planes no longer show."""
+    x = cat(0, size=200)
+    x[:, :, :60], x[:, :, 140:] = 0.0, 1.0
+    y = np.rint((x + cat(20 / 255, size=200) - cat(0, size=200)).clip(0, 1) * 255).astype(np.float32) / 255
+    planes, _, levels = restoration.estimated(y)
+    assert planes is not y
+    np.testing.assert_allclose(255 * np.array(levels), 20, rtol=0.15)
+    monkeypatch.setattr(restoration, "_cut_off", lambda channels: torch.zeros(1, 1, *channels.shape[1:]) > 0)
+    assert 255 * max(restoration.estimated(y)[2]) < 16  # what they would spoil
+
+
+# --- evaluation --------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("basis", colour.BASES)
+def test_evaluation_measures_all_channels_together(basis):
+    x = torch.from_numpy(cat(0))[:, None]
+    scheme = schemes.load("gnc", "R1", Task("denoise", 25), 3)
+    one = evaluate.restoration(scheme, x, 5, basis)
+    y = data.add_noise(x, SIGMA, 5)
+    found = denoise_gnc(y[:, 0].numpy(), SIGMA, channel_axis=0, colour=basis, **QUICK)
+    np.testing.assert_allclose(one.image[:, 0], found, atol=1e-6)
+    assert one.psnr[-1] == pytest.approx(-in_decibels(error(found, x[:, 0].numpy())), abs=1e-3)
+    assert one.start == pytest.approx(-in_decibels(error(y, x).item()), abs=1e-3)
+    assert one.ssim == pytest.approx(ssim(torch.from_numpy(found)[:, None], x).mean().item(), abs=1e-5)
+    assert len(one.psnr) == 3
+
+
+def test_gnc_evaluate_in_colour(capsys, tmp_path):
+    for k in range(2):
+        pixels = np.moveaxis(np.rint(255 * cat(0, size=40 + k)), 0, -1).astype(np.uint8)
+        Image.fromarray(pixels).save(tmp_path / f"{k}.png")
+    values = {}
+    for basis in colour.BASES:
+        words = ["evaluate", "--images", str(tmp_path), "--colour", basis, "--json", str(tmp_path / "n.json")]
+        assert cli.main(words) == 0
+        values[basis] = float(re.search(r"sigma +25: ([\d.]+) dB", capsys.readouterr().out)[1])
+        assert f'"colour": "{basis}"' in (tmp_path / "n.json").read_text()
+    assert values["opponent"] > values["channels"] + 0.5
+    assert cli.main([*words[:3], "--task", "inpaint", "--colour", "opponent"]) == 2
+    assert "use --colour channels" in capsys.readouterr().err
+    assert cli.main([*words[:3], "--task", "inpaint", "--colour", "channels"]) == 0
+
+
+def test_the_benchmark_in_colour_has_the_grey_one_as_its_luma():
+    if not data.available(("val",)):
+        pytest.skip("BSDS500 is not at hand")
+    colours, grey = (next(iter(data.bsds68(flag).values())) for flag in (True, False))
+    assert colours.shape == (3, *grey.shape[1:])
+    luma = (torch.tensor(evaluate.LUMA)[:, None, None, None] * colours).sum(0)
+    assert (luma - grey[0]).abs().max() < 0.51 / 255 + 1e-3
