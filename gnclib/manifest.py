@@ -147,6 +147,9 @@ MANIFEST: dict[str, Figure] = {
     ),
     "denoising_images": Figure("06_inverse_problems", "A photograph denoised by the three schemes"),
     "robustness": Figure("06_inverse_problems", "Noise levels between the trained ones, and wrong ones"),
+    "colour": Figure(
+        "06_inverse_problems", "A colour photograph, denoised in its channels and in opponent colours"
+    ),
     "inpainting_images": Figure("06_inverse_problems", "A photograph of which 80 % are missing, filled in"),
     "figure3": Figure("07_ablations", "Figure 3: attainment and PSNR over t_0 and the number of steps"),
     "energy_and_psnr": Figure("07_ablations", "Mean energy against mean PSNR, all t_0 and numbers of steps"),
