@@ -38,12 +38,16 @@ GREY = 0.5
 
 def to_opponent(channels: np.ndarray) -> np.ndarray:
     """(3, ...) red, green, blue -> (3, ...) brightness and two differences of colour, float32 or float64 as given."""
-    return dct(channels - GREY, type=2, norm="ortho", axis=0) + GREY
+    planes = dct(channels - GREY, type=2, norm="ortho", axis=0, overwrite_x=True)
+    planes += GREY
+    return planes
 
 
 def from_opponent(planes: np.ndarray) -> np.ndarray:
     """The inverse of :func:`to_opponent`."""
-    return idct(planes - GREY, type=2, norm="ortho", axis=0) + GREY
+    channels = idct(planes - GREY, type=2, norm="ortho", axis=0, overwrite_x=True)
+    channels += GREY
+    return channels
 
 
 def split(
