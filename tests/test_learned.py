@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from gnclib import data, learned
+from gnclib import data, field, learned
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
 from gnclib.learned import ETA_RANGE, LearnedSchedule, Task, weights_sha256
 from gnclib.metrics import psnr
@@ -102,11 +102,11 @@ def test_the_gradient_reaches_the_prior():
     assert slope == pytest.approx((values[0] - values[1]) / (2 * h), rel=1e-6)
 
 
-@pytest.mark.parametrize("task", [NOISE, HOLES], ids=str)
-def test_forward_and_states_are_equation_9(task):
+@pytest.mark.parametrize(("task", "x_0"), [(NOISE, "start"), (HOLES, "start"), (HOLES, "guess")], ids=str)
+def test_forward_and_states_are_equation_9(task, x_0):
     model, (_, measured) = prior(), measurement(task)
-    s = schedule(task=task)
-    x, y = measured.start(), measured.y
+    s = schedule(task=task, x_0=x_0)
+    x, y = getattr(measured, x_0)(), measured.y
     for t, eta, state in zip((0.3, 0.02, 0.05), (0.02, 0.01, 0.03), s.states(model, measured), strict=True):
         v = x - eta * model.grad(x, t)
         if task is NOISE:
@@ -264,10 +264,14 @@ def test_bad_schedules(t, eta, t_range, message):
 # --- files -------------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("task", [NOISE, HOLES], ids=str)
-def test_files_keep_everything_to_the_bit(tmp_path, task):
+@pytest.mark.parametrize(("task", "x_0"), [(NOISE, "start"), (HOLES, "start"), (HOLES, "guess")], ids=str)
+def test_files_keep_everything_to_the_bit(tmp_path, task, x_0):
     s = schedule(
-        task=task, prior="R9", prior_sha256="0123456789abcdef" * 4, provenance={"seed": 3, "loss": 0.1}
+        task=task,
+        x_0=x_0,
+        prior="R9",
+        prior_sha256="0123456789abcdef" * 4,
+        provenance={"seed": 3, "loss": 0.1},
     )
     with torch.no_grad():
         s.shift_tau += draw(3, seed=1) - 0.5
@@ -276,11 +280,18 @@ def test_files_keep_everything_to_the_bit(tmp_path, task):
     again = LearnedSchedule.from_pretrained(tmp_path / "a")
     assert torch.equal(again.t, s.t)
     assert torch.equal(again.eta, s.eta)
-    for name in ("task", "prior", "prior_sha256", "provenance", "t_range"):
+    for name in ("task", "x_0", "prior", "prior_sha256", "provenance", "t_range"):
         assert getattr(again, name) == getattr(s, name)
     assert not any(p.requires_grad for p in again.parameters())
     again.save_pretrained(tmp_path / "b")
     assert (tmp_path / "a" / "schedule.json").read_bytes() == (tmp_path / "b" / "schedule.json").read_bytes()
+
+
+def test_files_that_do_not_name_x_0_begin_at_the_start(tmp_path):
+    schedule(task=HOLES, x_0="start").save_pretrained(tmp_path)
+    path = tmp_path / "schedule.json"
+    path.write_text(without("x_0")(path.read_text()))
+    assert LearnedSchedule.from_pretrained(tmp_path).x_0 == "start"
 
 
 def changed(**values):
@@ -321,6 +332,8 @@ BAD = {
     "task as list": (changed(task=["denoise"]), "task must be one of"),
     "level": (changed(sigma_255=-3), "sigma is in grey levels"),
     "level as text": (changed(sigma_255="25"), "sigma_255 must be a float"),
+    "x_0": (changed(x_0="random"), "x_0 must be one of start to denoise, got 'random'"),
+    "x_0 of another task": (changed(x_0="guess"), "x_0 must be one of start to denoise"),
     "digest": (changed(prior_sha256="../../etc"), "64 hexadecimal digits"),
     "prior": (changed(prior=None), "prior must be a str"),
     "missing name": (without("eta"), "missing or unknown: eta"),
@@ -374,8 +387,9 @@ def test_the_digest_is_that_of_the_file():
 SHIPPED = sorted(p.parent.name for p in WEIGHTS.glob("*/schedule.json"))
 
 
-def test_shipped_schedules_of_r1():
-    assert {f"R1-{task}" for task in ("denoise-15", "denoise-25", "denoise-50", "inpaint-80")} <= set(SHIPPED)
+def test_shipped_schedules():
+    tasks = ("denoise-15", "denoise-25", "denoise-50", "inpaint-80")
+    assert {f"{prior}-{task}" for prior in ("R1", "R3") for task in tasks} <= set(SHIPPED)
 
 
 @pytest.mark.parametrize("name", SHIPPED)
@@ -399,3 +413,13 @@ def test_a_shipped_schedule_beats_one_step(name):
     measured, t = s.task.measure(x, torch.Generator().manual_seed(0)), s.task.sigma**2
     one_step = psnr(measured.y - t * model.grad(measured.y, t), x)
     assert psnr(last(s.states(model, measured)).x, x) > one_step
+
+
+@pytest.mark.parametrize("name", [n for n in SHIPPED if "inpaint" in n])
+def test_a_shipped_schedule_beats_biharmonic_inpainting(name):
+    s = LearnedSchedule.from_pretrained(name)
+    x = data.embedded()["camera"][..., 100:228, 150:278]
+    measured = s.task.measure(x, torch.Generator().manual_seed(0))
+    found = last(s.states(FieldsOfExperts.from_pretrained(s.prior), measured)).x
+    assert psnr(found, x) > psnr(field.biharmonic(measured.y, measured.mask), x) + 0.3
+    assert torch.equal(found[measured.mask], x[measured.mask])
