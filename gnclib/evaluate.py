@@ -45,7 +45,7 @@ class Restoration:
         energy: D(x_i) + R(x_i, t_min) in nats per pixel after each step, t_min the smallest t of the prior (eq. 9).
         t: noise variance of each step. ssim: of the result.
         seconds: wall clock of the solver alone, without what is measured here.
-        image: the result (1, 1, H, W).
+        image: the result, shaped like the image.
     """
 
     start: float

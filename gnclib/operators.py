@@ -117,11 +117,14 @@ def first_guess(y: Tensor, known: Tensor) -> Tensor:
 
     Half the resolution: each pixel the mean of the known ones among its four. What is still missing there is guessed in
     the same way first; what is missing here is then interpolated from there. A prior sees a few pixels far, so from
-    mid grey it takes many steps to the middle of a hole. known: bool, shaped like y, somewhere True.
+    mid grey it takes many steps to the middle of a hole. An image of which nothing is known is mid grey. known: bool,
+    shaped like y.
     """
     if bool(known.all()):
         return y
     height, width = y.shape[-2:]
+    if height == width == 1:
+        return torch.where(known, y, 0.5)
     even = (0, width % 2, 0, height % 2)
     weight = F.avg_pool2d(F.pad(known.to(y), even), 2)
     total = F.avg_pool2d(F.pad(torch.where(known, y, 0.0), even), 2)

@@ -25,6 +25,7 @@ from collections.abc import Callable
 import numpy as np
 import torch
 
+from gnclib.checks import as_measured
 from gnclib.colour import split
 from gnclib.foe import FieldsOfExperts
 from gnclib.learned import Task
@@ -84,6 +85,8 @@ def denoise_gnc(
         FileNotFoundError: no such prior, or no schedule was learned for it near this noise level.
     """
     channels, back = _as_channels(image, channel_axis)
+    for channel in channels:
+        as_measured(_tensor(channel))  # said of the image, not of the planes made of it
     if sigma is None:
         planes, join, levels = estimated(channels, colour)
     else:

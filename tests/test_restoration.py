@@ -141,6 +141,14 @@ def test_first_guess_is_exact_on_constants_and_close_on_slopes():
     assert (found - slope).abs().max() < 0.15
 
 
+def test_first_guess_of_nothing_is_grey():
+    known = torch.zeros(2, 1, 5, 7, dtype=torch.bool)
+    known[1, 0, 4, 6] = True
+    guess = first_guess(torch.where(known, 0.9, 0.0), known)
+    torch.testing.assert_close(guess[0], torch.full((1, 5, 7), 0.5))
+    torch.testing.assert_close(guess[1], torch.full((1, 5, 7), 0.9))
+
+
 @pytest.mark.parametrize(
     ("image", "options", "message"),
     [
@@ -152,6 +160,7 @@ def test_first_guess_is_exact_on_constants_and_close_on_slopes():
         (np.array([["a"] * 9] * 9), {}, "real numbers"),
         (np.full((9, 9), np.nan), {}, "finite"),
         (np.full((9, 9), 200.0), {}, "divide by 255"),
+        (100.0 * np.arange(243).reshape(9, 9, 3), {"channel_axis": -1}, "from 0 to 2.4e\\+04: divide by 255"),
         (np.ma.masked_less(np.ones((9, 9)), 0), {}, "masked arrays"),
         (np.zeros((3, 3)), {}, "too small"),
         (np.zeros((9, 9)), {"sigma": 25}, "divide grey levels by 255"),
