@@ -50,7 +50,7 @@ X_0 = {
 }
 #: the last learning rate is this part of the first
 FINAL = 0.01
-#: where a schedule for inpainting begins; from sigma_max^2 = 1 the shipped R_1 learned one that is 0.2 dB worse
+#: where a schedule for inpainting begins; from sigma_max^2 = 1 and mid grey R_1 learned one that was 0.2 dB worse
 FIRST_INPAINTING = 0.03
 
 
