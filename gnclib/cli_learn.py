@@ -75,10 +75,10 @@ def _new(args: argparse.Namespace, folder: Path, task: Task, schedule: str) -> L
             raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
         config = LearnConfig(**vars(LEARN_RECIPES["schedule"]) | given)
         steps = 10 if args.steps is None else args.steps
-        return learned_run.start(args.prior, task, config, steps=steps, device=device)
-    if args.steps is not None:
+        return learned_run.start(args.prior, task, config, steps=steps, t_first=args.t0, device=device)
+    if args.steps is not None or args.t0 is not None:
         raise ValueError(
-            "--finetune sets out from a learned schedule, which has its steps: leave --steps away"
+            "--finetune sets out from a learned schedule, which has its steps: leave --steps and --t0 away"
         )
     config = LearnConfig(**vars(LEARN_RECIPES["finetune"]) | given)
     if not config.lr_prior:
@@ -92,9 +92,11 @@ def _resumed(args: argparse.Namespace, folder: Path, task: Task) -> LearnState:
         state.config = replace(state.config, images=images_of(args))
     if state.schedule.task != task:
         raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
-    given = _given(args) | ({} if args.steps is None else {"steps": args.steps})
+    begun = {name: getattr(args, name) for name in ("steps", "t0") if getattr(args, name) is not None}
+    given, first = _given(args) | begun, state.schedule.first_t
     kept = {f.name: getattr(state.config, f.name) for f in fields(state.config)} | {
-        "steps": len(state.schedule)
+        "steps": len(first),
+        "t0": first[0].item(),
     }
     if changed := [f"--{name.replace('_', '-')}" for name, value in given.items() if value != kept[name]]:
         raise ValueError(

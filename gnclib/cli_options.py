@@ -87,6 +87,9 @@ def learn_arguments(parser: argparse.ArgumentParser) -> None:
         "--missing", type=float, metavar="Q", help="of inpaint: fraction of missing pixels (default: 0.8)"
     )
     parser.add_argument("--steps", type=int, metavar="I", help="steps of the schedule (default: 10)")
+    parser.add_argument("--t0", type=float, metavar="T",
+                        help="noise variance that learning begins with in step 1, down to the smallest of the prior"
+                        " in the last (default: the largest of the prior; 0.03 for inpaint)")  # fmt: skip
     parser.add_argument(
         "--finetune",
         nargs="?",

@@ -91,6 +91,7 @@ def start(
     config: LearnConfig,
     *,
     steps: int = 10,
+    t_first: float | None = None,
     schedule: str = "",
     device: torch.device | str = "cpu",
 ) -> LearnState:
@@ -98,14 +99,16 @@ def start(
 
     Args:
         prior: a shipped name ("R1") or a folder.
-        steps: I, for a schedule that begins as the GNC flow, eta_i = t_i: t_i logarithmic down to sigma_min^2, for
-            denoising from sigma_max^2, for inpainting from :data:`FIRST_INPAINTING`.
+        steps: I, for a schedule that begins as the GNC flow, eta_i = t_i: t_i logarithmic down to sigma_min^2.
+        t_first: its t_1, in [sigma_min^2, sigma_max^2]; None for sigma_max^2, for inpainting :data:`FIRST_INPAINTING`.
+            Denoising needs no more than a few times sigma^2: first steps far above do next to nothing, and learning
+            leaves them there.
         schedule: a learned one to set out from instead, of this prior and task: a shipped name or a folder.
         device: where to compute; all random numbers are drawn on the CPU.
 
     Raises:
-        ValueError: a noise level outside of the range of the prior, steps < 1, or a schedule of other weights or for
-            another task. FileNotFoundError: no such prior or schedule.
+        ValueError: a noise level or t_first outside of the range of the prior, steps < 1, or a schedule of other
+            weights or for another task. FileNotFoundError: no such prior or schedule.
     """
     model = FieldsOfExperts.from_pretrained(prior).to(device)
     low, high = model.config.sigma_min, model.config.sigma_max
@@ -120,7 +123,12 @@ def start(
         t, eta, x_0 = begun.t, begun.eta, begun.x_0
         rule = f"the learned schedule {Path(schedule).resolve().name}"
     else:
-        t_first = high**2 if task.kind == "denoise" else min(FIRST_INPAINTING, high**2)
+        if t_first is None:
+            t_first = high**2 if task.kind == "denoise" else min(FIRST_INPAINTING, high**2)
+        if not low**2 <= t_first <= high**2:
+            raise ValueError(
+                f"t_0 must lie in the range of this prior, {low**2:g} to {high**2:g}, got {t_first:g}"
+            )
         t, eta, x_0 = log_schedule(t_first, low**2, steps), None, STARTS[task.kind][-1]
         rule = f"t_i logarithmic from {t_first:g} to {low**2:g}, eta_i = t_i"
     learned = LearnedSchedule(t, eta, t_range=(low**2, high**2), task=task, x_0=x_0, **origin)
