@@ -301,12 +301,17 @@ def test_the_command(prior, tmp_path, capsys):
     assert same(tmp_path / "a", tmp_path / "b")  # as the library does it
     assert "holds a run already" in gnc(capsys, *words, *QUICK)[2]
     assert gnc(capsys, *words, "--resume", "--steps", 3)[0] == 0
-    for option in (("--steps", 4), ("--seed", 1), ("--lr", 0.1)):
+    for option in (("--steps", 4), ("--t0", 0.1), ("--seed", 1), ("--lr", 0.1)):
         status, _, err = gnc(capsys, *words, "--resume", *option)
         assert (status, f"leave out {option[0]}" in err) == (2, True)
     assert "is for denoise-25, not for inpaint-80" in gnc(
         capsys, "learn", prior, "--task", "inpaint", "--resume", "--out", tmp_path / "a"
     )[2]  # fmt: skip
+    late = ("learn", prior, *QUICK, "--steps", 3, "--t0", 0.04, "--out", tmp_path / "late")
+    assert gnc(capsys, *late)[0] == 0
+    assert load_checkpoint(tmp_path / "late").schedule.first_t.tolist() == pytest.approx([0.04, 0.002, 1e-4])
+    assert "| start | t_i logarithmic from 0.04 to 0.0001" in (tmp_path / "late" / "README.md").read_text()
+    assert gnc(capsys, *late, "--resume")[0] == 0
     tune = ("learn", prior, "--out", tmp_path / "c", "--finetune", tmp_path / "a")
     assert gnc(capsys, *tune, *QUICK)[0] == 0
     assert "--lr-prior above 0" in gnc(capsys, *tune[:-3], tmp_path / "d", *tune[-2:], "--lr-prior", 0)[2]
