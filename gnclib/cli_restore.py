@@ -22,8 +22,8 @@ def denoise_parser(add) -> None:
         "Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT\n"
         "can hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in\n"
         "the literature, whatever the depth. Without --sigma it is estimated by maximum likelihood under the prior\n"
-        "R1. Colour is denoised in opponent colours, brightness and two differences: better by a decibel or two\n"
-        "where the noise of red, green and blue is independent.",
+        "R1. Colour is denoised in opponent colours, brightness and two differences, if the noise of red, green and\n"
+        "blue looks independent and equally strong: better by a decibel or two. Otherwise channel by channel.",
         "  gnc denoise noisy.png -o clean.png                               sigma is estimated, and printed\n"
         "  gnc denoise noisy.png --sigma 25 -o clean.png --scheme mmse      one step, no data term\n"
         "  gnc denoise scans/*.tif -o restored/                             several files, into a folder\n"
@@ -35,8 +35,9 @@ def denoise_parser(add) -> None:
         "--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: estimated)"
     )
     scheme_arguments(sub)
-    sub.add_argument("--colour", choices=("opponent", "channels"), default="opponent",
-                     help="denoise brightness and differences of colour (default), or red, green and blue")  # fmt: skip
+    sub.add_argument("--colour", choices=("auto", "opponent", "channels"), default="auto",
+                     help="denoise brightness and differences of colour, or red, green and blue"
+                     " (default: as the noise looks)")  # fmt: skip
     sub.add_argument("--clean", type=Path, metavar="REF", help="noise-free image to measure the PSNR against")
     sub.add_argument("--add-noise", nargs="?", type=int, const=0, metavar="SEED",
                      help="take IN as clean: add Gaussian noise of this sigma first (default seed: 0)")  # fmt: skip
@@ -166,7 +167,7 @@ def _with_noise(pixels, sigma: float, seed: int):
 
 def _denoised(args: argparse.Namespace, source: Path, pixels):
     """The pixels (C, H, W) without their noise, of the level asked for or estimated."""
-    from gnclib import colour, restoration, schemes
+    from gnclib import restoration, schemes
     from gnclib.foe import FieldsOfExperts
     from gnclib.learned import Task
 
@@ -177,18 +178,20 @@ def _denoised(args: argparse.Namespace, source: Path, pixels):
             f"sigma {args.sigma:g} is outside of this prior's range: it is meant in grey levels of 0..255, so"
             f" {args.sigma:g} of a range of 1 is --sigma {255 * args.sigma:g}"
         )
-    if args.sigma is not None:
-        planes, join = colour.split(pixels, args.colour)
-        levels = [args.sigma] * len(planes)
-    else:
+    if args.sigma is None:
         FieldsOfExperts.from_pretrained(args.prior)  # a name that is none is refused before the estimation
-        planes, join, fractions = restoration.estimated(pixels, args.colour)
+    given = None if args.sigma is None else args.sigma / 255
+    planes, join, fractions = restoration.levels_of(pixels, given, args.colour)
+    if args.sigma is not None:
+        levels = [args.sigma] * len(planes)
+        if args.colour == "auto" and planes is pixels and bool((pixels != pixels[:1]).any()):
+            say(
+                f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one"
+            )
+    else:
         levels = [None if s is None else 255 * s for s in fractions]
-        _say_levels(
-            source,
-            levels,
-            "red, green, blue" if planes is pixels else "brightness, two differences of colour",
-        )
+        names = "red, green, blue" if planes is pixels else "brightness, two differences of colour"
+        _say_levels(source, levels, names)
     made = {
         level: schemes.load(
             args.scheme, args.prior, Task("denoise", level), args.steps, device=args.device, tile=512

@@ -17,9 +17,10 @@ Q is the cosine basis of three points (the discrete cosine transform, type II, o
 those of colour BM3D (Dabov, Foi, Katkovnik & Egiazarian, ICIP 2007). Planes are moved by the constant that keeps mid
 grey at 0.5, which an energy of differences does not see.
 
-This helps against noise that is independent between the channels. Where it is not, as in a grey picture stored in three
-equal channels, brightness is the noisier plane; equal channels are therefore not mixed (:func:`split`), and a sigma
-that is not given is estimated in the planes (:func:`gnclib.restoration.estimated`). Missing pixels are filled in
+This helps against noise that is independent between the channels and equally strong in them. Where it is not, planes
+are as unlike as the noise: with the correlation rho between any two channels, brightness has the variance
+(1 + 2 rho) sigma^2, the differences have (1 - rho) sigma^2, and one sigma is wrong for all of them. So the planes are
+taken only where their estimated levels agree (:func:`gnclib.restoration.estimated`). Missing pixels are filled in
 channel by channel: without noise nothing is gained (on four crops of training images with 80 % missing, the planes were
 0.2 dB worse on average).
 """

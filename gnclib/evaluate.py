@@ -66,7 +66,7 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
         scheme: what restores.
         x: (1, 1, H, W), or the channels of a colour image (3, 1, H, W), whose PSNR is that of all channels together,
             whose SSIM is their mean.
-        seed: of noise or mask, drawn for all channels.
+        seed: of noise or mask, drawn for each channel anew.
         basis: "opponent" restores the planes of :mod:`gnclib.colour` instead of the channels.
 
     Raises:
@@ -147,11 +147,19 @@ def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, 
     stays, with ``colour``: (3, 1, H, W).
 
     Raises:
-        FileNotFoundError, NotADirectoryError: no such folder. ValueError: no image in it, or one that is damaged or of
-            a kind that is refused (:func:`gnclib.image_reading.read`); the message names it.
+        FileNotFoundError, NotADirectoryError: no such folder. ValueError: no image in it, or one that is damaged, of a
+            kind that is refused (:func:`gnclib.image_reading.read`), or grey where colour is asked for; the message
+            names it.
     """
     pictures = ((path.name, image_reading.read(path)) for path in image_files(folder))
-    return {name: torch.from_numpy(p.pixels)[:, None] if colour else _grey(p) for name, p in pictures}
+    if not colour:
+        return {name: _grey(picture) for name, picture in pictures}
+    found = {name: torch.from_numpy(picture.pixels)[:, None] for name, picture in pictures}
+    if grey := [name for name, x in found.items() if len(x) != 3]:
+        raise ValueError(
+            f"{grey[0]}{f' and {len(grey) - 1} more' if grey[1:] else ''} in {folder}: not in colour"
+        )
+    return found
 
 
 def _grey(picture: image_reading.Picture) -> Tensor:

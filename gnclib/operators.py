@@ -121,7 +121,7 @@ def first_guess(y: Tensor, known: Tensor) -> Tensor:
     shaped like y.
     """
     if bool(known.all()):
-        return y
+        return y.clone()
     height, width = y.shape[-2:]
     if height == width == 1:
         return torch.where(known, y, 0.5)

@@ -12,7 +12,8 @@ approached by the schemes of :mod:`gnclib.schemes`. The rules of scikit-image ho
 * A *mask* is True where pixels are MISSING, as in ``skimage.restoration.inpaint_biharmonic``. This is the opposite of
   :class:`gnclib.operators.Inpainting`, where True means observed.
 * ``channel_axis`` names the axis of the channels of a colour image. Three channels are denoised in opponent colours
-  (:mod:`gnclib.colour`) unless ``colour="channels"``; any other number of channels, and what is missing, one by one.
+  (:mod:`gnclib.colour`) if their noise looks independent and equally strong, any other number of channels, and what is
+  missing, one by one.
 
 The default scheme is GNC flow with a predefined schedule: it is defined at every noise level of the prior. "learned" is
 a little better where a schedule was learned for a level below and one above (R1: 15 to 50 of 255).
@@ -40,8 +41,11 @@ __all__ = [
     "estimated",
     "inpaint_channels",
     "inpaint_gnc",
+    "levels_of",
 ]
 
+#: estimates of sigma farther apart than this factor say that the noise is not the same in all planes
+UNEQUAL = 4 / 3
 #: schemes for inpainting do not depend on the fraction that is missing; schedules were learned for this one
 INPAINTING = Task("inpaint", 0.8)
 
@@ -54,7 +58,7 @@ def denoise_gnc(
     scheme: str = "gnc",
     steps: int | None = None,
     channel_axis: int | None = None,
-    colour: str = "opponent",
+    colour: str = "auto",
     clip: bool = False,
     device: torch.device | str | None = None,
     tile: int | None = 512,
@@ -69,8 +73,8 @@ def denoise_gnc(
         prior: a shipped prior ("R1", "R2", "R3") or a folder.
         scheme: "gnc", "mmse", "joint", "learned" or "finetuned", see :mod:`gnclib.schemes`. steps: of gnc and joint.
         channel_axis: of a colour image, or None for grey.
-        colour: "opponent" for noise that is independent between red, green and blue, which then are denoised
-            together; "channels" one by one.
+        colour: "opponent" for noise that is independent between red, green and blue and equally strong in them, which
+            then are denoised together; "channels" one by one; "auto" as the noise looks (:func:`estimated`).
         clip: whether to clip the result to [0, 1].
         device: where to compute; None is the CPU.
         tile: larger images are computed in tiles of this side, without seams; None for all at once.
@@ -87,11 +91,7 @@ def denoise_gnc(
     channels, back = _as_channels(image, channel_axis)
     for channel in channels:
         as_measured(_tensor(channel))  # said of the image, not of the planes made of it
-    if sigma is None:
-        planes, join, levels = estimated(channels, colour)
-    else:
-        planes, join = split(channels, colour)
-        levels = [_number(sigma)] * len(planes)
+    planes, join, levels = levels_of(channels, None if sigma is None else _number(sigma), colour)
     made = {
         s: load(scheme, prior, Task("denoise", 255 * s), steps, device=device or "cpu", tile=tile)
         for s in set(levels) - {None}
@@ -118,7 +118,7 @@ def inpaint_gnc(
     Args:
         image: as for :func:`denoise_gnc`; what it holds at missing pixels is not looked at and may be nan.
         mask: (H, W), bool or 0 and 1: **True where the pixel is MISSING** (scikit-image's convention).
-        scheme: "gnc", "joint", or "learned": learned for 80 % scattered missing pixels, and no good for holes.
+        scheme: "gnc", "joint", or "learned": learned for 80 % scattered missing pixels.
         prior, steps, channel_axis, clip, device, tile: as for :func:`denoise_gnc`.
 
     Returns:
@@ -137,21 +137,38 @@ def inpaint_gnc(
 # --- plane by plane -----------------------------------------------------------------------------------
 
 
+def levels_of(
+    channels: np.ndarray, sigma: float | None, colour: str = "auto"
+) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], list[float | None]]:
+    """The planes of (C, H, W) that are denoised, the way back from them, and the sigma of each: given, or estimated.
+
+    Raises ValueError for another ``colour`` than "auto", "opponent" and "channels".
+    """
+    if sigma is None or (colour == "auto" and len(channels) == 3):
+        planes, join, levels = estimated(channels, colour)
+    else:
+        planes, join = split(channels, "opponent" if colour == "auto" else colour)
+        levels = [sigma]
+    return planes, join, levels if sigma is None else [sigma] * len(planes)
+
+
 def estimated(
-    channels: np.ndarray, colour: str = "opponent"
+    channels: np.ndarray, colour: str = "auto"
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], list[float | None]]:
     """The planes of (C, H, W) that are denoised, the way back from them, and the estimated sigma of each.
 
     sigma is None where there is no noise that the shipped priors could remove. Noise that is independent between red,
-    green and blue shows in each opponent plane. If one of them has none, as in files that store colour with fewer
-    pixels (JPEG), the noise is of another kind, and the image goes channel by channel.
+    green and blue and equally strong in them is equally strong in the opponent planes. For "auto", if the estimates
+    there are more than :data:`UNEQUAL` apart, or none in one of them, as in files that store colour with fewer pixels
+    (JPEG), in pictures that were grey, and in those with a clean channel, the image goes channel by channel.
     """
     prior = FieldsOfExperts.from_pretrained("R1")
-    planes, join = split(channels, colour)
+    planes, join = split(channels, "opponent" if colour == "auto" else colour)
     cut_off = None if planes is channels else _cut_off(channels)
     found = [estimate_sigma(_tensor(plane), prior, cut_off) for plane in planes]
     levels = [None if sigma <= prior.config.sigma_min else sigma for sigma in found]
-    if planes is not channels and None in levels and any(levels):
+    alike = None not in levels and max(found) <= UNEQUAL * min(found)
+    if colour == "auto" and planes is not channels and any(levels) and not alike:
         return estimated(channels, "channels")
     return planes, join, levels
 

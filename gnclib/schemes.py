@@ -3,7 +3,8 @@ r"""The ways to use a prior on a measurement (Kobler & Pock 2023, section 5), by
     mmse        x = y - sigma^2 grad_1 R(y, sigma^2), one step, no data term (Tweedie); denoising only
     gnc         GNC flow (eq. 9) along a predefined schedule
     joint       Algorithm 2: descent on D(x) + R(x, t) in x and t
-    learned     eq. 9 with a learned schedule, of the same prior and task; :func:`between` two noise levels, a mixture
+    learned     eq. 9 with a learned schedule, of the same prior and task; :func:`between` two noise levels, a mixture,
+                just beyond them the nearest one :func:`scaled`
     finetuned   the same with a prior that was fine-tuned together with its schedule
 
 A :class:`Scheme` has all that it needs and takes data terms. The predefined schedules are ours, chosen on validation
@@ -32,17 +33,19 @@ from gnclib.checks import as_device
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.foe_config import FoEConfig
 from gnclib.joint import joint_descent
-from gnclib.learned import LearnedSchedule, Task
+from gnclib.learned import ETA_RANGE, LearnedSchedule, Task
 from gnclib.operators import Denoising, Inpainting
 from gnclib.schedules import as_count, log_schedule, step_sizes
 from gnclib.solvers import State, gnc_flow
 from gnclib.tiles import Tiled
 
-__all__ = ["SCHEMES", "STEPS", "Scheme", "between", "check_sigma", "load", "predefined"]
+__all__ = ["SCHEMES", "STEPS", "Scheme", "between", "check_sigma", "load", "predefined", "scaled"]
 
 SCHEMES = ("mmse", "gnc", "joint", "learned", "finetuned")
 #: steps of the schemes whose number of steps is free, by the kind of task
 STEPS = {"gnc": {"denoise": 10, "inpaint": 30}, "joint": {"denoise": 12, "inpaint": 60}}
+#: how far beyond a learned noise level its schedule is scaled
+NEAR = 1.25
 #: t_0 of the predefined schedule for inpainting
 T_FIRST_INPAINTING = 0.03
 
@@ -183,6 +186,9 @@ def _schedule(name: str | Path, task: Task) -> LearnedSchedule:
             pick([v for v in levels if (v < task.level) == less], default=None)
             for pick, less in ((max, True), (min, False))
         )
+        near = [v for v in levels if task.level / NEAR <= v <= NEAR * task.level]
+        if (below is None or above is None) and near:
+            return scaled(levels[min(near, key=lambda v: abs(math.log(v / task.level)))], task)
         if below is None or above is None:
             known = sorted(p.parent.name for p in WEIGHTS.glob("*/schedule.json"))
             raise FileNotFoundError(
@@ -207,6 +213,22 @@ def _learned_levels(name: str, task: Task) -> dict[float, LearnedSchedule]:
     folders = [file for place in places for file in sorted(place.glob(pattern))]
     found = [LearnedSchedule.from_pretrained(p.parent) for p in folders]
     return {s.task.level: s for s in found if s.task.kind == "denoise"}
+
+
+def scaled(schedule: LearnedSchedule, task: Task) -> LearnedSchedule:
+    """A schedule for a noise level beyond those that were learned: all t_i and eta_i in proportion to sigma^2.
+
+    Raises ValueError for another task than denoising, and for levels more than a factor :data:`NEAR` apart.
+    """
+    ratio = task.level / schedule.task.level
+    if {schedule.task.kind, task.kind} != {"denoise"} or not 1 / NEAR <= ratio <= NEAR:
+        raise ValueError(f"{schedule.task} is too far from {task} to be scaled to it")
+    low, high = schedule.t_range
+    t, eta = ratio**2 * schedule.t, ratio**2 * schedule.eta
+    return LearnedSchedule(
+        t.clamp(low, high), eta.clamp(*ETA_RANGE), t_range=schedule.t_range, task=task, prior=schedule.prior,
+        prior_sha256=schedule.prior_sha256, provenance={"scaled": str(schedule.task)},
+    ).requires_grad_(False)  # fmt: skip
 
 
 def between(low: LearnedSchedule, high: LearnedSchedule, task: Task) -> LearnedSchedule:

@@ -43,7 +43,7 @@ def test_sigma_is_estimated_and_said(capsys, tmp_path, noisy):
     ((*said, planes),) = re.findall(pattern, gnc(capsys, *words, "--colour", "channels")[1])
     np.testing.assert_allclose(np.array(said, float), [10, 20, 40], rtol=0.25)
     assert planes == "red, green, blue"
-    ((*said, planes),) = re.findall(pattern, gnc(capsys, *words)[1])
+    ((*said, planes),) = re.findall(pattern, gnc(capsys, *words, "--colour", "opponent")[1])
     squares = np.array([[1, 1, 1], [1.5, 0, 1.5], [0.5, 2, 0.5]]) / 3  # of the orthonormal basis
     np.testing.assert_allclose(np.array(said, float), (squares @ [100, 400, 1600]) ** 0.5, rtol=0.25)
     assert planes == "brightness, two differences of colour"
@@ -159,7 +159,7 @@ def test_strange_noise_levels(capsys, tmp_path, noisy):
 
 
 def test_a_wrong_prior_is_found_before_sigma_is_estimated(capsys, tmp_path, noisy, monkeypatch):
-    monkeypatch.setattr(restoration, "estimated", lambda *_: pytest.fail("estimated first"))
+    monkeypatch.setattr(restoration, "levels_of", lambda *_: pytest.fail("estimated first"))
     status, text, err = gnc(capsys, "denoise", noisy, "--prior", "R7", "-o", tmp_path / "out.png")
     assert (status, text, "R7" in err) == (1, "", True)
 

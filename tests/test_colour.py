@@ -73,6 +73,10 @@ def test_a_decibel_is_gained_on_a_photograph(sigma):
     x, y = cat(0), cat()
     errors = [error(denoise_gnc(y, sigma, channel_axis=0, colour=basis), x) for basis in colour.BASES]
     assert in_decibels(errors[1] / errors[0]) > 1
+    np.testing.assert_array_equal(
+        denoise_gnc(y, sigma, channel_axis=0, **QUICK),
+        denoise_gnc(y, sigma, channel_axis=0, colour="opponent", **QUICK),
+    )
 
 
 def test_equal_channels_are_denoised_as_the_grey_image_they_are():
@@ -80,6 +84,57 @@ def test_equal_channels_are_denoised_as_the_grey_image_they_are():
     found = denoise_gnc(np.stack([grey] * 3, -1), channel_axis=-1, **QUICK)
     for k in range(3):
         np.testing.assert_array_equal(found[..., k], denoise_gnc(grey, **QUICK))
+
+
+def correlated(rho, sigmas=(25, 25, 25)):
+    """A photograph under noise with the correlation rho between any two channels."""
+    g, x = np.random.default_rng(3), cat(0, size=128)
+    common, own = g.standard_normal((1, *x.shape[1:])), g.standard_normal(x.shape)
+    noise = np.sqrt(rho) * common + np.sqrt(1 - rho) * own
+    return x, (x + np.array(sigmas)[:, None, None] / 255 * noise).astype(np.float32)
+
+
+@pytest.mark.parametrize("sigma", [SIGMA, None])
+@pytest.mark.parametrize("rho", [0.4, 0.8, 1.0])
+def test_against_correlated_noise_the_channels_are_taken(rho, sigma):
+    """There one sigma for all planes is wrong: brightness would keep its noise."""
+    x, y = correlated(rho)
+    one_by_one, found, mixed = (
+        denoise_gnc(y, sigma, channel_axis=0, colour=basis) for basis in ("channels", "auto", "opponent")
+    )
+    np.testing.assert_array_equal(found, one_by_one)
+    if sigma and rho > 0.5:
+        assert in_decibels(error(mixed, x) / error(found, x)) > 1  # what it saves
+
+
+def test_gnc_denoise_says_that_it_takes_the_channels(capsys, tmp_path):
+    for name, rho in (("independent", 0.0), ("common", 0.8)):
+        pixels = np.rint(255 * correlated(rho)[1].clip(0, 1)).astype(np.uint8)
+        Image.fromarray(np.moveaxis(pixels, 0, -1)).save(tmp_path / f"{name}.png")
+        out = tmp_path / f"{name}-out.png"
+        words = ["denoise", tmp_path / f"{name}.png", "--sigma", 25, "--steps", 1, "-o", out]
+        assert cli.main([str(word) for word in words]) == 0
+        said = "does not look independent: they are denoised one by one" in capsys.readouterr().out
+        assert said == (name == "common")
+
+
+@pytest.mark.parametrize("sigmas", [(25, 0, 25), (0, 0, 25)])
+def test_clean_channels_stay_as_they_are(sigmas):
+    _, y = correlated(0.0, sigmas)
+    y[1] = 0.5  # nothing at all in green
+    found = denoise_gnc(y, channel_axis=0, **QUICK)
+    np.testing.assert_array_equal(found[1], y[1])
+
+
+@pytest.mark.parametrize("change", ["a pixel", "a tint"])
+def test_grey_pictures_stored_in_colour(change):
+    noisy = np.stack([correlated(0.0)[1][1]] * 3)
+    if change == "a pixel":
+        noisy[0, 0, 0] += 1 / 255
+    else:
+        noisy *= np.array([1.0, 0.9, 0.75], np.float32)[:, None, None]
+    found, one_by_one = (denoise_gnc(noisy, SIGMA, channel_axis=0, colour=c) for c in ("auto", "channels"))
+    np.testing.assert_array_equal(found, one_by_one)
 
 
 def test_where_a_plane_shows_no_noise_the_channels_are_taken():
@@ -148,3 +203,10 @@ def test_the_benchmark_in_colour_has_the_grey_one_as_its_luma():
     assert colours.shape == (3, *grey.shape[1:])
     luma = (torch.tensor(evaluate.LUMA)[:, None, None, None] * colours).sum(0)
     assert (luma - grey[0]).abs().max() < 0.51 / 255 + 1e-3
+
+
+def test_grey_files_are_none_in_colour(capsys, tmp_path):
+    for k in range(2):
+        Image.new("L", (20, 20), 90).save(tmp_path / f"{k}.png")
+    assert cli.main(["evaluate", "--images", str(tmp_path), "--colour", "opponent"]) == 2
+    assert f"0.png and 1 more in {tmp_path}: not in colour" in capsys.readouterr().err

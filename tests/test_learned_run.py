@@ -141,6 +141,19 @@ def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, 
     assert f"| prior | `{name}`{other} |" in (tmp_path / "learned" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("x_0", ["start", "guess"])
+def test_inpainting_goes_on_where_its_schedule_began(prior, tmp_path, x_0):
+    task, t = Task("inpaint", 0.8), [0.1, 0.001]
+    own = weights_sha256(FieldsOfExperts.from_pretrained(prior))
+    LearnedSchedule(t, t_range=(1e-4, 1.0), task=task, x_0=x_0, prior_sha256=own).save_pretrained(
+        tmp_path / "a"
+    )
+    state = learned_run.start(prior, task, SMALL, schedule=tmp_path / "a")
+    assert state.schedule.x_0 == x_0
+    run(state, tmp_path / "b")
+    assert LearnedSchedule.from_pretrained(tmp_path / "b").x_0 == x_0
+
+
 # --- stopping and going on ---------------------------------------------------------------------------------
 
 

@@ -141,6 +141,13 @@ def test_first_guess_is_exact_on_constants_and_close_on_slopes():
     assert (found - slope).abs().max() < 0.15
 
 
+def test_first_guess_is_a_copy():
+    y, known = torch.rand(1, 1, 4, 4), torch.ones(1, 1, 4, 4, dtype=torch.bool)
+    guess = first_guess(y, known)
+    assert torch.equal(guess, y)
+    assert guess.data_ptr() != y.data_ptr()
+
+
 def test_first_guess_of_nothing_is_grey():
     known = torch.zeros(2, 1, 5, 7, dtype=torch.bool)
     known[1, 0, 4, 6] = True

@@ -115,11 +115,19 @@ def test_between_two_noise_levels_the_schedule_is_a_geometric_mean(folder):
     torch.testing.assert_close(middle.eta, (low.eta * high.eta).sqrt())
     assert torch.equal(schemes.load("learned", folder, Task("denoise", 100)).schedule.t, high.t)
     with pytest.raises(FileNotFoundError, match="below and above"):
-        schemes.load("learned", folder, Task("denoise", 101))
+        schemes.load("learned", folder, Task("denoise", 126))
     with pytest.raises(ValueError, match="does not lie between"):
         schemes.between(low, high, Task("denoise", 101))
     with pytest.raises(ValueError, match="does not lie between"):
         schemes.between(low, low, DENOISE)
+    for level, nearest in ((120, high), (21, low)):  # just beyond the learned ones: in proportion to sigma^2
+        beyond = schemes.load("learned", folder, Task("denoise", level)).schedule
+        ratio = (level / nearest.task.level) ** 2
+        torch.testing.assert_close(beyond.t, (ratio * nearest.t).clamp(*low.t_range))
+        torch.testing.assert_close(beyond.eta, ratio * nearest.eta)
+        assert (beyond.task.level, beyond.prior_sha256) == (level, low.prior_sha256)
+    with pytest.raises(ValueError, match="too far from denoise-130 to be scaled"):
+        schemes.scaled(high, Task("denoise", 130))
     longer = LearnedSchedule([0.1], t_range=low.t_range, task=high.task, prior_sha256=low.prior_sha256)
     with pytest.raises(ValueError, match="number of steps"):
         schemes.between(low, longer, Task("denoise", 50))
@@ -212,7 +220,7 @@ def test_the_known_pixels_of_image_k_are_those_below_a_fifth(folder):
         ("gnc", DENOISE, 0, ValueError, "steps must be an integer >= 1"),
         ("joint", DENOISE, -1, ValueError, "steps must be an integer >= 1"),
         ("gnc", Task("denoise", 1), None, ValueError, r"sigma 1 is outside .* 2\.55 to 255"),
-        ("learned", Task("denoise", 30), None, FileNotFoundError, "nothing was learned for"),
+        ("learned", Task("denoise", 32), None, FileNotFoundError, "nothing was learned for"),
         ("finetuned", DENOISE, None, FileNotFoundError, "nothing was learned for"),
     ],
 )
