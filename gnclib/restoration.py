@@ -16,7 +16,7 @@ approached by the schemes of :mod:`gnclib.schemes`. The rules of scikit-image ho
   missing, one by one.
 
 The default scheme is GNC flow with a predefined schedule: it is defined at every noise level of the prior. "learned" is
-a little better where a schedule was learned for a level below and one above (R1: 15 to 50 of 255).
+a little better where a schedule was learned nearby (R1: 12 to 62 of 255).
 """
 
 from __future__ import annotations

@@ -1,6 +1,7 @@
 """Opponent colours: an orthonormal basis, what it gains on photographs, and where it must not be used."""
 
 import io
+import json
 import re
 
 import numpy as np
@@ -9,6 +10,7 @@ import torch
 from PIL import Image
 
 from gnclib import cli, colour, data, evaluate, restoration, schemes
+from gnclib.foe import WEIGHTS
 from gnclib.learned import Task
 from gnclib.metrics import ssim
 from gnclib.restoration import denoise_gnc
@@ -210,3 +212,14 @@ def test_grey_files_are_none_in_colour(capsys, tmp_path):
         Image.new("L", (20, 20), 90).save(tmp_path / f"{k}.png")
     assert cli.main(["evaluate", "--images", str(tmp_path), "--colour", "opponent"]) == 2
     assert f"0.png and 1 more in {tmp_path}: not in colour" in capsys.readouterr().err
+
+
+def test_the_readme_tells_what_was_measured_in_colour():
+    readme = (WEIGHTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    for name in ("R1/evaluation_channels", "R1/evaluation_opponent", "R3/evaluation_opponent"):
+        measured = json.loads((WEIGHTS / f"{name}.json").read_text())
+        assert (measured["scheme"], measured["set"], measured["clipping"]) == ("learned", "CBSD68", "none")
+        assert measured["colour"] == name.split("_")[1]
+        one = measured["psnr_by_sigma"]["25"]
+        assert len(one["images"]) == 68
+        assert f"{one['mean']:.2f} dB" in readme
