@@ -175,7 +175,7 @@ def estimated(
 
 def _cut_off(channels: np.ndarray) -> torch.Tensor:
     """Pixels where a channel is clipped lack noise in each plane: (1, 1, H, W)."""
-    return clipped(torch.from_numpy(np.array(channels))).any(0)[None, None]
+    return torch.stack([clipped(_tensor(channel)) for channel in channels]).any(0)
 
 
 def denoise_planes(
