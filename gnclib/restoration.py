@@ -27,7 +27,7 @@ import numpy as np
 import torch
 
 from gnclib.checks import as_measured
-from gnclib.colour import split
+from gnclib.colour import BASES, split
 from gnclib.foe import FieldsOfExperts
 from gnclib.learned import Task
 from gnclib.noise_level import clipped, estimate_sigma
@@ -144,12 +144,15 @@ def levels_of(
 
     Raises ValueError for another ``colour`` than "auto", "opponent" and "channels".
     """
-    if sigma is None or (colour == "auto" and len(channels) == 3):
-        planes, join, levels = estimated(channels, colour)
+    if colour not in ("auto", *BASES):
+        raise ValueError(f"colour must be one of auto, {', '.join(BASES)}, got {colour!r}")
+    if sigma is None:
+        return estimated(channels, colour)
+    if colour == "auto" and len(channels) == 3:
+        planes, join, _ = estimated(channels)
     else:
         planes, join = split(channels, "opponent" if colour == "auto" else colour)
-        levels = [sigma]
-    return planes, join, levels if sigma is None else [sigma] * len(planes)
+    return planes, join, [sigma] * len(planes)
 
 
 def estimated(

@@ -175,6 +175,7 @@ def test_first_guess_of_nothing_is_grey():
         (np.zeros((9, 9)), {"sigma": np.nan}, "units of the float image"),
         (np.zeros((9, 9)), {"sigma": "much"}, "one number"),
         (np.zeros((9, 9)), {"scheme": "magic"}, "unknown scheme"),
+        (np.zeros((9, 9)), {"colour": "lab"}, "one of auto, opponent, channels, got 'lab'"),
     ],
 )
 def test_bad_images(image, options, message):
