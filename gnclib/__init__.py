@@ -16,13 +16,19 @@ _PUBLIC = {
     "certify": ("certify_convex", "enclose_threshold"),
     "foe": ("FieldsOfExperts",),
     "gmm": ("GaussianMixture",),
-    "joint": ("joint_descent",),
-    "learned": ("LearnedSchedule",),
-    "metrics": ("psnr",),
-    "operators": ("Denoising", "Inpainting"),
-    "noise_level": ("estimate_sigma",),
-    "restoration": ("denoise_gnc", "inpaint_gnc"),
-    "solvers": ("gnc_flow",),
+    "images": ("psnr",),
+    "restore": (
+        *(
+            "Denoising",
+            "Inpainting",
+            "LearnedSchedule",
+            "denoise_gnc",
+            "estimate_sigma",
+            "gnc_flow",
+            "inpaint_gnc",
+        ),
+        "joint_descent",
+    ),
 }
 _MODULE = {name: module for module, names in _PUBLIC.items() for name in names}
 
@@ -33,15 +39,15 @@ if TYPE_CHECKING:
     from gnclib.certify import enclose_threshold as enclose_threshold
     from gnclib.foe import FieldsOfExperts as FieldsOfExperts
     from gnclib.gmm import GaussianMixture as GaussianMixture
-    from gnclib.joint import joint_descent as joint_descent
-    from gnclib.learned import LearnedSchedule as LearnedSchedule
-    from gnclib.metrics import psnr as psnr
-    from gnclib.noise_level import estimate_sigma as estimate_sigma
-    from gnclib.operators import Denoising as Denoising
-    from gnclib.operators import Inpainting as Inpainting
-    from gnclib.restoration import denoise_gnc as denoise_gnc
-    from gnclib.restoration import inpaint_gnc as inpaint_gnc
-    from gnclib.solvers import gnc_flow as gnc_flow
+    from gnclib.images import psnr as psnr
+    from gnclib.restore import Denoising as Denoising
+    from gnclib.restore import Inpainting as Inpainting
+    from gnclib.restore import LearnedSchedule as LearnedSchedule
+    from gnclib.restore import denoise_gnc as denoise_gnc
+    from gnclib.restore import estimate_sigma as estimate_sigma
+    from gnclib.restore import gnc_flow as gnc_flow
+    from gnclib.restore import inpaint_gnc as inpaint_gnc
+    from gnclib.restore import joint_descent as joint_descent
 else:  # unseen by type checkers, to which it would make every name right
 
     def __getattr__(name: str) -> object:

@@ -2,7 +2,7 @@
 
 import sys
 
-from gnclib.cli import main
+from gnclib.cli.main import main
 
 if __name__ == "__main__":
     sys.exit(main())

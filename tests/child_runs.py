@@ -16,16 +16,19 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
-from gnclib import data, distributed, files, training_run
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.train import CHECKPOINT, TrainConfig, TrainState, load_checkpoint, training
+from gnclib.images import data
+from gnclib.io import files
+from gnclib.score import distributed
+from gnclib.score import run as training_run
+from gnclib.score.training import CHECKPOINT, TrainConfig, TrainState, load_checkpoint, training
 
 PRIORS = {"R1": FoEConfig(features=6, kernel_size=3, nodes_x=31, nodes_tau=7)}
 PRIORS["R3"] = replace(PRIORS["R1"], layers=3)
 SETTINGS = TrainConfig(steps=20, batch=6, patch=18, fraction=0.5, roughness=1.0)
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["gnclib.training_run"])
+context.set_forkserver_preload(["gnclib.score.run"])
 
 
 def leaves(size, seed=0):
@@ -157,7 +160,7 @@ def one_rank_stops(group, folder):
 
 def one_rank_fails(group, folder, how):
     """In step 3 rank 1 dies, raises, or has a loss that is nan; what each rank says is written down."""
-    from gnclib import train
+    from gnclib.score import training as train
 
     loss_parts, calls = train.loss_parts, []
 

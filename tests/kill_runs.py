@@ -15,15 +15,18 @@ import time
 from dataclasses import dataclass
 from pathlib import Path
 
-import child_runs
 import torch
 from PIL import Image
 
-from gnclib import data, field_run, figure3_run, patch_bounds, reproduce, results
-from gnclib.figure3 import Settings
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.learned import LearnedSchedule, Task
-from gnclib.reading import read_json, read_tensors
+from gnclib.images import data
+from gnclib.io.reading import read_json, read_tensors
+from gnclib.restore.learned import LearnedSchedule, Task
+from gnclib.studies import field_run, figure3_run, results
+from gnclib.studies import patches as patch_bounds
+from gnclib.studies.figure3 import Settings
+from gnclib.suite import reproduce
+from tests import child_runs
 
 NAMES = tuple(f"{split}/{k}.jpg" for split in ("train", "val", "test") for k in (1, 2))
 PICTURES = {name: random.Random(name).randbytes(60_000) for name in NAMES}
@@ -42,8 +45,8 @@ def train(folder):
 
 
 def learn(folder):
-    from gnclib import learned_run
-    from gnclib.learned_state import CHECKPOINT, LearnConfig, load_checkpoint
+    from gnclib.restore import learned_run
+    from gnclib.restore.learned_state import CHECKPOINT, LearnConfig, load_checkpoint
 
     alone()
     prior = folder.parent / f"prior {os.getpid()}" / "tiny"
@@ -60,7 +63,7 @@ def learn(folder):
 
 
 def sweep(folder):
-    from gnclib import cli
+    from gnclib.cli import main as cli
 
     alone()
     prior = FoEConfig(features=3, kernel_size=3, nodes_x=15, nodes_tau=5, sigma_min=0.02)
@@ -73,7 +76,7 @@ def sweep(folder):
 
 
 def compare(folder):
-    from gnclib import cli
+    from gnclib.cli import main as cli
 
     alone()
     pictures = folder / "pictures"
@@ -89,7 +92,7 @@ def compare(folder):
 
 
 def patches(folder):
-    from gnclib import cli
+    from gnclib.cli import main as cli
 
     alone()
     patch_bounds.SIZES = (2, 3, 4)
@@ -218,7 +221,7 @@ class Slow(http.server.BaseHTTPRequestHandler):
 def prepare(name, place):
     """What a subject finds beside its folder; returns what is to be called in the end."""
     if name == "figures":
-        from test_reproduce import saving, write
+        from tests.suite.test_reproduce import saving, write
 
         for k, figure in ((1, "one"), (2, "two")):
             write(place / "notebooks", f"0{k}_tiny", saving(figure))

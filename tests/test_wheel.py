@@ -67,10 +67,14 @@ def test_the_wheel_holds_the_package_and_nothing_else(wheel):
     assert committed() <= inside
     assert {name.split("/")[0] for name in inside} == {"gnclib"}  # no tests, notebooks or figures
     assert not [name for name in names if "__pycache__" in name or name.endswith((".pyc", ".so", ".ipynb"))]
-    assert {"gnclib/py.typed", "gnclib/weights/R1/model.safetensors", "gnclib/ablations.json"} <= inside
+    assert {
+        "gnclib/py.typed",
+        "gnclib/weights/R1/model.safetensors",
+        "gnclib/studies/ablations.json",
+    } <= inside
     assert sum(item.file_size for item in wheel.infolist()) < 20_000_000
     (scripts,) = [name for name in names if name.endswith("entry_points.txt")]
-    assert "gnc = gnclib.cli:main" in wheel.read(scripts).decode()
+    assert "gnc = gnclib.cli.main:main" in wheel.read(scripts).decode()
     (metadata,) = [name for name in names if name.endswith("/METADATA")]
     text = wheel.read(metadata).decode()
     assert "Provides-Extra: deepinv" in text
@@ -89,7 +93,7 @@ def test_it_works_far_from_the_clone(python, installed, tmp_path):
     place, spread = python("-c", (
         "import gnclib; print(gnclib.__file__)\n"
         "from gnclib import FieldsOfExperts, GaussianMixture, LearnedSchedule\n"
-        "import sys; from gnclib import cli\n"
+        "import sys; from gnclib.cli import main as cli\n"
         "assert FieldsOfExperts.from_pretrained('R3').config.layers == 3\n"
         "assert len(LearnedSchedule.from_pretrained('R1-denoise-25')) == 10\n"
         "assert cli.main('denoise noisy.png --sigma 25 -o clean.png'.split()) == 0\n"

@@ -10,7 +10,7 @@ R is a negative log-density in nats. So the data fidelity that belongs to it is 
 ``lambda = 1``: ``deepinv.optim.L2(sigma=...)``. One value of ``sigma_denoiser`` per iteration makes deepinv's
 proximal gradient descent the GNC flow of the paper (Kobler & Pock 2023, eq. 9):
 
-    ts = gnclib.schedules.log_schedule(0.03, 1e-4, 30)
+    ts = gnclib.restore.schedules.log_schedule(0.03, 1e-4, 30)
     flow = deepinv.optim.PGD(prior=EnergyPrior("R1"), data_fidelity=deepinv.optim.L2(sigma=0.02), g_first=True,
                              sigma_denoiser=ts.sqrt().tolist(), stepsize=ts.tolist(), max_iter=30)
 
@@ -41,12 +41,12 @@ import torch
 from torch import Tensor
 
 from gnclib.foe import FieldsOfExperts
-from gnclib.learned import Task
-from gnclib.operators import Denoising
-from gnclib.proximal import proximal_point
-from gnclib.schedules import as_count
-from gnclib.schemes import predefined
-from gnclib.solvers import gnc_flow, last
+from gnclib.restore.flow import gnc_flow, last
+from gnclib.restore.learned import Task
+from gnclib.restore.operators import Denoising
+from gnclib.restore.proximal import proximal_point
+from gnclib.restore.schedules import as_count
+from gnclib.restore.schemes import predefined
 
 __all__ = ["EnergyDenoiser", "EnergyPrior"]
 
@@ -93,7 +93,8 @@ class EnergyPrior(Prior):
 
         That is the proximal map where R is convex. Elsewhere it is a stationary point of gamma R(z, t) +
         ||z - x||^2 / 2 at which that sum is, up to rounding, not above its value at x; it need not be the global
-        minimum. See :mod:`gnclib.proximal` for the method. It stops, for each channel on its own, when the root mean
+        minimum. See :mod:`gnclib.restore.proximal` for the method. It stops, for each channel on its own, when
+        the root mean
         square of the residual ``z - x + gamma grad R(z, t)`` is at most ``tolerance``. If that takes more than
         ``iterations`` steps, the point reached is returned with a RuntimeWarning which names its residual: gamma far
         above t asks for many steps (about 10 for gamma = t, 50 for gamma = 10 t).
@@ -123,7 +124,7 @@ class EnergyDenoiser(Denoiser):
 
     One step is the posterior mean by Tweedie's formula, ``y - t grad R(y, t)`` with t = sigma^2, differentiable. More
     steps are the GNC flow on ``||x - y||^2 / (2 sigma^2) + R(x, t)`` along the predefined schedule of
-    :func:`gnclib.schemes.predefined`, a little better and as many times as expensive; not differentiable.
+    :func:`gnclib.restore.schemes.predefined`, a little better and as many times as expensive; not differentiable.
 
     Args:
         energy: as for :class:`EnergyPrior`; for more than one step it must be a :class:`FieldsOfExperts`.

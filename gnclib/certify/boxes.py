@@ -1,0 +1,150 @@
+r"""Enclosures of ``hess F(y, t)`` of a mixture on the line, over boxes and over the two tails of the line.
+
+With ``v_i = s_i^2 + t``, ``p_i = 1/v_i``, ``a_i = p_i (mu_i - y)``, ``l_i = d_t log N_i = (a_i^2 - p_i)/2`` and
+E, Cov taken over the responsibilities g_i, ``h = hess F = E[p] - Var(a)`` has the derivatives
+
+    d_y h = 3 Cov(p, a) - E[(a - E a)^3]
+    d_t h = Cov(p, l) - E[p^2] - Cov((a - E a)^2, l) + 2 Cov(a, a p)
+
+**Boxes.** The bound on a box with centre c is the mean-value form
+``h(c) + d_y h(box) (y - y_c) + d_t h(box) (t - t_c)``, whose excess shrinks with the *square* of the box: that is what
+keeps the number of boxes at a few hundred when the rectangle begins just above t*, where h is nearly zero. The
+log-weights of the components are bounded in the same way, after taking off a common affine function of (y, t), which
+g does not feel.
+
+**Tails.** Let m be the widest component, among equally wide ones the outermost on the right. As
+Var(a) <= E[(a - a_m)^2], p_i >= p_m and g_i <= g_i/g_m,
+
+    h(y) >= p_m - sum_{i != m} s_i(y),    s_i = (w_i N_i)/(w_m N_m) D_i^2,    D_i = a_i - a_m.
+
+D_i is affine in y with slope -(p_i - p_m) <= 0, and ``d_y log(N_i/N_m) = D_i``. So
+``(log s_i)' = D_i - 2 (p_i - p_m)/D_i``, which is <= 0 as soon as D_i < 0 and D_i^2 >= 2 (p_i - p_m), and stays so to
+the right: all s_i fall on [Y, inf) if this holds at Y. One evaluation at Y then bounds h on the whole tail. The left
+tail is the right one of the mirrored mixture.
+"""
+
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any
+
+from gnclib.certify.intervals import Arithmetic
+
+__all__ = ["HessianBoxes"]
+
+Ends = tuple[Fraction, Fraction]
+
+
+class HessianBoxes:
+    """The mixture with exact parameters, rows (w_i, mu_i, s_i^2) of Fractions with w_i > 0, in one arithmetic."""
+
+    def __init__(self, rows: list[tuple[Fraction, Fraction, Fraction]], arithmetic: Arithmetic):
+        self.rows, self.sets = rows, arithmetic
+        self.smallest = min(s2 for _, _, s2 in rows)
+        with arithmetic.precision():
+            self.zero = arithmetic.number(Fraction(0))
+            self.log_w = [arithmetic.log(arithmetic.number(w)) for w, _, _ in rows]
+            self.mu = [arithmetic.number(m) for _, m, _ in rows]
+            self.s2 = [arithmetic.number(v) for _, _, v in rows]
+
+    def interval(self, ends: Ends) -> Any:
+        """The set of all numbers between two rationals."""
+        lo, hi = map(self.sets.number, ends)
+        return lo if ends[0] == ends[1] else self.sets.hull(lo, hi)
+
+    def prefers_y(self, ys: Ends, ts: Ends, spread_y: float, spread_t: float) -> bool:
+        """Cut along y or t? The larger spread; while that is huge, the side that is longer in natural units."""
+        if spread_y + spread_t < 1e3:
+            return spread_y >= spread_t
+        v = float(self.smallest + ts[0])
+        return float(ys[1] - ys[0]) * math.sqrt(v) >= float(ts[1] - ts[0])
+
+    def at_point(self, y: Fraction, t: Fraction) -> tuple[float, float]:
+        """Floats below and above h(y, t)."""
+        with self.sets.precision():
+            return self.sets.floats(self._at(self.sets.number(y), self.sets.number(t))[-1])
+
+    def on_box(self, ys: Ends, ts: Ends) -> tuple[float, float, float, float]:
+        """Floats below and above h over the box, and the spread due to y and to t (for choosing where to cut)."""
+        with self.sets.precision():
+            h, h_y, h_t = self._mean_value_form(self.interval(ys), self.interval(ts))
+            spreads = [(hi - lo) / 2 for lo, hi in map(self.sets.floats, (h_y, h_t))]
+            return (*self.sets.floats(h), *spreads)
+
+    def below_on_tail(self, start: Fraction, t: Fraction, side: int) -> float:
+        """A float below h(., t) on ``[start, inf)`` (side = 1) or ``(-inf, start]`` (side = -1); -inf if not known.
+
+        The bound is the one in the module's head; where the s_i do not fall yet, nothing is known.
+        """
+        widest = max(self.rows, key=lambda row: (row[2], side * row[1]))
+        m = self.rows.index(widest)
+        with self.sets.precision():
+            p, a, _ = self._features(self.sets.number(start), self.sets.number(t))
+            logits = self._logits(p, a)
+            total = self.zero
+            for i, (_, mean, s2) in enumerate(self.rows):
+                if (mean, s2) == widest[1:]:
+                    continue  # the same Gaussian: D_i = 0 everywhere
+                d = side * (a[i] - a[m])
+                falls = self.sets.floats(d)[1] < 0
+                if not falls or self.sets.floats(self.sets.square(d) - 2 * (p[i] - p[m]))[0] < 0:
+                    return -math.inf
+                total += self.sets.exp(logits[i] - logits[m]) * self.sets.square(d)
+            return self.sets.floats(p[m] - total)[0]
+
+    def _features(self, y, t):
+        square = self.sets.square
+        p = [1 / (s2 + t) for s2 in self.s2]
+        a = [pi * (mu - y) for pi, mu in zip(p, self.mu, strict=True)]
+        return p, a, [(square(ai) - pi) / 2 for ai, pi in zip(a, p, strict=True)]
+
+    def _logits(self, p, a):
+        terms = zip(self.log_w, p, a, strict=True)
+        return [w + (self.sets.log(pi) - self.sets.square(ai) / pi) / 2 for w, pi, ai in terms]
+
+    def _at(self, y, t):
+        """Features, logits and h at a point."""
+        p, a, l = self._features(y, t)
+        logits = self._logits(p, a)
+        g = self._softmax(logits)
+        mean = self._dot(g, a)
+        h = self._dot(g, p) - self._dot(g, [self.sets.square(ai - mean) for ai in a])
+        return p, a, l, logits, g, h
+
+    def _mean_value_form(self, y, t):
+        """h over the box, and the parts of it due to y and to t."""
+        yc, tc = self.sets.centre(y), self.sets.centre(t)
+        pc, ac, lc, logits, g, h = self._at(yc, tc)
+        p_ref, a_ref, l_ref = (self.sets.centre(self._dot(g, x)) for x in (pc, ac, lc))
+        p, a, l = self._features(y, t)
+        a0, l0 = [x - a_ref for x in a], [x - l_ref for x in l]  # centred: Cov does not change
+        dy, dt = y - yc, t - tc
+        g = self._softmax([w + x * dy + z * dt for w, x, z in zip(logits, a0, l0, strict=True)])
+        p0 = [x - p_ref for x in p]
+        mean = self._dot(g, a0)
+        square = [self.sets.square(x - mean) for x in a0]
+        third = [s * (x - mean) for s, x in zip(square, a0, strict=True)]
+        h_y = 3 * self._cov(g, p0, a0) - self._dot(g, third)
+        ap = [x * q - a_ref * p_ref for x, q in zip(a, p, strict=True)]
+        h_t = self._cov(g, p0, l0) - self._dot(g, [self.sets.square(q) for q in p]) - self._cov(g, square, l0)
+        h_t += 2 * self._cov(g, a0, ap)
+        h_y, h_t = h_y * dy, h_t * dt
+        return h + h_y + h_t, h_y, h_t
+
+    def _dot(self, x, y):
+        return sum((a * b for a, b in zip(x, y, strict=True)), self.zero)
+
+    def _cov(self, g, x, y):
+        return self._dot(g, [a * b for a, b in zip(x, y, strict=True)]) - self._dot(g, x) * self._dot(g, y)
+
+    def _softmax(self, logits):
+        """g_i = 1 / (1 + sum_j exp(l_j - l_i)), decreasing in every difference: take their lower and upper ends."""
+        one = self.zero + 1
+        low, high = [one] * len(logits), [one] * len(logits)
+        for i, li in enumerate(logits):
+            for j in range(i):
+                least, most = self.sets.exp_ends(logits[j] - li)
+                low[i], high[i] = low[i] + least, high[i] + most
+                low[j], high[j] = low[j] + 1 / most, high[j] + 1 / least
+        return [self.sets.hull(1 / most, 1 / least) for least, most in zip(low, high, strict=True)]

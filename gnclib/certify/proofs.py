@@ -1,0 +1,385 @@
+r"""Proofs, not samples: rigorous statements on the sign of ``hess F(y, t)`` for mixtures on the line.
+
+A grid can miss a dip. Here every number is a set that is guaranteed to contain the true value (interval arithmetic,
+rounded outwards, :mod:`gnclib.certify.intervals`), so a positive lower bound over a box ``[y] x [t]`` proves
+convexity on the
+whole box (:mod:`gnclib.certify.boxes` says how it is made sharp). `certify_convex` bisects the rectangle until every
+box is proved (branch and bound), `witness_nonconvex` proves the opposite at one point, `enclose_threshold` puts both
+together around ``t*``, and `pave` colours a rectangle by what is proved where.
+
+**For all larger t.** Two arguments reach beyond the rectangle (``t_hi = None``):
+
+* bounded X: if ``s_i^2 + t >= max_{y in X} (y - mu_i)^2`` for all i, then ``p_i - a_i^2 >= 0`` term by term (the step
+  of theorem 2.2, one component at a time), so the boxes only need to reach
+  ``t_top = max_i max_X (y - mu_i)^2 - s_i^2``;
+* whole line: convolution with a Gaussian keeps log-concavity (Prekopa-Leindler), so convexity at t_lo alone is enough.
+  It is proved on an interval by boxes and beyond it by the tail bound.
+
+**Which mixture is it about?** A float is not the number one typed: 0.15 is stored as 0.1499999999999999944.
+Parameters and interval ends given as floats are read as the shortest decimal that prints them (0.15 means
+3/20); ``binary=True`` reads the stored binary number instead. Ends may also be ints, strings or Fractions.
+"""
+
+from __future__ import annotations
+
+import heapq
+import math
+import time
+from dataclasses import dataclass
+from fractions import Fraction
+from typing import NamedTuple
+
+from gnclib.certify.boxes import HessianBoxes
+from gnclib.certify.intervals import PRECISION, arithmetic
+from gnclib.gmm.threshold import min_hessian, threshold
+
+__all__ = [
+    "Box",
+    "Certificate",
+    "NotProved",
+    "ThresholdEnclosure",
+    "Witness",
+    "certify_convex",
+    "enclose_threshold",
+    "exact",
+    "pave",
+    "witness_nonconvex",
+]
+
+CONVEX, NON_CONVEX, OPEN = "convex", "not convex", "open"
+
+
+class NotProved(RuntimeError):
+    """A proof was asked for and not found; the message says how far it got. It is no proof of the contrary."""
+
+
+class Box(NamedTuple):
+    """A box [y_lo, y_hi] x [t_lo, t_hi], as floats for pictures, and what is proved on all of it."""
+
+    y_lo: float
+    y_hi: float
+    t_lo: float
+    t_hi: float
+    status: str = CONVEX
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """Outcome of `certify_convex`.
+
+    Attributes:
+        proved: True if hess F > 0 is proved for every y in the domain and every t in t_range. False is *no* proof of
+            the contrary.
+        lower_bound: smallest proved lower bound of hess F over all boxes and tails (-inf if not proved).
+        boxes: the proved boxes; they tile the rectangle (whole line: the segment between the tails at t_lo) if proved.
+        evaluations: number of boxes evaluated.
+        domain: X, exactly; None for the whole line. t_range: exactly; t_hi None means all t >= t_lo.
+        tails: whole line: (y, lower bound of hess F beyond y) on the left and on the right.
+        arithmetic: "arb" or "mpmath.iv", with `gnclib.certify.intervals.PRECISION` bits.
+        seconds: time it took.
+    """
+
+    proved: bool
+    lower_bound: float
+    boxes: tuple[Box, ...]
+    evaluations: int
+    domain: tuple[Fraction, Fraction] | None
+    t_range: tuple[Fraction, Fraction | None]
+    tails: tuple[tuple[float, float], ...]
+    arithmetic: str
+    seconds: float
+
+    def __str__(self) -> str:
+        where = (
+            "on the whole line"
+            if self.domain is None
+            else "on [{:.6g}, {:.6g}]".format(*map(float, self.domain))
+        )
+        lo, hi = self.t_range
+        when = (
+            f"every t >= {float(lo):.9g}" if hi is None else f"every t in [{float(lo):.9g}, {float(hi):.9g}]"
+        )
+        how = f"{len(self.boxes)} boxes ({self.evaluations} evaluated), {self.arithmetic}, {PRECISION} bits"
+        verdict = "proved" if self.proved else "NOT proved"
+        return f"{verdict}: F(., t) is convex {where} for {when}; {how}, {self.seconds:.2g} s"
+
+
+@dataclass(frozen=True)
+class Witness:
+    """A point of proved non-convexity: hess F(y, t) <= upper_bound < 0, with y and t exact."""
+
+    y: Fraction
+    t: Fraction
+    upper_bound: float
+
+
+@dataclass(frozen=True)
+class ThresholdEnclosure:
+    """``lo < t* <= hi`` by two proofs: a witness of non-convexity at lo, and a certificate for every t >= hi.
+
+    It unpacks as ``lo, hi = enclosure`` (Fractions). If F(., t) is convex for every admissible t, lo = 0 and there is
+    no witness.
+    """
+
+    lo: Fraction
+    hi: Fraction
+    witness: Witness | None
+    certificate: Certificate
+
+    def __iter__(self):
+        return iter((self.lo, self.hi))
+
+    def __str__(self) -> str:
+        below = (
+            f"not convex at t = {float(self.lo):.9g} (hess F({float(self.witness.y):.6g}) <= "
+            f"{self.witness.upper_bound:.3g})"
+            if self.witness
+            else "no smaller t to exclude"
+        )
+        return f"t* in [{float(self.lo):.9g}, {float(self.hi):.9g}]: {below}; {self.certificate}"
+
+
+def exact(value, name: str = "value", binary: bool = False) -> Fraction:
+    """The rational number meant by ``value`` (int, float, str such as "0.1" or "1/3", or Fraction).
+
+    Floats are read as the decimal that prints them, with ``binary=True`` as the stored binary number.
+
+    Raises:
+        ValueError: not a finite number.
+    """
+    try:
+        if isinstance(value, float) and not binary:
+            return Fraction(repr(float(value)))  # numpy's float64 is a float with a repr of its own
+        return Fraction(value)
+    except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
+        raise ValueError(f"{name} must be a finite number, a string or a Fraction, got {value!r}") from error
+
+
+def _pair(pair, name: str) -> tuple:
+    try:
+        lo, hi = pair
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"{name} must be a pair (lo, hi), got {pair!r}") from error
+    return lo, hi
+
+
+def _interval(pair, name: str, binary: bool) -> tuple[Fraction, Fraction]:
+    lo, hi = (exact(end, name, binary) for end in _pair(pair, name))
+    if lo > hi:
+        raise ValueError(f"{name} must have lo <= hi, got {pair!r}")
+    return lo, hi
+
+
+def _boxes_of(mixture, binary: bool, name: str) -> HessianBoxes:
+    if getattr(mixture, "means", None) is None or mixture.means.ndim != 1:
+        raise ValueError("certificates are for mixtures on the line (means of shape (K,))")
+    rows = zip(mixture.weights.tolist(), mixture.means.tolist(), mixture.variances.tolist(), strict=True)
+    rows = [tuple(exact(x, "parameter", binary) for x in row) for row in rows if row[0] > 0]
+    return HessianBoxes(rows, arithmetic(name))
+
+
+def _need_positive(boxes: HessianBoxes, t: Fraction):
+    if t < 0 or boxes.smallest + t <= 0:
+        raise ValueError(f"t must be >= 0, and > 0 if a component is a point mass, got {float(t):.6g}")
+
+
+def certify_convex(
+    mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int = 20_000, binary: bool = False
+) -> Certificate:
+    """Prove ``hess F(y, t) > 0`` for every y in the domain and every t in t_range, by interval branch and bound.
+
+    Args:
+        mixture: a `gnclib.gmm.GaussianMixture` on the line.
+        domain: (lo, hi), or None for the whole line. t_range: (t_lo, t_hi); t_hi = None means every t >= t_lo.
+            See `exact` for how the ends are read.
+        arithmetic: "auto", "arb" or "mpmath.iv", see `gnclib.certify.intervals`.
+        max_boxes: give up (proved = False) after evaluating that many boxes.
+        binary: read floats as the stored binary numbers, see the module's head.
+
+    Raises:
+        ValueError: a mixture that is not on the line, a malformed interval, or t_lo = 0 at a point mass.
+    """
+    began = time.perf_counter()
+    boxes = _boxes_of(mixture, binary, arithmetic)
+    lo, hi = _pair(t_range, "t_range")
+    span = _interval((lo, lo if hi is None else hi), "t_range", binary)
+    _need_positive(boxes, span[0])
+    if max_boxes < 1:
+        raise ValueError(f"max_boxes must be >= 1, got {max_boxes}")
+    tails = ()
+    if domain is None:
+        tails = _tails(boxes, span[0])
+        ys, ts = tuple(y for y, _ in tails) or None, (span[0], span[0])
+    else:
+        ys, ts = _interval(domain, "domain", binary), span
+        if hi is None:
+            ts = (span[0], max(span[0], _top(boxes, ys)))
+    done, lower, proved, evaluations = (
+        (False, math.inf, [], 0) if ys is None else _bound(boxes, ys, ts, max_boxes)
+    )
+    lower = min([lower, *(bound for _, bound in tails)])
+    return Certificate(
+        proved=done,
+        lower_bound=lower if done else -math.inf,
+        boxes=tuple(Box(*map(float, (*y, *t))) for y, t in proved),
+        evaluations=evaluations,
+        domain=None if domain is None else ys,
+        t_range=(span[0], None if hi is None else span[1]),
+        tails=tuple((float(y), bound) for y, bound in tails),
+        arithmetic=boxes.sets.name,
+        seconds=time.perf_counter() - began,
+    )
+
+
+def _top(boxes: HessianBoxes, ys) -> Fraction:
+    """t_top of the module's head: from there on every component's own term is non-negative on [ys]."""
+    return max(max((m - ys[0]) ** 2, (m - ys[1]) ** 2) - s2 for _, m, s2 in boxes.rows)
+
+
+def _tails(boxes: HessianBoxes, t: Fraction) -> tuple[tuple[Fraction, float], ...]:
+    """Where the two tails begin, with the bounds; found by doubling. Empty if a bound is never positive."""
+    means = [m for _, m, _ in boxes.rows]
+    width = math.sqrt(max(s2 for _, _, s2 in boxes.rows) + t)
+    found = []
+    for side, outermost in ((-1, min(means)), (1, max(means))):
+        step = Fraction(math.ceil(16 * width), 8)
+        for _ in range(60):
+            start = outermost + side * step
+            bound = boxes.below_on_tail(start, t, side)
+            if bound > 0:
+                found.append((start, bound))
+                break
+            step *= 2
+    return tuple(found) if len(found) == 2 else ()
+
+
+def _bound(boxes: HessianBoxes, y_range, t_range, max_boxes: int):
+    """Branch and bound: (done, smallest lower bound, proved boxes, evaluations)."""
+    proved, lower, evaluations = [], math.inf, 0
+    queue = [(0.0, 0, y_range, t_range)]  # the worst lower bound first: a failure shows early
+    while queue and evaluations < max_boxes:
+        _, _, ys, ts = heapq.heappop(queue)
+        evaluations += 1
+        below, _, spread_y, spread_t = boxes.on_box(ys, ts)
+        if below > 0:
+            proved.append((ys, ts))
+            lower = min(lower, below)
+            continue
+        if boxes.at_point(_middle(ys), _middle(ts))[0] <= 0:
+            break  # a point of the rectangle cannot be proved: nor can the rectangle
+        for part_y, part_t in _bisect(boxes, ys, ts, spread_y, spread_t):
+            heapq.heappush(queue, (below, evaluations, part_y, part_t))
+    done = not queue and _tiles(proved, y_range, t_range)
+    return done, lower, proved, evaluations
+
+
+def _tiles(proved, y_range, t_range) -> bool:
+    """Do the boxes, which never overlap, cover the rectangle? Their exact areas must add up to it."""
+    if y_range[0] == y_range[1] or t_range[0] == t_range[1]:  # a segment: compare its length
+        area = [ys[1] - ys[0] + ts[1] - ts[0] for ys, ts in proved]
+        return bool(proved) and sum(area) == y_range[1] - y_range[0] + t_range[1] - t_range[0]
+    area = [(ys[1] - ys[0]) * (ts[1] - ts[0]) for ys, ts in proved]
+    return sum(area) == (y_range[1] - y_range[0]) * (t_range[1] - t_range[0])
+
+
+def _middle(pair) -> Fraction:
+    return (pair[0] + pair[1]) / 2
+
+
+def _bisect(boxes: HessianBoxes, ys, ts, spread_y: float, spread_t: float):
+    if ts[0] == ts[1] or (ys[0] < ys[1] and boxes.prefers_y(ys, ts, spread_y, spread_t)):
+        middle = _middle(ys)
+        return (((ys[0], middle), ts), ((middle, ys[1]), ts))
+    middle = _middle(ts)
+    return ((ys, (ts[0], middle)), (ys, (middle, ts[1])))
+
+
+def pave(
+    mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int = 6000, binary: bool = False
+) -> tuple[Box, ...]:
+    """Tile a rectangle by boxes that are proved convex, proved not convex (hess F < 0 on all of it), or still open.
+
+    The largest open box (in share of the rectangle) is cut next, until ``max_boxes`` boxes are evaluated; what is open
+    then is the proved location of the curve ``hess F = 0``. Arguments and errors as `certify_convex`; t_hi a number.
+    """
+    boxes = _boxes_of(mixture, binary, arithmetic)
+    y_range, t_range = _interval(domain, "domain", binary), _interval(t_range, "t_range", binary)
+    _need_positive(boxes, t_range[0])
+    settled, evaluations = [], 0
+    queue = [(0.0, 0, y_range, t_range)]
+    while queue and evaluations < max_boxes:
+        _, _, ys, ts = heapq.heappop(queue)
+        evaluations += 1
+        below, above, spread_y, spread_t = boxes.on_box(ys, ts)
+        if below > 0 or above < 0:
+            settled.append((ys, ts, CONVEX if below > 0 else NON_CONVEX))
+            continue
+        for part_y, part_t in _bisect(boxes, ys, ts, spread_y, spread_t):
+            share = float((part_y[1] - part_y[0]) * (part_t[1] - part_t[0]))
+            heapq.heappush(queue, (-share, evaluations, part_y, part_t))
+    found = settled + [(ys, ts, OPEN) for _, _, ys, ts in queue]
+    return tuple(Box(*map(float, (*ys, *ts)), status) for ys, ts, status in found)
+
+
+def witness_nonconvex(
+    mixture, domain, t, *, arithmetic: str = "auto", binary: bool = False
+) -> Witness | None:
+    """A point y of the domain with ``hess F(y, t) < 0``, proved; None if none was found (which proves nothing).
+
+    Args:
+        mixture: a `gnclib.gmm.GaussianMixture` on the line. domain: (lo, hi), or None for the line. t: see `exact`.
+
+    Raises:
+        ValueError: a mixture that is not on the line, a malformed domain, or t = 0 at a point mass.
+    """
+    boxes = _boxes_of(mixture, binary, arithmetic)
+    t = exact(t, "t", binary)
+    _need_positive(boxes, t)
+    if domain is None:
+        guess = Fraction(min_hessian(mixture, float(t))[1])
+    else:
+        lo, hi = _interval(domain, "domain", binary)
+        near = min_hessian(mixture, float(t), (float(lo), float(hi)))[1] if lo < hi else lo
+        guess = min(max(Fraction(near), lo), hi)
+    upper = boxes.at_point(guess, t)[1]
+    return Witness(guess, t, upper) if upper < 0 else None
+
+
+def enclose_threshold(
+    mixture, domain, tol="1e-6", *, arithmetic: str = "auto", max_boxes: int = 20_000, binary: bool = False
+) -> ThresholdEnclosure:
+    """Enclose t* by proof: ``lo, hi = enclose_threshold(...)`` with ``hi - lo <= tol`` and ``lo < t* <= hi``.
+
+    At ``t = lo`` a witness shows that F(., lo) is not convex on the domain; for every ``t >= hi`` it is convex
+    (boxes up to t_top and theory above, see the module's head). The numerical t* only tells where to look.
+
+    Args:
+        domain: (lo, hi), or None for the whole line. tol: largest width of the enclosure, > 0.
+
+    Raises:
+        ValueError: as `certify_convex`, or tol <= 0.
+        NotProved: one of the two halves could not be proved within ``max_boxes`` boxes.
+    """
+    boxes, tol = _boxes_of(mixture, binary, arithmetic), exact(tol, "tol", binary)
+    if tol <= 0:
+        raise ValueError(f"tol must be positive, got {tol}")
+    ends = None if domain is None else tuple(map(float, _interval(domain, "domain", binary)))
+    estimate = threshold(mixture, ends)
+    options = {"arithmetic": arithmetic, "max_boxes": max_boxes, "binary": binary}
+    grain = tol / 100
+    lo = (Fraction(estimate) / grain).__floor__() * grain - tol / 2 + grain / 2
+    if lo < 0 or boxes.smallest + lo <= 0:  # t* is 0, or nearer to it than the tolerance
+        lo = Fraction(0)
+        hi = lo if boxes.smallest > 0 and estimate == 0 else tol
+        witness = None
+    else:
+        hi = lo + tol
+        witness = witness_nonconvex(mixture, domain, lo, arithmetic=arithmetic, binary=binary)
+        if witness is None:
+            raise NotProved(
+                f"no point with hess F(y, {float(lo):.9g}) < 0 was found below t* = {estimate:.9g}"
+            )
+    certificate = certify_convex(mixture, domain, (hi, None), **options)
+    if not certificate.proved:
+        raise NotProved(f"{certificate}; a larger tol or max_boxes may help")
+    return ThresholdEnclosure(lo, hi, witness, certificate)

@@ -1,0 +1,203 @@
+r"""Looking into a Fields of Experts: features, the curves of its non-linearities, effective kernels, numbers on shapes.
+
+Layer l = 1 ... L of R_L (Kobler & Pock 2023, eq. 3) sees the features
+
+    x_1 = s(tau) K_1 y,        x_l = K_l phi_{l-1}(x_{l-1}, tau),
+
+with s(tau) the input scale of :mod:`gnclib.foe` (1 for the printed formula). A function phi_c(., tau) is only
+determined where features occur; the first and the last of :func:`feature_quantiles` bound its effective range.
+
+A curve is an array of its values at equally spaced points of one interval, the last axis running along the curve; all
+numbers on shapes (:func:`distance_to_polynomial`, :func:`convexity_gap`, :func:`local_minima`) are invariant under
+scaling and shifting of either axis, so it does not matter whether x_1 or the response u = x_1 / s is the abscissa.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Collection
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from scipy.signal import find_peaks
+from torch import Tensor
+
+from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe.filters import convolve, convolve_adjoint, dilate, reflect
+from gnclib.spline import splines as spline
+
+__all__ = [
+    "convexity_gap",
+    "curves",
+    "distance_to_polynomial",
+    "effective_kernels",
+    "feature_quantiles",
+    "features",
+    "input_scale",
+    "local_minima",
+    "mean_frequency",
+    "mean_slopes",
+    "straightness",
+]
+
+
+def input_scale(config: FoEConfig, sigma: float) -> float:
+    """s(tau) = (sigma^2 + sigma_0^2)^(-1/2), or 1 for the printed formula."""
+    return (sigma**2 + config.sigma_0**2) ** -0.5 if config.scaled_input else 1.0
+
+
+def _coefficients(prior: FieldsOfExperts, layer: int, sigma: float) -> Tensor:
+    """Spline coefficients (C, N_x) of phi_layer(., log sigma); layers count from 1."""
+    if layer not in range(1, prior.config.layers + 1):
+        raise ValueError(f"this prior has the layers 1 to {prior.config.layers}, got {layer!r}")
+    weights, grid = prior.weights[layer - 1], prior.config.grid_tau
+    tau = torch.tensor([math.log(sigma)], dtype=weights.dtype).clamp(grid.low, grid.high)
+    return spline.contract(weights, tau, grid)[0]
+
+
+def curves(
+    prior: FieldsOfExperts, layer: int, x: Tensor, sigma: float, order: int = 0, channels=slice(None)
+) -> Tensor:
+    """phi_layer(x, log sigma) or a derivative in x, channel by channel.
+
+    Args:
+        layer: 1 ... L.
+        x: features (C, ...), one row per channel in ``channels``; dtype of the prior.
+        sigma: noise level, in [sigma_min, sigma_max].
+        order: 0, 1 or 2; channels: index of the channels, all by default.
+
+    Returns:
+        Shaped like x.
+    """
+    coefficients = _coefficients(prior, layer, sigma)[channels]
+    return spline.evaluate(x, coefficients, prior.config.grid_x, (order,))[0]
+
+
+def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
+    """The inputs x_1 ... x_L of the non-linearities, images joined: each (C, M), M the number of feature positions.
+
+    y: images (B, 1, H, W), continued by reflection as in the energy; sigma: noise level at which the prior is used.
+    """
+    h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
+    for layer, (kernel, dilation) in enumerate(
+        zip(prior.kernels, prior.config.dilations, strict=True), start=1
+    ):
+        x = convolve(h, kernel, dilation)
+        found.append(x.transpose(0, 1).flatten(1))
+        if layer < prior.config.layers:
+            h = spline.evaluate(
+                x, _coefficients(prior, layer, sigma).expand(len(x), -1, -1), prior.config.grid_x
+            )[0]
+    return found
+
+
+def feature_quantiles(x: Tensor, count: int = 197, share: float = 0.01) -> Tensor:
+    """Quantiles of features (C, M), of which all channels have many: (C, count), from ``share`` to 1 - ``share``.
+
+    The first and the last column are the effective range; all columns together are a sample of the density within it.
+    """
+    levels = np.linspace(share, 1 - share, count)
+    return torch.from_numpy(np.quantile(x.detach().numpy(), levels, axis=1).T).to(x).contiguous()
+
+
+# --- kernels ----------------------------------------------------------------------------------------------
+
+
+def mean_slopes(prior: FieldsOfExperts, found: list[Tensor], sigma: float) -> list[Tensor]:
+    """E[phi_l'(x_l, log sigma)] over features: one (C,) per hidden layer l = 1 ... L - 1."""
+    return [curves(prior, l, x, sigma, 1).mean(1) for l, x in enumerate(found[:-1], start=1)]
+
+
+def straightness(prior: FieldsOfExperts, found: list[Tensor], sigma: float) -> list[float]:
+    """Median over the channels of |E phi_l'| / sqrt(E phi_l'^2) over features, per hidden layer l = 1 ... L - 1.
+
+    1 for activations that are straight lines, 0 for even ones, magnitudes for instance, which no line resembles.
+    """
+    slopes = [curves(prior, l, x, sigma, 1) for l, x in enumerate(found[:-1], start=1)]
+    return [(s.mean(1).abs() / s.square().mean(1).sqrt()).median().item() for s in slopes]
+
+
+def effective_kernels(
+    prior: FieldsOfExperts, slopes: list[Tensor], pooled: Collection[int] = ()
+) -> list[Tensor]:
+    """K_l A_{l-1} K_{l-1} ... A_1 K_1 for l = 1 ... L, with A_l = diag(slopes_l) in place of the activations.
+
+    The linear filters that the features of layer l would be, were its activations straight lines with these slopes.
+    No line stands for a magnitude: behind the hidden layers in ``pooled`` the kernel of channel c is that of the
+    channel before whose magnitude enters c with the largest weight in K_l.
+
+    (C, 1, s_l, s_l) with s_l = kernel_size + (l - 1) d (deep_kernel_size - 1), d the dilation.
+    """
+    composed = [prior.kernels[0].detach()]
+    deep = zip(prior.kernels[1:], prior.config.dilations[1:], slopes, strict=True)
+    for before, (kernel, dilation, slope) in enumerate(deep, start=1):
+        taps = dilate(kernel.detach(), dilation)
+        if before in pooled:
+            strongest = kernel.detach().abs().amax((2, 3)).argmax(1)
+            composed.append(F.pad(composed[-1][strongest], [taps.shape[-1] // 2] * 4))
+        else:
+            composed.append(convolve_adjoint(taps, slope[:, None, None, None] * composed[-1]))
+    return composed
+
+
+def mean_frequency(kernels: Tensor, size: int = 32) -> Tensor:
+    """Mean radial frequency of each kernel's power spectrum, in cycles per pixel: (C, 1, s, s) -> (C,)."""
+    power = torch.fft.fft2(kernels[:, 0].double(), s=(size, size)).abs() ** 2
+    axis = torch.fft.fftfreq(size, dtype=torch.float64)
+    radius = torch.hypot(axis[:, None], axis[None])
+    return (power * radius).sum((1, 2)) / power.sum((1, 2))
+
+
+# --- shapes of curves -------------------------------------------------------------------------------------
+
+
+def distance_to_polynomial(f: np.ndarray, degree: int, x: np.ndarray | None = None) -> np.ndarray:
+    """min over polynomials p of the degree of std(f - p) / std(f), along the last axis: (..., N) -> (...).
+
+    0: f is such a polynomial; 1: none is better than a constant. Every point counts the same; ``x`` (..., N) are the
+    points, equally spaced by default. A constant curve gives 0.
+    """
+    f = np.asarray(f, dtype=np.float64)
+    x = np.linspace(-1, 1, f.shape[-1]) if x is None else np.asarray(x, dtype=np.float64)
+    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
+    design = np.polynomial.legendre.legvander((2 * x - low - high) / np.maximum(high - low, 1e-300), degree)
+    basis = np.linalg.qr(design).Q  # (..., N, degree + 1)
+    centred = f - f.mean(-1, keepdims=True)
+    fit = (basis @ (np.swapaxes(basis, -1, -2) @ centred[..., None]))[..., 0]
+    left, total = (centred - fit).std(-1), centred.std(-1)
+    flat = total <= 1e-12 * np.abs(f).max(-1)
+    return np.where(flat, 0.0, left / np.where(flat, 1.0, total))
+
+
+def convexity_gap(f: np.ndarray) -> np.ndarray:
+    """max(f - e) / (max f - min f) with e the lower convex envelope of f, along the last axis: 0 for a convex curve.
+
+    The envelope is the shape of a string pulled tight below the curve (lower hull by Andrew's monotone chain).
+    """
+    f = np.asarray(f, dtype=np.float64)
+    gaps = []
+    for curve in f.reshape(-1, f.shape[-1]):
+        hull = []
+        for i, value in enumerate(curve):
+            while len(hull) > 1:
+                (i1, v1), (i2, v2) = hull[-2:]
+                if (v2 - v1) * (i - i1) < (value - v1) * (i2 - i1):
+                    break  # the last point lies below the chord: it is a corner of the envelope
+                hull.pop()
+            hull.append((i, value))
+        envelope = np.interp(np.arange(len(curve)), *np.array(hull).T)
+        gaps.append((curve - envelope).max() / max(np.ptp(curve), 1e-300))
+    return np.reshape(gaps, f.shape[:-1])
+
+
+def local_minima(f: np.ndarray, prominence: float = 0.0) -> np.ndarray:
+    """Number of interior local minima along the last axis: (..., N) -> (...).
+
+    prominence: count those only from which one must climb by at least this part of the curve's height to reach a lower
+    point or an end of the curve (the end counts as a wall of its own height).
+    """
+    f = np.asarray(f, dtype=np.float64)
+    rows = f.reshape(-1, f.shape[-1])
+    counts = [len(find_peaks(-r, prominence=max(prominence * np.ptp(r), 1e-300))[0]) for r in rows]
+    return np.reshape(counts, f.shape[:-1])

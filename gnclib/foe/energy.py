@@ -1,0 +1,400 @@
+r"""Fields of Experts whose potentials depend on the noise level: the learned energies R_1, R_2, R_3.
+
+    R_L(y, t) = < phi_L(K_L phi_{L-1}( ... K_2 phi_1(K_1 y, tau) ... , tau), tau), 1 > + n c(tau)
+                                                            (Kobler & Pock 2023, eqs. 2 and 3)
+
+``K_l`` are convolutions without biases, every phi is one quartic-spline function of (feature, tau) per channel, and
+tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
+
+* *Scaled input.* The first convolution sees ``s(tau) y`` with ``s = (t + sigma_0^2)^(-1/2)`` instead of ``y``, so that
+  one node range serves all noise levels. ``scaled_input=False`` is the printed formula.
+* *Constant in y.* ``c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau``, n the number of pixels. The printed potentials
+  can express it (their splines contain constants); named apart, it trains faster.
+* *Border.* Images are continued by reflection by half the receptive field, so that there is one feature per pixel and
+  channel, and the energy is the sum over exactly these. ``grad`` is the exact gradient of that energy.
+* *Dilation.* The taps of ``K_2 ... K_L`` are ``dilation`` pixels apart, for the farther sight that strong noise asks
+  for at the cost of 3 x 3 kernels.
+* *Range ends.* Potentials are continued linearly outside of their nodes (:mod:`gnclib.spline`).
+
+``grad`` is an explicit backward pass written in forward operations, so that training needs first-order automatic
+differentiation only; ``dtau`` carries first and second tau-derivatives through the layers.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+from dataclasses import asdict
+from functools import cache
+from pathlib import Path
+
+import torch
+from safetensors.torch import save
+from torch import Tensor, nn
+
+from gnclib.checks import as_images, as_time
+from gnclib.foe import config as foe_config
+from gnclib.foe import hub
+from gnclib.foe.config import FoEConfig
+from gnclib.foe.filters import (
+    convolve,
+    convolve_adjoint,
+    convolve_adjoint_inner,
+    crop_to,
+    dct_kernels,
+    reflect,
+    reflect_adjoint,
+)
+from gnclib.io import files
+from gnclib.io.reading import demand_tensors
+from gnclib.score.settings import START_ACTIVATIONS
+from gnclib.spline import SplineGrid
+from gnclib.spline import splines as spline
+
+__all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig", "spline_sum"]
+
+#: folder of the weights that come with the package
+WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+class FieldsOfExperts(nn.Module):
+    """R_L(y, t) of Kobler & Pock 2023, eqs. (2) and (3); see the module for the formula and our choices.
+
+    A new one starts as the paper describes: DCT kernels in K_1, Kaiming-normal K_l, identity activations, and a
+    quadratic last potential (gain 1 / kernel_size^2, which makes K_1^T K_1 about the identity on zero-mean signals).
+
+    Args:
+        config: a :class:`FoEConfig`, or None for R_1's.
+        generator: for the random kernels (l >= 2, or ``kernels="random"``).
+        kernels: "dct" or "random" (unit norm, zero mean) for K_1.
+    """
+
+    def __init__(
+        self,
+        config: FoEConfig | None = None,
+        *,
+        generator: torch.Generator | None = None,
+        kernels: str = "dct",
+    ):
+        super().__init__()
+        self.config = c = config or FoEConfig()
+        generator = generator or torch.Generator().manual_seed(0)
+        if kernels == "dct":
+            first = dct_kernels(c.kernel_size, c.features).float()
+        elif kernels == "random":
+            first = torch.randn(c.features, 1, c.kernel_size, c.kernel_size, generator=generator)
+        else:
+            raise ValueError(f'kernels must be "dct" or "random", got {kernels!r}')
+        deep = (c.features, c.features, c.deep_kernel_size, c.deep_kernel_size)
+        gain = math.sqrt(2 / (c.features * c.deep_kernel_size**2))  # Kaiming-normal, fan in
+        hidden = c.grid_x.quadratic(b=1.0)
+        last = c.grid_x.quadratic(c=0.5 / c.kernel_size**2)
+        potentials = [hidden] * (c.layers - 1) + [last]
+        self.kernels = nn.ParameterList(
+            [first, *(gain * torch.randn(deep, generator=generator) for _ in range(c.layers - 1))]
+        )
+        self.weights = nn.ParameterList(
+            [p.float()[None, :, None].repeat(c.features, 1, c.nodes_tau) for p in potentials]
+        )
+        self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
+        self.project()
+
+    @torch.no_grad()
+    def project(self) -> None:
+        """Put K_1 back to zero mean and norm at most 1 per kernel, in place."""
+        k = self.kernels[0]
+        k -= k.mean((-1, -2), keepdim=True)
+        k /= torch.linalg.vector_norm(k, dim=(-1, -2), keepdim=True).clamp(min=1.0)
+
+    @torch.no_grad()
+    def smooth(self, amount: float, hidden: float = 1.0) -> None:
+        """Take one implicit step of length ``amount`` down the roughness 1/2 ||D^3 w||^2 of all potentials, in place.
+
+        w becomes (I + amount D^3^T D^3)^-1 w, with D^3 the third difference along x: what is rough from node to node
+        is damped, quadratic functions stay as they are. Stable for every amount.
+
+        Args:
+            amount: >= 0, of the last potentials; hidden: >= 0, times the amount for the activations before them.
+
+        Raises:
+            ValueError: an amount that is negative or not finite.
+        """
+        last = self.config.layers - 1
+        for layer, w in enumerate(self.weights):
+            step = amount if layer == last else hidden * amount
+            if not 0 <= step < math.inf:
+                raise ValueError(f"the amount of smoothing must be >= 0 and finite, got {step}")
+            values, vectors = _roughness(self.config.nodes_x)
+            damping = (vectors * (1 / (1 + step * values)) @ vectors.T).to(w)
+            w.copy_(torch.einsum("ij,cjt->cit", damping, w))
+
+    # the energy contract -------------------------------------------------------------------------------------------
+
+    def energy(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
+        """R(y, t), eqs. (2) and (3).
+
+        Args:
+            y: images (B, 1, H, W), grey values of [0, 1] plus noise.
+            t: noise variance, float or (B,), in [sigma_min^2, sigma_max^2].
+            border: "reflect", or "valid" for the sum over the features that need no continuation (used in training).
+
+        Returns:
+            (B,).
+
+        Raises:
+            ValueError: bad shapes, non-finite images, images smaller than the continuation, t outside of its range.
+        """
+        y, tau = self._check(y, t, border)
+        h = self._features(y, tau, border)[-1]
+        return (
+            spline_sum(h, self._coefficients(tau)[-1], self.config.grid_x)
+            + h[0, 0].numel() * self._constant(tau)[0]
+        )
+
+    def grad(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
+        """The exact gradient of :meth:`energy` in y, shaped like y: s pad^T K_1^T phi_1' K_2^T ... phi_L'."""
+        y, tau = self._check(y, t, border)
+        inputs = self._features(y, tau, border, keep_slopes=True)
+        g = inputs[-1]  # phi_L'(x_L)
+        for l in reversed(range(self.config.layers)):
+            g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
+            if l:
+                g = g * inputs[l - 1]
+        g = self._scale(tau)[0][:, None, None, None] * g
+        return reflect_adjoint(g, self.config.margin) if border == "reflect" else g
+
+    def inner_grad(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """:meth:`grad` at the pixels all of whose features lie inside of y, where no border is felt.
+
+        Args:
+            y, t: as for :meth:`energy`; H and W above 4 ``config.margin``.
+
+        Returns:
+            (B, 1, H - 4 margin, W - 4 margin). Cheaper than cropping :meth:`grad`: no layer computes what is cut off.
+
+        Raises:
+            ValueError: as :meth:`energy`.
+        """
+        if min(y.shape[-2:]) <= 4 * self.config.margin:
+            raise ValueError(
+                f"images of {y.shape[-2]}x{y.shape[-1]} pixels have no inner pixel: this energy needs more than"
+                f" {4 * self.config.margin} in each direction"
+            )
+        y, tau = self._check(y, t, "valid")
+        slopes = self._features(y, tau, "valid", keep_slopes=True)
+        g = slopes[-1]
+        for l in reversed(range(1, self.config.layers)):
+            g = convolve_adjoint_inner(g, self.kernels[l], self.config.dilations[l])
+            g = g * crop_to(slopes[l - 1], g)
+        return self._scale(tau)[0][:, None, None, None] * convolve_adjoint_inner(g, self.kernels[0])
+
+    def dtau(
+        self, y: Tensor, t: float | Tensor, *, border: str = "reflect", order: int = 2
+    ) -> tuple[Tensor, ...]:
+        """The derivatives of R in tau = 0.5 log t at fixed y up to ``order`` (1 or 2): as many tensors (B,).
+
+        Each layer maps (x, x', x'') to (phi, phi_tau + phi_x x', phi_tautau + 2 phi_xtau x' + phi_xx x'^2 + phi_x x'').
+        """
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order!r}")
+        y, tau = self._check(y, t, border)
+        padded = reflect(y, self.config.margin) if border == "reflect" else y
+        jet = [s[:, None, None, None] * padded for s in self._scale(tau)[: order + 1]]
+        by_order = [self._coefficients(tau, k) for k in range(order + 1)]
+        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
+            x, x1, *x2 = (convolve(j, kernel, dilation) for j in jet)
+            f, fx, *fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2)[: order + 1])
+            ft, *fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1)[:order])
+            jet = [f, ft + fx * x1]
+            if order == 2:
+                (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
+                jet.append(ftt + 2 * fxt[0] * x1 + fxx[0] * x1**2 + fx * x2[0])
+        constant = self._constant(tau)[: order + 1]
+        return tuple(
+            j.sum((1, 2, 3)) + j[0, 0].numel() * c for j, c in zip(jet[1:], constant[1:], strict=True)
+        )
+
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
+        """Hessian of :meth:`energy` in y times v, shaped like y: the gradient of <grad(y, t), v>, by symmetry."""
+        as_images(y)
+        if v.shape != y.shape or v.dtype != y.dtype:
+            raise ValueError(
+                f"v must have the shape and dtype of y, {tuple(y.shape)} {y.dtype}, got {tuple(v.shape)} {v.dtype}"
+            )
+        with torch.enable_grad():
+            y = y.detach().requires_grad_()
+            return torch.autograd.grad(self.grad(y, t), y, v)[0]
+
+    # parts ---------------------------------------------------------------------------------------------------------
+
+    def _check(self, y: Tensor, t, border: str) -> tuple[Tensor, Tensor]:
+        if border not in ("reflect", "valid"):
+            raise ValueError(f'border must be "reflect" or "valid", got {border!r}')
+        as_images(y)
+        if y.dtype != self.offset.dtype:
+            raise ValueError(
+                f"images are {y.dtype} but the energy is {self.offset.dtype}: convert one, e.g. prior.double()"
+            )
+        need = self.config.margin + 1 if border == "reflect" else 2 * self.config.margin + 1
+        if min(y.shape[-2:]) < need:
+            raise ValueError(
+                f"images of {y.shape[-2]}x{y.shape[-1]} pixels are too small: this energy needs {need}x{need} or more"
+            )
+        t = as_time(t, y.shape[0], like=y)
+        low, high = self.config.sigma_min**2, self.config.sigma_max**2
+        if bool(((t < low * (1 - 1e-5)) | (t > high * (1 + 1e-5))).any()):
+            raise ValueError(
+                f"t = {t.min().item():.4g} .. {t.max().item():.4g} leaves the range [{low:.4g}, {high:.4g}] of noise"
+                " variances on which this energy is defined (t is sigma^2, with grey values in [0, 1])"
+            )
+        tau = 0.5 * t.log()
+        return y, tau.clamp(math.log(self.config.sigma_min), math.log(self.config.sigma_max))
+
+    def _coefficients(self, tau: Tensor, derivative: int = 0) -> list[Tensor]:
+        return [
+            spline.contract(w, tau, self.config.grid_tau, derivative) for w in self.weights
+        ]  # each (B, C, N_x)
+
+    def _scale(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """s(tau) and its first two derivatives, each (B,)."""
+        if not self.config.scaled_input:
+            return torch.ones_like(tau), torch.zeros_like(tau), torch.zeros_like(tau)
+        t = torch.exp(2 * tau)
+        s = (t + self.config.sigma_0**2) ** -0.5
+        return s, -t * s**3, -2 * t * s**3 + 3 * t**2 * s**5
+
+    def _constant(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+        """c(tau) and its first two derivatives, each (B,)."""
+        t = torch.exp(2 * tau)
+        q = t / (t + self.config.sigma_0**2)
+        log = 0.5 * torch.log(t + self.config.sigma_0**2), q, 2 * q * (1 - q)
+        return tuple(
+            a + spline.contract(self.offset, tau, self.config.grid_tau, k) for k, a in enumerate(log)
+        )
+
+    def _features(self, y: Tensor, tau: Tensor, border: str, keep_slopes: bool = False) -> list[Tensor]:
+        """The inputs x_1 ... x_L of the non-linearities; with ``keep_slopes`` phi_1'(x_1) ... phi_L'(x_L) instead."""
+        coefficients = self._coefficients(tau)
+        h = self._scale(tau)[0][:, None, None, None] * (
+            reflect(y, self.config.margin) if border == "reflect" else y
+        )
+        kept = []
+        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
+            x = convolve(h, kernel, dilation)
+            last = l == self.config.layers - 1
+            orders = ((1,) if last else (0, 1)) if keep_slopes else (() if last else (0,))
+            values = spline.evaluate(x, coefficients[l], self.config.grid_x, orders) if orders else ()
+            kept.append(values[-1] if keep_slopes else x)
+            h = values[0] if values else None
+        return kept
+
+    @torch.no_grad()
+    def warm_start(
+        self, shallow: FieldsOfExperts, generator: torch.Generator | None = None, *, hidden: str = "identity"
+    ) -> None:
+        """Become nearly the energy ``shallow`` = R_1: its kernels K_1, its potentials in the last layer.
+
+        Hidden activations are the identity and K_l = identity + 0.1 Kaiming-normal for l >= 2, so that training sets
+        out from R_1's quality (not in the paper, which starts from DCT and Kaiming-normal kernels). Without the random
+        part (and as long as features stay within the range of the nodes) it is R_1 but for the border.
+
+        With identities the potentials see signed features only, and by the symmetry of images under a change of sign
+        of their contrast little drives them to anything else: training tends to stay near straight activations.
+        ``hidden="magnitude"`` lets the last hidden layer compute magnitudes, and the potentials undo it:
+
+            phi_{L-1}(x) = m(x) = sqrt(x^2 + s^2) - s
+            phi_L(m) = [rho(x) + rho(-x)] / 2  at x = sqrt((m + s)^2 - s^2),
+
+        rho R_1's potential, s = 0.3, and phi_L continued linearly to m < 0. It is the same energy for even rho, but
+        K_L now pools magnitudes of neighbouring features, which potentials can use at once.
+
+        Args:
+            shallow: R_1; left as it is.
+            generator: of the random part of K_l.
+            hidden: "identity" or "magnitude", the last hidden activation.
+
+        Raises:
+            ValueError: ``shallow`` has other nodes, first kernels or features, or more than one layer; or another
+                name of an activation, or a magnitude without a hidden layer.
+        """
+        if hidden not in START_ACTIVATIONS:
+            raise ValueError(f"hidden must be one of {', '.join(START_ACTIVATIONS)}, got {hidden!r}")
+        if hidden == "magnitude" and self.config.layers == 1:
+            raise ValueError('hidden="magnitude" needs a hidden layer, and this energy has one layer')
+        of_deep_layers = {name: getattr(self.config, name) for name in ("deep_kernel_size", "dilation")}
+        if asdict(shallow.config) | of_deep_layers != asdict(self.config) | {"layers": 1}:
+            raise ValueError(
+                "a warm start needs a prior of one layer with the same configuration otherwise, got"
+                f" {shallow.config} for {self.config}"
+            )
+        fresh = FieldsOfExperts(self.config, generator=generator)
+        for kernel, random in zip(self.kernels[1:], fresh.kernels[1:], strict=True):
+            kernel.copy_(0.1 * random)
+            middle = self.config.deep_kernel_size // 2
+            kernel[:, :, middle, middle] += torch.eye(self.config.features).to(kernel)
+        for weights, start in zip(self.weights, fresh.weights, strict=True):
+            weights.copy_(start)
+        self.kernels[0].copy_(shallow.kernels[0])
+        self.weights[-1].copy_(shallow.weights[0])
+        if hidden == "magnitude":
+            magnitude, composed = _magnitude(self.config.grid_x, shallow.weights[0])
+            self.weights[-2].copy_(magnitude[None, :, None].expand_as(self.weights[-2]))
+            self.weights[-1].copy_(composed)
+        self.offset.copy_(shallow.offset)
+
+    # files ---------------------------------------------------------------------------------------------------------
+
+    def weights_file(self) -> bytes:
+        """The content of ``model.safetensors``: the same for the same weights, wherever they are."""
+        return save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()})
+
+    def save_pretrained(self, folder: str | os.PathLike) -> None:
+        """Write ``model.safetensors`` and ``config.json`` into ``folder``, each whole or not at all."""
+        files.write_bytes(Path(folder) / "model.safetensors", self.weights_file())
+        files.write_text(Path(folder) / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+
+    @classmethod
+    def from_pretrained(cls, name: str | os.PathLike) -> FieldsOfExperts:
+        """Load a prior of the package ("R1"), from a folder, or from the hub ("owner/name", "owner/name@revision").
+
+        Looked for in this order (:mod:`gnclib.foe.hub`); a folder is what :meth:`save_pretrained` writes.
+
+        Raises:
+            FileNotFoundError: none of the three, or one of the two files is missing there.
+            ConnectionError: the hub cannot be reached. ImportError: a hub name without ``huggingface_hub``.
+            ValueError: a file that is damaged or does not fit the configuration.
+        """
+        folder = hub.locate(name, WEIGHTS, ("config.json", "model.safetensors"), "prior")
+        return cls.from_state(*foe_config.read_prior(folder)).requires_grad_(False).eval()
+
+    @classmethod
+    def from_state(cls, config: FoEConfig, state: dict[str, Tensor]) -> FieldsOfExperts:
+        """The energy with these weights. Raises ValueError, before it makes anything, where they do not fit."""
+        demand_tensors(state, config.shapes, "weights that do not fit the configuration")
+        model = cls(config)
+        model.load_state_dict(state)
+        return model
+
+
+def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Tensor, Tensor]:
+    """Coefficients of m(x), (N_x,), and of rho after its inverse, shaped like the potentials rho (C, N_x, N_tau)."""
+    m = torch.linspace(grid.low, grid.high, 40 * grid.intervals + 1, dtype=torch.float64)
+    rho = potentials.detach().double().cpu().transpose(1, 2)  # (C, N_tau, N_x)
+    x = ((m.clamp(min=0) + s) ** 2 - s**2).sqrt().expand(*rho.shape[:2], -1).contiguous()
+    even = (spline.evaluate(x, rho, grid)[0] + spline.evaluate(-x, rho, grid)[0]) / 2
+    (curvature,) = spline.evaluate(torch.zeros_like(x[..., :1]), rho, grid, (2,))
+    even = even + s * curvature * m.clamp(max=0)  # rho(0) + s rho''(0) m for m < 0: no kink at 0
+    return grid.fit(m, (m**2 + s**2).sqrt() - s), grid.fit(m, even).transpose(1, 2)
+
+
+@cache
+def _roughness(count: int) -> tuple[Tensor, Tensor]:
+    """Eigenvalues and eigenvectors of D^3^T D^3 for ``count`` nodes."""
+    third = torch.eye(count, dtype=torch.float64).diff(n=3, dim=0)
+    return torch.linalg.eigh(third.T @ third)
+
+
+def spline_sum(x: Tensor, coefficients: Tensor, grid: SplineGrid) -> Tensor:
+    """< phi(x), 1 > per image: (B, C, H, W) -> (B,)."""
+    return spline.evaluate(x, coefficients, grid)[0].sum((1, 2, 3))

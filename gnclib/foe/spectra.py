@@ -1,0 +1,123 @@
+r"""The Hessian of a Fields of Experts at one image, taken apart by layers, and its extreme eigenvalues (Lanczos).
+
+With x_l the features, g_l = dR/dphi_l the adjoints (g_L = 1) and J_l = dx_l/dy the Jacobians,
+
+    Hess R_L(y, t) = sum_l J_l^T diag( g_l phi_l''(x_l, tau) ) J_l,
+    J_1 = s K_1 P,    J_l = K_l diag(phi_{l-1}') J_{l-1}
+
+(P: continuation by reflection). For L = 1 this is s^2 P^T K^T diag(phi'') K P. Features, slopes and curvatures are
+computed once per point; each product with a vector then takes convolutions only, which is several times faster than
+:meth:`gnclib.foe.FieldsOfExperts.hvp`, the same by automatic differentiation. And it says which layer bends the energy.
+"""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from gnclib.foe import FieldsOfExperts
+from gnclib.foe.curves import input_scale
+from gnclib.foe.filters import convolve, convolve_adjoint, reflect, reflect_adjoint
+from gnclib.spline import splines as spline
+
+__all__ = ["PointHessian", "extreme_eigenvalues"]
+
+
+class PointHessian:
+    """t Hess R(y, t) at one image, as a linear map.
+
+    Args:
+        prior: the energy; y: image (1, 1, H, W) of its dtype; sigma: noise level, t = sigma^2.
+
+    Attributes:
+        features: x_1 ... x_L, each (1, C, H_l, W_l).
+        curvatures: g_l phi_l''(x_l), shaped like the features. May be replaced, to ask what would be if.
+
+    Raises:
+        ValueError: more than one image.
+    """
+
+    @torch.no_grad()
+    def __init__(self, prior: FieldsOfExperts, y: Tensor, sigma: float):
+        if len(y) != 1:
+            raise ValueError(f"one image at a time, got {len(y)}")
+        grid, tau_grid = prior.config.grid_x, prior.config.grid_tau
+        tau = torch.tensor([math.log(sigma)], dtype=y.dtype).clamp(tau_grid.low, tau_grid.high)
+        self.t, self.margin, self.shape = sigma**2, prior.config.margin, tuple(y.shape)
+        self.kernels = [k.detach() for k in prior.kernels]
+        self.dilations = prior.config.dilations
+        self.scale = input_scale(prior.config, sigma)
+        h = self.scale * reflect(y, self.margin)
+        self.features, self.slopes, self.curvatures = [], [], []
+        for kernel, dilation, weights in zip(self.kernels, self.dilations, prior.weights, strict=True):
+            x = convolve(h, kernel, dilation)
+            h, first, second = spline.evaluate(x, spline.contract(weights, tau, tau_grid), grid, (0, 1, 2))
+            self.features.append(x)
+            self.slopes.append(first)
+            self.curvatures.append(second)
+        g = torch.ones_like(h)
+        for l in reversed(range(len(self.kernels))):
+            self.curvatures[l] = g * self.curvatures[l]
+            g = convolve_adjoint(g * self.slopes[l], self.kernels[l], self.dilations[l])
+
+    def _tangents(self, v: Tensor) -> list[Tensor]:
+        """J_1 v ... J_L v."""
+        h, found = self.scale * reflect(v, self.margin), []
+        for kernel, dilation, slope in zip(self.kernels, self.dilations, self.slopes, strict=True):
+            found.append(convolve(h, kernel, dilation))
+            h = slope * found[-1]
+        return found
+
+    def __call__(self, v: Tensor) -> Tensor:
+        """t Hess R v, shaped like v = (1, 1, H, W)."""
+        tangents, g = self._tangents(v), None
+        for l in reversed(range(len(self.kernels))):
+            q = self.curvatures[l] * tangents[l]
+            q = q if g is None else q + self.slopes[l] * g
+            g = convolve_adjoint(q, self.kernels[l], self.dilations[l])
+        return self.t * reflect_adjoint(self.scale * g, self.margin)
+
+    def by_layer(self, v: Tensor) -> list[float]:
+        """t <J_l v, diag(g_l phi_l'') J_l v> for l = 1 ... L: the parts whose sum is t <v, Hess R v>."""
+        pairs = zip(self.curvatures, self._tangents(v), strict=True)
+        return [self.t * float((c.double() * x.double() ** 2).sum()) for c, x in pairs]
+
+
+def extreme_eigenvalues(
+    product, shape: tuple[int, ...], dtype=torch.float32, tolerance: float = 2e-3, seed: int = 0
+) -> tuple[float, float, Tensor]:
+    """Smallest and largest eigenvalue of a symmetric map of images, apart from the constant image, by Lanczos' method.
+
+    The kernels of K_1 have no mean, so a constant image always has eigenvalue 0. A rank-one term lifts it to 1/2, amid
+    the spectrum of any useful denoiser; otherwise the smallest eigenvalue could never be positive.
+
+    Args:
+        product: v -> A v for images of the ``shape`` (1, 1, H, W), with A 1 = 0.
+        tolerance: of the eigenvalues, absolute where they are of order one.
+        seed: of the start vector.
+
+    Returns:
+        smallest, largest, and the eigenvector of the smallest, of norm 1 and of the given shape.
+
+    Ritz values lie inside of the spectrum: the true smallest eigenvalue is at most the one returned plus rounding, the
+    true largest at least.
+    """
+    shift, count = 2.0, math.prod(shape)  # makes both ends of order one: ARPACK's tolerance is relative
+
+    def matvec(v: np.ndarray) -> np.ndarray:
+        image = torch.from_numpy(v.reshape(shape)).to(dtype)
+        return (product(image) + 0.5 * image.mean() + shift * image).flatten().double().numpy()
+
+    operator = LinearOperator((count, count), matvec, dtype=np.float64)
+    start = np.random.default_rng(seed).standard_normal(count)
+    values, vectors = eigsh(operator, 2, which="BE", v0=start, tol=tolerance / shift, ncv=min(24, count))
+    low = int(values.argmin())
+    return (
+        float(values.min()) - shift,
+        float(values.max()) - shift,
+        torch.from_numpy(vectors[:, low].reshape(shape)).to(dtype),
+    )

@@ -1,0 +1,15 @@
+"""Pictures and data sets, in and out, and how alike two pictures are.
+
+Here: image files, BSDS500 and BSDS68, crops, dead leaves, PSNR and SSIM.
+Never: energies.
+May import: `io`.
+"""
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "metrics": ["psnr", "ssim"],
+    },
+)

@@ -1,0 +1,319 @@
+"""Images: BSDS500 by split, the BSDS68 benchmark, patches, and pictures that need no network.
+
+The Berkeley Segmentation Data Set (Arbelaez, Maire, Fowlkes & Malik, TPAMI 2011) has 500 photographs of
+321 x 481 pixels (either way up) in three splits: train (200), val (100) and test (200). The denoising
+benchmark BSDS68 of Roth & Black is a *subset of val*. Priors are therefore trained on train + test only:
+`training_images` refuses val, so a benchmark number is never a number on training data.
+
+The images are not part of this package. They are read from the folder named by the environment variable
+`GNC_DATA_DIR` (which holds `BSDS500/{train,val,test}/*.jpg`) or else downloaded once into pooch's cache from
+a public mirror at a pinned commit. Either way each file is checked against the SHA-256 in `bsds500.sha256`.
+
+Grey values are PIL's `convert("L")` (ITU-R 601 luma, rounded to 8 bits) divided by 255: float32 in [0, 1],
+shape (1, 1, H, W). That is the grey version which the benchmark uses.
+"""
+
+import hashlib
+import io
+import math
+import os
+import re
+import time
+import warnings
+from collections.abc import Iterable
+from contextlib import suppress
+from functools import cache
+from importlib.resources import files
+from pathlib import Path
+
+import numpy as np
+import torch
+from PIL import Image
+from torch import Tensor
+from tqdm import tqdm
+
+from gnclib.images.crops import PatchSampler, middle, patches
+from gnclib.images.leaves import dead_leaves, leaf_radii
+from gnclib.io.reading import read_bytes
+
+with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them
+    warnings.filterwarnings("ignore", message="IProgress not found")
+    import pooch
+
+__all__ = [
+    "PatchSampler",
+    "add_noise",
+    "available",
+    "bsds68",
+    "bsds68_ids",
+    "bsds500",
+    "bsds500_ids",
+    "dead_leaves",
+    "embedded",
+    "leaf_radii",
+    "middle",
+    "patches",
+    "refuse_validation",
+    "training_images",
+    "validation_images",
+    "verify",
+]
+
+SPLITS = ("train", "val", "test")
+#: bytes; the largest image of BSDS500 has less than a tenth of it
+LARGEST = 2_000_000
+COMMIT = "a04b7c6c3a9f0ace74bf205c72a43d32e1c72722"
+URL = f"https://raw.githubusercontent.com/BIDS/BSDS500/{COMMIT}/BSDS500/data/images/"
+EMBEDDED = (
+    *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"),
+    *("grass.png", "gravel.png", "moon.png", "motorcycle_left.png", "rocket.jpg"),
+)
+
+COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+
+
+# --- which images there are -------------------------------------------------------------------------------
+
+
+def parse_hashes(content: bytes) -> dict[str, str]:
+    """Name -> SHA-256 of the 500 images, from the list that comes with the package. Raises ValueError."""
+    line = re.compile(r"([0-9a-f]{64})  ((?:train|val|test)/[0-9]{1,8}\.jpg)")
+    found = [line.fullmatch(text) for text in content.decode("ascii", "replace").splitlines()]
+    hashes = {match[2]: match[1] for match in found if match}
+    if len(found) != len(hashes) or [sum(k.startswith(s) for k in hashes) for s in SPLITS] != [200, 100, 200]:
+        raise ValueError("the list bsds500.sha256 of the package is damaged: install gnclib anew")
+    return hashes
+
+
+def parse_benchmark(content: bytes) -> tuple[str, ...]:
+    """The ids of BSDS68, from the list that comes with the package. Raises ValueError."""
+    ids = tuple(content.decode("ascii", "replace").split())
+    if len(set(ids)) != 68 or len(ids) != 68 or not all(f"val/{image}.jpg" in _hashes() for image in ids):
+        raise ValueError("the list bsds68.txt of the package is damaged: install gnclib anew")
+    return ids
+
+
+@cache
+def _hashes() -> dict[str, str]:
+    return parse_hashes((files("gnclib.images") / "bsds500.sha256").read_bytes())
+
+
+@cache
+def bsds68_ids() -> tuple[str, ...]:
+    """Ids of the 68 images of BSDS68, in the order of the benchmark. All of them are in val."""
+    return parse_benchmark((files("gnclib.images") / "bsds68.txt").read_bytes())
+
+
+def bsds500_ids(split: str) -> tuple[str, ...]:
+    """Ids of the images of a split, sorted. Raises ValueError if there is no such split."""
+    if split not in SPLITS:
+        raise ValueError(f"there is no split {split!r} of BSDS500: choose one of {', '.join(SPLITS)}")
+    return tuple(sorted(Path(name).stem for name in _hashes() if name.startswith(f"{split}/")))
+
+
+# --- where they lie ---------------------------------------------------------------------------------------
+
+
+def _local_folder() -> Path | None:
+    """The folder BSDS500 below GNC_DATA_DIR, or None if the variable is not set."""
+    root = os.environ.get("GNC_DATA_DIR")
+    if not root:
+        return None
+    folder = Path(root).expanduser() / "BSDS500"
+    if not folder.is_dir():
+        raise FileNotFoundError(
+            f"GNC_DATA_DIR is {root!r}, but there is no folder {folder}: let it name the folder that holds "
+            "BSDS500/{train,val,test}/*.jpg, or unset it to download the images"
+        )
+    return folder
+
+
+def _cache_folder() -> Path:
+    return Path(pooch.os_cache("gnclib")) / f"BSDS500-{COMMIT[:8]}"
+
+
+def available(splits: Iterable[str] = SPLITS) -> bool:
+    """Whether all images of these splits are at hand without a download (hashes are not checked here)."""
+    names = [name for split in splits for name in _names(split, bsds500_ids(split))]
+    try:
+        folder = _local_folder() or _cache_folder()
+    except FileNotFoundError:
+        return False
+    return all((folder / name).is_file() for name in names)
+
+
+def _read_local(folder: Path, name: str) -> bytes:
+    """The bytes of one image whose hash is right. Raises FileNotFoundError or ValueError naming the file."""
+    path = folder / name
+    if not path.is_file():
+        raise FileNotFoundError(
+            f"{path} is missing: put the image there, or unset GNC_DATA_DIR to download it"
+        )
+    try:
+        content = read_bytes(path, LARGEST)
+    except ValueError:
+        content = b""
+    if hashlib.sha256(content).hexdigest() != _hashes()[name]:
+        raise ValueError(
+            f"{path} is not the image of BSDS500 (its SHA-256 differs): it is corrupt or was changed. "
+            "Delete it and copy or download it anew"
+        )
+    return content
+
+
+def _remove_remains(folder: Path) -> None:
+    """Remove what a killed download left: pooch's temporary files, if an hour old (another may be at work)."""
+    for split in SPLITS:
+        for path in (folder / split).glob("tmp*"):
+            with suppress(OSError):
+                if time.time() - path.stat().st_mtime > 3600:
+                    path.unlink()
+
+
+def _download(names: list[str]) -> Path:
+    """Download into pooch's cache what is not there yet; return the folder."""
+    folder = _cache_folder()
+    missing = [name for name in names if not (folder / name).is_file()]
+    if missing:
+        fetcher = pooch.create(path=folder, base_url=URL, registry=_hashes(), retry_if_failed=2)
+        pooch.get_logger().setLevel("WARNING")
+        _remove_remains(folder)
+        try:
+            for name in tqdm(missing, desc="BSDS500", unit="image"):
+                fetcher.fetch(name)
+        except (OSError, ValueError) as error:  # OSError: no network, HTTP errors; ValueError: wrong hash
+            reason = str(error) if isinstance(error, ValueError) else type(error).__name__  # --debug: all
+            raise ConnectionError(
+                f"BSDS500 is not here, and could not be downloaded from {URL} ({reason}). If this "
+                "machine has no network, copy the data set here and set the environment variable "
+                "GNC_DATA_DIR to the folder that holds BSDS500/{train,val,test}/*.jpg; or work with "
+                "gnclib.images.data.embedded(), photographs that need no network"
+            ) from error
+    return folder
+
+
+def _contents(names: list[str]) -> dict[str, bytes]:
+    folder = _local_folder() or _download(names)
+    return {name: _read_local(folder, name) for name in names}
+
+
+def _images(split: str, ids: Iterable[str], mode: str = "L") -> dict[str, Tensor]:
+    """Images of a split by their ids, in this order; mode as for :func:`_decode`."""
+    return {
+        Path(name).stem: _decode(content, mode) for name, content in _contents(_names(split, ids)).items()
+    }
+
+
+def _names(split: str, ids: Iterable[str]) -> list[str]:
+    return [f"{split}/{image}.jpg" for image in ids]
+
+
+def _decode(content: bytes, mode: str = "L") -> Tensor:
+    """Grey (1, 1, H, W), or with the mode "RGB" red, green and blue (3, 1, H, W); in [0, 1]."""
+    with Image.open(io.BytesIO(content)) as image:
+        channels = np.moveaxis(np.atleast_3d(np.array(image.convert(mode), np.float32)), -1, 0)
+    return torch.from_numpy(np.ascontiguousarray(channels)).div_(255)[:, None]
+
+
+# --- data sets --------------------------------------------------------------------------------------------
+
+
+def bsds500(split: str) -> dict[str, Tensor]:
+    """Grey images of one split of BSDS500: a dict id -> float32 tensor (1, 1, H, W) in [0, 1], sorted by id.
+
+    Reads below GNC_DATA_DIR if that is set; otherwise downloads (about 10 to 20 MB per split) with a progress
+    bar. Raises ValueError for an unknown split or a corrupt file, FileNotFoundError for a missing one, and
+    ConnectionError, saying what to do, when the download fails.
+    """
+    return _images(split, bsds500_ids(split))
+
+
+def bsds68(colour: bool = False) -> dict[str, Tensor]:
+    """The 68 test images of Roth & Black in the benchmark's order: dict id -> (1, 1, H, W). For tests only.
+
+    colour: (3, 1, H, W), red, green and blue: the benchmark that is known as CBSD68.
+    """
+    return _images("val", bsds68_ids(), "RGB" if colour else "L")
+
+
+def validation_images() -> dict[str, Tensor]:
+    """The 32 images of val that are not in BSDS68: for choosing settings without touching the benchmark."""
+    benchmark = set(bsds68_ids())
+    return _images("val", [image for image in bsds500_ids("val") if image not in benchmark])
+
+
+def refuse_validation(ids: Iterable[str]) -> None:
+    """Raise ValueError if one of these image ids belongs to val, and say so louder if it belongs to BSDS68."""
+    ids = set(ids)
+    if leaked := sorted(ids & set(bsds68_ids())):
+        raise ValueError(
+            f"these images belong to the test set BSDS68, never train on them: {', '.join(leaked)}"
+        )
+    if leaked := sorted(ids & set(bsds500_ids("val"))):
+        raise ValueError(f"these images belong to val, never train on them: {', '.join(leaked)}")
+
+
+def refuse_validation_files(paths: Iterable[Path]) -> None:
+    """Raise ValueError if one of these files has the content or, but for its suffix, the name of an image of val."""
+    paths = list(paths)
+    hashes = {digest for name, digest in _hashes().items() if name.startswith("val/")}
+    for path in paths:
+        if path.stat().st_size <= LARGEST and hashlib.sha256(path.read_bytes()).hexdigest() in hashes:
+            raise ValueError(
+                f"{path} is an image of BSDS500 val, which holds the test set BSDS68: never train on it"
+            )
+    if named := sorted({path.stem for path in paths} & set(bsds500_ids("val"))):
+        raise ValueError(
+            f"these files have names of images of BSDS500 val, which holds the test set BSDS68: {', '.join(named)}. "
+            "Never train on those; if yours are others, give them other names"
+        )
+
+
+def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tensor]:
+    """Images to train on: by default train + test, 400 of them. ValueError for val, which holds BSDS68."""
+    splits = (splits,) if isinstance(splits, str) else tuple(splits)
+    if not splits:
+        raise ValueError("training_images needs at least one split: 'train', 'test' or both")
+    if "val" in splits:
+        raise ValueError("val must not be trained on: it contains the test set BSDS68. Use train and test")
+    images = {}
+    for split in splits:
+        images.update(bsds500(split))
+    refuse_validation(images)
+    return images
+
+
+def verify(splits: Iterable[str] = SPLITS) -> int:
+    """Check the SHA-256 of every image of these splits (downloading what is absent); return their number."""
+    return sum(len(_contents(_names(split, bsds500_ids(split)))) for split in splits)
+
+
+def embedded(colour: bool = False) -> dict[str, Tensor]:
+    """Photographs bundled with scikit-image (no network): dict name -> (1, 1, H, W), grey, float32, [0, 1].
+
+    colour: those that are in colour, as they are: (3, 1, H, W), red, green and blue.
+    """
+    folder, mode = files("skimage") / "data", "RGB" if colour else "L"
+    names = COLOURED if colour else EMBEDDED
+    return {Path(name).stem: _decode((folder / name).read_bytes(), mode) for name in names}
+
+
+# --- noise -------------------------------------------------------------------------------------------------
+
+
+def add_noise(x: Tensor, sigma: float, seed: int | torch.Generator) -> Tensor:
+    """White Gaussian noise, y = x + sigma z with z ~ N(0, I). The result is *not* clipped to [0, 1].
+
+    x: any floating tensor; sigma >= 0: standard deviation on the scale of the grey values (25/255 for "sigma
+    25"); seed: an integer or a torch.Generator on the CPU. Convention for benchmarks: the noise of image k of
+    BSDS68 (k = 0, ..., 67 in the benchmark's order) has seed k. Raises ValueError for anything else.
+    """
+    if not torch.is_tensor(x) or not x.is_floating_point():
+        raise ValueError("x must be a floating point tensor")
+    if not (math.isfinite(sigma) and sigma >= 0):
+        raise ValueError(f"sigma must be finite and >= 0, got {sigma}")
+    if isinstance(seed, int) and not isinstance(seed, bool):
+        seed = torch.Generator().manual_seed(seed)
+    if not isinstance(seed, torch.Generator):
+        raise ValueError(f"seed must be an integer or a torch.Generator, got {type(seed).__name__}")
+    return x + sigma * torch.randn(x.shape, generator=seed, dtype=x.dtype).to(x.device)

@@ -1,0 +1,134 @@
+"""Image files out, with the bit depth, alpha, colour profile, EXIF and resolution that came in.
+
+Every format keeps what it can hold: PNG, JPEG and TIFF all of it (16-bit colour TIFF profile, resolution and the
+plain texts of EXIF), BMP the resolution. JPEG is written with quality 95 and without subsampling.
+"""
+
+from __future__ import annotations
+
+import io
+import os
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from gnclib.images.reading import Picture, read
+from gnclib.io.files import write_bytes
+
+__all__ = ["Picture", "check_writable", "quantise", "read", "write"]
+
+_LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
+_LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG"}
+_FORMATS = _LOSSLESS | _LOSSY
+
+
+def check_writable(path: str | os.PathLike, picture: Picture, force: bool = False) -> Path:
+    """Say before the long computation, not after it, that `picture` cannot be written to `path`.
+
+    Raises
+    ------
+    ValueError
+        Unknown suffix, or the format cannot hold 16 bits or alpha.
+    FileExistsError
+        The file exists and `force` is not given.
+    FileNotFoundError
+        The folder does not exist.
+    IsADirectoryError
+        The path is a folder.
+    """
+    path = Path(path)
+    suffix = path.suffix.lower()
+    if suffix not in _FORMATS:
+        raise ValueError(f"cannot write {path.name!r}: choose one of the suffixes {', '.join(_FORMATS)}")
+    colour = picture.pixels.shape[0] == 3 or picture.alpha is not None
+    if picture.depth == 16 and (suffix not in (".png", ".tif", ".tiff") or (colour and suffix == ".png")):
+        better = ".tif" if colour else ".png or .tif"
+        raise ValueError(
+            f"{path.name!r} cannot hold this 16-bit image: write to a name that ends in {better}"
+        )
+    if picture.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
+        raise ValueError(
+            f"{path.name!r} cannot hold the alpha channel: write to a name that ends in .png or .tif"
+        )
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    if path.is_dir():
+        raise IsADirectoryError(f"{path} is a folder: give the name of a file")
+    if path.exists() and not force:
+        raise FileExistsError(f"{path} exists: use --force to overwrite it")
+    return path
+
+
+def quantise(picture: Picture, pixels: np.ndarray) -> Picture:
+    """`picture` with other pixels (C, H, W), clipped to [0, 1] and rounded to the grey levels of its depth."""
+    top = 2**picture.depth - 1
+    made = np.clip(pixels, 0.0, 1.0, dtype=np.float32)
+    made *= top
+    np.rint(made, out=made)
+    made /= top
+    return replace(picture, pixels=made)
+
+
+def write(path: str | os.PathLike, picture: Picture, force: bool = False) -> Path:
+    """Write an image file in one step, in the bit depth of the picture; raises as `check_writable` does."""
+    path = check_writable(path, picture, force)
+    return write_bytes(path, encode(picture, path.suffix))
+
+
+def encode(picture: Picture, suffix: str) -> bytes:
+    """The bytes of the file with this suffix (".png", ...) that :func:`check_writable` found possible."""
+    array, kind = _levels(picture), _FORMATS[suffix.lower()]
+    buffer = io.BytesIO()
+    if picture.depth == 16 and array.ndim == 3:
+        _encode_wide_tiff(buffer, array, picture)
+        return buffer.getvalue()
+    options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
+    if picture.profile:
+        options["icc_profile"] = picture.profile
+    if picture.dpi:
+        options["dpi"] = picture.dpi
+    if picture.exif and kind != "BMP":
+        options["exif"] = picture.exif
+    try:
+        Image.fromarray(array).save(buffer, kind, **options)
+    except Exception:  # a remark that cannot be written is no reason to lose the picture
+        options.pop("exif", None)
+        buffer = io.BytesIO()
+        Image.fromarray(array).save(buffer, kind, **options)
+    return buffer.getvalue()
+
+
+def _levels(picture: Picture) -> np.ndarray:
+    """The integers of the file, (H, W) or (H, W, C) with alpha last."""
+    kind = np.uint8 if picture.depth == 8 else np.uint16
+    channels, height, width = picture.pixels.shape
+    array = np.empty((height, width, channels + (picture.alpha is not None)), kind)
+    for channel, grey in enumerate(picture.pixels):
+        levels = np.clip(grey, 0.0, 1.0)
+        levels *= 2**picture.depth - 1
+        array[..., channel] = np.rint(levels, out=levels)
+    if picture.alpha is not None:
+        array[..., -1] = picture.alpha
+    return array[..., 0] if array.shape[-1] == 1 else array
+
+
+def _encode_wide_tiff(buffer: io.BytesIO, array: np.ndarray, picture: Picture) -> None:
+    import tifffile
+
+    texts = Image.Exif()
+    if picture.exif:
+        texts.load(picture.exif)
+    known = {
+        key: texts[key]
+        for key in (270, 271, 272, 305, 306, 315, 316, 33432)
+        if isinstance(texts.get(key), str)
+    }
+    tifffile.imwrite(
+        buffer, array, metadata=None, iccprofile=picture.profile,
+        photometric="rgb" if picture.pixels.shape[0] == 3 else "minisblack",
+        extrasamples=None if picture.alpha is None else ["unassalpha"],
+        resolution=picture.dpi, resolutionunit=None if picture.dpi is None else "inch",
+        software=False, extratags=[(key, "s", 0, text, True) for key, text in known.items()],
+    )  # fmt: skip

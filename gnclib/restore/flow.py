@@ -1,0 +1,310 @@
+"""Descent on a smoothed energy: GNC flow and what it is compared with.
+
+Every solver is a generator: it computes one step, yields a frozen `State` and waits. The caller owns the
+loop, and with it stopping, plots and progress bars. All have one signature,
+
+    solver(prior, smoothing, data=None, start=None, *, ...)  ->  Iterator[State],
+
+where the smoothing is a schedule (`gnc_flow`, `ddim_flow`), one fixed t (`proximal_gradient`), or the t from which
+a search over t sets out (`gnclib.restore.joint`). The prior is anything with `grad(y, t)`, t being the noise
+variance; the data term anything of `gnclib.restore.operators`.
+
+    GNC flow  x_i = prox_{t_i D}( x_{i-1} - t_i grad_1 R(x_{i-1}, t_i) )   (Kobler & Pock 2023, Alg. 1, eq. 9)
+
+Without data the prox is the identity and, by Tweedie's formula, each step is the posterior mean
+E[ X | X + sqrt(t_i) Z = x_{i-1} ]: the flow denoises its own iterate, again and again, believing in less and
+less noise.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from gnclib.restore.schedules import as_count, as_schedule, linear_schedule, log_schedule
+
+__all__ = [
+    "DataTerm",
+    "Prior",
+    "State",
+    "attained",
+    "attainment",
+    "attainment_map",
+    "ddim_flow",
+    "gnc_flow",
+    "last",
+    "linear_schedule",
+    "log_schedule",
+    "proximal_gradient",
+    "steps_until_all_arrive",
+]
+
+
+class Prior(Protocol):
+    """What the solvers need of an energy; the energy itself only where a State is asked for it."""
+
+    def grad(self, y: Tensor, t: float | Tensor) -> Tensor: ...
+
+    def energy(self, y: Tensor, t: float | Tensor) -> Tensor: ...
+
+
+class DataTerm(Protocol):
+    """What the solvers need of a data term (see gnclib.restore.operators)."""
+
+    def energy(self, x: Tensor) -> Tensor: ...
+
+    def prox(self, v: Tensor, step: float | Tensor) -> Tensor: ...
+
+    def start(self) -> Tensor: ...
+
+
+@dataclass(frozen=True)
+class State:
+    """Where a solver stands after `step` steps (counted from 1).
+
+    t: the noise variance of that step, a float, or (B,) where every sample has one of its own.
+    x: the iterate, shaped like the start.
+    prior, data: what is minimised; the energies below are computed from them when first asked for.
+    """
+
+    step: int
+    t: float | Tensor
+    x: Tensor
+    prior: Prior | None = field(default=None, repr=False, compare=False)
+    data: DataTerm | None = field(default=None, repr=False, compare=False)
+
+    @cached_property
+    def data_term(self) -> Tensor:
+        """D(x), (B,); zeros without data."""
+        with torch.no_grad():
+            return self.x.new_zeros(self.x.shape[0]) if self.data is None else self.data.energy(self.x)
+
+    @cached_property
+    def energy(self) -> Tensor:
+        """D(x) + R(x, t), (B,), at the state's own t."""
+        with torch.no_grad():
+            return self.data_term + self.prior.energy(self.x, self.t)
+
+
+# ------------------------------------------------------------------------------------------------ solvers
+
+
+def gnc_flow(
+    prior: Prior,
+    schedule: Tensor | Sequence[float],
+    data: DataTerm | None = None,
+    start: Tensor | None = None,
+    *,
+    step_sizes: Tensor | Sequence[float] | None = None,
+    rising: bool = False,
+) -> Iterator[State]:
+    """GNC flow: one State per schedule entry (the start itself is not yielded).
+
+        x_i = prox_{eta_i D}( x_{i-1} - eta_i grad_1 R(x_{i-1}, t_i) ),   i = 1..I     (Kobler & Pock 2023, eq. 9)
+
+    prior: an energy with grad(y, t).
+    schedule: noise variances t_1..t_I, (I,), or (I, B) for one schedule per sample; from a t_1 at which R is convex,
+        and not rising.
+    data: a data term (gnclib.restore.operators), or None: the prox is then the identity, which is Algorithm 1.
+    start: (B, ...) floating; data.start() where it is not given.
+    step_sizes: eta_1..eta_I > 0, shaped like the schedule; the paper's eta_i = t_i where they are not given. See
+        `gnclib.restore.schedules.step_sizes` for rules.
+    rising: True allows schedules that rise, as learned ones do at times.
+
+    Nothing is computed before the first `next`; bad input raises ValueError at the call already.
+    """
+    x = checked_start(prior, data, start)
+    ts = as_schedule(schedule, x.shape[0])
+    if not rising and bool((ts.diff(dim=0) > 0).any()):
+        raise ValueError(
+            "the schedule rises: graduated non-convexity goes from strong smoothing to weak (rising=True allows it)"
+        )
+    etas = ts if step_sizes is None else as_schedule(step_sizes, x.shape[0])
+    if etas.shape != ts.shape:
+        raise ValueError(
+            f"one step size per schedule entry: shapes {tuple(etas.shape)} and {tuple(ts.shape)} differ"
+        )
+    return _gnc_steps(prior, ts, etas, data, x)
+
+
+def _gnc_steps(prior: Prior, ts: Tensor, etas: Tensor, data: DataTerm | None, x: Tensor) -> Iterator[State]:
+    for i, (t, eta) in enumerate(zip(ts, etas, strict=True), start=1):
+        t, _ = _time_and_step(t, x)
+        eta, step = _time_and_step(eta, x)
+        with torch.no_grad():  # not around the yield: the caller's gradient mode is the caller's
+            x = x - step * prior.grad(x, t)
+            x = x if data is None else data.prox(x, eta)
+        yield State(i, t, x, prior, data)
+
+
+def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -> Iterator[State]:
+    """Deterministic DDIM for the variance-exploding process: the same gradient, a shorter step.
+
+        x_i = x_{i-1} - (1 - sigma_{i+1} / sigma_i) t_i grad_1 R(x_{i-1}, t_i),    sigma_{I+1} = 0
+
+    with sigma_i = sqrt(t_i). It moves the iterate to where a sample of the next noise level would be, where
+    GNC flow goes all the way to the denoised point. The last step is the full one. The schedule must not rise
+    (ValueError); otherwise as `gnc_flow` without data.
+    """
+    x = checked_start(prior, None, start)
+    ts = as_schedule(schedule, x.shape[0])
+    if bool((ts.diff(dim=0) > 0).any()):
+        raise ValueError("ddim_flow removes noise: its schedule must not rise")
+    sigmas = torch.cat([ts.sqrt(), torch.zeros_like(ts[:1])])  # (I + 1,) or (I + 1, B)
+    return _ddim_steps(prior, ts, 1 - sigmas[1:] / sigmas[:-1], x)
+
+
+def _ddim_steps(prior: Prior, ts: Tensor, fractions: Tensor, x: Tensor) -> Iterator[State]:
+    for i, (t, fraction) in enumerate(zip(ts, fractions, strict=True), start=1):
+        _, share = _time_and_step(fraction, x)
+        t, step = _time_and_step(t, x)
+        with torch.no_grad():
+            x = x - share * step * prior.grad(x, t)
+        yield State(i, t, x, prior)
+
+
+def proximal_gradient(
+    prior: Prior,
+    t: float,
+    data: DataTerm | None = None,
+    start: Tensor | None = None,
+    *,
+    steps: int,
+    step: float | None = None,
+) -> Iterator[State]:
+    """Proximal gradient descent on D + R(., t) at one fixed t, the control without graduated non-convexity:
+
+        x_i = prox_{step D}( x_{i-1} - step grad_1 R(x_{i-1}, t) )
+
+    Without data it is plain gradient descent. It decreases the energy for steps up to 1 / (Lipschitz constant of
+    grad_1 R(., t)).
+
+    t: >= 0, where the prior allows 0. step: > 0; t where it is not given (for a true smoothed energy t Hess R <= 1,
+    so that t is 1 / Lipschitz wherever the Hessian is not much below -1/t). steps: >= 1. Raises ValueError else.
+    """
+    x = checked_start(prior, data, start)
+    if not (math.isfinite(t) and t >= 0):
+        raise ValueError(f"t is a noise variance: it must be finite and >= 0, got {t}")
+    step = t if step is None else step
+    if not (math.isfinite(step) and step > 0):
+        raise ValueError(f"the step must be finite and > 0, got {step}")
+    return _descent_steps(prior, float(t), data, x, float(step), as_count(steps))
+
+
+def _descent_steps(
+    prior: Prior, t: float, data: DataTerm | None, x: Tensor, step: float, steps: int
+) -> Iterator[State]:
+    for i in range(1, steps + 1):
+        with torch.no_grad():
+            x = x - step * prior.grad(x, t)
+            x = x if data is None else data.prox(x, step)
+        yield State(i, t, x, prior, data)
+
+
+def checked_start(prior: Prior, data: DataTerm | None, start: Tensor | None) -> Tensor:
+    """What all solvers check: a prior with a gradient, and a start, which comes back as a detached copy."""
+    if not callable(getattr(prior, "grad", None)):
+        raise ValueError(f"the prior must offer grad(y, t), {type(prior).__name__} does not")
+    if start is None:
+        if data is None:
+            raise ValueError("without a data term a solver has no default start: pass start=...")
+        start = data.start()
+    if not isinstance(start, Tensor) or start.ndim == 0 or not start.is_floating_point():
+        raise ValueError("the start must be a floating-point tensor: (B,), (B, d) or (B, 1, H, W)")
+    if start.shape[0] == 0 or not bool(torch.isfinite(start).all()):
+        raise ValueError("the start must hold at least one sample and only finite values")
+    return start.detach().clone()
+
+
+def _time_and_step(t: Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
+    """One schedule entry as the prior wants it (float or (B,)), and as a factor that broadcasts against x."""
+    if t.ndim == 0:
+        return float(t), float(t)
+    t = t.to(x)
+    return t, wide(t, x)
+
+
+def wide(per_sample: Tensor, x: Tensor) -> Tensor:
+    """(B,) as a factor that broadcasts against x, (B, ...)."""
+    return per_sample.reshape(-1, *[1] * (x.ndim - 1))
+
+
+# --------------------------------------------------------------------------------------------- attainment
+
+
+def last(states: Iterator[State]) -> State:
+    """Run a solver to its end and return the last state. Raises ValueError if there is none."""
+    state = None
+    for state in states:  # noqa: B007
+        pass
+    if state is None:
+        raise ValueError("the solver yielded no state (was it run before? a generator runs once)")
+    return state
+
+
+def attained(x: Tensor, target: Tensor | float, tolerance: float) -> Tensor:
+    """Which samples lie at the target: ||x_b - target|| <= tolerance. x: (B, ...), returns boolean (B,)."""
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"the tolerance is a distance: it must be finite and > 0, got {tolerance}")
+    target = torch.as_tensor(target, dtype=x.dtype, device=x.device)
+    if target.shape not in (x.shape[1:], torch.Size([])):
+        raise ValueError(f"the target is one point of shape {tuple(x.shape[1:])}, got {tuple(target.shape)}")
+    return (x - target).flatten(1).norm(dim=1) <= tolerance if x.ndim > 1 else (x - target).abs() <= tolerance
+
+
+def attainment(
+    prior: Prior, starts: Tensor, schedule: Tensor | Sequence[float], target: Tensor | float, tolerance: float
+) -> float:
+    """Fraction of the starts (B, ...) whose GNC flow ends within `tolerance` of the target; in [0, 1]."""
+    end = last(gnc_flow(prior, schedule, start=starts))
+    return attained(end.x, target, tolerance).double().mean().item()
+
+
+def attainment_map(
+    prior: Prior,
+    starts: Tensor,
+    t_firsts: Sequence[float] | Tensor,
+    steps: Sequence[int],
+    target: Tensor | float,
+    tolerance: float,
+    t_last: float = 1e-4,
+) -> Tensor:
+    """Figure 1 (centre): attainment over initial smoothing t_0 and number of steps I, logarithmic schedules.
+
+    starts: (B, ...). t_firsts: (M,), steps: (N,). Returns float64 (M, N) in [0, 1]. The final value t_last of
+    all schedules is our choice, the paper's is not known. All t_0 run as one batch of M * B samples.
+    """
+    t_firsts = [float(t) for t in t_firsts]
+    if not t_firsts or len(steps) == 0:
+        raise ValueError("the map needs at least one t_first and one number of steps")
+    count = starts.shape[0]
+    everything = starts.repeat(len(t_firsts), *[1] * (starts.ndim - 1))  # (M B, ...)
+    columns = []
+    for total in steps:
+        schedules = torch.stack([log_schedule(t, t_last, total) for t in t_firsts], dim=1)  # (I, M)
+        end = last(gnc_flow(prior, schedules.repeat_interleave(count, dim=1), start=everything))
+        columns.append(attained(end.x, target, tolerance).reshape(len(t_firsts), count).double().mean(dim=1))
+    return torch.stack(columns, dim=1)  # (M, N)
+
+
+def steps_until_all_arrive(arrival: Tensor, steps: Sequence[int]) -> list[float]:
+    """N(t_0): the smallest number of steps such that all starts arrive with it and with every larger one tried.
+
+    arrival: (M, N) from `attainment_map`; steps: the N numbers of steps of its columns, rising. Returns M
+    numbers, nan where not even the largest is enough. Raises ValueError for shapes that do not match.
+    """
+    if arrival.ndim != 2 or arrival.shape[1] != len(steps) or list(steps) != sorted(steps):
+        raise ValueError(
+            f"an attainment map of shape {tuple(arrival.shape)} needs one rising number of steps per column, "
+            f"got {len(steps)}"
+        )
+    late = (
+        (arrival == 1).flip(1).cumprod(dim=1).sum(dim=1).tolist()
+    )  # how many columns, from the last one, are 1
+    return [float(steps[len(steps) - n]) if n else math.nan for n in late]

@@ -1,0 +1,145 @@
+r"""The proximal map of an energy, by gradient descent with a checked step.
+
+    prox_{eta R}(v) = argmin_x F(x),     F(x) = eta R(x, t) + 1/2 ||x - v||^2,     G = eta grad_1 R + (x - v)
+
+Splitting methods (ADMM, Douglas-Rachford, forward-backward with the data term in front) ask a prior for this map. There
+is no closed form for a learned energy, so :func:`proximal_point` descends on F from v. The length of each step is
+Barzilai and Borwein's, two secant estimates of 1 / curvature in turn, halved until F falls by a share ``DECREASE`` of
+what its slope promises. Close to the end F no longer resolves the change, being a sum over all pixels; there a step
+counts as good if F stays level to rounding and the slope along the step has not turned steeper than it was
+(the approximate Wolfe condition of Hager & Zhang 2005): gradients keep their digits where values lose them.
+
+*Where it stops.* The residual is the root mean square of G over the pixels, in grey values. Where F is convex with
+R convex, ``||x - x*|| <= ||G(x)||``, so the residual bounds the distance to the exact point. Where R is not convex the
+result is a stationary point of F below v: F(x) <= F(v) up to rounding, and not always the global minimum.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gnclib.checks import as_time
+from gnclib.restore.flow import Prior, checked_start, wide
+from gnclib.restore.schedules import as_count
+
+__all__ = ["Proximal", "proximal_point"]
+
+#: share of the promised decrease that a step must bring
+DECREASE = 1e-4
+#: a step is halved at most so many times
+HALVINGS = 40
+#: steps are never longer than this; 1 is right where R is flat, longer ones serve where it curves downwards
+LONGEST = 10.0
+
+
+@dataclass(frozen=True)
+class Proximal:
+    """What :func:`proximal_point` found.
+
+    Attributes:
+        x: the points, shaped like v.
+        residual: (B,), root mean square of G over the pixels.
+        reached: (B,) boolean, residual <= tolerance; false where the gradient is nan.
+        steps: taken, the largest number within the batch.
+    """
+
+    x: Tensor
+    residual: Tensor
+    reached: Tensor
+    steps: int
+
+
+def proximal_point(
+    prior: Prior,
+    v: Tensor,
+    t: float | Tensor,
+    step: float | Tensor,
+    *,
+    tolerance: float = 1e-5,
+    iterations: int = 300,
+) -> Proximal:
+    """A stationary point of eta R(x, t) + 1/2 ||x - v||^2, found by descent from v; see the module.
+
+    Every sample has its own steps and stops on its own, so that the result does not depend on the rest of the batch.
+
+    Args:
+        prior: anything with ``energy`` and ``grad``.
+        v: (B,), (B, d) or (B, 1, H, W), left as it is; the result is detached from it.
+        t: noise variance at which the energy is taken, a float or (B,), > 0.
+        step: eta >= 0, a float or (B,); 0 gives v.
+        tolerance: of the residual, > 0, in grey values. iterations: at most, >= 1; each costs an energy and a gradient,
+            more where steps are halved.
+
+    Raises:
+        ValueError: an argument outside of its range. No error if the tolerance is not reached: see ``reached``.
+    """
+    v = checked_start(prior, None, v)
+    t, eta = as_time(t, len(v), like=v), as_time(step, len(v), like=v)
+    if not bool((t > 0).all()):
+        raise ValueError("t is the noise variance of the energy and must be > 0")
+    if not (math.isfinite(tolerance) and tolerance > 0):
+        raise ValueError(f"the tolerance is a grey value: it must be finite and > 0, got {tolerance}")
+    with torch.no_grad():
+        return _descend(prior, v, t, eta, tolerance, as_count(iterations))
+
+
+def _descend(prior: Prior, v: Tensor, t: Tensor, eta: Tensor, tolerance: float, iterations: int) -> Proximal:
+    def value(x: Tensor) -> Tensor:
+        return eta * prior.energy(x, t) + 0.5 * _dot(x - v, x - v)
+
+    def slope(x: Tensor) -> Tensor:
+        return wide(eta, x) * prior.grad(x, t) + (x - v)
+
+    x, f, g = v, value(v), slope(v)
+    noise = 8 * torch.finfo(v.dtype).eps * f.abs()  # rounding of a sum as large as F
+    lowest, pixels = f, v[0].numel()
+    length = 1 / (1 + eta / t)  # t Hess R <= 1 for every smoothed energy
+    for k in range(iterations + 1):
+        residual = (_dot(g, g) / pixels).sqrt()
+        moving = residual > tolerance
+        if k == iterations or not bool(moving.any()):
+            break
+        new, f, g_new, length = _step(value, slope, x, f, g, length * moving, lowest + noise)
+        dx, dg = new - x, g_new - g
+        x, g, lowest = new, g_new, torch.minimum(lowest, f)
+        curvature = _dot(dx, dg)
+        secant = _dot(dx, dx) / curvature if k % 2 else curvature / _dot(dg, dg)
+        length = torch.where(curvature > 0, secant, 4 * length).nan_to_num(1.0).clamp(1e-12, LONGEST)
+    return Proximal(x, residual, residual <= tolerance, k)
+
+
+def _step(
+    value: Callable[[Tensor], Tensor],
+    slope: Callable[[Tensor], Tensor],
+    x: Tensor,
+    f: Tensor,
+    g: Tensor,
+    length: Tensor,
+    level: Tensor,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """x - length g with a length, per sample, that is halved until it is good; F and G there; the length."""
+    promised = _dot(g, g)
+    for _ in range(HALVINGS):
+        new = x - wide(length, x) * g
+        f_new, g_new = value(new), slope(new)
+        falls = f_new <= f - DECREASE * length * promised
+        level_and_flat = (f_new <= level) & (_dot(g_new, g) >= -(1 - 2 * DECREASE) * promised)
+        good = falls | level_and_flat
+        if bool(good.all()):
+            break
+        length = torch.where(good, length, length / 2)
+    else:  # not even a tiny step is good: stay
+        length = length * good
+        new = torch.where(wide(good, x), new, x)
+        f_new, g_new = torch.where(good, f_new, f), torch.where(wide(good, x), g_new, g)
+    return new, f_new, g_new, length
+
+
+def _dot(a: Tensor, b: Tensor) -> Tensor:
+    """<a, b> per sample: (B,)."""
+    return (a * b).reshape(len(a), -1).sum(1)

@@ -1,0 +1,273 @@
+r"""A learnable energy on the line, small enough that every score-matching loss is minimised exactly.
+
+The energy is a tensor product of quartic B-splines in the point y and in tau = 0.5 log t,
+
+    R(y, t) = sum_ij w_ij beta((y - mu_i)/dy) beta((tau - nu_j)/dtau),
+
+one potential of a Field of Experts without its convolution. It is linear in the weights w, so each loss of
+section 3.2 (Kobler & Pock 2023, eqs. 4 to 7) is a quadratic form in w and its minimiser a linear solve: no optimiser,
+no learning rate, nothing between a loss and what it asks for (:mod:`gnclib.score.toy_losses`).
+
+An expectation over (y, tau) is a set of weighted :class:`Points`: made by :func:`quadrature` it is exact to rounding
+(the integrands are smooth on each cell of the grids), made by :func:`sample` it is what training sees. Losses are
+assembled from both by the same functions. y is continued linearly outside of its grid, as in :mod:`gnclib.spline`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy import sparse
+from torch import Tensor
+
+from gnclib.checks import as_time
+from gnclib.gmm import GaussianMixture
+from gnclib.spline.splines import ORDER, SplineGrid, quartic_bspline
+
+
+@dataclass(frozen=True)
+class SplineBasis:
+    """The tensor-product basis: ``y`` and ``tau`` are the two grids; weights are flattened as i * N_tau + j."""
+
+    y: SplineGrid
+    tau: SplineGrid
+
+    @property
+    def size(self) -> int:
+        """Number of weights, N_y N_tau."""
+        return self.y.count * self.tau.count
+
+    def features(self, y: Tensor, tau: Tensor, orders: tuple[int, int] = (0, 0)) -> sparse.csr_array:
+        """Derivatives of order (k, l) in (y, tau) of all basis functions at points (B,): sparse (B, size).
+
+        Raises:
+            ValueError: y and tau of different or wrong shape, tau outside of its range, or an order above 2.
+        """
+        if y.ndim != 1 or y.shape != tau.shape:
+            raise ValueError(f"y and tau must both be (B,), got {tuple(y.shape)} and {tuple(tau.shape)}")
+        if len(y) and not (self.tau.low - 1e-6 <= tau.min() and tau.max() <= self.tau.high + 1e-6):
+            raise ValueError(f"tau must lie in [{self.tau.low:.4g}, {self.tau.high:.4g}]")
+        first_y, by = _local(y, self.y, orders[0])
+        first_tau, bt = _local(tau.clamp(self.tau.low, self.tau.high), self.tau, orders[1])
+        near = torch.arange(ORDER)
+        columns = (first_y[:, None] + near)[:, :, None] * self.tau.count + (first_tau[:, None] + near)[
+            :, None, :
+        ]
+        values = by[:, :, None] * bt[:, None, :]  # (B, 5, 5)
+        starts = np.arange(0, ORDER**2 * len(y) + 1, ORDER**2)
+        content = (values.reshape(-1).numpy(), columns.reshape(-1).numpy(), starts)
+        return sparse.csr_array(content, shape=(len(y), self.size))
+
+
+def _local(x: Tensor, grid: SplineGrid, order: int) -> tuple[Tensor, Tensor]:
+    """Index of the first of the five basis functions at x, and their derivatives: (B,) and (B, 5), float64."""
+    if order not in (0, 1, 2):
+        raise ValueError(f"the order of a derivative must be 0, 1 or 2, got {order!r}")
+    x = x.double()
+    inside = x.clamp(grid.low, grid.high)
+    first = ((inside - grid.low) / grid.spacing).floor().clamp(0, grid.intervals - 1).long()
+    u = (inside - grid.low)[:, None] / grid.spacing + 1.5 - (first[:, None] + torch.arange(ORDER))
+    beyond = (x - inside)[:, None]
+    values = quartic_bspline(u, order) / grid.spacing**order
+    if order == 0:
+        values = values + beyond * quartic_bspline(u, 1) / grid.spacing
+    return first, torch.where(beyond == 0, values, 0.0) if order == 2 else values
+
+
+@dataclass(frozen=True)
+class SplineEnergy:
+    """The energy R with weights (N_y, N_tau), float64. y is (B,), t the noise variance, float or (B,).
+
+    Raises:
+        ValueError: weights of a wrong shape or not finite; later, a t whose tau is outside of the grid.
+    """
+
+    basis: SplineBasis
+    weights: Tensor
+
+    def __post_init__(self):
+        shape = (self.basis.y.count, self.basis.tau.count)
+        if tuple(self.weights.shape) != shape or not torch.isfinite(self.weights).all():
+            raise ValueError(f"weights must be finite and of shape {shape}, got {tuple(self.weights.shape)}")
+
+    def _derivative(self, y: Tensor, t: float | Tensor, *orders: int) -> Tensor:
+        t = as_time(t, len(y), like=y.double())
+        if (t <= 0).any():
+            raise ValueError("t must be positive: tau = 0.5 log t is -inf at t = 0")
+        values = self.basis.features(y, 0.5 * t.log(), orders) @ self.weights.reshape(-1).double().numpy()
+        return torch.from_numpy(values)
+
+    def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """R(y, t), (B,)."""
+        return self._derivative(y, t, 0, 0)
+
+    def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """grad_1 R(y, t), (B,)."""
+        return self._derivative(y, t, 1, 0)
+
+    def hessian(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """Second derivative in y, (B,); zero outside of the grid."""
+        return self._derivative(y, t, 2, 0)
+
+    def dtau(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """First and second derivative in tau = 0.5 log t, each (B,)."""
+        return self._derivative(y, t, 0, 1), self._derivative(y, t, 0, 2)
+
+
+# --- priors of tau ------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class UniformTau:
+    """tau ~ U(low, high), the prior of eq. (7). Its density jumps at both ends."""
+
+    low: float
+    high: float
+
+    def __post_init__(self):
+        if not -math.inf < self.low < self.high < math.inf:
+            raise ValueError(
+                f"the range of tau must be finite with low < high, got [{self.low}, {self.high}]"
+            )
+
+    def density(self, tau: Tensor) -> Tensor:
+        return torch.full_like(tau, 1 / (self.high - self.low))
+
+    def slope(self, tau: Tensor) -> Tensor:
+        """d log f_T / d tau."""
+        return torch.zeros_like(tau)
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        return self.low + (self.high - self.low) * torch.rand(count, generator=generator, dtype=torch.float64)
+
+
+class SineTau(UniformTau):
+    """f_T(tau) = 2/L sin(pi (tau - low)/L)^2 with L = high - low: vanishes at both ends together with its slope."""
+
+    def _phase(self, tau: Tensor) -> Tensor:
+        return math.pi * (tau - self.low) / (self.high - self.low)
+
+    def density(self, tau: Tensor) -> Tensor:
+        return 2 / (self.high - self.low) * self._phase(tau).sin() ** 2
+
+    def slope(self, tau: Tensor) -> Tensor:
+        """d log f_T / d tau = 2 pi/L cot(phase); infinite at the ends, where nothing is ever drawn."""
+        return 2 * math.pi / (self.high - self.low) / self._phase(tau).tan()
+
+    def draw(self, count: int, generator: torch.Generator) -> Tensor:
+        """By inversion of u - sin(2 pi u)/(2 pi) with bisection (60 halvings: exact to rounding)."""
+        p = torch.rand(count, generator=generator, dtype=torch.float64)
+        low, high = torch.zeros_like(p), torch.ones_like(p)
+        for _ in range(60):
+            mid = (low + high) / 2
+            below = mid - (2 * math.pi * mid).sin() / (2 * math.pi) < p
+            low, high = torch.where(below, mid, low), torch.where(below, high, mid)
+        return self.low + (self.high - self.low) * (low + high) / 2
+
+
+# --- expectations -------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Points:
+    """Weighted points: E g(y, tau) = sum_k weight_k g(y_k, tau_k). ``z``: the noise of y = x + e^tau z, if sampled."""
+
+    y: Tensor
+    tau: Tensor
+    weight: Tensor
+    z: Tensor | None = None
+
+    @property
+    def t(self) -> Tensor:
+        return (2 * self.tau).exp()
+
+    def mean(self, values: Tensor) -> Tensor:
+        return (self.weight * values).sum()
+
+
+def cells(low: float, high: float, count: int, order: int = 6) -> tuple[Tensor, Tensor]:
+    """Gauss-Legendre nodes and weights, both (count * order,), on ``count`` equal cells of [low, high]."""
+    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(order))
+    h = (high - low) / count
+    centres = low + h * (torch.arange(count, dtype=torch.float64) + 0.5)
+    return (centres[:, None] + h / 2 * x).reshape(-1), (h / 2 * w).repeat(count)
+
+
+def quadrature(
+    mixture: GaussianMixture, basis: SplineBasis, prior: UniformTau, at: float | None = None
+) -> Points:
+    """The expectation over tau ~ prior and y ~ f(. | tau), or over y alone at the fixed tau ``at``.
+
+    Six Gauss-Legendre nodes per cell of both grids; y runs over the grid and, in cells of the same width, eight
+    standard deviations beyond the outermost mean. Points whose density is below 1e-16 of the largest are left out.
+
+    Raises:
+        ValueError: a mixture that is not on the line, or a prior that leaves the range of the tau-grid.
+    """
+    if not mixture.on_line:
+        raise ValueError("the toy energy lives on the line: give a mixture with means of shape (K,)")
+    grid = basis.y
+    reach = 8 * (mixture.variances.max() + math.exp(2 * prior.high)).sqrt().item()
+    left = max(0, math.ceil((grid.low - mixture.means.min().item() + reach) / grid.spacing))
+    right = max(0, math.ceil((mixture.means.max().item() + reach - grid.high) / grid.spacing))
+    low, high = grid.low - left * grid.spacing, grid.high + right * grid.spacing
+    y, wy = cells(low, high, grid.intervals + left + right)
+    if at is None:
+        tau, wtau = cells(prior.low, prior.high, basis.tau.intervals)
+        wtau = wtau * prior.density(tau)
+    else:
+        tau, wtau = torch.tensor([float(at)], dtype=torch.float64), torch.ones(1, dtype=torch.float64)
+    if tau.min() < basis.tau.low - 1e-6 or tau.max() > basis.tau.high + 1e-6:
+        raise ValueError(
+            f"tau must stay in the range [{basis.tau.low:.4g}, {basis.tau.high:.4g}] of the grid"
+        )
+    tau, y = tau.repeat_interleave(len(y)), y.repeat(len(tau))
+    density = (-mixture.energy(y, (2 * tau).exp())).exp()
+    weight = density * torch.outer(wtau, wy).reshape(-1)
+    keep = density > 1e-16 * density.max()
+    return Points(y[keep], tau[keep], weight[keep])
+
+
+def sample(
+    mixture: GaussianMixture,
+    count: int,
+    prior: UniformTau,
+    generator: torch.Generator,
+    at: float | None = None,
+) -> Points:
+    """``count`` samples x ~ f_X, tau ~ prior (or fixed, ``at``), z ~ N(0, 1), y = x + e^tau z, of equal weight.
+
+    Raises:
+        ValueError: as :meth:`GaussianMixture.sample`, or a mixture that is not on the line.
+    """
+    if not mixture.on_line:
+        raise ValueError("the toy energy lives on the line: give a mixture with means of shape (K,)")
+    x = mixture.sample(count, generator)
+    tau = prior.draw(count, generator) if at is None else torch.full_like(x, at)
+    z = torch.randn(count, generator=generator, dtype=torch.float64)
+    return Points(x + tau.exp() * z, tau, torch.full_like(x, 1 / count), z)
+
+
+def with_noise(mixture: GaussianMixture, points: Points, nodes: int = 3) -> Points:
+    """The same expectation with the noise z beside y: exact for polynomials in z up to degree ``2 nodes - 1``.
+
+    Given y, tau and the component i (with probability g_i), z is Gaussian with mean ``sqrt(t) (y - mu_i)/v_i`` and
+    variance ``sigma_i^2/v_i``, ``v_i = sigma_i^2 + t``: each point becomes K * nodes points with Gauss-Hermite nodes.
+    """
+    y, t = points.y[:, None], points.t[:, None]
+    v = mixture.variances + t  # (B, K)
+    g = (mixture.weights.log() - 0.5 * ((y - mixture.means) ** 2 / v + v.log())).softmax(1)
+    x, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
+    mean, deviation = t.sqrt() * (y - mixture.means) / v, (mixture.variances / v).sqrt()
+    z = mean[..., None] + deviation[..., None] * x  # (B, K, nodes)
+    weight = (points.weight[:, None] * g)[..., None] * (w / w.sum())
+    count = z[0].numel()
+    return Points(
+        points.y.repeat_interleave(count),
+        points.tau.repeat_interleave(count),
+        weight.reshape(-1),
+        z.reshape(-1),
+    )

@@ -1,0 +1,218 @@
+r"""Joint score matching on image patches (Kobler & Pock 2023, eq. 7): how R_1 is made.
+
+The loss of one batch, with everything divided by the number of pixels n so that lambda does not depend on the size,
+
+    1/n mean_b 1/2 || e^tau grad_1 R - z ||^2  +  lambda/n ( mean_b [1/2 (d_tau R)^2 - d_tautau R] + boundary term ).
+
+The image part is taken over the pixels whose receptive field lies inside of the patch; the smoothing part on a
+fraction of the batch (unbiased). Optimiser: AdaBelief with cosine annealing, as in the paper.
+
+All random numbers are drawn on the CPU, for the whole batch, whatever the device and the number of processes: these
+change how a run is computed, not which run it is. With several processes each computes the loss on its own part
+(:mod:`gnclib.score.distributed`).
+
+:func:`training` is a generator: it yields one :class:`Step` per iteration and prints nothing, so that a notebook can
+drive it and plot while it runs. :mod:`gnclib.score.run` drives it with checkpoints and a log (`gnc train`).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe.filters import crop_to
+from gnclib.images import data
+from gnclib.score import losses as sm
+from gnclib.score.distributed import ALONE, Group
+from gnclib.score.settings import OBJECTIVES, TrainConfig
+from gnclib.score.state import (
+    CHECKPOINT,
+    TrainState,
+    load_checkpoint,
+    save_checkpoint,
+)
+
+__all__ = [
+    "CHECKPOINT",
+    "OBJECTIVES",
+    "Step",
+    "TrainConfig",
+    "TrainState",
+    "learning_rate",
+    "load_checkpoint",
+    "loss_parts",
+    "sample_noise",
+    "save_checkpoint",
+    "smoothing_part",
+    "training",
+]
+
+
+@dataclass(frozen=True)
+class Step:
+    """What one iteration did: loss parts per pixel and the learning rate of kernels and potentials."""
+
+    step: int
+    loss: float
+    image: float
+    smoothing: float
+    lr: float
+
+
+def sample_noise(
+    config: FoEConfig, count: int, shape: torch.Size, generator: torch.Generator
+) -> tuple[Tensor, Tensor]:
+    """tau ~ U(tau_min, tau_max), stratified over the batch (B,), and z ~ N(0, I) of ``shape``.
+
+    Stratified: image b gets the b-th of B equal parts of the interval. Each batch covers all noise levels, and the
+    mean over the batch stays unbiased.
+    """
+    low, high = math.log(config.sigma_min), math.log(config.sigma_max)
+    u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
+    return low + (high - low) * u, torch.randn(shape, generator=generator)
+
+
+def smoothing_part(
+    model: FieldsOfExperts,
+    x: Tensor,
+    tau: Tensor,
+    z: Tensor,
+    config: TrainConfig,
+    generator: torch.Generator,
+    group: Group = ALONE,
+) -> Tensor:
+    """The tau-part of the loss on some patches, per pixel: a scalar.
+
+    Args:
+        x, tau, z: clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise (B, 1, H, W), for all ranks.
+        generator: of the noise at the two ends of the tau interval, which the corrected objective needs: patch k goes
+            to tau_max for even k and to tau_min for odd k.
+        group: with several ranks, rank r takes the patches r, r + N, ... and returns its share of the mean, which is 0
+            (and depends on no parameter) if there is none.
+    """
+    total, corrected = len(x), config.objective == "corrected"
+    z_ends = torch.randn(x.shape, generator=generator) if corrected else z
+    mine = torch.arange(total)[group.rank :: group.world]
+    if not len(mine):
+        return torch.zeros_like(model.offset[0]).detach()
+    x, tau, z, z_ends = (v[mine].to(model.offset) for v in (x, tau, z, z_ends))
+    margin, order = model.config.margin, 1 if config.objective == "denoising" else 2
+    first, *second = model.dtau(_noisy(x, tau, z), (2 * tau).exp(), border="valid", order=order)
+    inner = z[..., margin:-margin, margin:-margin]  # one feature position per pixel of this part
+    pixels = inner[0].numel()
+    if config.objective == "denoising":
+        return group.share(sm.denoising_term(first, inner), total) / pixels
+    if config.objective == "vanishing":
+        ends = model.config.grid_tau
+        return group.share(sm.vanishing_term(first, *second, tau, ends.low, ends.high), total) / pixels
+    value = group.share(sm.implicit_term(first, *second), total)
+    if corrected:
+        ends, high = model.config.grid_tau, mine % 2 == 0
+        tau = torch.where(high, ends.high, ends.low).to(tau)
+        (first,) = model.dtau(_noisy(x, tau, z_ends), (2 * tau).exp(), border="valid", order=1)
+        high = high.to(first.device)
+        at_max, at_min = group.share(first[high], (total + 1) // 2), group.share(first[~high], total // 2)
+        value = value + sm.boundary_term(at_max, at_min, ends.low, ends.high)
+    return value / pixels
+
+
+def loss_parts(
+    model: FieldsOfExperts, x: Tensor, config: TrainConfig, generator: torch.Generator, group: Group = ALONE
+) -> tuple[Tensor, Tensor]:
+    """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches.
+
+    Args:
+        x: (B, 1, H, W) in [0, 1], the whole batch; moved to the device of the model.
+        generator: of tau, z, the choice of patches for the smoothing part and its noise.
+        group: with several ranks, both parts are this rank's share: their means over the ranks are the loss.
+
+    Returns:
+        Two scalars. The smoothing part is the mean over round(fraction B) patches, at least one (two if corrected).
+    """
+    tau, z = sample_noise(model.config, len(x), x.shape, generator)
+    mine = group.slice(len(x))
+    own_x, own_tau, own_z = (v[mine].to(model.offset) for v in (x, tau, z))
+    t = (2 * own_tau).exp()
+    grad = model.inner_grad(_noisy(own_x, own_tau, own_z), t)
+    noise = crop_to(own_z, grad)
+    image = group.share(sm.image_term(grad, noise, t), len(x)) / noise[0].numel()
+    if config.smoothing == 0:
+        return image, torch.zeros_like(image).detach()
+    least = 2 if config.objective == "corrected" else 1  # both ends of the tau interval
+    count = max(least, round(config.fraction * len(x)))
+    chosen = torch.randperm(len(x), generator=generator)[:count]
+    return image, smoothing_part(model, x[chosen], tau[chosen], z[chosen], config, generator, group)
+
+
+def _noisy(x: Tensor, tau: Tensor, z: Tensor) -> Tensor:
+    """y = x + e^tau z, (B, 1, H, W)."""
+    return x + tau.exp()[:, None, None, None] * z
+
+
+def learning_rate(first: float, last: float, step: int, steps: int) -> float:
+    """Cosine annealing: ``first`` at step 0, ``last`` at the end."""
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * step / steps))
+
+
+def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
+    """Train ``state.model`` on random patches of ``images`` and yield a :class:`Step` after each iteration.
+
+    Args:
+        state: changed in place; a state from :func:`load_checkpoint` goes on where it was.
+        images: dict or list of (1, 1, H, W) images, from :func:`gnclib.images.data.training_images` for a real prior.
+        group: the processes that train together; all of them with the same state and images.
+
+    Raises:
+        ValueError: an image of the benchmark BSDS68 or of val among ``images``, patches that do not fit, or a batch
+            that cannot be divided among the processes.
+        FloatingPointError: the loss or its gradient is no longer finite; weights and step are then as before that
+            iteration.
+    """
+    config, model = state.config, state.model
+    need = 4 * model.config.margin + 1
+    if config.patch < need:
+        raise ValueError(f"patches of {config.patch} pixels are too small: this prior needs {need} or more")
+    if config.batch % group.world:
+        raise ValueError(f"a batch of {config.batch} cannot be divided equally among {group.world} processes")
+    if hasattr(images, "keys"):
+        data.refuse_validation(images.keys())
+    sampler = data.PatchSampler(images, config.patch, state.generator)
+    while state.step < config.steps:
+        for part, first in zip(state.optimizer.param_groups, (config.lr, config.lr_constant), strict=True):
+            part["lr"] = learning_rate(first, config.lr_last, state.step, config.steps)
+        loss, image, smoothing = _gradient(state, sampler.sample(config.batch), group)
+        lr = state.optimizer.param_groups[0]["lr"]
+        state.optimizer.step()
+        model.project()
+        if config.roughness:
+            model.smooth(config.roughness * lr, config.roughness_hidden)
+        if state.average:
+            state.average.update_parameters(model)
+        state.step += 1
+        yield Step(state.step, loss, image, smoothing, lr)
+
+
+def _gradient(state: TrainState, x: Tensor, group: Group) -> tuple[float, float, float]:
+    """Leave the gradient of the loss on the whole batch in the parameters; return the loss and its two parts."""
+    config, parameters = state.config, list(state.model.parameters())
+    image, smoothing = loss_parts(state.model, x, config, state.generator, group)
+    loss = image + config.smoothing * smoothing
+    state.optimizer.zero_grad()
+    loss.backward()
+    values = torch.stack([loss.detach(), image.detach(), smoothing.detach()])
+    if group.world > 1:  # a rank without a share of the smoothing part has no gradient of c(tau)
+        for p in parameters:
+            p.grad = torch.zeros_like(p) if p.grad is None else p.grad
+        group.average([*(p.grad for p in parameters), values])
+    found = values.tolist()
+    at = f"at step {state.step + 1}: training stopped, and the last checkpoint is good"
+    if not math.isfinite(found[0]):
+        raise FloatingPointError(f"the loss is {found[0]} {at}")
+    if not all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None):
+        raise FloatingPointError(f"the gradient of the loss is not finite {at}")
+    return tuple(found)

@@ -1,0 +1,360 @@
+"""Certificates: the sets contain what they must, proofs agree with closed forms, and false statements are refused."""
+
+import math
+from fractions import Fraction
+
+import numpy as np
+import pytest
+import torch
+from flint import arb, ctx, fmpq
+
+from gnclib.certify import (
+    NotProved,
+    certify_convex,
+    enclose_threshold,
+    exact,
+    intervals,
+    pave,
+    witness_nonconvex,
+)
+from gnclib.certify.boxes import HessianBoxes
+from gnclib.gmm import GaussianMixture, empirical, figure1_mixture
+
+X = (-1, 1)
+BOTH = pytest.mark.parametrize("name", ["arb", "mpmath.iv"])
+
+
+def two(a=0.7, s2=0.04, w=0.5):
+    return GaussianMixture([w, 1 - w], [-a, a], [s2, s2])
+
+
+def boxes_of(mixture, name="arb"):
+    parts = (mixture.weights, mixture.means, mixture.variances)
+    rows = zip(*([exact(x) for x in part.tolist()] for part in parts), strict=True)
+    return HessianBoxes(list(rows), intervals.arithmetic(name))
+
+
+def random_mixture(generator, components=5):
+    """Rounded to six digits, so that the decimals read by the certificate are the floats to rounding."""
+    k = int(torch.randint(2, components + 1, (1,), generator=generator))
+    draw = torch.rand(3, k, generator=generator, dtype=torch.float64)
+    weights = (draw[0] + 0.05) / (draw[0] + 0.05).sum()
+    means, deviations = 1.6 * draw[1] - 0.8, 0.03 + 0.2 * draw[2]
+    weights = (weights * 1e6).round() / 1e6
+    weights[0] += 1 - weights.sum()
+    return GaussianMixture(
+        (weights * 1e6).round() / 1e6, (means * 1e6).round() / 1e6, (deviations**2 * 1e6).round() / 1e6
+    )
+
+
+# --- the arithmetics --------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_arithmetic_contains_the_exact_result(name):
+    sets = intervals.arithmetic(name)
+    third = Fraction(1, 3)
+    with sets.precision():
+        x = sets.hull(sets.number(-third), sets.number(Fraction(1, 7)))
+        for result, low, high in (
+            (sets.square(x), 0.0, float(third) ** 2),
+            (sets.exp(x), math.exp(-1 / 3), math.exp(1 / 7)),
+            (x + 1, 2 / 3, 8 / 7),
+            (1 / (x + 1), 7 / 8, 1.5),
+        ):
+            below, above = sets.floats(result)
+            assert below <= low
+            assert high <= above
+            assert above - below == pytest.approx(high - low, rel=1e-6)
+        assert sets.floats(1 / x) == (-math.inf, math.inf)
+        below, above = sets.floats(sets.number(third))
+        assert Fraction(below) < third < Fraction(above)
+        assert above - below < 2e-16
+
+
+def test_the_choice_of_arithmetic(monkeypatch):
+    assert intervals.arithmetic().name == "arb"
+    with pytest.raises(ValueError, match="must be 'auto', 'arb' or"):
+        intervals.arithmetic("float")
+    monkeypatch.setitem(__import__("sys").modules, "flint", None)  # as if python-flint were not installed
+    assert intervals.arithmetic().name == "mpmath.iv"
+    with pytest.raises(ImportError, match="python-flint"):
+        intervals.arithmetic("arb")
+
+
+@BOTH
+def test_other_peoples_precision_is_left_alone(name):
+    import mpmath
+
+    before = mpmath.iv.prec, mpmath.mp.prec, ctx.prec
+    certify_convex(two(), X, ("0.5", "1"), arithmetic=name)
+    assert (mpmath.iv.prec, mpmath.mp.prec, ctx.prec) == before
+
+
+# --- the enclosures ---------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("y_lo", "t_lo", "width"),
+    [(-1.0, 0.05, 0.02), (0.1, 0.2, 0.1), (0.3, 0.0, 0.001), (-0.5, 1.0, 0.5)],
+)
+@BOTH
+def test_the_box_enclosure_contains_sampled_hessians(name, y_lo, t_lo, width):
+    mixture = figure1_mixture()
+    y_range = (exact(y_lo), exact(y_lo) + exact(width))
+    t_range = (exact(t_lo), exact(t_lo) + exact(width))
+    low, high, _, _ = boxes_of(mixture, name).on_box(y_range, t_range)
+    y, t = torch.meshgrid(
+        *(torch.linspace(a, a + width, 40, dtype=torch.float64) for a in (y_lo, t_lo)), indexing="ij"
+    )
+    sampled = mixture.hessian(y.ravel(), t.ravel())
+    slack = 1e-9 * sampled.abs().max().item()  # the samples are floats, the balls are not
+    assert low - slack <= sampled.min().item()
+    assert sampled.max().item() <= high + slack
+    assert high - low < 100 * (sampled.max() - sampled.min()).item()  # and it is not vacuous
+
+
+def test_mean_value_form_converges_quadratically():
+    """The excess over the true range shrinks with the square of the box: a first-order form would give 1/2."""
+    mixture, excess = figure1_mixture(), []
+    for width in (Fraction(1, 64), Fraction(1, 128), Fraction(1, 256)):
+        y, t = (Fraction(1, 5), Fraction(1, 5) + width), (Fraction(1, 2), Fraction(1, 2) + width)
+        low, high, _, _ = boxes_of(mixture).on_box(y, t)
+        grids = (torch.linspace(float(a), float(b), 80, dtype=torch.float64) for a, b in (y, t))
+        sampled = mixture.hessian(*(g.ravel() for g in torch.meshgrid(*grids, indexing="ij")))
+        excess.append(high - low - (sampled.max() - sampled.min()).item())
+    assert excess[1] / excess[0] < 0.35
+    assert excess[2] / excess[1] < 0.35
+
+
+def test_derivatives_of_the_hessian_against_finite_differences():
+    """On a thin box the spread returned for y is |d_y h| times the half-width."""
+    mixture, w = figure1_mixture(), Fraction(1, 10**9)
+    y, t = Fraction(1, 5), Fraction(3, 10)
+    _, _, in_y, in_t = boxes_of(mixture).on_box((y, y + w), (t, t + w))
+    step = 1e-5
+    by_y = (mixture.hessian([0.2 + step], 0.3) - mixture.hessian([0.2 - step], 0.3)).item() / (2 * step)
+    by_t = (mixture.hessian([0.2], 0.3 + step) - mixture.hessian([0.2], 0.3 - step)).item() / (2 * step)
+    assert in_y / 0.5e-9 == pytest.approx(abs(by_y), rel=1e-4)
+    assert in_t / 0.5e-9 == pytest.approx(abs(by_t), rel=1e-4)
+
+
+@pytest.mark.parametrize("side", [-1, 1])
+def test_the_tail_bound_is_below_the_hessian_on_the_tail(side):
+    mixture, t = figure1_mixture(), 0.35
+    for start in (2, 3, 5, 20, 100, 300, 1000):
+        below = boxes_of(mixture).below_on_tail(Fraction(side * start), exact(t), side)
+        if math.isfinite(below):
+            tail = side * (start + torch.logspace(-3, 5, 400, dtype=torch.float64))
+            assert below <= mixture.hessian(tail, t).min().item()
+    assert below > 0
+    assert below == pytest.approx(1 / (0.01 + t), rel=1e-9)  # far out only the widest component is left
+
+
+def test_the_tail_bound_knows_nothing_where_components_still_balance():
+    assert boxes_of(figure1_mixture()).below_on_tail(Fraction(-50), Fraction(1, 2), 1) == -math.inf
+    assert boxes_of(two()).below_on_tail(Fraction(0), Fraction(1, 2), 1) < 0
+
+
+# --- proofs -----------------------------------------------------------------------------------------------
+
+
+@BOTH
+def test_encloses_the_threshold_of_figure_1(name):
+    mixture = figure1_mixture()
+    enclosure = enclose_threshold(mixture, X, "1e-6", arithmetic=name)
+    lo, hi = enclosure
+    assert hi - lo == Fraction(1, 10**6)
+    assert enclosure.witness.upper_bound < 0 < enclosure.certificate.lower_bound
+    assert lo == enclosure.witness.t < Fraction(mixture.convexity_threshold(X)) < hi
+    assert float(lo) == pytest.approx(0.17637, abs=1e-5)
+    assert enclosure.certificate.t_range == (hi, None)
+    assert enclosure.certificate.arithmetic == name
+    assert enclosure.certificate.evaluations < 5000
+    assert max(box.t_hi for box in enclosure.certificate.boxes) <= 3.9984  # above, component by component
+    assert f"convex on [-1, 1] for every t >= {float(hi):.9g}" in str(enclosure)
+    assert name in str(enclosure)
+
+
+def test_encloses_the_threshold_of_figure_1_on_the_whole_line():
+    """The last dip is at y = -210, where the density is exp(-67000): found, enclosed, and nothing is beyond."""
+    mixture = figure1_mixture()
+    enclosure = enclose_threshold(mixture, None, "1e-6")
+    lo, hi = enclosure
+    assert lo < Fraction(mixture.convexity_threshold()) < hi
+    assert float(enclosure.witness.y) == pytest.approx(-210.76, abs=0.1)
+    (left, left_bound), (right, right_bound) = enclosure.certificate.tails
+    assert left < -211
+    assert right > 0.75
+    assert min(left_bound, right_bound) > 0
+    assert "on the whole line" in str(enclosure)
+    assert not certify_convex(mixture, None, (lo, None)).proved
+
+
+@pytest.mark.parametrize("w", [0.5, 0.2, 0.01])
+def test_the_line_against_the_closed_form(w):
+    lo, hi = enclose_threshold(two(w=w), None, "1e-6")
+    assert lo < Fraction(9, 20) <= hi  # a^2 - s^2, whatever the weights
+    assert certify_convex(two(w=w), None, ("0.4501", 3)).proved
+    assert not certify_convex(two(w=w), None, ("0.4499", 3)).proved
+
+
+def test_already_convex_mixtures():
+    lo, hi = enclose_threshold(GaussianMixture([1.0], [0.0], [1.0]), X)
+    assert (lo, hi) == (0, 0)
+    lo, hi = enclose_threshold(GaussianMixture([0.5, 0.5], [-0.1, 0.1], [1.0, 1.0]), None)
+    assert (lo, hi) == (0, 0)
+    lo, hi = enclose_threshold(empirical([0.0]), (-0.1, 0.1), "1e-2")
+    assert (lo, hi) == (0, Fraction(1, 100))  # a point mass: no statement at t = 0 itself
+
+
+def test_fifty_random_mixtures_against_brute_force():
+    """Below the enclosure a dense grid sees a negative Hessian, at its upper end and above it sees none."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.linspace(-1, 1, 20_001, dtype=torch.float64)
+    positive = 0
+    for k in range(50):
+        mixture = random_mixture(generator)
+        lo, hi = map(float, enclose_threshold(mixture, X, "1e-3"))
+        positive += lo > 0
+        for t in (hi, 1.01 * hi + 1e-3, 2 * hi + 0.1):
+            assert mixture.hessian(y, t).min() > 0
+        if lo > 0:
+            assert mixture.hessian(y, 0.999 * lo).min() < 0
+            assert witness_nonconvex(mixture, X, Fraction(lo)) is not None
+        if lo > 0 and k < 10:
+            assert not certify_convex(mixture, X, (Fraction(lo), None), max_boxes=3000).proved
+    assert positive > 40
+
+
+def test_the_bounds_of_theory_are_above_every_certified_threshold():
+    generator = torch.Generator().manual_seed(1)
+    for _ in range(10):
+        mixture = random_mixture(generator)
+        assert float(enclose_threshold(mixture, X, "1e-3").lo) < mixture.theorem_bound(X)
+        equal = GaussianMixture(mixture.weights, mixture.means, torch.full_like(mixture.means, 0.01))
+        assert float(enclose_threshold(equal, None, "1e-3").lo) <= equal.popoviciu_bound()
+
+
+def test_the_boxes_tile_the_rectangle():
+    certificate = certify_convex(figure1_mixture(), X, ("0.2", "3.9984"))
+    assert certificate.proved
+    area = sum((b - a) * (d - c) for a, b, c, d, _ in certificate.boxes)
+    assert area == pytest.approx(2 * (3.9984 - 0.2), rel=1e-12)
+    centres = torch.tensor(
+        [[(a + b) / 2, (c + d) / 2] for a, b, c, d, _ in certificate.boxes], dtype=torch.float64
+    )
+    assert figure1_mixture().hessian(centres[:, 0], centres[:, 1]).min().item() >= certificate.lower_bound > 0
+
+
+@pytest.mark.parametrize("w", [0.5, 0.2])
+def test_both_sides_of_the_closed_form(w):
+    """t* = a^2 - s^2 = 9/20; for w = 1/5 the place t* log(1/4) / (2 a) = -0.446... is inside X."""
+    mixture = two(w=w)
+    assert certify_convex(mixture, X, ("0.450001", "2")).proved
+    assert witness_nonconvex(mixture, X, "0.449999") is not None
+    assert witness_nonconvex(mixture, X, "0.450001") is None
+    assert not certify_convex(mixture, X, ("0.449999", "2")).proved
+
+
+def test_an_empirical_measure():
+    lo, hi = enclose_threshold(empirical([-1.0, 1.0]), X, "1e-4")
+    assert lo < 1 <= hi  # D^2 / 4
+
+
+def test_a_witness_is_negative_in_exact_arithmetic():
+    witness = witness_nonconvex(two(), X, Fraction(2, 5))
+    # t + s^2 = 11/25; by hand: h = 1/v - (a/v)^2 (1 - tanh(a y / v)^2), at 200 bits
+    with ctx.workprec(200):
+        v, a = arb(fmpq(11, 25)), arb(fmpq(7, 10))
+        y = arb(fmpq(witness.y.numerator, witness.y.denominator))
+        h = 1 / v - (a / v) ** 2 * (1 - (a * y / v).tanh() ** 2)
+        assert h < 0
+        assert float(h) <= witness.upper_bound
+        assert float(h) == pytest.approx(witness.upper_bound, rel=1e-12)
+
+
+def test_giving_up_is_not_a_proof():
+    certificate = certify_convex(figure1_mixture(), X, ("0.18", "3.9984"), max_boxes=10)
+    assert not certificate.proved
+    assert certificate.lower_bound == -math.inf
+    assert certificate.evaluations == 10
+
+
+def test_segments_and_points():
+    mixture = figure1_mixture()
+    assert certify_convex(mixture, X, ("0.2", "0.2")).proved
+    assert certify_convex(mixture, ("0.1", "0.1"), ("0.2", "1")).proved
+    assert certify_convex(mixture, (0, 0), (1, 1)).proved
+    assert not certify_convex(mixture, X, ("0.1", "0.1")).proved
+
+
+def test_floats_are_read_as_decimals_or_as_binary():
+    assert exact(0.15) == Fraction(3, 20) == exact("0.15") == exact("3/20")
+    assert exact(np.float64(0.15)) == Fraction(3, 20)  # although numpy prints it with its type
+    assert exact(0.15, binary=True) == Fraction(5404319552844595, 2**55) != Fraction(3, 20)
+    assert figure1_mixture().weights.tolist() == [0.15, 0.2, 0.1, 0.3, 0.25]
+    assert certify_convex(figure1_mixture(), X, (0.2, 4), binary=True).proved
+
+
+@pytest.mark.parametrize("value", ["a", math.nan, math.inf, None, "1/0"])
+def test_exact_refuses(value):
+    with pytest.raises(ValueError, match="finite number"):
+        exact(value)
+
+
+@pytest.mark.parametrize(
+    ("domain", "t_range", "message"),
+    [
+        ((1, -1), (0.2, 1), "domain must have lo <= hi"),
+        (0.5, (0.2, 1), "domain must be a pair"),
+        (X, (1, 0.2), "t_range must have lo <= hi"),
+        (X, (-0.2, 1), "t must be >= 0"),
+        (X, ("x", 1), "t_range must be a finite number"),
+    ],
+)
+def test_certify_refuses(domain, t_range, message):
+    with pytest.raises(ValueError, match=message):
+        certify_convex(figure1_mixture(), domain, t_range)
+
+
+def test_certify_refuses_mixtures_in_space_and_no_boxes():
+    with pytest.raises(ValueError, match="on the line"):
+        certify_convex(GaussianMixture([1.0], [[0.0, 0.0]], [1.0]), X, (0.2, 1))
+    with pytest.raises(ValueError, match="max_boxes"):
+        certify_convex(figure1_mixture(), X, (0.2, 1), max_boxes=0)
+
+
+def test_witness_refuses():
+    with pytest.raises(ValueError, match="point mass"):
+        witness_nonconvex(empirical([0.0, 1.0]), X, 0)
+    with pytest.raises(ValueError, match="domain must have"):
+        witness_nonconvex(figure1_mixture(), (1, -1), "0.1")
+
+
+def test_enclose_refuses():
+    with pytest.raises(ValueError, match="tol must be positive"):
+        enclose_threshold(figure1_mixture(), X, 0)
+    with pytest.raises(NotProved, match=r"NOT proved.*max_boxes may help"):
+        enclose_threshold(figure1_mixture(), X, max_boxes=10)
+
+
+def test_a_wrong_numerical_threshold_is_not_believed(monkeypatch):
+    """The proof does not rest on the search that says where to look."""
+    for wrong in (0.1, 0.3):
+        monkeypatch.setattr("gnclib.certify.proofs.threshold", lambda *_, value=wrong: value)
+        with pytest.raises(NotProved):
+            enclose_threshold(figure1_mixture(), X, "1e-3")
+
+
+def test_a_paving_is_a_map_of_what_is_proved():
+    mixture = figure1_mixture()
+    boxes = pave(mixture, X, (0, "0.3"), max_boxes=8000)
+    assert sum((b.y_hi - b.y_lo) * (b.t_hi - b.t_lo) for b in boxes) == pytest.approx(0.6, rel=1e-12)
+    for status, sign in (("convex", 1), ("not convex", -1)):
+        some = [b for b in boxes if b.status == status]
+        assert len(some) > 30
+        corners = torch.tensor([[y, t] for b in some for y in b[:2] for t in b[2:4]], dtype=torch.float64)
+        assert (sign * mixture.hessian(corners[:, 0], corners[:, 1])).min() > 0
+    still = [(b.y_hi - b.y_lo) * (b.t_hi - b.t_lo) for b in boxes if b.status == "open"]
+    assert sum(still) < 0.06  # a tenth of the rectangle

@@ -1,0 +1,187 @@
+"""gnc denoise and gnc inpaint on files: estimated noise, several inputs, masks, what is kept, and what is refused."""
+
+import re
+
+import numpy as np
+import pytest
+import tifffile
+import torch
+from PIL import Image
+
+from gnclib.images import data
+from gnclib.restore import restoration
+from tests.cli.test_main import gnc
+
+
+def grey(height=64, width=80, sigma=0.0, seed=0):
+    x = data.embedded()["camera"][..., 128 : 128 + height, 200 : 200 + width]
+    y = data.add_noise(x, sigma / 255, seed) if sigma else x
+    return (255 * y[0, 0]).round().clamp(0, 255).to(torch.uint8).numpy()
+
+
+@pytest.fixture
+def noisy(tmp_path):
+    Image.fromarray(grey(sigma=20)).save(tmp_path / "noisy.png", dpi=(300, 300))
+    return tmp_path / "noisy.png"
+
+
+def read(path):
+    with Image.open(path) as image:
+        return np.asarray(image)
+
+
+def test_sigma_is_estimated_and_said(capsys, tmp_path, noisy):
+    status, out, err = gnc(capsys, "denoise", noisy, "-o", tmp_path / "a.png", "--steps", 3)
+    assert (status, err) == (0, "")
+    (said,) = re.findall(r"noisy\.png: sigma ([\d.]+) of 255, estimated", out)
+    assert float(said) == pytest.approx(20, abs=2.5)
+    expected = restoration.denoise_gnc(read(noisy), steps=3, clip=True)
+    assert np.abs(read(tmp_path / "a.png") / 255 - expected).max() < 0.51 / 255
+    colour = np.stack([grey(sigma=s, seed=s) for s in (10, 20, 40)], -1)
+    Image.fromarray(colour).save(tmp_path / "colour.tif")
+    words = ("denoise", tmp_path / "colour.tif", "--steps", 1, "--force", "-o", tmp_path / "b.png")
+    pattern = r"sigma ([\d.]+), ([\d.]+), ([\d.]+) \((.+)\) of 255, estimated"
+    ((*said, planes),) = re.findall(pattern, gnc(capsys, *words, "--colour", "channels")[1])
+    np.testing.assert_allclose(np.array(said, float), [10, 20, 40], rtol=0.25)
+    assert planes == "red, green, blue"
+    ((*said, planes),) = re.findall(pattern, gnc(capsys, *words, "--colour", "opponent")[1])
+    squares = np.array([[1, 1, 1], [1.5, 0, 1.5], [0.5, 2, 0.5]]) / 3  # of the orthonormal basis
+    np.testing.assert_allclose(np.array(said, float), (squares @ [100, 400, 1600]) ** 0.5, rtol=0.25)
+    assert planes == "brightness, two differences of colour"
+
+
+def test_without_noise_the_picture_stays(capsys, tmp_path):
+    flat = np.full((20, 30), 77, np.uint8)
+    Image.fromarray(flat).save(tmp_path / "flat.png")
+    status, out, _ = gnc(capsys, "denoise", tmp_path / "flat.png", "-o", tmp_path / "out.png")
+    assert status == 0
+    assert "stays as it is" in out
+    np.testing.assert_array_equal(read(tmp_path / "out.png"), flat)
+
+
+def test_several_files_go_into_a_folder(capsys, tmp_path, noisy):
+    name = tmp_path / "mit Leerzeichen und ümläut 図.png"
+    Image.fromarray(grey(sigma=20, seed=1)).save(name)
+    (tmp_path / "broken.png").write_bytes(noisy.read_bytes()[:200])
+    words = ["--sigma", 20, "--steps", 1, "-o", f"{tmp_path}/new/folder/"]
+    status, out, err = gnc(capsys, "denoise", noisy, tmp_path / "broken.png", name, *words)
+    assert status == 1
+    assert "gnc: broken.png failed: " in err
+    assert "1 of 3 images failed" in err
+    assert sorted(p.name for p in (tmp_path / "new/folder").iterdir()) == sorted(["noisy.png", name.name])
+    assert out.count("grey, 8 bit") == 2
+    assert gnc(capsys, "denoise", noisy, name, *words)[0] == 1  # they exist
+    assert gnc(capsys, "denoise", noisy, name, *words, "--force")[0] == 0
+    for bad, message in [
+        ([noisy, name, *words[:-1], tmp_path / "one.png"], "need a folder"),
+        ([noisy, tmp_path / "new/folder" / "noisy.png", *words[:-1], f"{tmp_path}/x/"], "called noisy.png"),
+        ([noisy, name, *words[:-1], noisy], "need a folder"),
+    ]:
+        status, _, err = gnc(capsys, "denoise", *bad)
+        assert status == 2
+        assert message in err
+
+
+def test_in_place_only_by_force_and_never_half(capsys, tmp_path, noisy):
+    before = noisy.read_bytes()
+    words = ["denoise", noisy, "--sigma", 20, "--steps", 1, "-o", noisy]
+    status, _, err = gnc(capsys, *words)
+    assert status == 1
+    assert "--force" in err
+    assert noisy.read_bytes() == before
+    assert gnc(capsys, *words, "--force")[0] == 0
+    assert noisy.read_bytes() != before
+    with Image.open(noisy) as image:
+        assert image.info["dpi"] == pytest.approx((300, 300), abs=0.01)
+    assert [p.name for p in tmp_path.iterdir()] == ["noisy.png"]  # nothing temporary is left
+
+
+def test_inpaint_fills_the_mask_and_keeps_the_rest(capsys, tmp_path):
+    x = grey()
+    missing = np.zeros(x.shape, bool)
+    missing[20:24, 10:60] = True
+    Image.fromarray(np.where(missing, 0, x).astype(np.uint8)).save(tmp_path / "in.png")
+    Image.fromarray(missing).save(tmp_path / "bilevel.png")
+    Image.fromarray(missing.astype(np.uint8)).save(tmp_path / "ones.png")
+    Image.fromarray(np.dstack([0 * x, 200 * missing, 0 * x]).astype(np.uint8)).save(tmp_path / "green.bmp")
+    Image.fromarray(np.dstack([np.where(missing, 9, x), 255 - 255 * missing]).astype(np.uint8)).save(
+        tmp_path / "cut.png"
+    )
+    results = []
+    for source, mask in [("in", "bilevel.png"), ("in", "ones.png"), ("in", "green.bmp"), ("cut", "alpha")]:
+        where = mask if mask == "alpha" else tmp_path / mask
+        out = tmp_path / f"out-{mask}.png"
+        status, text, err = gnc(capsys, "inpaint", tmp_path / f"{source}.png", "--mask", where, "-o", out)
+        assert (status, err) == (0, "")
+        assert f"{100 * missing.mean():.3g} % filled in" in text
+        results.append(read(out))
+    assert (results[3][..., 1] == 255).all()  # opaque now
+    results[3] = results[3][..., 0]
+    for result in results:
+        np.testing.assert_array_equal(result, results[0])
+    np.testing.assert_array_equal(results[0][~missing], x[~missing])
+    expected = restoration.inpaint_gnc(x, missing, clip=True)
+    assert np.abs(results[0] / 255 - expected).max() < 0.51 / 255
+
+
+def test_inpaint_errors(capsys, tmp_path, noisy):
+    Image.new("L", (5, 5)).save(tmp_path / "small.png")
+    Image.new("L", (80, 64), 255).save(tmp_path / "all.png")
+    Image.new("L", (80, 64), 0).save(tmp_path / "none.png")
+    out = tmp_path / "out.png"
+    for mask, status, message in [
+        (tmp_path / "small.png", 2, "they must agree"), (tmp_path / "all.png", 2, "is it inverted?"),
+        ("alpha", 2, "no alpha channel"), (tmp_path / "absent.png", 1, "there is no image file"),
+        (tmp_path, 1, "is a folder"),
+    ]:  # fmt: skip
+        result, _, err = gnc(capsys, "inpaint", noisy, "--mask", mask, "-o", out)
+        assert (result, message in err) == (status, True), (mask, err)
+        assert not out.exists()
+    status, text, _ = gnc(capsys, "inpaint", noisy, "--mask", tmp_path / "none.png", "-o", out)
+    assert status == 0
+    assert "marks no pixel as missing" in text
+    np.testing.assert_array_equal(read(out), read(noisy))
+
+
+def test_strange_noise_levels(capsys, tmp_path, noisy):
+    out = tmp_path / "out.png"
+    status, _, err = gnc(capsys, "denoise", noisy, "--sigma", 0.1, "-o", out)
+    assert status == 2
+    assert "--sigma 25.5" in err
+    _, text, _ = gnc(capsys, "denoise", noisy, "--sigma", 120, "--scheme", "mmse", "-o", out)
+    assert "very strong noise" in text
+    status, text, err = gnc(capsys, "denoise", noisy, "--sigma", 400, "-o", out, "--force")
+    assert (status, "warning" in text, "must lie in (0, 255]" in err) == (2, False, True)
+    status, _, err = gnc(capsys, "denoise", noisy, "--sigma", 0, "-o", out, "--force")
+    assert (status, "leave --sigma out" in err) == (2, True)
+    assert (
+        "--add-noise needs --sigma" in gnc(capsys, "denoise", noisy, "--add-noise", "-o", out, "--force")[2]
+    )
+
+
+def test_a_wrong_prior_is_found_before_sigma_is_estimated(capsys, tmp_path, noisy, monkeypatch):
+    monkeypatch.setattr(restoration, "levels_of", lambda *_: pytest.fail("estimated first"))
+    status, text, err = gnc(capsys, "denoise", noisy, "--prior", "R7", "-o", tmp_path / "out.png")
+    assert (status, text, "R7" in err) == (1, "", True)
+
+
+@pytest.mark.parametrize("depth", [8, 16])
+def test_sixteen_bits_and_colour_profile_survive(capsys, tmp_path, depth):
+    kind = np.uint8 if depth == 8 else np.uint16
+    image = np.stack([grey(40, 40, 20, k) for k in range(3)], -1).astype(kind) * (257 if depth == 16 else 1)
+    tifffile.imwrite(
+        tmp_path / "in.tif", image, photometric="rgb", iccprofile=b"profile", resolution=(150, 150),
+        resolutionunit="inch", description="a roof", metadata=None,
+    )  # fmt: skip
+    words = ["denoise", tmp_path / "in.tif", "--sigma", 20, "--steps", 2, "-o", tmp_path / "out.tif"]
+    assert gnc(capsys, *words)[0] == 0
+    with tifffile.TiffFile(tmp_path / "out.tif") as file:
+        page = file.pages[0]
+        assert page.dtype == kind
+        assert page.iccprofile == b"profile"
+        assert page.tags[270].value == "a roof"
+        assert page.tags[282].value == (150, 1)
+        levels = page.asarray().astype(float)
+    assert (np.unique(levels).size > 256) == (depth == 16)
+    expected = restoration.denoise_gnc(image, 20 / 255, steps=2, clip=True, channel_axis=-1)
+    assert np.abs(levels - expected * (2**depth - 1)).max() < 0.6

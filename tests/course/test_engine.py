@@ -1,0 +1,148 @@
+"""The engine of the exercises on a small one: every kind of answer gets the right kind of message."""
+
+from collections import namedtuple
+
+import pytest
+import torch
+
+from gnclib import course as exercises
+from gnclib.course import Exercise, Law, Mistake, examine
+from gnclib.course.engine import RIGHT
+
+F64 = {"dtype": torch.float64}
+
+
+def drawn(g):
+    return torch.rand(4, 3, generator=g, **F64) + 0.5, float(torch.rand(1, generator=g, **F64)) + 0.2
+
+
+SCALE = Exercise(
+    "0.1", "rows scaled to sum t", points=3, minutes=5,
+    solution=lambda x, t: t * x / x.sum(1, keepdim=True),
+    draw=drawn,
+    mistakes=(Mistake(lambda x, t: t * x / x.sum(0), "columns, not rows"),),
+    laws=(Law(lambda r, x, t: torch.allclose(r.sum(1), torch.full((4,), t, **F64)), "rows must sum to t"),),
+    factors=lambda x, t: {"t": t, "sigma": t**0.5},
+)  # fmt: skip
+
+
+def right(x, t):
+    return t * x / x.sum(1, keepdim=True)
+
+
+def in_place(x, t):
+    x /= x.sum(1, keepdim=True)
+    return t * x
+
+
+def switches_grad_on(x, t):
+    x.requires_grad_()
+    return right(x, t)
+
+
+def crashes_in_a_library(x, t):
+    wrong = x.reshape(7)  # not that many numbers
+    return wrong
+
+
+def half(x, t):
+    return (t * x / x.sum(1, keepdim=True)).half()
+
+
+@pytest.mark.parametrize(
+    ("function", "message"),
+    [
+        (lambda x, t: None, "returns nothing"),
+        (lambda x, t: right(x, t).tolist(), "is a list, a torch.Tensor is wanted"),
+        (lambda x, t: right(x, t).sum(1), r"shape \(4,\), \(4, 3\) is wanted"),
+        (lambda x, t: (100 * right(x, t)).long(), "a floating-point one is wanted"),
+        (lambda x, t: right(x, t) / 0, "nan or inf"),
+        (in_place, "changes its argument number 1 in place"),
+        (switches_grad_on, "requires_grad of its argument number 1"),
+        (lambda x: x, r"cannot be called with its 2 argument\(s\)"),
+        (crashes_in_a_library, r"RuntimeError in the line `wrong = x.reshape\(7\)  # not that many"),
+        (lambda x, t: t * x / x.sum(0), "columns, not rows"),
+        (lambda x, t: right(x, t) * t, "is t times too large on every input"),
+        (lambda x, t: right(x, t) / t**0.5, "is sigma times too small"),
+        (lambda x, t: -right(x, t), "the sign is wrong"),
+        (lambda x, t: 2 * right(x, t), "is 2 times the right one"),
+        (lambda x, t: t * x / x.norm(dim=1, keepdim=True), "rows must sum to t"),
+        (lambda x, t: right(x, t) + torch.tensor([0.1, -0.1, 0.0]), r"entry \[\d, [01]\] of the result"),
+        (half, "in single precision only"),
+    ],
+)  # fmt: skip
+def test_what_is_wrong_is_said(function, message):
+    verdict = examine(SCALE, function)
+    assert verdict.status == "not yet"
+    assert verdict.points == 0
+    with pytest.raises(AssertionError, match=message):
+        raise AssertionError(verdict.message)
+
+
+@pytest.mark.parametrize(
+    "function",
+    [
+        right,
+        lambda x, t: torch.stack([t * row / row.sum() for row in x]),
+        lambda x, t: right(x.requires_grad_(False).clone().requires_grad_(), t),  # carries a graph
+        lambda x, t: right(x.float(), t),  # single precision is good enough here
+    ],
+)
+def test_right_answers_are_right_however_they_are_made(function):
+    verdict = examine(SCALE, function)
+    assert (verdict.status, verdict.points, verdict.message) == (RIGHT, 3, "")
+    assert str(verdict) == "0.1 rows scaled to sum t - right (3 of 3 points)"
+
+
+def test_not_solved_yet_is_no_error():
+    def stub(x, t):
+        raise NotImplementedError
+
+    assert str(examine(SCALE, stub)) == "0.1 rows scaled to sum t - to do"
+
+
+def test_an_answer_that_is_right_on_some_inputs_only_is_not_right():
+    def sometimes(x, t):
+        return right(x, t) if t > 0.5 else x
+
+    verdict = examine(SCALE, sometimes)
+    assert verdict.status == "not yet"
+
+
+def test_the_inputs_are_reproducible_and_nobody_sees_what_another_changed():
+    first, again = SCALE.arguments(2), SCALE.arguments(2)
+    assert torch.equal(first[0], again[0])
+    assert first[0] is not again[0]
+    assert not torch.equal(first[0], SCALE.arguments(3)[0])
+
+
+def test_numbers_and_tuples():
+    pair = Exercise(
+        "0.2", "sum and mean", 1, 1, lambda x: (x.sum(), x.mean()), lambda g: (torch.rand(5, generator=g),)
+    )
+    assert examine(pair, lambda x: (float(x.sum()), x.mean())).status == RIGHT
+    assert "2 results are wanted, as a tuple" in examine(pair, lambda x: x.sum()).message
+    assert "not 3" in examine(pair, lambda x: (x.sum(), x.mean(), 0)).message
+    assert "the second result is a str" in examine(pair, lambda x: (x.sum(), "mean")).message
+    assert "the second result is a str" in examine(pair, lambda x: (x.sum(), str(x.mean().item()))).message
+    assert "the first result is a Tensor" in examine(pair, lambda x: (x.sum() + 1j, x.mean())).message
+    assert "the first result has the shape (1,)" in examine(pair, lambda x: (x.sum()[None], x.mean())).message
+    Pair = namedtuple("Pair", "sum mean")
+    assert "the result differs" in examine(pair, lambda x: Pair(x.sum(), -x.mean())).message
+    assert "the first result is nan" in examine(pair, lambda x: (float("nan"), x.mean())).message
+
+
+def test_check_wants_the_function_and_a_known_number(capsys, monkeypatch):
+    with pytest.raises(KeyError, match=r"no exercise '9.9'; there are 1.1"):
+        exercises.check("9.9", right)
+    with pytest.raises(TypeError, match="without parentheses"):
+        exercises.check("1.1", 3.0)
+    monkeypatch.setattr(exercises, "EXERCISES", {"0.1": SCALE})
+    monkeypatch.setattr(exercises, "_latest", {})
+    assert not exercises.solved("0.1")
+    assert exercises.check("0.1", right) == 3
+    assert exercises.solved("0.1")
+    exercises.progress(0)
+    assert "3 of 3 points" in capsys.readouterr().out
+    with pytest.raises(ValueError, match="no lesson 7"):
+        exercises.progress(7)

@@ -1,0 +1,61 @@
+"""The truths of lessons 1 and 2 that are closed forms of their own, against the library and against autograd."""
+
+import pytest
+import torch
+from torch.autograd.functional import hessian
+
+from gnclib.course import exercise
+from gnclib.course.lesson1 import CALLS, _bracket, draw_mixture
+from gnclib.gmm import GaussianMixture
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_gradient_and_hessian_are_those_of_the_library(seed):
+    g = torch.Generator().manual_seed(seed)
+    w, _, v = draw_mixture(g)
+    mu, y = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (len(w), 5))
+    mixture, t = GaussianMixture(w, mu, v), 0.3
+    alone = [GaussianMixture([1.0], mu[i : i + 1], v[i : i + 1]).energy(y, t) for i in range(len(w))]
+    responsibilities = w * (mixture.energy(y, t)[:, None] - torch.stack(alone, 1)).exp()
+    torch.testing.assert_close(responsibilities.sum(1), torch.ones(5, dtype=torch.float64))
+    arguments = (responsibilities, mu, v, y, t)
+    torch.testing.assert_close(exercise("1.3").solution(*arguments), mixture.grad(y, t))
+    by_autograd = torch.stack([hessian(lambda x: mixture.energy(x[None], t)[0], point) for point in y])
+    torch.testing.assert_close(exercise("1.4").solution(*arguments), by_autograd)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_responsibilities_are_those_of_bayes(seed):
+    """-d F / d log w_i, without the constraint that the weights sum to one, is the responsibility of i."""
+    g = torch.Generator().manual_seed(seed)
+    w, mu, v = draw_mixture(g)
+    y = torch.linspace(-1, 1, 7, dtype=torch.float64)
+    log_w = w.log().requires_grad_()
+    normal = torch.distributions.Normal(mu, (v + 0.2).sqrt())
+    rows = [(normal.log_prob(point) + log_w).logsumexp(0) for point in y]
+    expected = torch.stack([torch.autograd.grad(row, log_w)[0] for row in rows])
+    torch.testing.assert_close(exercise("1.2").solution(w, mu, v, y, 0.2), expected)
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_bound_and_threshold_are_those_of_the_library(seed):
+    g = torch.Generator().manual_seed(seed)
+    mu, cov = exercise("1.5").draw(g)
+    uniform = torch.full((len(mu),), 1 / len(mu), dtype=torch.float64)
+    assert exercise("1.5").solution(mu, cov) == pytest.approx(
+        GaussianMixture(uniform, mu, cov).theorem_bound()
+    )
+    pair = GaussianMixture([0.2, 0.8], [-0.8, 0.8], [0.1, 0.1])
+    threshold = exercise("1.6").solution(lambda t: pair.min_hessian(t)[0], 0.01, 2.0, 1e-9)
+    assert threshold == pytest.approx(0.8**2 - 0.1, abs=1e-7)
+    lowest, t_low, t_high, _ = _bracket(g)
+    assert lowest(t_high) >= 0
+    assert t_low < t_high
+
+
+def test_the_check_of_the_threshold_ends_a_loop_that_does_not():
+    lowest, *_ = _bracket(torch.Generator().manual_seed(0))
+    for _ in range(CALLS):
+        lowest(1.0)
+    with pytest.raises(RuntimeError, match="does your loop ever end"):
+        lowest(1.0)

@@ -1,0 +1,238 @@
+"""Looking into a prior: against autograd, dense matrices, numpy.polyfit, scipy's convex hull and closed forms."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.spatial import ConvexHull
+from torch.autograd.functional import hessian
+
+from gnclib.foe import FieldsOfExperts, FoEConfig, spectra
+from gnclib.foe import curves as inspect_foe
+from gnclib.foe.filters import convolve, reflect
+from gnclib.suite import figure2
+
+SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7}
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_energy(layers, scaled=True, dilation=1):
+    """A small float64 energy whose every parameter is random, K_1 without a mean."""
+    g = generator()
+    config = FoEConfig(layers=layers, scaled_input=scaled, dilation=dilation, **SMALL)
+    energy = FieldsOfExperts(config, generator=g).double()
+    for p in energy.parameters():
+        p.data += 0.3 * torch.randn(p.shape, generator=g, dtype=torch.float64)
+    energy.project()
+    return energy.requires_grad_(False)
+
+
+def image(height=9, width=8, seed=1, batch=1):
+    return torch.rand(batch, 1, height, width, generator=generator(seed), dtype=torch.float64)
+
+
+# --- features and curves ----------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+@pytest.mark.parametrize("scaled", [True, False])
+def test_last_curves_at_last_features_sum_to_the_energy(layers, scaled):
+    """R is the sum of the last potentials at the last features, plus n c(tau), which is the same for all images."""
+    energy, y, sigma = random_energy(layers, scaled), image(batch=3), 0.3
+    x = inspect_foe.features(energy, y, sigma)
+    total = inspect_foe.curves(energy, layers, x[-1], sigma).view(4, 3, -1).sum((0, 2))
+    constant = energy.energy(y, sigma**2) - total
+    torch.testing.assert_close(constant, constant[:1].expand(3), rtol=0, atol=1e-10)
+
+
+def test_curves_are_derivatives_of_each_other_and_channels_are_chosen():
+    energy, h = random_energy(2), 1e-5
+    x = torch.linspace(-2.6, 2.6, 40, dtype=torch.float64).expand(4, -1)
+    for order in (0, 1):
+        up, down = (inspect_foe.curves(energy, 2, x + d, 0.05, order) for d in (h, -h))
+        exact = inspect_foe.curves(energy, 2, x, 0.05, order + 1)
+        torch.testing.assert_close((up - down) / (2 * h), exact, rtol=1e-6, atol=1e-6)
+    one = inspect_foe.curves(energy, 1, x[:1], 0.05, channels=slice(2, 3))
+    torch.testing.assert_close(one[0], inspect_foe.curves(energy, 1, x, 0.05)[2])
+    with pytest.raises(ValueError, match="layers 1 to 2"):
+        inspect_foe.curves(energy, 3, x, 0.05)
+
+
+def test_quantiles_of_a_uniform_sample():
+    x = torch.linspace(0, 1, 1001, dtype=torch.float64)[None] * torch.tensor([[1.0], [-4.0]])
+    found = inspect_foe.feature_quantiles(x, 5)
+    expected = torch.linspace(0.01, 0.99, 5, dtype=torch.float64)
+    torch.testing.assert_close(found, torch.stack([expected, 4 * (expected - 1)]))
+
+
+# --- kernels ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("dilation", [1, 2])
+def test_effective_kernels_are_exact_for_linear_activations(dilation):
+    """With activations a_c x the features of every layer are convolutions of s y with the effective kernels."""
+    energy, y, sigma = random_energy(3, dilation=dilation), 0.2 * image(14, 13), 0.5
+    grid, slopes = energy.config.grid_x, []
+    for layer in (0, 1):
+        slopes.append(torch.tensor([0.5, -0.3, 0.2, 0.4], dtype=torch.float64))
+        lines = torch.stack([grid.quadratic(b=float(a)) for a in slopes[-1]])
+        energy.weights[layer].copy_(lines[:, :, None].expand_as(energy.weights[layer]))
+    x = inspect_foe.features(energy, y, sigma)
+    assert max(v.abs().max() for v in x) < grid.high  # where the lines are lines
+    for measured, given in zip(inspect_foe.mean_slopes(energy, x, sigma), slopes, strict=True):
+        torch.testing.assert_close(measured, given)
+    padded = inspect_foe.input_scale(energy.config, sigma) * reflect(y, energy.config.margin)
+    for kernel, features in zip(inspect_foe.effective_kernels(energy, slopes), x, strict=True):
+        torch.testing.assert_close(convolve(padded, kernel)[0].flatten(1), features)
+
+
+def test_magnitudes_are_told_from_lines_and_shown_by_their_strongest_input():
+    energy, y, sigma = random_energy(3, dilation=2), 0.2 * image(14, 13), 0.5
+    grid = energy.config.grid_x
+    line = grid.quadratic(b=-0.7)
+    x = torch.linspace(grid.low, grid.high, 400, dtype=torch.float64)
+    magnitude = grid.fit(x, (x**2 + 0.09).sqrt())
+    for weights, curve in zip(energy.weights, (line, magnitude), strict=False):
+        weights.copy_(curve[None, :, None].expand_as(weights))
+    energy.kernels[1].copy_(energy.kernels[1] - energy.kernels[1].mean((1, 2, 3), keepdim=True))
+    found = inspect_foe.features(energy, y, sigma)
+    first, second = inspect_foe.straightness(energy, found, sigma)
+    assert first == pytest.approx(1.0)
+    assert second < 0.5
+    energy.kernels[2].mul_(0.01)
+    for channel, strongest in enumerate((2, 0, 3, 3)):
+        energy.kernels[2][channel, strongest, 0, 1] = -1.0
+    slopes = inspect_foe.mean_slopes(energy, found, sigma)
+    shown = inspect_foe.effective_kernels(energy, slopes, {2})
+    for kernel, plain in zip(shown[:2], inspect_foe.effective_kernels(energy, slopes), strict=False):
+        assert torch.equal(kernel, plain)
+    assert shown[2].shape == (4, 1, 11, 11)
+    assert torch.equal(shown[2][..., 2:-2, 2:-2], shown[1][[2, 0, 3, 3]])
+
+
+def test_mean_frequency_of_a_difference():
+    """The power of (1, -1) along one axis is 4 sin^2(pi f): low along it, anything across."""
+    kernel = torch.zeros(2, 1, 3, 3, dtype=torch.float64)
+    kernel[0, 0, 1, :2] = torch.tensor([1.0, -1.0])
+    kernel[1, 0, 1, 1] = 7.0  # white
+    f = np.fft.fftfreq(32)
+    weight = np.sin(np.pi * f[None]) ** 2 * np.ones((32, 1))
+    radius = np.hypot(f[:, None], f[None])
+    expected = [(weight * radius).sum() / weight.sum(), radius.mean()]
+    np.testing.assert_allclose(inspect_foe.mean_frequency(kernel), expected, rtol=1e-10)
+
+
+# --- shapes of curves -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("degree", [1, 2])
+def test_distance_to_polynomial_against_polyfit(degree):
+    rng = np.random.default_rng(0)
+    f, x = rng.standard_normal((3, 50)).cumsum(1), np.sort(rng.standard_normal((3, 50)), 1)
+    for points, given in ((np.tile(np.arange(50.0), (3, 1)), None), (x, x)):
+        fits = [np.polyval(np.polyfit(p, row, degree), p) for p, row in zip(points, f, strict=True)]
+        expected = (f - fits).std(1) / f.std(1)
+        np.testing.assert_allclose(inspect_foe.distance_to_polynomial(f, degree, given), expected, rtol=1e-8)
+    np.testing.assert_allclose(
+        inspect_foe.distance_to_polynomial([3 - 2 * x[0] ** degree], degree, x[:1]), 0, atol=1e-12
+    )
+    assert inspect_foe.distance_to_polynomial(np.full(9, 2.0), 1) == 0
+
+
+def test_convexity_gap_against_scipy_hull():
+    """The lower envelope of a curve is the lower part of the convex hull of its points and of two points far above."""
+    f = np.random.default_rng(1).standard_normal((4, 30)).cumsum(1)
+    x = np.arange(30.0)
+    for row, gap in zip(f, inspect_foe.convexity_gap(f), strict=True):
+        points = np.stack([np.r_[x, 0, 29], np.r_[row, 1e3, 1e3]], 1)
+        lower = np.sort([v for v in ConvexHull(points).vertices if v < 30])
+        expected = (row - np.interp(x, x[lower], row[lower])).max() / np.ptp(row)
+        assert gap == pytest.approx(expected, abs=1e-12)
+    parabola = np.linspace(-1, 2, 50) ** 2
+    assert inspect_foe.convexity_gap(parabola) == pytest.approx(0, abs=1e-12)
+    assert inspect_foe.convexity_gap(-parabola) > 0.5
+
+
+def test_local_minima_by_hand():
+    deep, shallow = [3, 1, 2, 0, 5, 4.9, 6], [0, 1, 2, 1.5, 3]
+    assert inspect_foe.local_minima([deep]).tolist() == [3]
+    assert inspect_foe.local_minima([deep], prominence=0.1).tolist() == [
+        2
+    ]  # climbs: 1 from 1, 3 from 0, 0.1 from 4.9
+    assert inspect_foe.local_minima(shallow) == 1  # the end at 0 is no interior minimum
+    assert inspect_foe.local_minima(shallow, prominence=0.2) == 0
+
+
+# --- Hessian ----------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("layers", [1, 2, 3])
+def test_point_hessian_against_autograd_and_dense_eigenvalues(layers):
+    energy, y, sigma = random_energy(layers), image(8, 7), 0.4
+    at = spectra.PointHessian(energy, y, sigma)
+    dense = sigma**2 * hessian(lambda v: energy.energy(v, sigma**2).sum(), y).view(56, 56)
+    v = torch.randn(y.shape, generator=generator(2), dtype=torch.float64)
+    torch.testing.assert_close(at(v).flatten(), dense @ v.flatten())
+    torch.testing.assert_close(at(v), sigma**2 * energy.hvp(y, sigma**2, v))
+    assert sum(at.by_layer(v)) == pytest.approx(float(v.flatten() @ dense @ v.flatten()), rel=1e-9)
+    lifted = dense + torch.full((56, 56), 0.5 / 56, dtype=torch.float64)
+    expected = torch.linalg.eigvalsh(lifted)
+    low, high, vector = spectra.extreme_eigenvalues(at, at.shape, torch.float64, tolerance=1e-8)
+    assert low == pytest.approx(float(expected[0]), abs=1e-6)
+    assert high == pytest.approx(float(expected[-1]), abs=1e-6)
+    assert float((vector * at(vector)).sum()) == pytest.approx(low, abs=1e-6)
+
+
+def test_point_hessian_wants_one_image():
+    with pytest.raises(ValueError, match="one image"):
+        spectra.PointHessian(random_energy(1), image(batch=2), 0.1)
+
+
+# --- drawing ----------------------------------------------------------------------------------------------
+
+
+def block(channels=5, levels=3):
+    x = np.linspace(-1, 1, 21)[None, None] * np.array([1.0, 2.0, 4.0])[:levels, None, None]
+    x = np.broadcast_to(x, (levels, channels, 21))
+    kernels = np.zeros((channels, 1, 3, 3))
+    kernels[np.arange(channels), 0, 1, np.arange(channels) % 3] = 1
+    return figure2.Block("a layer", kernels, x, 3 + x**2 * np.arange(1, channels + 1)[None, :, None])
+
+
+def test_columns_figure_draws_every_curve_over_its_own_range():
+    import matplotlib.pyplot as plt
+
+    fig = figure2.columns_figure([block(), block()], [0.01, 0.1, 1.0])
+    images = [ax for ax in fig.axes if ax.images]
+    panels = [ax for ax in fig.axes if not ax.images]
+    assert len(images) == len(panels) == 10
+    for k, ax in enumerate(panels):
+        drawn = [line.get_xydata() for line in ax.lines if len(line.get_xdata()) == 21]
+        np.testing.assert_allclose([d[:, 0] for d in drawn], block().x[:, k % 5])
+        np.testing.assert_allclose([d[:, 1] for d in drawn], block().f[:, k % 5])
+        np.testing.assert_array_equal(images[k].images[0].get_array(), block().kernels[k % 5, 0])
+        assert ax.get_position().y1 < images[k].get_position().y0  # below its kernel
+    plt.close(fig)
+
+
+def test_sheet_normalises_every_panel_and_cuts_at_the_limit():
+    import matplotlib.pyplot as plt
+
+    made = figure2.sheet(block(), [0.01, 0.1, 1.0], limit=2.0, columns=3)
+    segments = made.axes[0].collections[-1].get_segments()
+    assert len(segments) == 15  # 5 channels, 3 levels, 2 rows of cells
+    for k in range(5):
+        points = np.concatenate(segments[3 * k : 3 * k + 3])
+        width, height = np.ptp(points, axis=0)
+        assert width == pytest.approx(
+            0.8
+        )  # from -limit to limit: the widest curve is cut, the second reaches it
+        assert height == pytest.approx(0.66)
+        assert len(segments[3 * k]) == 21
+        assert len(segments[3 * k + 2]) == 11
+        box = made.axes[0].images[k].get_extent()
+        assert box[0] <= points[:, 0].min() + 0.03
+        assert box[2] > points[:, 1].max()
+    plt.close(made)

@@ -1,0 +1,220 @@
+"""Weights by name: the package first, then folders, then the hub, of which a local stand-in copies a folder."""
+
+import hashlib
+import importlib.util
+import json
+import os
+import shutil
+import subprocess
+import sys
+import types
+
+import numpy as np
+import pytest
+import torch
+import yaml
+from PIL import Image
+
+from gnclib.cli import main as cli
+from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig, hub
+from gnclib.restore import schemes
+from gnclib.restore.learned import LearnedSchedule, Task
+from gnclib.score.run import weights_sha256
+
+
+class RepositoryNotFoundError(OSError):
+    pass
+
+
+class RevisionNotFoundError(OSError):
+    pass
+
+
+@pytest.fixture
+def server(tmp_path, monkeypatch):
+    """A hub that holds somebody/R1 and its schedule, in a module of that name; the list of what was asked for."""
+    asked = []
+
+    def snapshot_download(repository, *, revision=None, allow_patterns):
+        asked.append((repository, revision, tuple(allow_patterns)))
+        owner, name = repository.split("/")
+        if owner == "nowhere":
+            raise TimeoutError("no route to host\nsecond line")
+        if owner != "somebody" or not (WEIGHTS / name).is_dir():
+            raise RepositoryNotFoundError("404")
+        target = tmp_path / "cache" / name
+        target.mkdir(parents=True, exist_ok=True)
+        for file in (WEIGHTS / name).iterdir():
+            if file.name in allow_patterns:
+                shutil.copy(file, target)
+        return str(target)
+
+    module, errors = types.ModuleType("huggingface_hub"), types.ModuleType("huggingface_hub.errors")
+    module.snapshot_download, module.errors = snapshot_download, errors
+    errors.RepositoryNotFoundError, errors.RevisionNotFoundError = (
+        RepositoryNotFoundError,
+        RevisionNotFoundError,
+    )
+    monkeypatch.setitem(sys.modules, "huggingface_hub", module)
+    monkeypatch.setitem(sys.modules, "huggingface_hub.errors", errors)
+    monkeypatch.chdir(tmp_path)
+    return asked
+
+
+PRIOR_FILES = ("config.json", "model.safetensors")
+
+
+def same(a, b):
+    return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
+
+
+@pytest.mark.parametrize(
+    ("name", "is_one"),
+    [
+        ("owner/name", True), ("o-1/n.2_x", True), ("owner/name@v1.0", True), ("owner/name@feature/x", True),
+        ("R1", False), ("/owner/name", False), ("./owner/name", False), ("../name", False), ("owner/name/more", False),
+        ("owner/name@", False), ("owner/name/", False), ("~/name", False), ("owner\\name", False), ("a b/c", False),
+    ],
+)  # fmt: skip
+def test_what_a_hub_name_is(name, is_one):
+    assert hub.is_hub_name(name) == is_one
+
+
+def test_prior_and_schedule_from_the_hub(server):
+    assert same(FieldsOfExperts.from_pretrained("somebody/R1"), FieldsOfExperts.from_pretrained("R1"))
+    found = LearnedSchedule.from_pretrained("somebody/R1-denoise-25@v2")
+    assert found.t.tolist() == LearnedSchedule.from_pretrained("R1-denoise-25").t.tolist()
+    assert server == [
+        ("somebody/R1", None, PRIOR_FILES),
+        ("somebody/R1-denoise-25", "v2", ("schedule.json",)),
+    ]
+    assert weights_sha256("somebody/R1") == weights_sha256("R1")
+
+
+def test_the_order_is_package_folder_hub(server, tmp_path):
+    mine = FieldsOfExperts(FoEConfig(features=4, kernel_size=3))
+    mine.save_pretrained(tmp_path / "somebody" / "R1")
+    mine.save_pretrained(tmp_path / "R1")
+    assert same(FieldsOfExperts.from_pretrained("somebody/R1"), mine)
+    assert FieldsOfExperts.from_pretrained("R1").config.features == 48  # that of the package
+    assert FieldsOfExperts.from_pretrained("./R1").config.features == 4
+    (tmp_path / "somebody" / "R2").mkdir()  # an empty folder is still the folder that was meant
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+        FieldsOfExperts.from_pretrained("somebody/R2")
+    with pytest.raises(FileNotFoundError, match="no prior 'else/where'"):
+        FieldsOfExperts.from_pretrained(tmp_path.__class__("else/where"))  # a Path is never a hub name
+    assert server == []
+
+
+def test_what_is_wrong_is_said(server):
+    with pytest.raises(FileNotFoundError, match="neither a folder nor a public repository"):
+        FieldsOfExperts.from_pretrained("somebody/R9")
+    with pytest.raises(FileNotFoundError, match=r"holds no schedule\.json"):
+        LearnedSchedule.from_pretrained("somebody/R1")
+    with pytest.raises(ConnectionError) as caught:
+        FieldsOfExperts.from_pretrained("nowhere/R1@main")
+    said = str(caught.value)
+    assert "no route to host)" in said
+    assert "config.json and model.safetensors from the page of nowhere/R1 there, revision main" in said
+    with pytest.raises(FileNotFoundError, match="the shipped ones are R1"):
+        FieldsOfExperts.from_pretrained("R9")
+
+
+def test_without_the_library(monkeypatch):
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(ImportError, match="install huggingface_hub"):
+        FieldsOfExperts.from_pretrained("somebody/R1")
+    FieldsOfExperts.from_pretrained("R1")
+
+
+def test_schemes_look_beside_the_prior(server):
+    task = Task("denoise", 25)
+    scheme = schemes.load("learned", "somebody/R1@main", task)
+    assert scheme.steps == 10
+    assert [ask[:2] for ask in server] == [("somebody/R1-denoise-25", "main"), ("somebody/R1", "main")]
+    with pytest.raises(FileNotFoundError, match="nothing was learned for somebody/R1-denoise-20"):
+        schemes.load("learned", "somebody/R1", Task("denoise", 20))
+    server.clear()
+    FieldsOfExperts.from_pretrained("R1").save_pretrained("runs/mine")
+    with pytest.raises(FileNotFoundError, match="nothing was learned for runs/mine-denoise-25"):
+        schemes.load("learned", "runs/mine", task)
+    with pytest.raises(FileNotFoundError, match="nothing was learned for runs/mine-finetuned-denoise-25"):
+        schemes.load("finetuned", "runs/mine", task)
+    assert server == []  # beside a folder nothing is looked for on the hub
+
+
+def test_the_command_takes_hub_names(server, tmp_path, capsys):
+    noise = np.random.default_rng(0).integers(60, 190, (40, 40))
+    Image.fromarray(noise.astype(np.uint8)).save("noisy.png")
+    for name, out in (("R1", "a.png"), ("somebody/R1", "b.png")):
+        assert cli.main(["denoise", "noisy.png", "--sigma", "25", "-o", out, "--prior", name]) == 0
+    assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
+    assert cli.main(["denoise", "noisy.png", "--sigma", "25", "-o", "c.png", "--prior", "nowhere/R1"]) == 1
+    assert capsys.readouterr().err.startswith("gnc: error: the prior nowhere/R1 could not be fetched")
+
+
+# --- the real library, without a network ------------------------------------------------------------------
+
+OFFLINE = """
+import sys
+from gnclib.foe import FieldsOfExperts
+for name in sys.argv[1:]:
+    try:
+        print(FieldsOfExperts.from_pretrained(name).config.features)
+    except ConnectionError as error:
+        print(error)
+"""
+
+
+@pytest.mark.skipif(
+    importlib.util.find_spec("huggingface_hub") is None, reason="huggingface_hub is not installed"
+)
+def test_the_real_library_offline(tmp_path):
+    commit = hashlib.sha1(b"R1").hexdigest()
+    repository = (
+        tmp_path / "hub" / "models--somebody--R1"
+    )  # what the library's cache looks like after a download
+    snapshot = repository / "snapshots" / commit
+    snapshot.mkdir(parents=True)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    for file in PRIOR_FILES:
+        shutil.copy(WEIGHTS / "R1" / file, snapshot)
+    names = ["somebody/R1", f"somebody/R1@{commit}", "somebody/R1@other", "somebody/R3"]
+    environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
+    done = subprocess.run(
+        [sys.executable, "-c", OFFLINE, *names], capture_output=True, text=True, env=environment, cwd=tmp_path
+    )
+    assert done.returncode == 0, done.stderr
+    first, second, third, fourth = done.stdout.splitlines()
+    assert first == second == "48"
+    assert "from the page of somebody/R1 there, revision other, into a folder" in third
+    assert "config.json and model.safetensors from the page of somebody/R3 there, revision main" in fourth
+
+
+# --- what the package ships has the hub's layout ----------------------------------------------------------
+
+
+@pytest.mark.parametrize("folder", sorted(WEIGHTS.iterdir()), ids=lambda folder: folder.name)
+def test_shipped_folders_could_be_uploaded_as_they_are(folder):
+    names = {file.name for file in folder.iterdir()}
+    assert set(PRIOR_FILES) <= names or "schedule.json" in names
+    assert {name.rpartition(".")[2] for name in names} <= {"json", "safetensors", "md", "csv"}
+    for name in names:
+        if name.endswith(".json"):
+            json.loads((folder / name).read_text(encoding="utf-8"))
+    text = (folder / "README.md").read_text(encoding="utf-8")
+    empty, head, body = text.split("---\n", 2)
+    assert empty == ""
+    about = yaml.safe_load(head)
+    assert about["license"] == "mit"
+    assert about["library_name"] == "gnclib"
+    assert about["datasets"] == ["BSDS500"]
+    assert about["pipeline_tag"] == "image-to-image"
+    assert ("inpainting" if "inpaint" in folder.name else "denoising") in about["tags"]
+    assert all(isinstance(tag, str) for tag in about["tags"])
+    assert body.startswith(f"\n# {folder.name}: ")
+    if importlib.util.find_spec("huggingface_hub"):
+        from huggingface_hub import ModelCard
+
+        assert ModelCard(text).data.to_dict()["library_name"] == "gnclib"

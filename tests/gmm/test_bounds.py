@@ -1,0 +1,151 @@
+"""Thresholds of empirical measures: edges of hulls, the search, and the file of results."""
+
+import json
+import math
+
+import pytest
+import torch
+
+from gnclib.gmm import empirical
+from gnclib.gmm.bounds import (
+    _spread,
+    edge_direction,
+    largest_spread,
+    longest_edge,
+    squared_diameter,
+    threshold_on_box,
+)
+from gnclib.studies import patches as patch_bounds
+
+F64 = {"dtype": torch.float64}
+
+
+def polygon(n):
+    angle = 2 * math.pi * torch.arange(n, **F64) / n
+    return torch.stack([angle.cos(), angle.sin()], 1)
+
+
+def test_edges_of_a_polygon_are_found_and_diagonals_are_not():
+    points = torch.cat([polygon(7), 0.3 * polygon(4)])
+    for a in range(7):
+        for b in range(a):
+            edge = edge_direction(points, a, b)
+            assert (edge is not None) == ((a - b) % 7 in (1, 6)), (a, b)
+            if edge:
+                across = (points[a] - points[b]).numpy() @ edge.direction
+                assert abs(across) < 1e-12
+                assert edge.margin > 0
+                assert edge.length == pytest.approx(2 * math.sin(math.pi / 7))
+    assert edge_direction(points, 0, 8) is None  # an inner point
+
+
+def test_the_longest_edge_and_not_the_longest_diagonal():
+    points = torch.tensor([[0, 0], [3, 0], [3, 1], [0, 1], [1.5, 0.5]], **F64)
+    edge = longest_edge(points, torch.arange(5))
+    assert edge.length == 3.0
+    assert squared_diameter(points) == pytest.approx(10)
+    assert longest_edge(points[4:], torch.arange(1)) is None
+
+
+def test_a_point_is_no_edge():
+    """Where no pair is an edge none is returned, although rounding makes points distant from themselves."""
+    points = 5 + 10 * polygon(56)
+    every_other = torch.arange(0, 56, 2)
+    assert torch.cdist(points[every_other], points[every_other]).diagonal().max() > 0
+    assert longest_edge(points, every_other, tries=500) is None
+
+
+def test_far_out_along_the_direction_the_energy_is_not_convex_below_the_bound():
+    """The statement about edges, on the Hessian of the library: at y = r u + shift, for t just below |a - b|^2/4."""
+    generator = torch.Generator().manual_seed(0)
+    for d in (2, 3, 5):
+        points = torch.rand(9, d, generator=generator, **F64)
+        edge = longest_edge(points, torch.arange(9))
+        t, u = 0.98 * edge.t_below, torch.from_numpy(edge.direction)
+        along = torch.nn.functional.normalize(points[edge.b] - points[edge.a], dim=0)
+        middle = (points[edge.a] + points[edge.b]) @ along / 2
+        y = 40 * t / edge.margin * u
+        y = y + (middle - y @ along) * along  # as far from a as from b
+        eigenvalues = torch.linalg.eigvalsh(empirical(points).hessian(y[None], t)[0])
+        assert eigenvalues[0] < 0
+        assert torch.linalg.eigvalsh(empirical(points).hessian(y[None], 1.02 * edge.t_below)[0])[0] > 0
+
+
+def test_the_gradient_of_the_spread_against_differences():
+    generator = torch.Generator().manual_seed(1)
+    points, y = torch.randn(20, 3, generator=generator, **F64), torch.randn(4, 3, generator=generator, **F64)
+    norms, start = points.square().sum(1), torch.nn.functional.normalize(torch.ones(4, 3, **F64), dim=1)
+    value, gradient, _ = _spread(points, norms, y, start, 0.7, 400)
+    exact = torch.linalg.eigvalsh(torch.eye(3, **F64) - 0.7 * empirical(points).hessian(y, 0.7))[:, -1] * 0.7
+    torch.testing.assert_close(value, exact, rtol=1e-6, atol=1e-9)
+    for k in range(3):
+        shift = 1e-5 * torch.eye(3, **F64)[k]
+        ends = [_spread(points, norms, y + s * shift, start, 0.7, 400)[0] for s in (1, -1)]
+        torch.testing.assert_close((ends[0] - ends[1]) / 2e-5, gradient[:, k], rtol=1e-4, atol=1e-6)
+
+
+def test_the_search_finds_the_exact_threshold_of_two_points_and_never_more():
+    points = torch.tensor([[0.1, 0.2], [0.9, 0.6]], **F64)  # the midpoint is in the box: t* = |a - b|^2/4
+    found, where = threshold_on_box(points, (0.0, 1.0), torch.Generator().manual_seed(0), accuracy=0.01)
+    exact = squared_diameter(points) / 4
+    assert 0.97 * exact < found <= exact
+    assert ((where >= 0) & (where <= 1)).all()
+    generator = torch.Generator().manual_seed(2)
+    for _ in range(5):
+        cloud = torch.rand(30, 3, generator=generator, **F64)
+        found, where = threshold_on_box(cloud, (0.0, 1.0), generator)
+        assert 0 < found <= squared_diameter(cloud) / 4
+        assert torch.linalg.eigvalsh(empirical(cloud).hessian(where[None], found)[0])[0] <= 1e-9
+
+
+def test_the_ascent_climbs():
+    points = torch.rand(50, 4, generator=torch.Generator().manual_seed(3), **F64)
+    starts = points[:8]
+    before, _ = largest_spread(points, starts, 0.05, (0.0, 1.0), steps=0)
+    after, ends = largest_spread(points, starts, 0.05, (0.0, 1.0), steps=60)
+    assert after > before
+    assert ((ends >= 0) & (ends <= 1)).all()
+
+
+# --- the file of results ----------------------------------------------------------------------------------
+
+
+def images():
+    generator = torch.Generator().manual_seed(4)
+    return {name: torch.rand(1, 1, 20, 24, generator=generator) for name in "ab"}
+
+
+def test_patches_are_distinct_reproducible_and_inside_the_images():
+    one, two = (patch_bounds.draw(images(), 3, 20, seed=5) for _ in range(2))
+    assert torch.equal(one, two)
+    assert one.shape == (len(torch.unique(one, dim=0)), 9)
+    assert len(one) <= 40
+    windows = torch.cat(
+        [image.double().unfold(2, 3, 1).unfold(3, 3, 1).reshape(-1, 9) for image in images().values()]
+    )
+    assert all((windows == patch).all(1).any() for patch in one)
+    with pytest.raises(ValueError, match="has no 30 x 30 patch"):
+        patch_bounds.draw(images(), 30, 1, 0)
+    with pytest.raises(ValueError, match="at least 1"):
+        patch_bounds.draw(images(), 3, 0, 0)
+
+
+def test_a_file_is_continued_and_foreign_files_are_refused(tmp_path, monkeypatch):
+    monkeypatch.setattr(patch_bounds, "SIZES", (2, 3))
+    path = tmp_path / "patches.json"
+    run = dict(name="test", per_image=10, seed=0, path=path, about={"revision": "none"})
+    first = next(patch_bounds.compute(images(), **run))  # stopped after the first size
+    assert first[0] == 2
+    rest = list(patch_bounds.compute(images(), **run))
+    assert [size for size, _ in rest] == [3]
+    content = patch_bounds.load(path)
+    assert content["sizes"].keys() == {"2", "3"}
+    for entry in content["sizes"].values():
+        assert entry["cube"] <= entry["popoviciu"] == entry["theorem"] / 2
+        assert entry["edge"] <= entry["popoviciu"]
+        assert entry["made"]["revision"] == "none"
+    with pytest.raises(ValueError, match="choose another file"):
+        next(patch_bounds.compute(images(), **run | {"seed": 1}))
+    path.write_text(json.dumps({"settings": {}}))
+    with pytest.raises(ValueError, match="no result file of 'gnc patches'"):
+        patch_bounds.load(path)

@@ -1,0 +1,253 @@
+"""Algorithm 2 and PALM against profile minimisation in closed form, brute force on mixtures, and monotone energy."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize_scalar
+
+from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.gmm import figure1_mixture
+from gnclib.restore import schedules
+from gnclib.restore.flow import State, gnc_flow, last, proximal_gradient
+from gnclib.restore.joint import joint_descent, palm
+from gnclib.restore.operators import Denoising, Inpainting
+
+MEAN, VARIANCE = 0.4, 0.02
+SOLVERS = (joint_descent, palm)
+
+
+class Gaussian:
+    """The energy of N(MEAN, VARIANCE) per pixel: n/2 log(s^2 + t) + ||y - m||^2 / (2 (s^2 + t))."""
+
+    def _width(self, y, t):
+        return VARIANCE + torch.as_tensor(t, dtype=y.dtype).reshape(-1, *[1] * (y.ndim - 1))
+
+    def energy(self, y, t):
+        width = self._width(y, t)
+        return (0.5 * width.log() + (y - MEAN) ** 2 / (2 * width)).flatten(1).sum(1)
+
+    def grad(self, y, t):
+        return (y - MEAN) / self._width(y, t)
+
+    def dtau(self, y, t, *, order):
+        assert order == 1
+        width, t = self._width(y, t), torch.as_tensor(t, dtype=y.dtype).reshape(-1, *[1] * (y.ndim - 1))
+        return (((1 / width - (y - MEAN) ** 2 / width**2) * t).flatten(1).sum(1),)
+
+
+class Scores:
+    """No derivative in tau: enough for the GNC flow, not for a search over t."""
+
+    def grad(self, y, t):
+        return y
+
+    def energy(self, y, t):
+        return y.flatten(1).square().sum(1) / 2
+
+
+class OnLine:
+    """D(x) = (x - y)^2 / (2 sigma^2) for a batch of numbers."""
+
+    def __init__(self, y, sigma):
+        self.y, self.sigma = y, sigma
+
+    def energy(self, x):
+        return (x - self.y) ** 2 / (2 * self.sigma**2)
+
+    def prox(self, v, step):
+        return (self.sigma**2 * v + step * self.y) / (self.sigma**2 + step)
+
+    def start(self):
+        return self.y.clone()
+
+
+def noisy(batch=2, side=6, seed=0):
+    z = torch.randn(batch, 1, side, side, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+    return MEAN + math.sqrt(VARIANCE) * z
+
+
+# ------------------------------------------------------------------------------------------- closed forms
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_joint_minimum_of_a_gaussian(solver):
+    """Given t the best x is a weighted mean; what is left is a function of t alone, minimised by scipy."""
+    y, sigma, t_last = noisy() * 3, 0.2, 1e-3
+    end = last(solver(Gaussian(), 1.0, Denoising(y, sigma), steps=300, t_last=t_last))
+    for k in range(len(y)):
+        data = Denoising(y[k : k + 1], sigma)
+
+        def profile(tau, data=data):
+            width = VARIANCE + math.exp(2 * tau)
+            x = (width * data.y + sigma**2 * MEAN) / (width + sigma**2)
+            return (data.energy(x) + Gaussian().energy(x, math.exp(2 * tau))).item()
+
+        best = minimize_scalar(
+            profile, bounds=(0.5 * math.log(t_last), 0.0), method="bounded", options={"xatol": 1e-9}
+        )
+        assert 0.5 * math.log(t_last) + 0.1 < best.x < -0.1  # an inner minimum: the test means something
+        assert 0.5 * math.log(end.t[k]) == pytest.approx(best.x, abs=1e-4)
+        assert end.energy[k].item() == pytest.approx(best.fun, abs=1e-8)
+
+
+def test_proximal_gradient_on_a_quadratic_prior_ends_at_the_closed_form():
+    y, sigma, t = noisy(), 0.1, 0.03
+    end = last(proximal_gradient(Gaussian(), t, Denoising(y, sigma), steps=400)).x
+    width = VARIANCE + t
+    torch.testing.assert_close(end, (width * y + sigma**2 * MEAN) / (width + sigma**2), rtol=0, atol=1e-12)
+
+
+def test_first_step_is_the_formula():
+    prior, y, sigma, t = Gaussian(), noisy(), 0.1, 0.25
+    state = next(joint_descent(prior, t, Denoising(y, sigma), steps=1, t_last=1e-4))
+    v = y - t * prior.grad(y, t)
+    x = (sigma**2 * v + t * y) / (sigma**2 + t)
+    tau = 0.5 * math.log(t) - prior.dtau(x, t, order=1)[0] / (2 * 36)
+    torch.testing.assert_close(state.x, x)
+    torch.testing.assert_close(state.t, (2 * tau).exp().clamp(1e-4, t))
+
+
+# --------------------------------------------------------------------------------------- brute force on mixtures
+
+
+@pytest.mark.parametrize("measured", [0.0, 0.2, 0.5])
+def test_all_schemes_reach_the_global_map_of_a_mixture(measured):
+    """From every start all schemes end at the minimum over a fine grid of x and t; plain descent does not."""
+    mixture, sigma, t_last = figure1_mixture(), 0.5, 1e-4
+    starts = torch.linspace(-1, 1, 21, dtype=torch.float64)
+    data = OnLine(torch.full_like(starts, measured), sigma)
+    grid = torch.linspace(-1.2, 1.2, 4801, dtype=torch.float64)
+    over_t = [
+        mixture.energy(grid, t) + OnLine(measured, sigma).energy(grid) for t in np.geomspace(t_last, 1, 41)
+    ]
+    best_t, best_x = np.unravel_index(torch.stack(over_t).argmin().item(), (41, len(grid)))
+    assert best_t == 0  # the joint minimum is the MAP
+    ends = {
+        "predefined": gnc_flow(mixture, schedules.log_schedule(1.0, t_last, 200), data, starts),
+        "joint": joint_descent(mixture, 1.0, data, starts, steps=200, t_last=t_last),
+        "palm": palm(mixture, 1.0, data, starts, steps=200, t_last=t_last),
+        "control": proximal_gradient(mixture, t_last, data, starts, steps=1000),
+    }
+    arrived = {
+        name: ((last(s).x - grid[best_x]).abs() < 1e-3).double().mean().item() for name, s in ends.items()
+    }
+    assert [arrived[name] for name in ("predefined", "joint", "palm")] == [1, 1, 1]
+    assert arrived["control"] < 0.3
+
+
+# ------------------------------------------------------------------------------------------------ monotone energy
+
+
+@pytest.mark.parametrize("border", ["denoise", "inpaint"])
+def test_palm_never_raises_the_energy_of_a_learned_prior(border):
+    prior = FieldsOfExperts.from_pretrained("R1").double()
+    y = noisy(side=20)
+    mask = torch.rand(y.shape, generator=torch.Generator().manual_seed(1)) < 0.3
+    data = Denoising(y, 0.1) if border == "denoise" else Inpainting(y, mask)
+    first = State(0, 0.2, data.start(), prior, data).energy
+    energies = torch.stack([first, *(s.energy for s in palm(prior, 0.2, data, steps=12))])
+    assert bool((energies.diff(dim=0) <= 1e-9 * energies[:-1].abs()).all())
+    assert bool((energies[0] - energies[-1] > 1.0).all())  # and it gets somewhere
+
+
+def test_palm_finds_the_short_steps_that_a_wrong_first_guess_needs():
+    class Steep(Gaussian):  # curvature 100 times that of an energy smoothed with t
+        def energy(self, y, t):
+            return 50 * ((y - MEAN) ** 2).flatten(1).sum(1) + 0 * self._width(y, t).flatten()
+
+        def grad(self, y, t):
+            return 100 * (y - MEAN)
+
+        def dtau(self, y, t, *, order):
+            return (torch.zeros(len(y), dtype=y.dtype),)
+
+    y = noisy() + 1
+    end = last(palm(Steep(), 1.0, Denoising(y, 10.0), steps=60, t_last=0.5)).x
+    torch.testing.assert_close(end, (100 * MEAN + y / 100) / (100 + 1 / 100), rtol=0, atol=1e-8)
+
+
+@pytest.mark.parametrize("task", ["denoise", "inpaint"])
+def test_palm_can_go_on_where_nothing_moves_any_more(task):
+    """Hundreds of steps in float32 after the end is reached: no Lipschitz estimate may run down to 0."""
+    y = noisy().float()
+    data = Denoising(0.1 * y, 0.01) if task == "denoise" else Inpainting(y, torch.ones(6, 6))
+    states = list(palm(Gaussian(), 1.0, data, steps=400, t_last=0.1))
+    torch.testing.assert_close(states[-1].x, states[100].x)
+    torch.testing.assert_close(states[-1].t, states[100].t, rtol=0.01, atol=0)
+
+
+def test_palm_does_not_search_for_ever():
+    class Broken(Gaussian):
+        def energy(self, y, t):
+            return super().energy(y, t) * math.nan
+
+    with pytest.raises(RuntimeError, match="finite"):
+        next(palm(Broken(), 1.0, Denoising(noisy(), 10.0), steps=1, t_last=1e-4))
+
+
+# ---------------------------------------------------------------------------------------------- batches and t
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_samples_of_a_batch_do_not_meet(solver):
+    y = noisy(3) * torch.tensor([0.5, 1.0, 2.0], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    together = last(solver(Gaussian(), 1.0, Denoising(y, 0.2), steps=7, t_last=1e-3))
+    for k in range(3):
+        alone = last(solver(Gaussian(), 1.0, Denoising(y[k : k + 1], 0.2), steps=7, t_last=1e-3))
+        torch.testing.assert_close(together.x[k], alone.x[0])
+        torch.testing.assert_close(together.t[k], alone.t[0])
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_t_stays_in_its_interval_and_the_config_gives_its_lower_end(solver):
+    prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3, nodes_x=31, nodes_tau=5))
+    ts = torch.stack([s.t for s in solver(prior, 0.3, Denoising(noisy().float(), 0.1), steps=9)])
+    low = prior.config.sigma_min**2
+    assert bool(((ts >= low * (1 - 1e-5)) & (ts <= 0.3 * (1 + 1e-5))).all())
+
+
+# -------------------------------------------------------------------------------------------------- bad input
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"t_first": 0.0}, "fall from t_first"),
+        ({"t_first": math.nan}, "fall from t_first"),
+        ({"t_first": 1e-5}, "fall from t_first"),
+        ({"t_last": -1.0}, "fall from t_first"),
+        ({"t_last": None}, "t_last"),
+        ({"steps": 0}, "steps"),
+        ({"steps": 1.5}, "steps"),
+        ({"data": None}, "start"),
+        ({"start": torch.full((2, 1, 6, 6), math.nan)}, "start"),
+        ({"prior": Scores()}, "dtau"),
+        ({"prior": object()}, "energy"),
+    ],
+)
+def test_bad_input(solver, change, message):
+    good = {"prior": Gaussian(), "t_first": 1.0, "data": Denoising(noisy(), 0.1), "steps": 3, "t_last": 1e-3}
+    given = good | change
+    with pytest.raises(ValueError, match=message):
+        solver(given.pop("prior"), given.pop("t_first"), given.pop("data"), **given)
+
+
+@pytest.mark.parametrize("solver", SOLVERS)
+@pytest.mark.parametrize("ends", [(4.0, None), (0.5, 1e-6)])
+def test_t_outside_of_the_range_of_the_prior(solver, ends):
+    prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3, nodes_x=31, nodes_tau=5))
+    with pytest.raises(ValueError, match="this prior knows t from"):
+        solver(prior, ends[0], Denoising(noisy().float(), 0.1), steps=1, t_last=ends[1])
+
+
+def test_numpy_profile_agrees_with_the_energy_of_the_state():
+    y = noisy(1)
+    state = next(joint_descent(Gaussian(), 0.5, Denoising(y, 0.3), steps=1, t_last=1e-3))
+    x, t = state.x.numpy(), state.t.item()
+    by_hand = ((x - y.numpy()) ** 2).sum() / (2 * 0.09)
+    by_hand += (0.5 * np.log(VARIANCE + t) + (x - MEAN) ** 2 / (2 * (VARIANCE + t))).sum()
+    assert state.energy.item() == pytest.approx(by_hand, rel=1e-12)
+    assert state.data_term.item() == pytest.approx(((x - y.numpy()) ** 2).sum() / 0.18, rel=1e-12)

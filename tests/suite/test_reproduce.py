@@ -1,0 +1,274 @@
+"""What ``gnc figures`` promises, on tiny notebooks: figures fresh and complete, failures clear, nothing old lost."""
+
+import json
+from pathlib import Path
+
+import nbformat
+import pytest
+from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
+
+from gnclib.suite import ledger, notebooks, reproduce
+from gnclib.suite.compare import differences
+from gnclib.suite.notebooks import NotebookError
+from gnclib.suite.reproduce import Figure
+
+KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
+SAVE = """\
+from pathlib import Path
+if out:
+    for suffix, text in ((".png", "png"), (".pdf", "pdf"), (".json", '{"values": [1.0, 2.0]}')):
+        Path(out, "NAME" + suffix).write_text(text)"""
+CLAIM = """\
+from gnclib.suite import claims
+claims.record("F1-steps", {"slow": 9, "fast": 3 if full else 4}, "fast < slow", notebook="02_tiny")"""
+
+
+def write(folder: Path, name: str, *cells: str, parameters: str = 'full = False\nout = ""') -> Path:
+    folder.mkdir(parents=True, exist_ok=True)
+    first = new_code_cell(parameters, metadata={"tags": ["parameters"]})
+    node = new_notebook(cells=[new_markdown_cell("# Tiny"), first, *map(new_code_cell, cells)])
+    node.metadata["kernelspec"] = KERNEL
+    for number, cell in enumerate(node.cells):
+        cell["id"] = f"cell-{number}"
+    path = folder / f"{name}.ipynb"
+    nbformat.write(node, path)
+    return path
+
+
+def saving(name: str) -> str:
+    return SAVE.replace("NAME", name)
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {path.name: path.read_bytes() for path in folder.iterdir()}
+
+
+def test_figures_and_claims_arrive_and_a_partial_run_keeps_the_rest(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "figures"
+    write(
+        folder, "01_tiny", saving("one"), "import os; assert os.listdir() == []  # an empty working directory"
+    )
+    source = write(folder, "02_tiny", saving("two"), CLAIM)
+    before = source.read_bytes()
+    manifest = {"one": Figure("01_tiny", "One"), "two": Figure("02_tiny", "Two")}
+    lines = []
+    done = reproduce.run(out=out, progress=False, manifest=manifest, folder=folder, say=lines.append)
+    assert [(item.notebook, item.figures) for item in done] == [("01_tiny", ("one",)), ("02_tiny", ("two",))]
+    assert [line.split()[0] for line in lines] == ["01_tiny", "02_tiny"]
+    made = {name + suffix for name in ("one", "two") for suffix in reproduce.SUFFIXES}
+    assert files(out).keys() == made | reproduce.PAGES
+    (entry,) = ledger.load(out / "claims.json")
+    assert (entry["verdict"], entry["mode"], entry["evidence"]["fast"]) == ("holds", "quick", 4)
+    assert source.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [
+        "figures",
+        "notebooks",
+    ]  # nothing left lying about
+
+    assert [item.changed for item in done] == [("one",), ("two",)]
+    (out / "one.pdf").write_text("another")
+    same, other = ("02_tiny",), ("one",)
+    for changed, only in [(("one",), other), ((), other), ((), same)]:
+        (item,) = reproduce.run(only, full=False, out=out, progress=False, manifest=manifest, folder=folder)
+        assert item.changed == changed
+
+    reproduce.run(["one"], full=True, out=out, progress=False, manifest=manifest, folder=folder)
+    assert [e["mode"] for e in ledger.load(out / "claims.json")] == ["quick"]
+    reproduce.run(["02_tiny"], full=True, out=out, progress=False, manifest=manifest, folder=folder)
+    (entry,) = ledger.load(out / "claims.json")
+    assert (entry["mode"], entry["evidence"]["fast"]) == ("full", 3)
+
+
+@pytest.mark.parametrize(
+    ("cells", "message"),
+    [
+        (["x = 1"], r"did not make new\.png"),
+        ([saving("new"), "Path(out, 'new.pdf').write_bytes(b'')"], r"did not make new\.pdf"),
+        ([saving("new"), "import os; os.utime(Path(out, 'new.json'), (1e9, 1e9))"], r"new\.json is stale"),
+        (
+            [saving("new"), "Path(out, 'other.png').write_bytes(b'x')"],
+            r"wrote other\.png, which .* not declare",
+        ),
+        (
+            [saving("new"), "values = [1]\nvalues[3]"],
+            r"In \[3\], at 'values\[3\]': IndexError: list index out of",
+        ),
+        ([saving("new"), CLAIM + ";\n0"], "records F1-steps but does not show the record"),
+    ],
+    ids=["missing", "empty", "stale", "undeclared", "failing", "claim lost"],
+)
+def test_a_bad_notebook_fails_and_leaves_everything(tmp_path, cells, message):
+    folder, out = tmp_path / "notebooks", tmp_path / "figures"
+    write(folder, "02_tiny", *cells)
+    out.mkdir()
+    ledger.save(out, [])
+    (out / "new.png").write_bytes(b"old")
+    before = files(out)
+    with pytest.raises(NotebookError, match=message) as caught:
+        reproduce.run(out=out, progress=False, manifest={"new": Figure("02_tiny", "New")}, folder=folder)
+    assert "02_tiny" in str(caught.value)
+    assert files(out) == before
+
+
+def test_one_failure_does_not_stop_the_others(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "figures"
+    write(folder, "01_tiny", "raise ValueError('no such luck')")
+    write(folder, "02_tiny", saving("two"))
+    with pytest.raises(NotebookError, match=r"1 of 2 notebooks failed(.|\n)*01_tiny.*no such luck"):
+        reproduce.run(out=out, progress=False, manifest={"two": Figure("02_tiny", "")}, folder=folder, jobs=2)
+    assert (out / "two.png").read_text() == "png"
+
+
+def test_two_jobs_really_run_at_the_same_time(tmp_path):
+    folder = tmp_path / "notebooks"
+    meet = f"""\
+import pathlib, time
+place = pathlib.Path({str(tmp_path)!r})
+(place / "ME").touch()
+until = time.monotonic() + 60
+while not (place / "OTHER").exists() and time.monotonic() < until:
+    time.sleep(0.05)
+assert (place / "OTHER").exists()"""
+    write(folder, "01_tiny", meet.replace("ME", "a").replace("OTHER", "b"))
+    write(folder, "02_tiny", meet.replace("ME", "b").replace("OTHER", "a"))
+    done = reproduce.run(out=tmp_path / "out", progress=False, manifest={}, folder=folder, jobs=2)
+    assert {item.notebook for item in done} == {"01_tiny", "02_tiny"}
+
+
+def test_parameters_are_validated(tmp_path):
+    path = write(tmp_path, "01_tiny", parameters='full = False\nout = ""\nsteps = 3')
+    assert notebooks.parameters(path) == {"full": False, "out": "", "steps": 3}
+    with pytest.raises(NotebookError, match=r"no parameter 'step'; it has: full, out, steps"):
+        notebooks.execute(path, tmp_path / "done.ipynb", {"step": 4})
+    with pytest.raises(NotebookError, match="steps is 3 by default, got '4'"):
+        notebooks.execute(path, tmp_path / "done.ipynb", {"steps": "4"})
+    with pytest.raises(NotebookError, match="would overwrite"):
+        notebooks.execute(path, path, {})
+    computed = write(tmp_path, "02_tiny", parameters="full = False\nout = str(3)")
+    with pytest.raises(NotebookError, match="plain literals"):
+        notebooks.parameters(computed)
+    computed.write_text("no json")
+    with pytest.raises(NotebookError, match=r"02_tiny\.ipynb is not a notebook: Expecting value"):
+        notebooks.parameters(computed)
+    computed.write_text('{"metadata": {}, "nbformat": 3, "nbformat_minor": 0, "cells": []}')
+    with pytest.raises(NotebookError, match=r"02_tiny\.ipynb is not a notebook: it is not of version 4"):
+        notebooks.load(computed)
+
+
+def test_wrong_names_are_explained(tmp_path):
+    write(tmp_path, "02_tiny")
+    manifest = {"figure1": Figure("02_tiny", "")}
+    with pytest.raises(ValueError, match="'figur1'; did you mean 'figure1'"):
+        reproduce.select(["figur1"], manifest, tmp_path)
+    with pytest.raises(ValueError, match="there are: figure1, 02_tiny"):
+        reproduce.select(["xyz"], manifest, tmp_path)
+    with pytest.raises(NotebookError, match="missing: 03_absent"):
+        reproduce.select([], {"a": Figure("03_absent", "")}, tmp_path)
+    with pytest.raises(FileNotFoundError, match="no notebooks in"):
+        notebooks.find(tmp_path / "empty")
+    with pytest.raises(ValueError, match="jobs must be at least 1"):
+        reproduce.run(jobs=0, out=tmp_path / "out", manifest=manifest, folder=tmp_path)
+    with pytest.raises(NotADirectoryError, match="is a file"):
+        reproduce.run(out=tmp_path / "02_tiny.ipynb", manifest=manifest, folder=tmp_path)
+
+
+def test_refresh_and_check(tmp_path):
+    path = write(tmp_path, "01_tiny", "# NBVAL_CHECK_OUTPUT\nprint(1 + 1)", "", "full")
+    assert any("was not executed" in line for line in notebooks.check(path))
+    notebooks.refresh(path)
+    assert notebooks.check(path) == []
+    first = path.read_bytes()
+    notebooks.refresh(path)
+    assert path.read_bytes() == first
+    node = json.loads(first)
+    assert node["cells"][2]["outputs"][0]["text"] == ["2\n"]
+
+    def spoiled(change) -> str:
+        copy = json.loads(first)
+        change(copy)
+        path.write_text(json.dumps(copy, indent=1, ensure_ascii=False) + "\n")
+        return "\n".join(notebooks.check(path))
+
+    code = [i for i, cell in enumerate(node["cells"]) if cell["cell_type"] == "code"]
+    error = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": []}
+    stderr = {"output_type": "stream", "name": "stderr", "text": ["UserWarning: no\n"]}
+    assert spoiled(lambda nb: None) == ""
+    assert "run once each" in spoiled(lambda nb: nb["cells"][code[1]].update(execution_count=7))
+    assert "ended in KeyError" in spoiled(lambda nb: nb["cells"][code[1]]["outputs"].append(error))
+    assert "wrote to stderr: UserWarning" in spoiled(
+        lambda nb: nb["cells"][code[1]]["outputs"].append(stderr)
+    )
+    assert "has no output" in spoiled(lambda nb: nb["cells"][code[1]].update(outputs=[]))
+    assert "it is not clean" in spoiled(lambda nb: nb["metadata"].update(papermill={"duration": 1}))
+    assert "0 cells tagged" in spoiled(lambda nb: nb["cells"][code[0]]["metadata"].update(tags=[]))
+    assert "full = False" in spoiled(
+        lambda nb: nb["cells"][code[0]].update(source=["full = True\n", 'out = ""'])
+    )
+
+
+def test_a_failed_refresh_leaves_the_notebook(tmp_path):
+    path = write(tmp_path, "01_tiny", "1 / 0")
+    before = path.read_bytes()
+    with pytest.raises(NotebookError, match=r"ZeroDivisionError.*left as it was"):
+        notebooks.refresh(path)
+    assert path.read_bytes() == before
+    assert [item.name for item in tmp_path.iterdir()] == ["01_tiny.ipynb"]
+
+
+@pytest.mark.parametrize(
+    ("value", "found"),
+    [
+        ({"a": [1.0, 1000.0], "b": {"n": 3}, "s": "x"}, None),
+        ({"a": [1.9, 1000.0], "b": {"n": 3}, "s": "x"}, None),  # within 0.1 % of the array's largest value
+        ({"a": [1.0, 1001.1], "b": {"n": 3}, "s": "x"}, "a: off by 1.1, allowed 1"),
+        ({"a": [1.0, 1000.0], "b": {"n": 4}, "s": "x"}, "b.n: off by 1"),
+        ({"a": [1.0], "b": {"n": 3}, "s": "x"}, "a: shape"),
+        ({"a": [1.0, float("nan")], "b": {"n": 3}, "s": "x"}, "a: nan or infinite"),
+        ({"a": [1.0, 1000.0], "b": {}, "s": "x"}, "b.n: only in one"),
+        ({"a": [1.0, 1000.0], "b": {"n": 3}, "s": "y"}, "s: 'y' instead of 'x'"),
+    ],
+)
+def test_differences(value, found):
+    reference = {"a": [1.0, 1000.0], "b": {"n": 3}, "s": "x"}
+    result = differences(reference, value, rtol=1e-3, atol=0.0)
+    assert result == [] if found is None else (len(result) == 1 and result[0].startswith(found))
+
+
+def test_differences_refuses_tolerances():
+    with pytest.raises(ValueError, match="rtol must be finite"):
+        differences(1.0, 1.0, rtol=float("inf"), atol=0.0)
+    with pytest.raises(ValueError, match="atol must be finite"):
+        differences(1.0, 1.0, rtol=0.0, atol=-1.0)
+
+
+def test_comparison_of_two_runs(tmp_path):
+    from gnclib.suite import claims
+
+    write(tmp_path / "notebooks", "02_tiny")
+    manifest, options = {"two": Figure("02_tiny", "")}, {}
+    options = {"manifest": manifest, "folder": tmp_path / "notebooks"}
+    old, new = tmp_path / "old", tmp_path / "new"
+    for folder, value in ((old, 1.0), (new, 1.0 + 1e-5)):
+        folder.mkdir()
+        for suffix in reproduce.SUFFIXES:
+            (folder / f"two{suffix}").write_text(json.dumps({"data": "bsds68", "value": value}))
+        entry = claims.record("T2.2", {"a": value}, "a < 2", notebook="02_tiny").to_json() | {"mode": "quick"}
+        ledger.save(folder, [entry])
+    assert reproduce.compare_runs(old, new, **options) == ([], [])
+
+    (new / "two.json").write_text(json.dumps({"data": "bsds68", "value": 1.01}))
+    entry = claims.record("T2.2", {"a": 3}, "a < 2", notebook="02_tiny").to_json() | {"mode": "quick"}
+    ledger.save(new, [entry])
+    (old / "gone.png").write_bytes(b"x")
+    wrong, _ = reproduce.compare_runs(old, new, **options)
+    assert [line.split(":")[0] for line in wrong] == ["two", "claim T2.2 (02_tiny)", "gone.png"]
+
+    (new / "two.json").write_text(json.dumps({"data": "embedded", "value": 9.0}))
+    (old / "gone.png").unlink()
+    wrong, remarks = reproduce.compare_runs(old, new, **options)
+    assert wrong == []
+    assert remarks == ["two: not compared, made from embedded here, from bsds68 in the reference"]
+
+    (new / "two.json").unlink()
+    wrong, _ = reproduce.compare_runs(old, new, **options)
+    assert "is missing" in wrong[0]
