@@ -6,16 +6,12 @@ adds ``evaluation*.json``. :func:`write` turns them into ``README.md``, so that 
 
 from __future__ import annotations
 
-import platform
-import subprocess
 from dataclasses import asdict
 from pathlib import Path
 
-import torch
-
-from gnclib import __version__
 from gnclib.foe.config import FoEConfig
 from gnclib.io import files
+from gnclib.io import provenance as origin
 from gnclib.io.reading import read_json, read_log
 from gnclib.score.settings import TrainConfig
 from gnclib.score.state import TrainState
@@ -64,40 +60,6 @@ SCHEMES = {
 # what a run tells about itself -------------------------------------------------------------------------------------
 
 
-def revision() -> str:
-    """The git revision of the code, with "-dirty" if files differ from it; "unknown" outside of a clone."""
-    root = Path(__file__).parents[2]
-
-    def git(*words: str) -> str:
-        return subprocess.run(["git", "-C", root, *words], capture_output=True, text=True, check=True).stdout
-
-    try:
-        git(
-            "ls-files", "--error-unmatch", Path(__file__)
-        )  # not the revision of a project that we are installed in
-        return git("describe", "--always", "--dirty").strip()
-    except (OSError, subprocess.CalledProcessError):
-        return "unknown"
-
-
-def machine(device: torch.device, processes: int = 1) -> str:
-    """Where this process computes: the model of the GPU or of the CPU with torch's threads, and how many processes."""
-    if device.type == "cuda":
-        text = torch.cuda.get_device_name(device)
-    else:
-        text = f"{_cpu()} ({platform.machine()}), {torch.get_num_threads()} torch thread(s)"
-    return text + (f", {processes} processes" if processes > 1 else "")
-
-
-def _cpu() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-    except OSError:
-        lines = []
-    named = (line.split(":", 1)[1].strip() for line in lines if line.startswith("model name"))
-    return next(named, "") or platform.processor() or "CPU"
-
-
 def remember(state: TrainState, processes: int = 1) -> None:
     """Add to ``state.record["history"]`` from which iteration on which code ran on which machine.
 
@@ -108,9 +70,9 @@ def remember(state: TrainState, processes: int = 1) -> None:
         history.append({"from": 0, "revision": "unknown", "machine": "unknown", "software": "unknown"})
     now = {
         "from": state.step,
-        "revision": revision(),
-        "machine": machine(state.model.offset.device, processes),
-        "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
+        "revision": origin.revision(),
+        "machine": origin.machine(state.model.offset.device, processes),
+        "software": origin.software("torch"),
     }
     if history and history[-1]["from"] == state.step:
         history.pop()  # no iteration was made with it

@@ -14,11 +14,9 @@ from pathlib import Path
 
 import torch
 
-from gnclib import __version__
 from gnclib.foe import FoEConfig
 from gnclib.images import data
-from gnclib.io import files, reading
-from gnclib.score import card
+from gnclib.io import files, provenance, reading
 from gnclib.score.recipes import Variant, variants
 from gnclib.score.settings import TrainConfig
 from gnclib.studies.ablations import Judge, Result, joint_outcome, sweep
@@ -105,9 +103,9 @@ def add(path: Path, variant: Variant, result: Result) -> None:
         "error": [round(v, 5) for v in result.error],
         "curvature": [round(v, 4) for v in result.curvature],
         "cpu_seconds": round(result.seconds),
-        "machine": card.machine(torch.device("cpu")),
-        "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
-        "revision": card.revision(),
+        "machine": provenance.machine(),
+        "software": provenance.software("torch"),
+        "revision": provenance.revision(),
     }
     if result.joint:
         run["joint"] = [round(v, 4) for v in result.joint]

@@ -20,11 +20,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from gnclib import __version__
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import data
-from gnclib.io import files, reading
-from gnclib.score import card
+from gnclib.io import files, provenance, reading
 from gnclib.studies.figure3 import ALGORITHMS, TASKS, Settings, centre, measure
 
 #: sets of images; the embedded photographs come first, anyone can recompute them
@@ -148,10 +146,10 @@ def work(job: Job, prior: dict, settings: Settings, device: str = "cpu") -> dict
 @cache
 def _here(device: str) -> dict:
     return {
-        "machine": card.machine(torch.device(device)),
+        "machine": provenance.machine(device),
         "device": device,
-        "software": f"gnclib {__version__}, torch {torch.__version__.split('+')[0]}",
-        "revision": card.revision(),
+        "software": provenance.software("torch"),
+        "revision": provenance.revision(),
     }
 
 

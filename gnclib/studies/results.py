@@ -12,7 +12,6 @@ data term and nothing of the clean image.
 
 from __future__ import annotations
 
-import importlib.metadata
 import os
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -23,11 +22,10 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from gnclib import __version__
 from gnclib.images.metrics import psnr, ssim
 from gnclib.io import files, reading
+from gnclib.io import provenance as origin
 from gnclib.restore.flow import DataTerm
-from gnclib.score import card
 
 __all__ = [
     "COLUMNS",
@@ -217,17 +215,9 @@ def fill(
 
 def provenance() -> dict[str, Any]:
     """What computed a result: revision, machine, versions, and how many threads."""
-    packages = ("torch", "numpy", "scipy", "scikit-image", "bm3d", "bm4d")
     return {
-        "revision": card.revision(),
-        "machine": card.machine(torch.device("cpu")),
-        "software": ", ".join([f"gnclib {__version__}", *filter(None, map(_version, packages))]),
+        "revision": origin.revision(),
+        "machine": origin.machine(),
+        "software": origin.software("torch", "numpy", "scipy", "scikit-image", "bm3d", "bm4d"),
         "OMP_NUM_THREADS": os.environ.get("OMP_NUM_THREADS", ""),
     }
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {importlib.metadata.version(package).split('+')[0]}"
-    except importlib.metadata.PackageNotFoundError:
-        return ""

@@ -24,7 +24,7 @@ from safetensors.torch import load_file, save_file
 from gnclib.cli import main as cli
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import data
-from gnclib.io import files
+from gnclib.io import files, provenance
 from gnclib.restore import evaluate
 from gnclib.score import card
 from gnclib.score import run as training_run
@@ -422,12 +422,12 @@ def test_the_card_says_what_was_minimised(tmp_path, objective, says):
 
 def test_all_revisions_are_named(tmp_path, monkeypatch):
     """Code that made no iteration is forgotten, code that made some is kept, the same code is named once."""
-    monkeypatch.setattr(card, "revision", lambda: "aaa")
+    monkeypatch.setattr(provenance, "revision", lambda: "aaa")
     state = fresh()
     card.remember(state)  # and killed before its first step
     train.save_checkpoint(state, tmp_path)
     for revision, steps in [("bbb", 2), ("ccc", 1), ("ccc", 1)]:
-        monkeypatch.setattr(card, "revision", lambda name=revision: name)
+        monkeypatch.setattr(provenance, "revision", lambda name=revision: name)
         state = load_checkpoint(tmp_path)
         for step, _ in training_run.drive(state, tmp_path):
             steps -= 1
@@ -436,14 +436,6 @@ def test_all_revisions_are_named(tmp_path, monkeypatch):
     about = json.loads((tmp_path / "training.json").read_text())
     assert [(entry["from"], entry["revision"]) for entry in about["history"]] == [(0, "bbb"), (2, "ccc")]
     assert about["revision"] == "bbb for the first 2 iterations, ccc from 2 on"
-
-
-def test_a_revision_is_that_of_this_project(tmp_path, monkeypatch):
-    assert re.fullmatch(r"unknown|\S+", card.revision())
-    monkeypatch.setattr(card, "__file__", str(tmp_path / "gnclib" / "card.py"))
-    assert card.revision() == "unknown"
-    monkeypatch.setenv("PATH", "")
-    assert card.revision() == "unknown"
 
 
 def test_the_files_of_an_older_run_are_still_read(tmp_path):
