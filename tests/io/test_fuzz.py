@@ -610,7 +610,7 @@ def test_images_with_hashes(tmp_path, monkeypatch):
 def test_lists_of_the_package(name):
     """A list that is not whole is refused; what is accepted has all images, and no path that leads elsewhere."""
     parse = {"bsds500.sha256": data.parse_hashes, "bsds68.txt": data.parse_benchmark}[name]
-    whole, refused, accepted = (ROOT / "gnclib" / name).read_bytes(), 0, 0
+    whole, refused, accepted = (ROOT / "gnclib" / "images" / name).read_bytes(), 0, 0
     contents = [*mutants(bytes_changed, whole), whole.replace(b"val/3096", b"../../x/3096"), whole * 2]
     for content in contents:
         try:
