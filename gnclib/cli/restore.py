@@ -105,10 +105,15 @@ def _each(args: argparse.Namespace, work) -> None:
         raise RuntimeError(f"{failed} of {len(targets)} images failed, see above")
 
 
-def _bar(total: int):
+def _bar():
     from tqdm import tqdm
 
-    return tqdm(total=total, unit="step", disable=not sys.stderr.isatty())
+    class Bar(tqdm):
+        def to(self, done: int, total: int) -> None:
+            self.total = total
+            self.update(done - self.n)
+
+    return Bar(unit="step", disable=not sys.stderr.isatty())
 
 
 # --- denoise ----------------------------------------------------------------------------------------------
@@ -167,9 +172,7 @@ def _with_noise(pixels, sigma: float, seed: int):
 
 def _denoised(args: argparse.Namespace, source: Path, pixels):
     """The pixels (C, H, W) without their noise, of the level asked for or estimated."""
-    from gnclib.foe import FieldsOfExperts
-    from gnclib.restore import restoration, schemes
-    from gnclib.restore.learned import Task
+    from gnclib.restore import restoration
 
     if args.sigma == 0:
         raise ValueError("--sigma 0 says that there is no noise: leave --sigma out and it is estimated")
@@ -178,30 +181,22 @@ def _denoised(args: argparse.Namespace, source: Path, pixels):
             f"sigma {args.sigma:g} is outside of this prior's range: it is meant in grey levels of 0..255, so"
             f" {args.sigma:g} of a range of 1 is --sigma {255 * args.sigma:g}"
         )
+    with _bar() as bar:
+        found = restoration.denoise_channels(
+            pixels, None if args.sigma is None else args.sigma / 255, prior=args.prior, scheme=args.scheme,
+            steps=args.steps, colour=args.colour, device=args.device, progress=bar.to,
+        )  # fmt: skip
     if args.sigma is None:
-        FieldsOfExperts.from_pretrained(args.prior)  # a name that is none is refused before the estimation
-    given = None if args.sigma is None else args.sigma / 255
-    planes, join, fractions = restoration.levels_of(pixels, given, args.colour)
-    if args.sigma is not None:
-        levels = [args.sigma] * len(planes)
-        if args.colour == "auto" and planes is pixels and bool((pixels != pixels[:1]).any()):
-            say(
-                f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one"
-            )
-    else:
-        levels = [None if s is None else 255 * s for s in fractions]
-        names = "red, green, blue" if planes is pixels else "brightness, two differences of colour"
-        _say_levels(source, levels, names)
-    made = {
-        level: schemes.load(
-            args.scheme, args.prior, Task("denoise", level), args.steps, device=args.device, tile=512
+        levels = [None if s is None else 255 * s for s in found.levels]
+        opponent = found.basis == "opponent"
+        _say_levels(
+            source, levels, "brightness, two differences of colour" if opponent else "red, green, blue"
         )
-        for level in dict.fromkeys(levels)
-        if level is not None
-    }
-    chosen = [made.get(level) for level in levels]
-    with _bar(sum(scheme.steps for scheme in chosen if scheme)) as bar:
-        return join(restoration.denoise_planes(planes, chosen, bar.update))
+    elif found.unlike:
+        say(
+            f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one"
+        )
+    return found.image
 
 
 def _say_levels(source: Path, levels: list[float | None], planes: str) -> None:
@@ -224,18 +219,18 @@ def _inpaint(args: argparse.Namespace) -> None:
 
 def _inpaint_one(args: argparse.Namespace, source: Path, target: Path) -> None:
     from gnclib.images import writing as images
-    from gnclib.restore import restoration, schemes
+    from gnclib.restore import restoration
 
     picture = images.read(source)
     missing, whole = _missing(args.mask, source, picture)
     images.check_writable(target, whole, args.force)
     if not missing.any():
         say(f"warning: {args.mask} marks no pixel as missing, {source} stays as it is")
-    scheme = schemes.load(
-        args.scheme, args.prior, restoration.INPAINTING, args.steps, device=args.device, tile=512
-    )
-    with _bar(len(picture.pixels) * scheme.steps) as bar:
-        filled = restoration.inpaint_channels(picture.pixels, missing, scheme, bar.update)
+    with _bar() as bar:
+        filled = restoration.inpaint_channels(
+            picture.pixels, missing, prior=args.prior, scheme=args.scheme, steps=args.steps, device=args.device,
+            progress=bar.to,
+        )  # fmt: skip
     made = images.quantise(whole, filled)
     images.write(target, made, args.force)
     say(f"{target}: {made}, {100 * missing.mean():.3g} % filled in")

@@ -20,28 +20,34 @@ grey at 0.5, which an energy of differences does not see.
 This helps against noise that is independent between the channels and equally strong in them. Where it is not, planes
 are as unlike as the noise: with the correlation rho between any two channels, brightness has the variance
 (1 + 2 rho) sigma^2, the differences have (1 - rho) sigma^2, and one sigma is wrong for all of them. So the planes are
-taken only where their estimated levels agree (:func:`gnclib.restore.restoration.estimated`). Missing pixels
-are filled in
-channel by channel: without noise nothing is gained (on four crops of training images with 80 % missing, the planes were
-0.2 dB worse on average).
+taken only where their estimated levels agree (:func:`choose_planes`). Missing pixels are filled in channel by channel:
+without noise nothing is gained (on four crops of training images with 80 % missing, the planes were 0.2 dB worse on
+average).
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass, replace
 
 import numpy as np
+import torch
 from scipy.fft import dct, idct
 
-__all__ = ["BASES", "from_opponent", "split", "to_opponent"]
+from gnclib.foe import FieldsOfExperts
+from gnclib.restore.noise_level import clipped, estimate_sigma
+
+__all__ = ["BASES", "Planes", "choose_planes", "from_opponent", "split", "to_opponent"]
 
 #: in which basis a colour image is denoised
 BASES = ("opponent", "channels")
 GREY = 0.5
+#: estimates of sigma farther apart than this factor say that the noise is not the same in all planes
+UNEQUAL = 4 / 3
 
 
 def to_opponent(channels: np.ndarray) -> np.ndarray:
-    """(3, ...) red, green, blue -> (3, ...) brightness and two differences of colour, float32 or float64 as given."""
+    """Brightness and two differences of colour of red, green and blue: (3, ...), float32 or float64 as given."""
     planes = dct(channels - GREY, type=2, norm="ortho", axis=0, overwrite_x=True)
     planes += GREY
     return planes
@@ -59,15 +65,90 @@ def split(
 ) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
     """The planes (C, H, W) in which an image is denoised one by one, and the way back from them to its channels.
 
-    Args:
-        channels: (C, H, W). Those of an image that does not have three, or three equal ones, are its planes.
-        basis: "opponent", or "channels" for the channels themselves.
+    Parameters
+    ----------
+    channels : (C, H, W)
+        Those of an image that does not have three, or three equal ones, are its planes.
+    basis : {"opponent", "channels"}
+        "channels" for the channels themselves.
 
-    Raises:
-        ValueError: another basis.
+    Raises
+    ------
+    ValueError
+        Another basis.
     """
     if basis not in BASES:
         raise ValueError(f"colour images are denoised in {' or '.join(BASES)}, got {basis!r}")
     if basis == "channels" or len(channels) != 3 or bool((channels == channels[:1]).all()):
         return channels, lambda planes: planes
     return to_opponent(channels), from_opponent
+
+
+@dataclass(frozen=True)
+class Planes:
+    """The planes of an image, the noise in each, and the way back.
+
+    Attributes
+    ----------
+    values : (C, H, W)
+    join : the way from planes to channels
+    levels : list of float or None
+        sigma of each plane; None where there is no noise that the shipped priors could remove.
+    basis : {"opponent", "channels"}
+    unlike : bool
+        Whether the channels were taken because their noise does not look independent and equally strong.
+    """
+
+    values: np.ndarray
+    join: Callable[[np.ndarray], np.ndarray]
+    levels: list[float | None]
+    basis: str
+    unlike: bool = False
+
+
+def choose_planes(channels: np.ndarray, sigma: float | None = None, colour: str = "auto") -> Planes:
+    """The planes in which an image is denoised, with the noise level of each, given or estimated.
+
+    Noise that is independent between red, green and blue and equally strong in them is equally strong in the opponent
+    planes. For "auto", if the estimates there are more than :data:`UNEQUAL` apart, or none in one of them, as in files
+    that store colour with fewer pixels (JPEG), in pictures that were grey, and in those with a clean channel, the image
+    goes channel by channel.
+
+    Parameters
+    ----------
+    channels : (C, H, W), grey values in [0, 1] plus noise
+    sigma : float, optional
+        The level in every channel; None for an estimate by :func:`gnclib.restore.noise_level.estimate_sigma`.
+    colour : {"auto", "opponent", "channels"}
+
+    Raises
+    ------
+    ValueError
+        Another ``colour``; an image that is too small for the estimate.
+    """
+    if colour not in ("auto", *BASES):
+        raise ValueError(f"colour must be one of auto, {', '.join(BASES)}, got {colour!r}")
+    values, join = split(channels, "channels" if colour == "channels" else "opponent")
+    mixed = values is not channels
+    levels = [sigma] * len(values)
+    if sigma is None or (mixed and colour == "auto"):
+        prior = FieldsOfExperts.from_pretrained("R1")
+        cut_off = _cut_off(channels) if mixed else None
+        found = [estimate_sigma(_tensor(plane), prior, cut_off) for plane in values]
+        noisy = [s > prior.config.sigma_min for s in found]
+        alike = all(noisy) and max(found) <= UNEQUAL * min(found)
+        if mixed and colour == "auto" and any(noisy) and not alike:
+            return replace(choose_planes(channels, sigma, "channels"), unlike=True)
+        if sigma is None:
+            levels = [s if above else None for s, above in zip(found, noisy, strict=True)]
+    return Planes(values, join, levels, "opponent" if mixed else "channels")
+
+
+def _cut_off(channels: np.ndarray) -> torch.Tensor:
+    """Pixels where a channel is clipped lack noise in each plane: (1, 1, H, W)."""
+    return torch.stack([clipped(_tensor(channel)) for channel in channels]).any(0)
+
+
+def _tensor(channel: np.ndarray) -> torch.Tensor:
+    """(1, 1, H, W) in float32, a copy."""
+    return torch.from_numpy(np.array(channel, dtype=np.float32, order="C"))[None, None]

@@ -12,40 +12,39 @@ approached by the schemes of :mod:`gnclib.restore.schemes`. The rules of scikit-
 * A *mask* is True where pixels are MISSING, as in ``skimage.restoration.inpaint_biharmonic``. This is the opposite of
   :class:`gnclib.restore.operators.Inpainting`, where True means observed.
 * ``channel_axis`` names the axis of the channels of a colour image. Three channels are denoised in opponent colours
-  (:mod:`gnclib.restore.colour`) if their noise looks independent and equally strong, any other number of
-  channels, and what is missing, one by one.
+  (:mod:`gnclib.restore.colour`) if their noise looks independent and equally strong, any other number of channels, and
+  what is missing, one by one.
 
-The default scheme is GNC flow with a predefined schedule: it is defined at every noise level of the prior. "learned" is
-a little better where a schedule was learned nearby (R1: 12 to 62 of 255).
+Both are thin faces of a pair of functions on channels (C, H, W) of float grey values, which the command line uses too:
+
+    denoise_channels(channels, sigma=None, *, prior="R1", scheme="gnc", steps=None, colour="auto", device="cpu",
+                     tile=512, progress=None)  ->  Denoised(image, levels, basis, unlike)
+    inpaint_channels(channels, missing, *, prior="R1", scheme="gnc", steps=None, device="cpu", tile=512,
+                     progress=None)            ->  image
+
+``progress(done, total)`` is called before the first step and after each one, steps being counted over all planes.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 
 from gnclib.checks import as_measured
 from gnclib.foe import FieldsOfExperts
-from gnclib.restore.colour import BASES, split
-from gnclib.restore.flow import last
+from gnclib.restore.colour import choose_planes
 from gnclib.restore.learned import Task
-from gnclib.restore.noise_level import clipped, estimate_sigma
 from gnclib.restore.operators import Denoising, Inpainting
 from gnclib.restore.schemes import Scheme, load
 
-__all__ = [
-    "denoise_gnc",
-    "denoise_planes",
-    "estimated",
-    "inpaint_channels",
-    "inpaint_gnc",
-    "levels_of",
-]
+__all__ = ["Denoised", "denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc"]
 
-#: estimates of sigma farther apart than this factor say that the noise is not the same in all planes
-UNEQUAL = 4 / 3
+#: called with the number of steps done and that of all steps
+Progress = Callable[[int, int], object]
 #: schemes for inpainting do not depend on the fraction that is missing; schedules were learned for this one
 INPAINTING = Task("inpaint", 0.8)
 
@@ -63,43 +62,54 @@ def denoise_gnc(
     device: torch.device | str | None = None,
     tile: int | None = 512,
 ) -> np.ndarray:
-    """Remove white Gaussian noise from an image with a learned prior.
+    """Image without its white Gaussian noise, by a learned prior.
 
-    Args:
-        image: (H, W), or with one more axis, that of the channels. Never changed. Dtypes and ranges: see the module.
-        sigma: standard deviation of the noise in the units of the float image, in the range of the prior, [0.01, 1] for
-            the shipped ones. None: estimated (:func:`estimated`), in each plane alone; one with no noise that the
-            prior could remove is then left as it is.
-        prior: a shipped prior ("R1", "R2", "R3") or a folder.
-        scheme: "gnc", "mmse", "joint", "learned" or "finetuned", see :mod:`gnclib.restore.schemes`. steps: of
-        gnc and joint. channel_axis: of a colour image, or None for grey.
-        colour: "opponent" for noise that is independent between red, green and blue and equally strong in them, which
-            then are denoised together; "channels" one by one; "auto" as the noise looks (:func:`estimated`).
-        clip: whether to clip the result to [0, 1].
-        device: where to compute; None is the CPU.
-        tile: larger images are computed in tiles of this side, without seams; None for all at once.
+    Parameters
+    ----------
+    image : (H, W), or with one more axis, that of the channels
+        Never changed. Dtypes and ranges: see the module.
+    sigma : float, optional
+        Standard deviation of the noise in the units of the float image, in the range of the prior ([0.01, 1] for the
+        shipped ones). None: estimated in each plane alone; a plane with no noise that the prior could remove is then
+        left as it is.
+    prior : str
+        A shipped prior ("R1", "R2", "R3"), a folder, or a name on the hub.
+    scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
+        See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
+        better where a schedule was learned nearby (R1: 12 to 62 of 255).
+    steps : int, optional
+        Of gnc and joint.
+    channel_axis : int, optional
+        Of a colour image; None for grey.
+    colour : {"auto", "opponent", "channels"}
+        See :func:`gnclib.restore.colour.choose_planes`.
+    clip : bool
+        Whether to clip the result to [0, 1].
+    device : torch.device or str, optional
+        Where to compute; None is the CPU.
+    tile : int, optional
+        Larger images are computed in tiles of this side, without seams; None for all at once.
 
-    Returns:
-        A new array shaped like the image: float32 for float32 and float16, float64 for all else. For an 8-bit image,
+    Returns
+    -------
+    ndarray, shaped like the image
+        float32 for float32 and float16, float64 for all else. For an 8-bit image,
         ``skimage.img_as_ubyte(result.clip(0, 1))`` makes one of it again.
 
-    Raises:
-        ValueError: no such image (wrong axes, complex, nan, far outside of [0, 1], smaller than the prior's receptive
-            field), sigma outside of the prior's range, another ``colour``, what
-            :func:`gnclib.restore.schemes.load` refuses.
-        FileNotFoundError: no such prior, or no schedule was learned for it near this noise level.
+    Raises
+    ------
+    ValueError
+        No such image (wrong axes, complex, nan, far outside of [0, 1], smaller than the prior's receptive field), sigma
+        outside of the prior's range, another ``colour``, or what :func:`gnclib.restore.schemes.load` refuses.
+    FileNotFoundError
+        No such prior, or no schedule was learned for it near this noise level.
     """
     channels, back = _as_channels(image, channel_axis)
-    for channel in channels:
-        as_measured(_tensor(channel))  # said of the image, not of the planes made of it
-    planes, join, levels = levels_of(channels, None if sigma is None else _number(sigma), colour)
-    made = {
-        s: load(scheme, prior, Task("denoise", 255 * s), steps, device=device or "cpu", tile=tile)
-        for s in set(levels) - {None}
-    }
-    if not made:
-        return back(np.array(channels), clip)
-    return back(join(denoise_planes(planes, [None if s is None else made[s] for s in levels])), clip)
+    found = denoise_channels(
+        channels, None if sigma is None else _number(sigma), prior=prior, scheme=scheme, steps=steps, colour=colour,
+        device=device or "cpu", tile=tile,
+    )  # fmt: skip
+    return back(found.image, clip)
 
 
 def inpaint_gnc(
@@ -114,115 +124,137 @@ def inpaint_gnc(
     device: torch.device | str | None = None,
     tile: int | None = 512,
 ) -> np.ndarray:
-    """Fill in the missing pixels of an image with a learned prior; the others stay exactly as they are.
+    """Image with its missing pixels filled in by a learned prior; the others stay exactly as they are.
 
-    Args:
-        image: as for :func:`denoise_gnc`; what it holds at missing pixels is not looked at and may be nan.
-        mask: (H, W), bool or 0 and 1: **True where the pixel is MISSING** (scikit-image's convention).
-        scheme: "gnc", "joint", or "learned": learned for 80 % scattered missing pixels.
-        prior, steps, channel_axis, clip, device, tile: as for :func:`denoise_gnc`.
+    Parameters
+    ----------
+    image : (H, W), or with one more axis, that of the channels
+        What it holds at missing pixels is not looked at and may be nan.
+    mask : (H, W), bool or 0 and 1
+        **True where the pixel is MISSING** (scikit-image's convention).
+    scheme : {"gnc", "joint", "learned"}
+        "learned": for 80 % scattered missing pixels.
+    prior, steps, channel_axis, clip, device, tile
+        As for :func:`denoise_gnc`.
 
-    Returns:
-        A new array shaped like the image, float32 or float64 as for :func:`denoise_gnc`.
+    Returns
+    -------
+    ndarray, shaped like the image
+        float32 or float64 as for :func:`denoise_gnc`.
 
-    Raises:
-        ValueError: as :func:`denoise_gnc`; a mask of another shape or with other values; no pixel is known.
-        FileNotFoundError: no such prior, or no schedule was learned for it.
+    Raises
+    ------
+    ValueError
+        As :func:`denoise_gnc`; a mask of another shape or with other values; no pixel is known.
+    FileNotFoundError
+        No such prior, or no schedule was learned for it.
     """
     channels, back = _as_channels(image, channel_axis)
     missing = _as_mask(mask, channels.shape[1:])
-    loaded = load(scheme, prior, INPAINTING, steps, device=device or "cpu", tile=tile)
-    return back(inpaint_channels(channels, missing, loaded), clip)
+    options = {"prior": prior, "scheme": scheme, "steps": steps, "device": device or "cpu", "tile": tile}
+    return back(inpaint_channels(channels, missing, **options), clip)
 
 
-# --- plane by plane -----------------------------------------------------------------------------------
+# --- channels of grey values ------------------------------------------------------------------------------
 
 
-def levels_of(
-    channels: np.ndarray, sigma: float | None, colour: str = "auto"
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], list[float | None]]:
-    """The planes of (C, H, W) that are denoised, the way back from them, and the sigma of each: given, or estimated.
+@dataclass(frozen=True)
+class Denoised:
+    """Result of :func:`denoise_channels`.
 
-    Raises ValueError for another ``colour`` than "auto", "opponent" and "channels".
+    Attributes
+    ----------
+    image : (C, H, W), of the dtype of the channels
+    levels : list of float or None
+        The sigma of each plane in grey values of [0, 1], given or estimated; None where no noise was found that the
+        prior could remove, so that the plane is what it was.
+    basis : {"opponent", "channels"}
+        What the planes are; "channels" for every image without three different channels.
+    unlike : bool
+        Whether "auto" took the channels because their noise does not look independent and equally strong.
     """
-    if colour not in ("auto", *BASES):
-        raise ValueError(f"colour must be one of auto, {', '.join(BASES)}, got {colour!r}")
+
+    image: np.ndarray
+    levels: list[float | None]
+    basis: str
+    unlike: bool
+
+
+def denoise_channels(
+    channels: np.ndarray,
+    sigma: float | None = None,
+    *,
+    prior: str = "R1",
+    scheme: str = "gnc",
+    steps: int | None = None,
+    colour: str = "auto",
+    device: torch.device | str = "cpu",
+    tile: int | None = 512,
+    progress: Progress | None = None,
+) -> Denoised:
+    """Channels (C, H, W) of float grey values without their noise; arguments and errors as :func:`denoise_gnc`."""
+    for channel in channels:
+        as_measured(_tensor(channel))  # said of the image, not of the planes made of it
     if sigma is None:
-        return estimated(channels, colour)
-    if colour == "auto" and len(channels) == 3:
-        planes, join, _ = estimated(channels)
-    else:
-        planes, join = split(channels, "opponent" if colour == "auto" else colour)
-    return planes, join, [sigma] * len(planes)
-
-
-def estimated(
-    channels: np.ndarray, colour: str = "auto"
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray], list[float | None]]:
-    """The planes of (C, H, W) that are denoised, the way back from them, and the estimated sigma of each.
-
-    sigma is None where there is no noise that the shipped priors could remove. Noise that is independent between red,
-    green and blue and equally strong in them is equally strong in the opponent planes. For "auto", if the estimates
-    there are more than :data:`UNEQUAL` apart, or none in one of them, as in files that store colour with fewer pixels
-    (JPEG), in pictures that were grey, and in those with a clean channel, the image goes channel by channel.
-    """
-    prior = FieldsOfExperts.from_pretrained("R1")
-    planes, join = split(channels, "opponent" if colour == "auto" else colour)
-    cut_off = None if planes is channels else _cut_off(channels)
-    found = [estimate_sigma(_tensor(plane), prior, cut_off) for plane in planes]
-    levels = [None if sigma <= prior.config.sigma_min else sigma for sigma in found]
-    alike = None not in levels and max(found) <= UNEQUAL * min(found)
-    if colour == "auto" and planes is not channels and any(levels) and not alike:
-        return estimated(channels, "channels")
-    return planes, join, levels
-
-
-def _cut_off(channels: np.ndarray) -> torch.Tensor:
-    """Pixels where a channel is clipped lack noise in each plane: (1, 1, H, W)."""
-    return torch.stack([clipped(_tensor(channel)) for channel in channels]).any(0)
-
-
-def denoise_planes(
-    planes: np.ndarray, schemes: list[Scheme | None], tick: Callable[[], object] = lambda: None
-) -> np.ndarray:
-    """Each plane of (C, H, W) by its own scheme, or as it is (None); `tick` is called after each step."""
-    result = np.array(planes)
-    for plane, into, scheme in zip(planes, result, schemes, strict=True):
-        if scheme is not None:
-            into[...] = _solve(scheme, Denoising(_tensor(plane, scheme), scheme.task.sigma), tick)
-    return result
+        FieldsOfExperts.from_pretrained(prior)  # a name that is none is refused before the estimation
+    planes = choose_planes(channels, sigma, colour)
+    made = {
+        level: load(scheme, prior, Task("denoise", 255 * level), steps, device=device, tile=tile)
+        for level in set(planes.levels) - {None}
+    }
+    tick = _ticker(progress, sum(made[level].steps for level in planes.levels if level is not None))
+    result = np.array(planes.values)
+    for plane, level in zip(result, planes.levels, strict=True):
+        if level is not None:
+            data = Denoising(_tensor(plane).to(made[level].device), made[level].task.sigma)
+            plane[...] = _solve(made[level], data, tick)
+    image = planes.join(result) if made else np.array(channels)  # without rounding where nothing is done
+    return Denoised(image, planes.levels, planes.basis, planes.unlike)
 
 
 def inpaint_channels(
-    channels: np.ndarray, missing: np.ndarray, scheme: Scheme, tick: Callable[[], object] = lambda: None
+    channels: np.ndarray,
+    missing: np.ndarray,
+    *,
+    prior: str = "R1",
+    scheme: str = "gnc",
+    steps: int | None = None,
+    device: torch.device | str = "cpu",
+    tile: int | None = 512,
+    progress: Progress | None = None,
 ) -> np.ndarray:
-    """Each channel of (C, H, W) with the missing pixels (H, W) filled in; `tick` is called after each step.
+    """Channels (C, H, W) with the missing pixels (H, W) filled in; arguments and errors as :func:`inpaint_gnc`.
 
     A gradient at a pixel depends on pixels up to two margins away. So only the smallest rectangle that holds all
     missing pixels and two margins around them is looked at, except by "joint", whose t depends on the whole image.
     """
+    loaded = load(scheme, prior, INPAINTING, steps, device=device, tile=tile)
     result = np.array(channels)
     if not missing.any():
         return result
     if missing.all():
         raise ValueError("the mask says that every pixel is missing (True is MISSING): is it inverted?")
     box = ...
-    if scheme.name != "joint":
-        reach = 2 * scheme.prior.config.margin
-        box = tuple(
-            slice(max(0, at[0] - reach), at[-1] + reach + 1) for at in map(np.flatnonzero, _profiles(missing))
-        )
-    hole = missing[box]
-    for channel, into in zip(channels, result, strict=True):
+    if loaded.name != "joint":
+        reach = 2 * loaded.prior.config.margin
+        profiles = (np.flatnonzero(missing.any(axis)) for axis in (1, 0))
+        box = tuple(slice(max(0, at[0] - reach), at[-1] + reach + 1) for at in profiles)
+    hole, tick = missing[box], _ticker(progress, len(channels) * loaded.steps)
+    for channel in result:
         seen = np.where(hole, 0.5, channel[box])  # nan may lie in the hole
-        data = Inpainting(_tensor(seen, scheme), torch.from_numpy(~hole))
-        start = None if scheme.schedule else data.guess()
-        np.copyto(into[box], _solve(scheme, data, tick, start), where=hole)
+        data = Inpainting(_tensor(seen).to(loaded.device), torch.from_numpy(~hole))
+        start = None if loaded.schedule else data.guess()
+        np.copyto(channel[box], _solve(loaded, data, tick, start), where=hole)
     return result
 
 
-def _profiles(missing: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    return missing.any(1), missing.any(0)
+def _ticker(progress: Progress | None, total: int) -> Callable[[], object]:
+    """What is to be called after each step; `progress` is told at once that none is done."""
+    if progress is None:
+        return lambda: None
+    progress(0, total)
+    done = itertools.count(1)
+    return lambda: progress(next(done), total)
 
 
 def _solve(
@@ -231,18 +263,15 @@ def _solve(
     tick: Callable[[], object],
     start: torch.Tensor | None = None,
 ) -> np.ndarray:
-    def ticking(states):
-        for state in states:
-            tick()
-            yield state
-
-    return last(ticking(scheme.states(data, start))).x[0, 0].cpu().numpy()
+    """The last iterate, (H, W)."""
+    for state in scheme.states(data, start):  # noqa: B007
+        tick()
+    return state.x[0, 0].cpu().numpy()
 
 
-def _tensor(channel: np.ndarray, scheme: Scheme | None = None) -> torch.Tensor:
-    """(1, 1, H, W) in float32, a copy, on the device of the scheme."""
-    y = torch.from_numpy(np.array(channel, dtype=np.float32, order="C"))[None, None]
-    return y if scheme is None else y.to(scheme.device)
+def _tensor(channel: np.ndarray) -> torch.Tensor:
+    """(1, 1, H, W) in float32, a copy."""
+    return torch.from_numpy(np.array(channel, dtype=np.float32, order="C"))[None, None]
 
 
 # --- what arrays may be -----------------------------------------------------------------------------------

@@ -160,7 +160,7 @@ def test_strange_noise_levels(capsys, tmp_path, noisy):
 
 
 def test_a_wrong_prior_is_found_before_sigma_is_estimated(capsys, tmp_path, noisy, monkeypatch):
-    monkeypatch.setattr(restoration, "levels_of", lambda *_: pytest.fail("estimated first"))
+    monkeypatch.setattr(restoration, "choose_planes", lambda *_: pytest.fail("estimated first"))
     status, text, err = gnc(capsys, "denoise", noisy, "--prior", "R7", "-o", tmp_path / "out.png")
     assert (status, text, "R7" in err) == (1, "", True)
 

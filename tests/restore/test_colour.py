@@ -13,7 +13,7 @@ from gnclib.cli import main as cli
 from gnclib.foe import WEIGHTS
 from gnclib.images import data
 from gnclib.images.metrics import ssim
-from gnclib.restore import colour, evaluate, restoration, schemes
+from gnclib.restore import colour, evaluate, schemes
 from gnclib.restore.learned import Task
 from gnclib.restore.restoration import denoise_gnc
 
@@ -147,9 +147,10 @@ def test_where_a_plane_shows_no_noise_the_channels_are_taken():
     noisy = np.rint(cat(30 / 255, size=160).clip(0, 1) * 255).astype(np.uint8)
     Image.fromarray(np.moveaxis(noisy, 0, -1)).save(written, "JPEG", quality=92)
     channels = np.moveaxis(np.asarray(Image.open(written)) / np.float32(255), -1, 0)
-    planes, _, levels = restoration.estimated(channels)
-    assert planes is channels
-    assert all(levels)
+    planes = colour.choose_planes(channels)
+    assert planes.values is channels
+    assert (planes.basis, planes.unlike) == ("channels", True)
+    assert all(planes.levels)
     flat = np.full((3, 40, 40), 0.4)
     flat[1] = 0.6  # in colour, and nowhere any noise
     np.testing.assert_array_equal(denoise_gnc(flat, channel_axis=0), flat)
@@ -160,12 +161,12 @@ def test_clipped_pixels_are_left_out_of_the_estimate_in_the_planes(monkeypatch):
     x, noise = cat(0, size=200), cat(20 / 255, size=200) - cat(0, size=200)
     x[:, :, :60], x[:, :, 140:] = 0.0, 1.0
     y = np.rint((x + noise).clip(0, 1) * 255).astype(np.float32) / 255
-    planes, _, levels = restoration.estimated(y)
-    assert planes is not y
+    planes = colour.choose_planes(y)
+    assert (planes.basis, planes.unlike) == ("opponent", False)
     kept = np.ascontiguousarray((x + noise)[:, :, 60:140])  # where nothing was cut off
-    np.testing.assert_allclose(levels, restoration.estimated(kept, "opponent")[2], rtol=0.05)
-    monkeypatch.setattr(restoration, "_cut_off", lambda channels: torch.zeros(1, 1, *channels.shape[1:]) > 0)
-    assert 255 * max(restoration.estimated(y)[2]) < 16  # what they would spoil
+    np.testing.assert_allclose(planes.levels, colour.choose_planes(kept, None, "opponent").levels, rtol=0.05)
+    monkeypatch.setattr(colour, "_cut_off", lambda channels: torch.zeros(1, 1, *channels.shape[1:]) > 0)
+    assert 255 * max(colour.choose_planes(y).levels) < 16  # what they would spoil
 
 
 # --- evaluation --------------------------------------------------------------------------------------------

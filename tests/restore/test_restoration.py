@@ -12,7 +12,7 @@ from gnclib.restore import schemes
 from gnclib.restore.flow import last
 from gnclib.restore.learned import Task
 from gnclib.restore.operators import Denoising, Inpainting, first_guess
-from gnclib.restore.restoration import denoise_gnc, inpaint_gnc
+from gnclib.restore.restoration import denoise_channels, denoise_gnc, inpaint_channels, inpaint_gnc
 
 SIGMA = 25 / 255
 QUICK = {"steps": 3}
@@ -155,6 +155,25 @@ def test_first_guess_of_nothing_is_grey():
     guess = first_guess(torch.where(known, 0.9, 0.0), known)
     torch.testing.assert_close(guess[0], torch.full((1, 5, 7), 0.5))
     torch.testing.assert_close(guess[1], torch.full((1, 5, 7), 0.9))
+
+
+def test_the_functions_on_channels_tell_what_they_found_and_how_far_they_are():
+    """One plane is noisy and one is not: the steps are counted from 0 on over all planes."""
+    flat, told = np.full((48, 56), 0.3, np.float32), []
+    found = denoise_channels(np.stack([flat, photo()]), steps=4, progress=lambda *at: told.append(at))
+    assert told == [(k, 4) for k in range(5)]
+    assert found.levels[0] is None
+    assert found.levels[1] == pytest.approx(SIGMA, rel=0.1)
+    assert (found.basis, found.unlike) == ("channels", False)
+    np.testing.assert_array_equal(found.image[0], flat)
+    np.testing.assert_array_equal(found.image[1], denoise_gnc(photo(), found.levels[1], steps=4))
+    told.clear()
+    missing = holes((48, 56))
+    filled = inpaint_channels(
+        np.stack([flat, photo()]), missing, steps=2, progress=lambda *at: told.append(at)
+    )
+    assert told == [(k, 4) for k in range(5)]
+    np.testing.assert_array_equal(filled[1], inpaint_gnc(photo(), missing, steps=2))
 
 
 @pytest.mark.parametrize(
