@@ -1,0 +1,90 @@
+"""README and guide: their examples run, their links lead somewhere, their numbers are those that are shipped."""
+
+import hashlib
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from gnclib.studies import field, field_run, problems_run
+
+ROOT = Path(__file__).parents[1]
+GUIDE = ROOT / "notebooks" / "guide"
+PAGES = [ROOT / "README.md", ROOT / "CONTRIBUTING.md", *sorted(GUIDE.glob("*.md"))]
+
+
+def text(path: Path) -> str:
+    return path.read_text(encoding="utf-8")
+
+
+def run(code: str) -> str:
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=120, cwd=ROOT)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def examples(path: Path) -> list[str]:
+    """The blocks marked ``python``; those that need data of the reader's own are marked ``py`` or not at all."""
+    return re.findall(r"```python\n(.*?)```", text(path), flags=re.DOTALL)
+
+
+def test_the_readme_is_short():
+    assert len((ROOT / "README.md").read_bytes()) <= 9_000
+
+
+@pytest.mark.parametrize("path", PAGES, ids=lambda path: path.stem)
+def test_links_lead_somewhere(path):
+    for target in re.findall(r"\]\(([^)\s]+)\)", text(path)):
+        if "://" not in target:
+            assert (path.parent / target.partition("#")[0]).exists(), f"{path.name} links to {target}"
+
+
+def test_the_example_of_the_readme_restores_an_image():
+    (code,) = examples(ROOT / "README.md")
+    first, *steps = [re.findall(r"-?\d+\.\d+(?:e-?\d+)?", line) for line in run(code).splitlines()]
+    assert float(first[0]) < float(first[1])
+    assert len(steps) == 10
+    assert float(steps[-1][-1]) > 28  # PSNR in dB; the noisy image has 20.2
+
+
+def test_the_proof_of_the_guide_is_one():
+    (code,) = examples(GUIDE / "pipelines.md")
+    assert "proved: F(., t) is convex on [-1, 1.5] for every t >=" in run(code)
+
+
+@pytest.mark.parametrize("name", ["add_a_prior", "add_an_operator", "add_a_figure", "add_a_claim"])
+def test_examples_of_extensions_run(name):
+    (code,) = examples(GUIDE / f"{name}.md")
+    assert "assert" in code  # each ends in a check of its own
+    run(code)
+
+
+@pytest.mark.parametrize("folder", sorted((ROOT / "gnclib" / "weights").glob("R?")), ids=lambda f: f.name)
+def test_the_table_of_priors_is_what_is_shipped(folder):
+    made, measured = (
+        json.loads((folder / name).read_text()) for name in ("training.json", "evaluation.json")
+    )
+    (row,) = re.findall(rf"^\| {folder.name} \|.*$", text(GUIDE / "priors.md"), re.MULTILINE)
+    means = [f"{measured['psnr_by_sigma'][sigma]['mean']:.2f}" for sigma in ("15", "25", "50")]
+    assert f"| {' / '.join(means)} |" in row
+    assert all(len(measured["psnr_by_sigma"][sigma]["images"]) == 68 for sigma in ("15", "25", "50"))
+    assert f"{made['iterations']:,}" in row
+    assert ("unfinished" in row) == (made["iterations"] < made["settings"]["steps"])
+    digest = hashlib.sha256((folder / "model.safetensors").read_bytes()).hexdigest()
+    assert made.get("weights_sha256", digest) == digest
+    if folder.name == "R3":
+        assert " / ".join(means) in " ".join(text(ROOT / "README.md").split())
+
+
+def test_makefile_has_the_targets_that_are_named():
+    targets = set(re.findall(r"^([a-z-]+):", text(ROOT / "Makefile"), flags=re.MULTILINE))
+    named = {name for path in PAGES for name in re.findall(r"`make ([a-z-]+)", text(path))}
+    assert {"figures", "test"} <= named <= targets
+
+
+def test_the_tables_are_those_of_the_shipped_results():
+    assert field.table(field_run.load()) in text(GUIDE / "priors.md")
+    assert problems_run.table(problems_run.load()) in text(GUIDE / "pipelines.md")
