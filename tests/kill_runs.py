@@ -20,7 +20,7 @@ from PIL import Image
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
-from gnclib.io.reading import read_json, read_tensors
+from gnclib.io import read_json, read_tensors
 from gnclib.restore.learned import LearnedSchedule, Task
 from gnclib.studies import field_run, figure3_run, results
 from gnclib.studies import patches as patch_bounds

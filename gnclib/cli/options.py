@@ -5,8 +5,9 @@ from __future__ import annotations
 import argparse
 from pathlib import Path
 
+from gnclib.foe import START_ACTIVATIONS
 from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
-from gnclib.score.settings import OBJECTIVES, START_ACTIVATIONS
+from gnclib.score.settings import OBJECTIVES
 
 __all__ = ["LEARN_SETTINGS", "TRAIN_SETTINGS", "ablate_arguments", "learn_arguments", "train_arguments"]
 

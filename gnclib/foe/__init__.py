@@ -11,6 +11,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "energy": ["WEIGHTS", "FieldsOfExperts", "spline_sum"],
-        "config": ["FoEConfig"],
+        "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
     },
 )

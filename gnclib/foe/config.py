@@ -1,103 +1,104 @@
-"""The architecture of a Fields-of-Experts energy as numbers (Kobler & Pock 2023, eqs. 2 and 3): config.json.
+"""Architecture of a Fields-of-Experts energy as numbers (Kobler & Pock 2023, eqs. 2 and 3), and its files.
 
-:func:`read_prior` reads it, and the weights beside it, from files that need not be right.
+:func:`read_prior` reads configuration and weights from files that need not be right. No torch is loaded before.
 """
 
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, fields
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
 
-from gnclib.io.reading import demand, demand_tensors, read_json, read_tensors, shape_of_fields
+from pydantic import AfterValidator, Field, model_validator
+
+from gnclib import io, spline
 
 if TYPE_CHECKING:
     from torch import Tensor
 
-    from gnclib.spline import SplineGrid
+__all__ = ["START_ACTIVATIONS", "FoEConfig", "StartActivation", "read_prior"]
 
-#: layers and pixels between the taps of a kernel that are more than this
-MOST = 1000
-#: numbers of a configuration that are larger than this, or a noise level below its inverse, mean nothing
-LARGEST = 1e6
+_Start = Literal["identity", "magnitude"]
+#: the last hidden activation at a warm start, see :meth:`gnclib.foe.FieldsOfExperts.warm_start`
+START_ACTIVATIONS: tuple[str, ...] = get_args(_Start)
+StartActivation = Annotated[_Start, Field(description=f"must be one of {', '.join(START_ACTIVATIONS)}")]
 
 
-@dataclass(frozen=True)
+def _odd(value: int) -> int:
+    if value % 2 == 0:
+        raise ValueError(f"must be odd, got {value}")
+    return value
+
+
+Count = Annotated[int, Field(ge=1, le=1000, description="must be a positive integer, at most 1000")]
+Features = Annotated[int, Field(ge=1, description="must be a positive integer")]
+Taps = Annotated[int, Field(ge=1, description="must be odd and positive"), AfterValidator(_odd)]
+Nodes = Annotated[int, Field(ge=5, description="must be an integer, at least 5")]
+Level = Annotated[float, Field(ge=1e-6, le=1e6, description="must lie in [1e-6, 1e6]")]
+
+
+@io.settings
 class FoEConfig:
     """Architecture of a Fields-of-Experts energy; defaults are our choices where the paper's numbers are lost.
 
-    Attributes:
-        layers: L >= 1.
-        features: channels per layer; at most kernel_size^2 - 1, the number of DCT kernels without the constant.
-        kernel_size: side of the kernels of K_1, odd.
-        deep_kernel_size: taps of the kernels of K_2 ... K_L in each direction, odd.
-        dilation: d >= 1, distance of the taps of K_2 ... K_L in pixels.
-        nodes_x: N_x, spline nodes per potential; range: the potentials are complete on [-range, range].
-        nodes_tau: N_tau, spline nodes in tau.
-        sigma_min, sigma_max: noise levels (grey values in [0, 1]) between which the energy is defined.
-        sigma_0: sigma_0 of the input scaling and of c(tau).
-        scaled_input: whether the first layer sees s(tau) y (ours) or y (as printed).
+    Parameters
+    ----------
+    layers
+        L.
+    features
+        Channels per layer; at most kernel_size^2 - 1, the number of DCT kernels without the constant.
+    kernel_size
+        Side of the kernels of K_1, odd.
+    deep_kernel_size, dilation
+        Taps of the kernels of K_2 ... K_L in each direction, odd, and their distance d in pixels.
+    nodes_x, range
+        N_x, spline nodes per potential; the potentials are complete on [-range, range].
+    nodes_tau
+        N_tau, spline nodes in tau.
+    sigma_min, sigma_max
+        Noise levels (grey values in [0, 1]) between which the energy is defined.
+    sigma_0
+        sigma_0 of the input scaling and of c(tau).
+    scaled_input
+        Whether the first layer sees s(tau) y (ours) or y (as printed).
 
-    Raises:
-        ValueError: a value outside of its range.
+    Raises
+    ------
+    ValueError
+        An unknown name, or a value of another type or outside of its range.
     """
 
-    layers: int = 1
-    features: int = 48
-    kernel_size: int = 7
-    deep_kernel_size: int = 3
-    dilation: int = 1
-    nodes_x: int = 95
-    range: float = 6.0
-    nodes_tau: int = 11
-    sigma_min: float = 0.01
-    sigma_max: float = 1.0
-    sigma_0: float = 0.1
+    layers: Count = 1
+    features: Features = 48
+    kernel_size: Taps = 7
+    deep_kernel_size: Taps = 3
+    dilation: Count = 1
+    nodes_x: Nodes = 95
+    range: Level = 6.0
+    nodes_tau: Nodes = 11
+    sigma_min: Level = 0.01
+    sigma_max: Level = 1.0
+    sigma_0: Level = 0.1
     scaled_input: bool = True
 
-    def __post_init__(self):
-        def needs(condition, message):
-            if not condition:
-                raise ValueError(f"FoEConfig: {message}")
-
-        for name in ("layers", "features", "kernel_size", "deep_kernel_size", "nodes_x", "nodes_tau"):
-            value = getattr(self, name)
-            needs(isinstance(value, int) and value is not True, f"{name} must be an integer, got {value!r}")
-        needs(1 <= self.layers <= MOST, f"layers must be at least 1, at most {MOST}, got {self.layers}")
-        for name in ("kernel_size", "deep_kernel_size"):
-            needs(
-                getattr(self, name) % 2 == 1 and getattr(self, name) > 0,
-                f"{name} must be odd, got {getattr(self, name)}",
-            )
-        needs(
-            isinstance(self.dilation, int) and self.dilation is not True and 1 <= self.dilation <= MOST,
-            f"dilation must be a positive integer, at most {MOST}, got {self.dilation!r}",
-        )
+    @model_validator(mode="after")
+    def _fit_each_other(self) -> FoEConfig:
         most = self.kernel_size**2 - 1
-        needs(
-            1 <= self.features <= most,
-            f"features must lie in 1..{most} (kernel_size^2 - 1), got {self.features}",
-        )
-        needs(self.nodes_x >= 5 and self.nodes_tau >= 5, "nodes_x and nodes_tau must be at least 5")
-        needs(1 / LARGEST <= self.range <= LARGEST, f"range must lie in [1e-6, 1e6], got {self.range}")
-        needs(
-            1 / LARGEST <= self.sigma_min < self.sigma_max <= LARGEST,
-            f"1e-6 <= sigma_min < sigma_max <= 1e6 does not hold for {self.sigma_min}, {self.sigma_max}",
-        )
-        needs(1 / LARGEST <= self.sigma_0 <= LARGEST, f"sigma_0 must lie in [1e-6, 1e6], got {self.sigma_0}")
+        if self.features > most:
+            raise ValueError(f"features must lie in 1..{most} (kernel_size^2 - 1), got {self.features}")
+        if not self.sigma_min < self.sigma_max:
+            raise ValueError(f"sigma_min < sigma_max does not hold for {self.sigma_min}, {self.sigma_max}")
+        return self
 
     @property
-    def grid_x(self) -> SplineGrid:
-        from gnclib.spline import SplineGrid  # here and not above: numbers are known without torch
-
-        return SplineGrid(self.nodes_x, -self.range, self.range)
+    def grid_x(self) -> spline.SplineGrid:
+        """Nodes of the potentials in their argument."""
+        return spline.SplineGrid(self.nodes_x, -self.range, self.range)
 
     @property
-    def grid_tau(self) -> SplineGrid:
-        from gnclib.spline import SplineGrid
-
-        return SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
+    def grid_tau(self) -> spline.SplineGrid:
+        """Nodes of the potentials in tau = log sigma."""
+        return spline.SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
 
     @property
     def margin(self) -> int:
@@ -119,19 +120,20 @@ class FoEConfig:
         return found | {"offset": (self.nodes_tau,)}
 
     @classmethod
-    def from_dict(cls, values: dict) -> FoEConfig:
-        """The inverse of ``dataclasses.asdict``; unknown or missing names and values of other types raise ValueError.
+    def from_dict(cls, values: dict[str, Any]) -> FoEConfig:
+        """The inverse of ``dataclasses.asdict``.
 
-        Files written before kernels could be dilated lack ``dilation``, which was 1.
+        Files written before kernels could be dilated lack ``dilation``, which was 1; all other names must be there.
+
+        Raises
+        ------
+        ValueError
+            An unknown or missing name, or a value of another type or outside of its range.
         """
         values = {"dilation": 1} | values
-        known = {f.name for f in fields(cls)}
-        if set(values) != known:
-            unknown, missing = sorted(set(values) - known), sorted(known - set(values))
-            raise ValueError(
-                f"config.json does not describe a FieldsOfExperts: unknown names {unknown}, missing names {missing}"
-            )
-        return cls(**demand(values, shape_of_fields(cls)))
+        if wrong := values.keys() ^ cls.__dataclass_fields__.keys():
+            raise ValueError(f"no configuration of an energy, names are missing or unknown: {io.some(wrong)}")
+        return cls(**values)
 
 
 def read_prior(folder: Path) -> tuple[FoEConfig, dict[str, Tensor]]:
@@ -139,13 +141,17 @@ def read_prior(folder: Path) -> tuple[FoEConfig, dict[str, Tensor]]:
 
     The weights are compared with the configuration before anybody makes something as large as that says.
 
-    Raises:
-        FileNotFoundError: one of the files is missing. ValueError: one is damaged, or they do not fit each other.
+    Raises
+    ------
+    FileNotFoundError
+        One of the files is missing.
+    ValueError
+        One is damaged, or they do not fit each other.
     """
     try:
-        config = FoEConfig.from_dict(read_json(folder / "config.json", "configuration", dict))
-        state, _ = read_tensors(folder / "model.safetensors")
+        config = FoEConfig.from_dict(io.read_json(folder / "config.json", "configuration", dict))
+        state, _ = io.read_tensors(folder / "model.safetensors")
     except ValueError as error:
         raise ValueError(f"the prior in {folder} cannot be read: {error}") from None
-    demand_tensors(state, config.shapes, f"the weights in {folder} do not fit its config.json")
+    io.demand_tensors(state, config.shapes, f"the weights in {folder} do not fit its config.json")
     return config, state

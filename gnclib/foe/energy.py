@@ -36,7 +36,7 @@ from torch import Tensor, nn
 from gnclib.checks import as_images, as_time
 from gnclib.foe import config as foe_config
 from gnclib.foe import hub
-from gnclib.foe.config import FoEConfig
+from gnclib.foe.config import START_ACTIVATIONS, FoEConfig
 from gnclib.foe.filters import (
     convolve,
     convolve_adjoint,
@@ -47,8 +47,7 @@ from gnclib.foe.filters import (
     reflect_adjoint,
 )
 from gnclib.io import files
-from gnclib.io.reading import demand_tensors
-from gnclib.score.settings import START_ACTIVATIONS
+from gnclib.io.tensors import demand_tensors
 from gnclib.spline import SplineGrid
 from gnclib.spline import splines as spline
 

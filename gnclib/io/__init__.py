@@ -1,6 +1,18 @@
 """Files, written safely and read with care.
 
-Here: atomic writing, guards against damaged files, resumable runs and results.
+Here: atomic writing, strict JSON, tensors, settings, resumable runs, provenance.
 Never: anything that knows what the numbers mean.
 May import: nothing of gnclib.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["files", "provenance", "reading", "run", "tensors"],
+    submod_attrs={
+        "files": ["decode", "dumps", "encode", "sha256", "write_bytes", "write_text"],
+        "reading": ["check", "parse_json", "read_bytes", "read_json", "settings", "some"],
+        "tensors": ["demand_tensors", "read_tensors"],
+    },
+)

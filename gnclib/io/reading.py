@@ -1,56 +1,61 @@
-"""Files that somebody else may have written, read with care: a file is what it should be, or a ValueError says why.
+"""Strict JSON and settings: what somebody else may have written is as it should be, or a ValueError says why not.
 
 A file on disk is input like any other: cut off by a full disk, changed by a flipped bit, made by another program, or
-made to do harm. Three things hold for every reader of the project, because they all go through here:
+made to do harm. Every reader of JSON in the project goes through :func:`read_json`:
 
 * *Bounded.* A file larger than its kind can be is refused unread; what is read is never more than that.
-* *Strict.* JSON is that of the standard: no nan, no infinity (not even as 1e999), no name twice, no integer beyond 64
-  bits, no nesting deeper than :data:`DEEPEST`. Tensors are those of safetensors, which holds numbers and nothing that
-  could be executed, and every number in them is finite.
-* *Checked.* :func:`demand` compares parsed JSON with a shape, written as plain Python::
+* *Strict.* JSON is that of the standard: no nan, no infinity, no number beyond 1e300, no name twice, no integer beyond
+  64 bits, no nesting deeper than :data:`DEEPEST`.
+* *Checked.* The content is compared with a type by pydantic, strictly (an integer is no bool, text is no number), with
+  no other names than those of the type. Any type will do; records are a ``TypedDict`` of ``typing_extensions``::
 
-      demand(values, {"name": str, "t": [float], "note?": str, "by image": {str: float}})
+      class Entry(TypedDict):
+          name: str
+          t: list[float]
+          note: NotRequired[str]
 
-  names a string, a list of finite numbers, a name that may be missing, and a mapping with any names.
+      entries = read_json(path, "file of entries", dict[str, Entry])
+
+Settings are dataclasses made by :func:`settings`, whose fields are checked in the same way.
 """
 
 from __future__ import annotations
 
+import functools
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, dataclass_transform
+
+import pydantic.dataclasses
+from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gnclib.io import files
 
-if TYPE_CHECKING:
-    import torch
-    from torch import Tensor
+__all__ = ["check", "demand", "parse_json", "read_bytes", "read_json", "settings", "some"]
 
-__all__ = [
-    "demand", "demand_tensors", "generator_from", "in_parts", "moments", "number_of_log", "parse_json", "read_bytes",
-    "read_json", "read_log", "read_tensors", "shape_of_fields",
-]  # fmt: skip
-
-#: bytes of the largest JSON file and of the largest file of tensors that are read
-LARGEST_JSON, LARGEST_TENSORS = 20_000_000, 1_000_000_000
-#: bytes of the largest header of a file of tensors
-LARGEST_HEADER = 5_000_000
-#: kinds of numbers in tensors
-KINDS = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8")
+#: bytes of the largest JSON file that is read
+LARGEST_JSON = 20_000_000
 #: lists and objects in each other
 DEEPEST = 50
+#: numbers of this size and beyond mean nothing here
+TOO_LARGE = 1e300
+STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 
 
 def read_bytes(path: str | os.PathLike, largest: int) -> bytes:
     """The content of a file of at most ``largest`` bytes.
 
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it is larger. OSError: it cannot be read.
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file; folders, pipes and devices are none.
+    ValueError
+        It is larger.
     """
     path = Path(path)
-    if not path.is_file():  # a folder, a pipe and a device are none; nor is a name that no file can have
+    if not path.is_file():  # nor is a name that no file can have
         raise FileNotFoundError(f"there is no file {str(path)!r}")
     with open(path, "rb") as file:
         size = os.fstat(file.fileno()).st_size
@@ -68,25 +73,39 @@ def read_bytes(path: str | os.PathLike, largest: int) -> bytes:
 def read_json(
     path: str | os.PathLike,
     kind: str,
-    shape: Any = object,
+    model: Any = object,
     largest: int = LARGEST_JSON,
     *,
     plain: bool = True,
 ) -> Any:
     """What a file of strict JSON holds.
 
-    Args:
-        path: of the file. kind: what the file should be, in words, for the message.
-        shape: of its content, see :func:`demand`. largest: number of its bytes.
-        plain: False for a file from :func:`gnclib.io.files.encode`: nan and infinity are decoded, and they are numbers.
+    Parameters
+    ----------
+    path
+        Of the file.
+    kind
+        What the file should be, in words, for the message.
+    model
+        The type of its content, as :func:`check` takes it; or a shape for :func:`demand`.
+    largest
+        Number of bytes of the largest file that is read.
+    plain
+        False for a file from :func:`gnclib.io.files.encode`: nan and infinity are decoded. They are refused unless the
+        type says ``Annotated[float, AllowInfNan(True)]``.
 
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: anything is wrong with it; the message names it.
+    Raises
+    ------
+    FileNotFoundError
+        There is no such file.
+    ValueError
+        Anything is wrong with it; the message names the file, what it should be, the place and the value.
     """
     content = read_bytes(path, largest)
     try:
         value = parse_json(content)
-        return demand(value if plain else files.decode(value), shape)
+        value = value if plain else files.decode(value)
+        return demand(value, model) if _is_shape(model) else check(value, model)
     except ValueError as error:
         raise ValueError(f"{path} is no {kind}: {error}") from None
 
@@ -98,7 +117,7 @@ def parse_json(content: bytes | str) -> Any:
         raise ValueError(f"{constant} is no number of JSON")
 
     def real(digits: str) -> float:
-        if abs(value := float(digits)) == float("inf"):
+        if abs(value := float(digits)) >= TOO_LARGE:
             raise ValueError(f"the number {digits[:30]} is too large")
         return value
 
@@ -109,7 +128,7 @@ def parse_json(content: bytes | str) -> Any:
 
     def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
         if len(found := dict(pairs)) != len(pairs):
-            raise ValueError(f"a name occurs twice among {_some(name for name, _ in pairs)}")
+            raise ValueError(f"a name occurs twice among {some(name for name, _ in pairs)}")
         return found
 
     try:
@@ -128,20 +147,119 @@ def parse_json(content: bytes | str) -> Any:
     raise ValueError(f"its lists and objects are nested more than {DEEPEST} deep")
 
 
+def some(names: Iterable[Any]) -> str:
+    """The first eight of the names in alphabetical order, each cut off after 40 characters."""
+    names = sorted(str(name)[:40] for name in names)
+    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
+
+
+# types ---------------------------------------------------------------------------------------------------------------
+
+
+def check(value: Any, model: Any, name: str = "") -> Any:
+    """Parsed JSON as a value of a type; integers become floats where the type says float.
+
+    Parameters
+    ----------
+    value
+        From :func:`parse_json`, or any plain Python data.
+    model
+        A type that pydantic knows: ``dict[str, list[float]]``, a ``TypedDict``, a ``Literal``, ... Not a dataclass:
+        that is made by ``Settings(**check(value, dict))``.
+    name
+        Of the value, for the message.
+
+    Raises
+    ------
+    ValueError
+        It has another type; the message says where.
+    """
+    try:
+        return _adapter(model).validate_python([value])[0]
+    except ValidationError as error:
+        first = error.errors(include_url=False)[0]
+        raise ValueError(_complaint(first, name, first["loc"][1:])) from None
+
+
+@functools.lru_cache(maxsize=64)
+def _adapter(model: Any) -> TypeAdapter:
+    return TypeAdapter(
+        list[model], config=STRICT
+    )  # as an item of a list a TypedDict takes this configuration, too
+
+
+@dataclass_transform(frozen_default=True)
+def settings(cls: type) -> type:
+    """Class decorator: a frozen dataclass whose fields are checked by their types when one is made or replaced.
+
+    The ``description`` of a field's type says what its values must be, as the message has it::
+
+        Rate = Annotated[float, Field(gt=0, lt=1, description="must lie in (0, 1)")]
+
+    An error is a ValueError of one line with field, range and value: ``lr must lie in (0, 1), got 3.0``.
+    """
+    made = pydantic.dataclasses.dataclass(frozen=True, config=STRICT)(cls)
+    begin = made.__init__
+
+    @functools.wraps(begin)
+    def checked(self, *values: Any, **named: Any) -> None:
+        try:
+            begin(self, *values, **named)
+        except ValidationError as error:
+            first = error.errors(include_url=False)[0]
+            known = made.__pydantic_fields__.get(first["loc"][0] if first["loc"] else "")
+            raise ValueError(_complaint(first, "", first["loc"], known and known.description)) from None
+
+    made.__init__ = checked
+    return made
+
+
+def _complaint(error: Any, name: str, places: Iterable[str | int], range_: str | None = None) -> str:
+    """One error of pydantic in one line: where, what should be there, what is there."""
+    where = name
+    for place in places:
+        where += f"[{place}]" if isinstance(place, int) else f"{'.' if where else ''}{place[:40]}"
+    kind, message = error["type"], error["msg"]
+    if kind in ("missing", "extra_forbidden", "unexpected_keyword_argument"):
+        return f"these names are missing or unknown: {where}"
+    if kind == "value_error":  # of a validator of ours
+        return f"{where and where + ' '}{message.removeprefix('Value error, ')}"
+    message = range_ or message.replace("Input should be", "must be").replace("Input should", "must")
+    return f"{where or 'it'} {message}, got {_brief(error['input'])}"
+
+
+def _brief(value: Any) -> str:
+    if isinstance(value, (dict, list)):
+        return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
+    return repr(value)[:60]
+
+
+# shapes --------------------------------------------------------------------------------------------------------------
+
+
+def _is_shape(model: Any) -> bool:
+    return model is None or isinstance(model, (dict, list, tuple))
+
+
 def demand(value: Any, shape: Any, name: str = "") -> Any:
-    """Check parsed JSON against a shape and return it unchanged.
+    """Check parsed JSON against a shape and return it unchanged; :func:`check` with a type takes its place.
 
-    Args:
-        value: from :func:`parse_json`.
-        shape: ``str``, ``bool``, ``int``, ``float`` (an integer will do; finite), ``complex`` (a number that may be nan
-            or infinite, as :func:`gnclib.io.files.decode` gives them), ``list``, ``dict``, ``None``, or ``object`` for
-            anything; ``[shape]`` a list of such; a tuple of shapes, one of which it must have; ``{str: shape}`` an
-            object with any names; any other dict an object with these names and no others, those that end in "?" may
-            be missing.
-        name: of the value, for the message.
+    Parameters
+    ----------
+    value
+        From :func:`parse_json`.
+    shape
+        ``str``, ``bool``, ``int``, ``float`` (an integer will do; finite), ``complex`` (a number that may be nan or
+        infinite, as :func:`gnclib.io.files.decode` gives them), ``list``, ``dict``, ``None``, or ``object`` for
+        anything; ``[shape]`` a list of such; a tuple of shapes, one of which it must have; ``{str: shape}`` an object
+        with any names; any other dict an object with these names and no others, those that end in "?" may be missing.
+    name
+        Of the value, for the message.
 
-    Raises:
-        ValueError: it has another shape; the message says where.
+    Raises
+    ------
+    ValueError
+        It has another shape; the message says where.
     """
     what = name or "it"
     if isinstance(shape, tuple):
@@ -162,7 +280,7 @@ def demand(value: Any, shape: Any, name: str = "") -> Any:
             parts = {key.removesuffix("?"): kind for key, kind in shape.items()}
             needed = {key for key in shape if not key.endswith("?")}
             if wrong := [*(value.keys() - parts.keys()), *(needed - value.keys())]:
-                raise ValueError(f"{name and name + ': '}these names are missing or unknown: {_some(wrong)}")
+                raise ValueError(f"{name and name + ': '}these names are missing or unknown: {some(wrong)}")
         for key, item in value.items():
             demand(item, parts[key], f"{name}.{key}" if name else key)
     elif not _is(value, shape):
@@ -180,7 +298,7 @@ def _is(value: Any, kind: Any) -> bool:
     if kind is complex:
         return isinstance(value, (int, float))
     if kind is float:
-        return isinstance(value, (int, float)) and abs(value) < 1e300  # nan compares false
+        return isinstance(value, (int, float)) and abs(value) < TOO_LARGE  # nan compares false
     return isinstance(value, kind)
 
 
@@ -196,161 +314,3 @@ def _called(kind: Any) -> str:
         None: "null",
     }
     return names.get(kind) or f"a {kind.__name__}"
-
-
-def _brief(value: Any) -> str:
-    if isinstance(value, (dict, list)):
-        return f"{_called(type(value))} of {len(value)}"
-    return f"{type(value).__name__} {str(value)[:40]!r}"
-
-
-def _some(names: Iterable[Any]) -> str:
-    names = sorted(str(name)[:40] for name in names)
-    return ", ".join(names[:8]) + (", ..." if len(names) > 8 else "")
-
-
-def shape_of_fields(cls: type) -> dict[str, Any]:
-    """The shape of a dataclass whose fields are annotated int, float, bool or str, all of which may be missing."""
-    kinds = {"int": int, "float": float, "bool": bool, "str": str}
-    return {f"{name}?": kinds[kind] for name, kind in cls.__annotations__.items()}
-
-
-# tensors -------------------------------------------------------------------------------------------------------------
-
-
-def read_tensors(
-    path: str | os.PathLike, largest: int = LARGEST_TENSORS
-) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """The tensors of a safetensors file, by name, and its metadata. They take as much memory as the file again.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it is damaged or no such file, or holds nan or infinity.
-    """
-    content = read_bytes(path, largest)
-    try:
-        size = int.from_bytes(content[:8], "little")
-        if len(content) < 8 or size > min(len(content) - 8, LARGEST_HEADER):
-            raise ValueError("it does not begin as a safetensors file")
-        header = demand(parse_json(content[8 : 8 + size]), dict, "its header")
-        metadata = demand(header.get("__metadata__", {}), {str: str}, "its metadata")
-        return _tensors(content), metadata
-    except ValueError as error:
-        raise ValueError(f"{path} cannot be read: {error}") from None
-
-
-def _tensors(content: bytes) -> dict[str, Tensor]:
-    from safetensors.torch import load
-
-    try:
-        tensors = load(content)
-    except (
-        Exception
-    ) as error:  # besides its own it lets through what torch says of shapes and kinds of numbers
-        raise ValueError(f"{type(error).__name__}: {error}") from None
-    for name, tensor in tensors.items():
-        if str(tensor.dtype).removeprefix("torch.") not in KINDS:
-            raise ValueError(f"the tensor {name} is of the kind {tensor.dtype}, which is not used here")
-        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
-            raise ValueError(f"the tensor {name} holds nan or infinity")
-    return tensors
-
-
-def demand_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
-    """Raise ValueError unless there are these names with these shapes, all of them floating point numbers."""
-    if wrong := found.keys() ^ wanted.keys():
-        raise ValueError(f"{what}: these tensors are missing or unknown: {_some(wrong)}")
-    for name, shape in wanted.items():
-        if tuple(found[name].shape) != shape or not found[name].is_floating_point():
-            is_now = f"{tuple(found[name].shape)} of {found[name].dtype}"
-            raise ValueError(f"{what}: {name} must hold floating point numbers {shape}, got {is_now}")
-        if not bool((found[name].abs() <= 3e38).all()):
-            raise ValueError(f"{what}: {name} holds numbers that are too large for float32")
-
-
-def in_parts(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
-    """The tensors NAME.REST by NAME and REST ("" for NAME alone). Raises ValueError for another NAME."""
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
-    for name, tensor in tensors.items():
-        first, _, rest = name.partition(".")
-        if first not in parts:
-            raise ValueError(f"there is a tensor {name[:40]!r}, which has no meaning here")
-        parts[first][rest] = tensor
-    return parts
-
-
-def moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
-    """The state of an optimiser from tensors INDEX.KEY, each shaped like its parameter or a single number.
-
-    Raises:
-        ValueError: another shape, a parameter that there is not, or parameters with different keys.
-    """
-    shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
-    found: dict[int, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        index, _, key = name.partition(".")
-        if not (index.isascii() and index.isdigit() and int(index) < len(shapes) and key):
-            raise ValueError(f"the optimiser has no state {name[:40]!r}")
-        if tuple(tensor.shape) not in ((), shapes[int(index)]) or not tensor.is_floating_point():
-            raise ValueError(f"the state {name[:40]!r} of the optimiser has the shape {tuple(tensor.shape)}")
-        if key not in ("exp_avg", "max_exp_avg") and bool((tensor < 0).any()):
-            raise ValueError(
-                f"the state {name[:40]!r} of the optimiser, a count or a mean of squares, is negative"
-            )
-        found.setdefault(int(index), {})[key] = tensor
-    if len({frozenset(keys) for keys in found.values()}) > 1:
-        raise ValueError("parts of the state of the optimiser are missing")
-    return found
-
-
-def generator_from(state: Tensor) -> torch.Generator:
-    """The random generator on the CPU with this state. Raises ValueError if it is none."""
-    import torch
-
-    generator, trial = torch.Generator(), torch.Generator()
-    try:
-        generator.set_state(state)
-        trial.set_state(state)
-        drawn = torch.randn(2, generator=trial, dtype=torch.float64), torch.randn(2, generator=trial)
-    except (RuntimeError, TypeError) as error:
-        raise ValueError(f"the state of the random generator is damaged: {error}") from None
-    if not all(bool(values.isfinite().all()) for values in drawn):
-        raise ValueError("the state of the random generator is damaged: it gives nan")
-    return generator
-
-
-# logs ----------------------------------------------------------------------------------------------------------------
-
-
-def read_log(path: str | os.PathLike, columns: str) -> list[list[float]]:
-    """The rows of a log.csv with these columns; the first one counts steps, which rise from row to row.
-
-    The means of a row without steps are nan; no number is infinite.
-
-    Raises:
-        FileNotFoundError: there is no such file. ValueError: it is no such log; the message says in which line.
-    """
-    text = read_bytes(path, LARGEST_JSON).decode("utf-8", errors="replace")
-    first, *lines = text.split("\n")
-    if first != columns or lines[-1:] != [""]:
-        raise ValueError(f"{path} is no log with the columns {columns}, or its end is missing")
-    found: list[list[float]] = []
-    for number, line in enumerate(lines[:-1], 2):
-        try:
-            row = [number_of_log(part) for part in line.split(",")]
-            if len(row) != columns.count(",") + 1 or row[0] != int(row[0]) or row[0] < 0:
-                raise ValueError("these are not its columns")
-            if found and row[0] <= found[-1][0]:
-                raise ValueError("its step does not come after the one before")
-        except ValueError as error:
-            raise ValueError(f"{path}, line {number}, {line[:80]!r}: {error}") from None
-        found.append(row)
-    return found
-
-
-def number_of_log(text: str) -> float:
-    """A number as a log has it: digits, sign, point and exponent, or nan. Raises ValueError."""
-    if text != "nan" and not set(text) <= set("0123456789+-.e"):
-        raise ValueError(f"{text[:30]!r} is no number")
-    if abs(value := float(text)) >= 1e300:
-        raise ValueError(f"{text[:30]} is too large")
-    return value

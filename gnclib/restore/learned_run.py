@@ -37,6 +37,7 @@ from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import data
 from gnclib.images.metrics import psnr
 from gnclib.io import files, reading
+from gnclib.io import run as io_run
 from gnclib.restore.flow import last, log_schedule
 from gnclib.restore.learned import SCHEDULE, STARTS, LearnedSchedule, Task, weights_sha256
 from gnclib.restore.learned_state import LearnConfig, LearnState, load_checkpoint, save_checkpoint
@@ -278,7 +279,7 @@ class _Keeper:
 def rows(folder: str | Path, step: int | None = None) -> list[Row]:
     """The rows of the log in ``folder``, up to that of ``step``. Raises ValueError for a damaged one."""
     log = Path(folder) / LOG
-    found = reading.read_log(log, COLUMNS) if log.is_file() else []
+    found = io_run.read_log(log, COLUMNS) if log.is_file() else []
     return [Row(int(first), *rest) for first, *rest in found if step is None or first <= step]
 
 

@@ -17,6 +17,7 @@ from torch import Tensor
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.io import files, reading
+from gnclib.io import tensors as stored
 from gnclib.restore.learned import LearnedSchedule, Task
 from gnclib.score.settings import LearnConfig
 
@@ -111,7 +112,7 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> L
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
     try:
-        tensors, metadata = reading.read_tensors(path)
+        tensors, metadata = stored.read_tensors(path)
         return _restore(
             reading.demand(reading.parse_json(metadata.get("state", "")), _STATE), tensors, device
         )
@@ -120,24 +121,24 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> L
 
 
 def _restore(meta: dict, tensors: dict[str, Tensor], device: torch.device | str) -> LearnState:
-    parts = reading.in_parts(tensors, ("model", "schedule", "optimizer", "generator"))
+    parts = stored.in_parts(tensors, ("model", "schedule", "optimizer", "generator"))
     model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["model"]), parts["model"]).eval().to(device)
     values, length = parts["schedule"], len(parts["schedule"].get("first_t", ()))
     names = ("first_t", "first_eta", "shift_tau", "shift_log_eta")
-    reading.demand_tensors(values, dict.fromkeys(names, (length,)), "the schedule")
+    stored.demand_tensors(values, dict.fromkeys(names, (length,)), "the schedule")
     if len(meta["schedule"]["t_range"]) != 2:
         raise ValueError(f"t_range must hold two numbers, got {len(meta['schedule']['t_range'])}")
     first = values["first_t"], values["first_eta"]
     schedule = LearnedSchedule(*first, task=Task(**meta["task"]), **meta["schedule"])
     schedule.load_state_dict(values)
-    config = LearnConfig(**reading.demand(meta["config"], reading.shape_of_fields(LearnConfig)))
+    config = LearnConfig(**meta["config"])
     if not 0 <= meta["step"] <= config.iterations:
         raise ValueError(f"step {meta['step']} is none of {config.iterations}")
-    generator = reading.generator_from(parts["generator"].get("", torch.empty(0)))
+    generator = stored.generator_from(parts["generator"].get("", torch.empty(0)))
     state = LearnState(schedule, model, config, meta["step"], generator, record=meta["record"])
     if state.step == 0:
         generator.set_state(tensors["generator"])  # a new state has seeded it
     groups = state.optimizer.state_dict()["param_groups"]
-    moments = reading.moments(parts["optimizer"], state.optimizer)
+    moments = stored.moments(parts["optimizer"], state.optimizer)
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     return state

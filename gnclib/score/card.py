@@ -12,7 +12,8 @@ from pathlib import Path
 from gnclib.foe.config import FoEConfig
 from gnclib.io import files
 from gnclib.io import provenance as origin
-from gnclib.io.reading import read_json, read_log
+from gnclib.io.reading import read_json
+from gnclib.io.run import read_log
 from gnclib.score.settings import TrainConfig
 from gnclib.score.state import TrainState
 
@@ -147,7 +148,7 @@ def write(folder: str | Path) -> Path:
     run = read_json(folder / "training.json", "record of a training run", _TRAINING)
     try:
         config = asdict(FoEConfig.from_dict(config))
-        run["settings"] = asdict(TrainConfig.from_dict(run["settings"]))
+        run["settings"] = asdict(TrainConfig(**run["settings"]))
     except ValueError as error:
         raise ValueError(f"config.json or training.json in {folder} is damaged: {error}") from None
     layers = f"{config['layers']} layer{'s' if config['layers'] > 1 else ''}"

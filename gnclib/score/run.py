@@ -25,7 +25,8 @@ import torch
 from torch import Tensor
 
 from gnclib.foe import WEIGHTS, FieldsOfExperts, hub
-from gnclib.io import files, reading
+from gnclib.io import files
+from gnclib.io import run as io_run
 from gnclib.restore.evaluate import denoising_psnr
 from gnclib.score import card, training_set
 from gnclib.score.distributed import ALONE, Group
@@ -250,7 +251,7 @@ def rows(folder: str | Path, step: int | None = None) -> list[Row]:
     Raises ValueError for a damaged one.
     """
     log = Path(folder) / LOG
-    found = reading.read_log(log, COLUMNS) if log.is_file() else []
+    found = io_run.read_log(log, COLUMNS) if log.is_file() else []
     return [Row(int(first), *rest) for first, *rest in found if step is None or first <= step]
 
 

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.io import files, reading
+from gnclib.io import tensors as stored
 from gnclib.score.settings import TrainConfig
 
 CHECKPOINT = "checkpoint.safetensors"
@@ -121,7 +122,7 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> T
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
     try:
-        tensors, metadata = reading.read_tensors(path)
+        tensors, metadata = stored.read_tensors(path)
         meta = reading.demand(reading.parse_json(metadata.get("state", "")), _STATE)
         return _restore(meta, tensors, device)
     except ValueError as error:
@@ -129,16 +130,16 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> T
 
 
 def _restore(meta: dict, tensors: dict[str, Tensor], device: torch.device | str) -> TrainState:
-    parts = reading.in_parts(tensors, ("model", "optimizer", "average", "generator"))
+    parts = stored.in_parts(tensors, ("model", "optimizer", "average", "generator"))
     model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["prior"]), parts["model"])
-    config = TrainConfig.from_dict(meta["config"])
+    config = TrainConfig(**meta["config"])
     if not 0 <= meta["step"] <= config.steps:
         raise ValueError(f"step {meta['step']} is none of {config.steps}")
-    generator = reading.generator_from(parts["generator"].get("", torch.empty(0)))
+    generator = stored.generator_from(parts["generator"].get("", torch.empty(0)))
     state = TrainState(model.to(device), config, meta["step"], generator, record=meta.get("record", {}))
     if state.step == 0:
         generator.set_state(tensors["generator"])  # a new state has seeded it
-    moments = reading.moments(parts["optimizer"], state.optimizer)
+    moments = stored.moments(parts["optimizer"], state.optimizer)
     groups = _groups(meta["groups"], state.optimizer.state_dict()["param_groups"])
     state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
     if parts["average"] or state.average:
@@ -170,7 +171,7 @@ def _restore_average(state: TrainState, average: dict[str, Tensor]) -> None:
     if state.average is None or count is None or count.shape or count.dtype != torch.int64 or count < 0:
         raise ValueError("the moving average of the weights is damaged")
     weights = {name.removeprefix("module."): v for name, v in average.items()}
-    reading.demand_tensors(weights, state.model.config.shapes, "the moving average")
+    stored.demand_tensors(weights, state.model.config.shapes, "the moving average")
     state.average.load_state_dict(
         {f"module.{name}": v for name, v in weights.items()} | {"n_averaged": count}
     )

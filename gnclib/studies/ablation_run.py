@@ -66,7 +66,7 @@ def load(path: str | Path = SHIPPED) -> dict:
     content = reading.read_json(path, "file of ablations", _SHAPE)
     try:
         for entry in content["variants"].values():
-            FoEConfig.from_dict(entry["prior"]), TrainConfig.from_dict(entry["config"])
+            FoEConfig.from_dict(entry["prior"]), TrainConfig(**entry["config"])
         if lost := {run["variant"] for run in content["runs"]} - content["variants"].keys():
             raise ValueError(f"the settings of {', '.join(sorted(lost))} are missing")
     except ValueError as error:
@@ -84,7 +84,7 @@ def check(content: dict, chosen: Sequence[Variant]) -> None:
     for v in chosen:
         if v.name in content["variants"]:
             known, now = content["variants"][v.name], settings(v)
-            same = FoEConfig.from_dict(known["prior"]), TrainConfig.from_dict(known["config"])
+            same = FoEConfig.from_dict(known["prior"]), TrainConfig(**known["config"])
             same = same == (v.prior, v.config)
             if not same or any(known[key] != now[key] for key in ("kernels", "warm")):
                 raise ValueError(f"its runs of {v.name!r} had other settings: choose another --out")

@@ -321,7 +321,7 @@ def test_damaged_priors(tmp_path):
     (tmp_path / "config.json").write_text(config[:-20])
     refused("cannot be read")
     (tmp_path / "config.json").write_text(config.replace('"layers"', '"depth"'))
-    refused(r"unknown.*'depth'.*missing.*'layers'")
+    refused("missing or unknown: depth, layers")
     (tmp_path / "config.json").write_text(config.replace('"nodes_tau": 7', '"nodes_tau": 9'))
     refused("do not fit its config.json")
     (tmp_path / "config.json").write_text(config.replace('"layers": 1', '"layers": 2'))
@@ -386,8 +386,8 @@ def test_too_small_images_and_unknown_borders():
     ("change", "match"),
     [
         ({"layers": 0}, "layers"),
-        ({"layers": 1.5}, "layers must be an integer"),
-        ({"features": 7.0}, "features must be an integer"),
+        ({"layers": 1.5}, "layers must be a positive integer"),
+        ({"features": 7.0}, "features must be a positive integer"),
         ({"nodes_x": True}, "nodes_x must be an integer"),
         ({"dilation": True}, "dilation must be a positive integer"),
         ({"features": 49}, "features"),

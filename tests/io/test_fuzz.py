@@ -32,7 +32,7 @@ import torch
 from gnclib.course import copies as course
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
-from gnclib.io import files, reading
+from gnclib.io import files, read_tensors, reading
 from gnclib.restore import learned_run, learned_state
 from gnclib.restore.learned import ETA_RANGE, LearnedSchedule, Task
 from gnclib.score import card
@@ -97,7 +97,7 @@ def test_priors(prior, name, change):
 
 
 def test_weights_with_nan_are_refused(prior):
-    tensors, _ = reading.read_tensors(prior / "model.safetensors")
+    tensors, _ = read_tensors(prior / "model.safetensors")
     for bad, message in ((float("nan"), "holds nan or infinity"), (float("inf"), "holds nan or infinity")):
         spoiled = {k: v.clone() for k, v in tensors.items()}
         spoiled["weights.1"][2, 3, 4] = bad
@@ -526,10 +526,10 @@ def test_numbers_that_are_none(tmp_path):
         (1, bool, "must be true or false"),
         (True, float, "any finite number"),
         (float("nan"), float, "any finite number"),
-        ({"a": [1, "2"]}, {"a": [int]}, r"a\[1\] must be an integer, got str '2'"),
+        ({"a": [1, "2"]}, {"a": [int]}, r"a\[1\] must be an integer, got '2'"),
         ({"a": 1}, {"a": int, "b": int}, "missing or unknown: b"),
         ({"a": 1, "c": 1}, {"a": int}, "missing or unknown: c"),
-        ({"a": {"x": None}}, {"a": {str: (int, str)}}, r"a\.x must be an integer or a str, got NoneType"),
+        ({"a": {"x": None}}, {"a": {str: (int, str)}}, r"a\.x must be an integer or a str, got None"),
     ],
 )
 def test_shapes_of_json(value, shape, message):
