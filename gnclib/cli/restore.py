@@ -1,75 +1,58 @@
-"""The subcommands that restore image files: ``gnc denoise`` and ``gnc inpaint``."""
+"""The commands that restore images: ``gnc denoise``, ``inpaint`` and ``evaluate``."""
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from statistics import fmean
 
-from gnclib.cli.evaluate import say, scheme_arguments
+import click
 
-__all__ = ["denoise_parser", "inpaint_parser"]
+from gnclib.cli.options import (
+    PATH, command, device_option, images_option, limit_option, prior_option, progress, say,
+)  # fmt: skip
 
-#: a noise level above this is asked about: little of an image is left
+__all__ = ["denoise", "evaluate", "inpaint"]
+
+#: in grey levels; a warning is printed about more noise than this: little of an image is left
 STRANGE = 100.0
+#: what --scheme may be, and what the help says about it
+SCHEMES = {
+    "mmse": "one Tweedie step",
+    "gnc": "GNC flow, predefined schedule",
+    "joint": "over image and smoothing",
+    "learned": "learned schedule",
+    "finetuned": "and the prior with it",
+}
 
 
-def denoise_parser(add) -> None:
-    sub = add(
-        "denoise", _denoise, "denoise image files with a learned prior",
-        "Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT\n"
-        "can hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in\n"
-        "the literature, whatever the depth. Without --sigma it is estimated by maximum likelihood under the prior\n"
-        "R1. Colour is denoised in opponent colours, brightness and two differences, if the noise of red, green and\n"
-        "blue looks independent and equally strong: better by a decibel or two. Otherwise channel by channel.",
-        "  gnc denoise noisy.png -o clean.png                               sigma is estimated, and printed\n"
-        "  gnc denoise noisy.png --sigma 25 -o clean.png --scheme mmse      one step, no data term\n"
-        "  gnc denoise scans/*.tif -o restored/                             several files, into a folder\n"
-        "  gnc denoise photo.png --sigma 25 --add-noise -o demo.png         add the noise first, print PSNRs\n"
-        "  gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference",
-    )  # fmt: skip
-    _file_arguments(sub)
-    sub.add_argument(
-        "--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: estimated)"
-    )
-    scheme_arguments(sub)
-    sub.add_argument("--colour", choices=("auto", "opponent", "channels"), default="auto",
-                     help="denoise brightness and differences of colour, or red, green and blue"
-                     " (default: as the noise looks)")  # fmt: skip
-    sub.add_argument("--clean", type=Path, metavar="REF", help="noise-free image to measure the PSNR against")
-    sub.add_argument("--add-noise", nargs="?", type=int, const=0, metavar="SEED",
-                     help="take IN as clean: add Gaussian noise of this sigma first (default seed: 0)")  # fmt: skip
+def scheme_option(*names: str, default: str | None = "gnc", text: str = "") -> Callable:
+    """The option --scheme."""
+    meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in names)
+    return click.option("--scheme", type=click.Choice(names), default=default, help=meanings + text)
 
 
-def inpaint_parser(add) -> None:
-    sub = add(
-        "inpaint", _inpaint, "fill in missing pixels of image files with a learned prior",
-        "Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are,\n"
-        "and so do colour profile, EXIF and resolution where OUT can hold them. The prior sees a few pixels\n"
-        "far: scratches, writing and scattered pixels vanish, larger holes are filled smoothly.",
-        "  gnc inpaint scratched.png --mask scratches.png -o whole.png      white (anything but black) = missing\n"
-        "  gnc inpaint cutout.png --mask alpha -o whole.png                 missing where fully transparent\n"
-        "  gnc inpaint noisy80.png --mask holes.png --scheme learned -o whole.png",
-    )  # fmt: skip
-    _file_arguments(sub)
-    sub.add_argument("--mask", required=True, metavar="MASK",
-                     help="image of the same size, not black where IN is missing; or 'alpha'")  # fmt: skip
-    scheme_arguments(sub, ("gnc", "joint", "learned"))
-
-
-def _file_arguments(sub: argparse.ArgumentParser) -> None:
-    sub.add_argument("input", type=Path, nargs="+", metavar="IN", help="image files: png, tif, jpg, bmp, ...")
-    sub.add_argument("-o", "--output", required=True, metavar="OUT",
-                     help="file to write: png, tif, jpg, bmp; or a folder (existing, or ending in /)")  # fmt: skip
-    sub.add_argument("--force", action="store_true", help="overwrite OUT if it exists")
+steps_option = click.option(
+    "--steps", type=int, metavar="I", help="steps of gnc (default: 10, inpainting 30) and joint (12, 60)"
+)
+inputs_argument = click.argument("inputs", type=PATH, nargs=-1, required=True, metavar="IN...")
+output_option = click.option(
+    "-o",
+    "--output",
+    required=True,
+    metavar="OUT",
+    help="file to write: png, tif, jpg, bmp; or a folder (existing, or ending in /)",
+)
+force_option = click.option("--force", is_flag=True, help="overwrite OUT if it exists")
 
 
 # --- files ------------------------------------------------------------------------------------------------
 
 
-def _targets(inputs: list[Path], output: str) -> list[Path]:
+def _targets(inputs: tuple[Path, ...], output: str) -> list[Path]:
     """The file to write for each input; makes the folder if one is meant that does not exist."""
     folder, meant = Path(output), output.endswith(("/", os.sep))
     if len(inputs) == 1 and not (meant or folder.is_dir()):
@@ -88,14 +71,14 @@ def _targets(inputs: list[Path], output: str) -> list[Path]:
     return targets
 
 
-def _each(args: argparse.Namespace, work) -> None:
+def _each(inputs: tuple[Path, ...], output: str, work: Callable[[Path, Path], None]) -> None:
     """Do work(input, output) for every file; with several, go on after one that fails, and say so in the end."""
-    targets = _targets(args.input, args.output)
+    targets = _targets(inputs, output)
     if len(targets) == 1:
-        work(args.input[0], targets[0])
+        work(inputs[0], targets[0])
         return
     failed = 0
-    for source, target in zip(args.input, targets, strict=True):
+    for source, target in zip(inputs, targets, strict=True):
         try:
             work(source, target)
         except (ValueError, OSError) as error:
@@ -105,142 +88,201 @@ def _each(args: argparse.Namespace, work) -> None:
         raise RuntimeError(f"{failed} of {len(targets)} images failed, see above")
 
 
-def _bar():
+def _bar() -> Callable[[int, int], None]:
+    """Shows, on a terminal, how many steps of how many are done."""
     from tqdm import tqdm
 
-    class Bar(tqdm):
-        def to(self, done: int, total: int) -> None:
-            self.total = total
-            self.update(done - self.n)
+    bar = tqdm(unit="step", disable=not sys.stderr.isatty())
 
-    return Bar(unit="step", disable=not sys.stderr.isatty())
+    def show(done: int, total: int) -> None:
+        bar.total = total
+        bar.update(done - bar.n)
+        if done == total:
+            bar.close()
+
+    return show
 
 
 # --- denoise ----------------------------------------------------------------------------------------------
 
 
-def _denoise(args: argparse.Namespace) -> None:
-    if args.add_noise is not None and args.clean is not None:
+@command(
+    """
+    gnc denoise noisy.png -o clean.png                               sigma is estimated, and printed
+    gnc denoise noisy.png --sigma 25 -o clean.png --scheme mmse      one step, no data term
+    gnc denoise scans/*.tif -o restored/                             several files, into a folder
+    gnc denoise photo.png --sigma 25 --add-noise -o demo.png         add the noise first, print PSNRs
+    gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference
+    """
+)
+@inputs_argument
+@output_option
+@force_option
+@click.option("--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: estimated)")
+@prior_option
+@scheme_option(*SCHEMES)
+@steps_option
+@device_option
+@click.option(
+    "--colour",
+    type=click.Choice(["auto", "opponent", "channels"]),
+    default="auto",
+    help="denoise brightness and differences of colour, or red, green and blue; auto: as the noise looks",
+)
+@click.option("--clean", type=PATH, metavar="REF", help="noise-free image to measure the PSNR against")
+@click.option(
+    "--add-noise",
+    type=int,
+    is_flag=False,
+    flag_value=0,
+    metavar="[SEED]",
+    help="take IN as clean: add Gaussian noise of this sigma first (seed: 0 if none is given)",
+)
+def denoise(
+    inputs: tuple[Path, ...],
+    output: str,
+    force: bool,
+    sigma: float | None,
+    clean: Path | None,
+    add_noise: int | None,
+    **options,
+):
+    """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
+    hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
+    literature, whatever the depth. Without --sigma it is estimated by maximum likelihood under the prior R1. Colour is
+    denoised in opponent colours, brightness and two differences, if the noise of red, green and blue looks independent
+    and equally strong: better by a decibel or two. Otherwise channel by channel."""
+    if add_noise is not None and clean is not None:
         raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
-    if args.add_noise is not None and args.sigma is None:
+    if add_noise is not None and sigma is None:
         raise ValueError("--add-noise needs --sigma: how much noise to add")
-    if args.clean is not None and len(args.input) > 1:
+    if clean is not None and len(inputs) > 1:
         raise ValueError("--clean is for one image, not for several")
-    if args.sigma is not None and STRANGE < args.sigma <= 255:
-        say(f"warning: sigma {args.sigma:g} is very strong noise; it is meant in grey levels of 0..255")
-    _each(args, lambda source, target: _denoise_one(args, source, target))
+    fraction = None if sigma is None else _fraction(sigma)
+    from gnclib import images
+
+    def work(source: Path, target: Path) -> None:
+        picture = images.read(source)
+        images.check_writable(target, picture, force)
+        noisy, reference = picture.pixels, None
+        if clean is not None:
+            reference = images.read(clean).pixels
+            if reference.shape != noisy.shape:
+                raise ValueError(
+                    f"{clean} has the shape {reference.shape} (channels, height, width), {source} has"
+                    f" {noisy.shape}: they must agree"
+                )
+        elif add_noise is not None:
+            noisy, reference = _with_noise(noisy, fraction, add_noise), noisy
+        made = images.quantise(picture, _denoised(noisy, source, sigma=fraction, **options))
+        if reference is not None:
+            kind = "as in the file" if clean else "unclipped"
+            before, after = (_psnr(a, reference) for a in (noisy, made.pixels))
+            say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
+        images.write(target, made, force)
+        say(f"{target}: {made}")
+
+    _each(inputs, output, work)
 
 
-def _denoise_one(args: argparse.Namespace, source: Path, target: Path) -> None:
-    from gnclib.images import writing as images
+def _fraction(sigma: float) -> float:
+    """A noise level in grey levels of 0..255 as a fraction of the range; warns where another unit may be meant."""
+    if sigma == 0:
+        raise ValueError("--sigma 0 says that there is no noise: leave --sigma out and it is estimated")
+    if not 0 < sigma <= 255:
+        raise ValueError(f"--sigma must lie in (0, 255], got {sigma:g}")
+    if sigma < 1:
+        raise ValueError(
+            f"--sigma is meant in grey levels of 0..255, so {sigma:g} of a range of 1 is --sigma {255 * sigma:g}"
+        )
+    if sigma > STRANGE:
+        say(f"warning: sigma {sigma:g} is very strong noise; it is meant in grey levels of 0..255")
+    return sigma / 255
 
-    picture = images.read(source)
-    images.check_writable(target, picture, args.force)
-    reference = images.read(args.clean).pixels if args.clean else None
-    if reference is not None and reference.shape != picture.pixels.shape:
-        raise ValueError(f"{args.clean} has the shape {reference.shape} (channels, height, width), "
-                         f"{source} has {picture.pixels.shape}: they must agree")  # fmt: skip
-    noisy, added = picture.pixels, args.add_noise is not None
-    if added:
-        reference, noisy = noisy, _with_noise(noisy, args.sigma, args.add_noise)
-    made = images.quantise(picture, _denoised(args, source, noisy))
-    if reference is not None:
-        before, after = (_psnr(a, reference) for a in (noisy, made.pixels))
-        kind = "unclipped" if added else "as in the file"
-        say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
-    images.write(target, made, args.force)
-    say(f"{target}: {made}")
+
+def _denoised(pixels, source: Path, sigma: float | None, **options):
+    """The pixels (C, H, W) without their noise, and a line about what was estimated."""
+    from gnclib.restore import denoise_channels
+
+    found = denoise_channels(pixels, sigma, progress=_bar(), **options)
+    if found.unlike and sigma is not None:
+        say(f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one")
+    if sigma is not None:
+        return found.image
+    if not any(found.levels):
+        say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
+        return found.image
+    words = ", ".join("below 2.55" if level is None else f"{255 * level:.1f}" for level in found.levels)
+    planes = "brightness, two differences of colour" if found.basis == "opponent" else "red, green, blue"
+    say(f"{source}: sigma {words}{f' ({planes})' if len(found.levels) == 3 else ''} of 255, estimated")
+    if 255 * max(level or 0 for level in found.levels) > STRANGE:
+        say("warning: that is very strong noise; if the image is no photograph, give --sigma yourself")
+    return found.image
+
+
+def _with_noise(pixels, sigma: float, seed: int):
+    import torch
+
+    from gnclib.images import add_noise
+
+    return add_noise(torch.from_numpy(pixels), sigma, seed).numpy()
 
 
 def _psnr(pixels, reference) -> float:
     """In dB over all channels (C, H, W) together."""
     import torch
 
-    from gnclib.images.metrics import psnr
+    from gnclib.images import psnr
 
     return psnr(*(torch.from_numpy(a).flatten(0, 1)[None, None] for a in (pixels, reference))).item()
-
-
-def _with_noise(pixels, sigma: float, seed: int):
-    import torch
-
-    from gnclib.images.data import add_noise
-    from gnclib.restore.learned import Task
-
-    return add_noise(torch.from_numpy(pixels), Task("denoise", sigma).sigma, seed).numpy()
-
-
-def _denoised(args: argparse.Namespace, source: Path, pixels):
-    """The pixels (C, H, W) without their noise, of the level asked for or estimated."""
-    from gnclib.restore import restoration
-
-    if args.sigma == 0:
-        raise ValueError("--sigma 0 says that there is no noise: leave --sigma out and it is estimated")
-    if args.sigma is not None and 0 < args.sigma < 1:
-        raise ValueError(
-            f"sigma {args.sigma:g} is outside of this prior's range: it is meant in grey levels of 0..255, so"
-            f" {args.sigma:g} of a range of 1 is --sigma {255 * args.sigma:g}"
-        )
-    with _bar() as bar:
-        found = restoration.denoise_channels(
-            pixels, None if args.sigma is None else args.sigma / 255, prior=args.prior, scheme=args.scheme,
-            steps=args.steps, colour=args.colour, device=args.device, progress=bar.to,
-        )  # fmt: skip
-    if args.sigma is None:
-        levels = [None if s is None else 255 * s for s in found.levels]
-        opponent = found.basis == "opponent"
-        _say_levels(
-            source, levels, "brightness, two differences of colour" if opponent else "red, green, blue"
-        )
-    elif found.unlike:
-        say(
-            f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one"
-        )
-    return found.image
-
-
-def _say_levels(source: Path, levels: list[float | None], planes: str) -> None:
-    """What was estimated, in grey levels of 0..255."""
-    if not any(levels):
-        say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
-        return
-    words = ", ".join("below 2.55" if level is None else f"{level:.1f}" for level in levels)
-    say(f"{source}: sigma {words}{f' ({planes})' if len(levels) == 3 else ''} of 255, estimated")
-    if max(level or 0 for level in levels) > STRANGE:
-        say("warning: that is very strong noise; if the image is no photograph, give --sigma yourself")
 
 
 # --- inpaint ----------------------------------------------------------------------------------------------
 
 
-def _inpaint(args: argparse.Namespace) -> None:
-    _each(args, lambda source, target: _inpaint_one(args, source, target))
+@command(
+    """
+    gnc inpaint scratched.png --mask scratches.png -o whole.png      white (anything but black) = missing
+    gnc inpaint cutout.png --mask alpha -o whole.png                 missing where fully transparent
+    gnc inpaint noisy80.png --mask holes.png --scheme learned -o whole.png
+    """
+)
+@inputs_argument
+@output_option
+@force_option
+@click.option(
+    "--mask", required=True, metavar="MASK", help="image of the same size, not black where IN is missing; or 'alpha'"
+)
+@prior_option
+@scheme_option("gnc", "joint", "learned")
+@steps_option
+@device_option
+def inpaint(inputs: tuple[Path, ...], output: str, force: bool, mask: str, **options):
+    """Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are, and so do
+    colour profile, EXIF and resolution where OUT can hold them. The prior sees a few pixels far: scratches, writing
+    and scattered pixels vanish, larger holes are filled smoothly."""
+    from gnclib import images
+    from gnclib.restore import inpaint_channels
 
+    def work(source: Path, target: Path) -> None:
+        picture = images.read(source)
+        missing, whole = _missing(mask, source, picture)
+        images.check_writable(target, whole, force)
+        if not missing.any():
+            say(f"warning: {mask} marks no pixel as missing, {source} stays as it is")
+        filled = inpaint_channels(picture.pixels, missing, progress=_bar(), **options)
+        made = images.quantise(whole, filled)
+        images.write(target, made, force)
+        say(f"{target}: {made}, {100 * missing.mean():.3g} % filled in")
 
-def _inpaint_one(args: argparse.Namespace, source: Path, target: Path) -> None:
-    from gnclib.images import writing as images
-    from gnclib.restore import restoration
-
-    picture = images.read(source)
-    missing, whole = _missing(args.mask, source, picture)
-    images.check_writable(target, whole, args.force)
-    if not missing.any():
-        say(f"warning: {args.mask} marks no pixel as missing, {source} stays as it is")
-    with _bar() as bar:
-        filled = restoration.inpaint_channels(
-            picture.pixels, missing, prior=args.prior, scheme=args.scheme, steps=args.steps, device=args.device,
-            progress=bar.to,
-        )  # fmt: skip
-    made = images.quantise(whole, filled)
-    images.write(target, made, args.force)
-    say(f"{target}: {made}, {100 * missing.mean():.3g} % filled in")
+    _each(inputs, output, work)
 
 
 def _missing(mask: str, source: Path, picture):
     """Where pixels are missing, (H, W), and the picture as it will be: with the alpha channel opaque there."""
     import numpy as np
 
-    from gnclib.images import writing as images
+    from gnclib import images
 
     if mask == "alpha":
         if picture.alpha is None:
@@ -252,3 +294,119 @@ def _missing(mask: str, source: Path, picture):
         sizes = " x ".join(map(str, missing.shape[::-1])), " x ".join(map(str, picture.pixels.shape[:0:-1]))
         raise ValueError(f"the mask {mask} has {sizes[0]} pixels, {source} has {sizes[1]}: they must agree")
     return missing, picture
+
+
+# --- evaluate ---------------------------------------------------------------------------------------------
+
+
+@command(
+    """
+    gnc evaluate --scheme mmse --sigma 15 --sigma 25 --sigma 50
+    gnc evaluate --prior R1 --scheme learned --task inpaint --missing 0.8
+    gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json
+    gnc evaluate --sigma 25 --scheme learned --colour opponent             CBSD68, see 'gnc denoise --help'
+    """
+)
+@prior_option
+@scheme_option(*SCHEMES, default=None, text=" (default: mmse, for inpainting gnc)")
+@steps_option
+@device_option
+@click.option(
+    "--task",
+    type=click.Choice(["denoise", "inpaint"]),
+    default="denoise",
+    help="denoise: white Gaussian noise; inpaint: missing pixels",
+)
+@click.option(
+    "--sigma",
+    type=float,
+    multiple=True,
+    metavar="S",
+    help="noise level in grey levels of 0..255; may be repeated (default: 25)",
+)
+@click.option(
+    "--missing",
+    type=float,
+    multiple=True,
+    metavar="F",
+    help="fraction of missing pixels; may be repeated (default: 0.8)",
+)
+@images_option
+@click.option(
+    "--colour",
+    type=click.Choice(["opponent", "channels"]),
+    help="images in colour, restored in opponent colours or channel by channel",
+)
+@limit_option
+@click.option("--json", "file", type=PATH, metavar="FILE", help="write the numbers, image by image, to FILE")
+def evaluate(
+    prior: str,
+    scheme: str | None,
+    steps: int | None,
+    device: str,
+    task: str,
+    sigma: tuple[float, ...],
+    missing: tuple[float, ...],
+    images: Path | None,
+    colour: str | None,
+    limit: int | None,
+    file: Path | None,
+):
+    """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;
+    nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder."""
+    from gnclib.images import bsds68
+    from gnclib.io import files
+    from gnclib.restore import evaluate, schemes
+    from gnclib.restore.learned import Task
+
+    denoising = task == "denoise"
+    option, other = ("sigma", "missing") if denoising else ("missing", "sigma")
+    if missing if denoising else sigma:
+        raise ValueError(f"--{other} is not for --task {task}: use --{option}")
+    if colour == "opponent" and not denoising:
+        raise ValueError("missing pixels are filled in channel by channel: use --colour channels")
+    scheme = scheme or ("mmse" if denoising else "gnc")
+    levels = (sigma or [25]) if denoising else (missing or [0.8])
+    loaded = [schemes.load(scheme, prior, Task(task, level), steps, device=device) for level in levels]
+    coloured, basis = colour is not None, colour or "channels"
+    found = evaluate.folder_images(images, coloured) if images else bsds68(coloured)
+    found = dict(list(found.items())[:limit])
+    numbers = {f"{level:g}": _measured(one, found, basis) for level, one in zip(levels, loaded, strict=True)}
+    if file:
+        about = {"prior": prior, "scheme": scheme}
+        about |= {"steps": loaded[0].steps} if loaded[0].steps > 1 else {}
+        about |= {"task": task} | ({"colour": colour} if coloured else {})
+        about |= {
+            "clipping": "none",
+            "noise": "image k has torch.Generator seed k",
+            "set": str(images or ("CBSD68" if coloured else "BSDS68")),
+            "energy": "D + R at the smallest t of the prior, nats per pixel",
+        }
+        files.write_text(file, files.dumps({**about, f"psnr_by_{option}": numbers}))
+
+
+def _measured(scheme, images, basis: str) -> dict:
+    """The numbers of a scheme on images (name -> image), and a line of text about them."""
+    from gnclib.restore import evaluate
+
+    items = progress(images.items(), "image", desc=str(scheme.task))
+    done = {name: evaluate.restoration(scheme, x, k, basis) for k, (name, x) in enumerate(items)}
+    mean = {key: fmean(getattr(r, key) for r in done.values()) for key in ("start", "ssim", "seconds")}
+    per_step = {
+        key: [fmean(column) for column in zip(*(getattr(r, key) for r in done.values()), strict=True)]
+        for key in ("psnr", "energy")
+    }
+    level = f"sigma {scheme.task.level:>4g}" if scheme.task.kind == "denoise" else str(scheme.task)
+    say(
+        f"{level}: {per_step['psnr'][-1]:.2f} dB, SSIM {mean['ssim']:.4f}, mean of {len(done)} images, not clipped;"
+        f" {mean['seconds']:.2f} s and {scheme.evaluations} gradient(s) per image"
+    )
+    return {
+        "mean": per_step["psnr"][-1],
+        "mean_ssim": mean["ssim"],
+        "mean_psnr_of_measurement": mean["start"],
+        "mean_psnr_per_step": per_step["psnr"],
+        "mean_energy_per_step": per_step["energy"],
+        "gradients_per_image": scheme.evaluations,
+        "images": {name: r.psnr[-1] for name, r in done.items()},
+    }

@@ -1,0 +1,178 @@
+"""The commands for the notebooks of the clone: ``gnc figures``, ``notebooks``, ``course`` and ``data``."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from pathlib import Path
+from sys import stderr
+
+import click
+
+from gnclib.cli.options import PATH, POSITIVE, command, only_option, progress, say
+
+__all__ = ["course", "data", "figures", "notebooks"]
+
+
+@command(
+    """
+    gnc figures                            everything with small, quick settings
+    gnc figures --only figure1             all figures of its notebook (or --only 02_gnc_flow)
+    gnc figures --list                     which figure comes from which notebook
+    gnc figures --full --out /tmp/full     the settings of the paper, where known; takes much longer
+    gnc figures --check                    run into a temporary folder and compare the numbers
+    """
+)
+@only_option("a figure or notebook")
+@click.option("--full", is_flag=True, help="full instead of quick settings")
+@click.option(
+    "--out", type=PATH, metavar="DIR", help="where the figures go (default: figures/ of the clone, figures/full/)"
+)
+@click.option("--check", is_flag=True, help="change nothing; compare a fresh run with DIR, exit 1 if they differ")
+@click.option(
+    "--jobs", type=POSITIVE, metavar="N", help="notebooks at the same time (default: one per core, at most 4)"
+)
+@click.option("--list", "listed", is_flag=True, help="only list the figures and their notebooks")
+def figures(only: tuple[str, ...], full: bool, out: Path | None, check: bool, jobs: int | None, listed: bool):
+    """Run the notebooks in temporary copies, check that every declared figure was made, and collect the figures,
+    their numbers (NAME.json) and the claims ledger (claims.md). A notebook that fails changes nothing."""
+    from gnclib.suite import notebooks, reproduce
+
+    if listed:
+        for name, figure in reproduce.MANIFEST.items():
+            say(f"{name:<24}{figure.notebook:<26}{figure.title}")
+        return
+    clone = next(iter(notebooks.find().values())).parents[1]  # not where an installed package lies
+    out = out or clone / "figures" / ("full" if full else "")
+    jobs = jobs or min(4, os.cpu_count() or 1)
+    if check and not out.is_dir():
+        raise FileNotFoundError(f"there is no folder {out} to compare with: run 'gnc figures --out {out}' first")
+    count = len(reproduce.select(only))
+    say(f"running {count} notebook(s), {min(jobs, count)} at a time; each takes a minute or two")
+    options = {"only": only, "full": full, "progress": stderr.isatty(), "say": say, "jobs": jobs}
+    if not check:
+        done = reproduce.run(out=out, **options)
+        changed = [name for item in done for name in item.changed]
+        news = f"changed: {', '.join(changed)}" if changed else "every file is, byte for byte, the one before"
+        say(f"{sum(len(item.figures) for item in done)} figures and claims.md are in {out}; {news}")
+        return
+    with tempfile.TemporaryDirectory(prefix="gnc-figures-") as folder:
+        reproduce.run(out=folder, **options)
+        wrong, remarks = reproduce.compare_runs(out, Path(folder), only)
+    for line in (*remarks, *wrong):
+        say(line)
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} differences from the figures in {out}, see above")
+    say(f"the fresh run agrees with {out}")
+
+
+@command(
+    """
+    gnc notebooks                          after a change of the library
+    gnc notebooks --only 02_gnc_flow       only this one
+    gnc notebooks --check                  what continuous integration asks
+    """
+)
+@only_option("a notebook")
+@click.option("--check", is_flag=True, help="run nothing, exit 1 if a notebook is not executed or clean")
+def notebooks(only: tuple[str, ...], check: bool):
+    """Run the notebooks of the clone with their quick defaults and store them executed and cleaned, each in one
+    step; or, with --check, only say which of them are not."""
+    from gnclib.suite import notebooks, reproduce
+
+    chosen = reproduce.select(only)
+    if not check:
+        for path in progress(chosen.values(), "notebook"):
+            notebooks.refresh(path)
+        return
+    wrong = [line for path in chosen.values() for line in notebooks.check(path)]
+    for line in wrong:
+        say(line)
+    if wrong:
+        raise RuntimeError(f"{len(wrong)} things are wrong with the committed notebooks, see above")
+    say(f"{len(chosen)} notebooks are executed and clean")
+
+
+@command(
+    """
+    gnc course                             the students' copies, after a change of the source
+    gnc course --only 4                    only lesson 4
+    gnc course --instructor solved/        the instructor's copies: solved, with remarks, executed
+    gnc course --nbgrader course/          a course folder for nbgrader: generate_assignment, autograde
+    gnc course --check                     run nothing; are the students' copies those of the source?
+    gnc course --table                     the exercises with points and minutes
+    """
+)
+@only_option("a lesson, by number or name")
+@click.option("--instructor", type=PATH, metavar="DIR", help="write the instructor's copies to DIR")
+@click.option("--nbgrader", type=PATH, metavar="DIR", help="write a course for nbgrader to DIR")
+@click.option("--check", is_flag=True, help="only check what is there, exit 1 if it is wrong")
+@click.option("--table", is_flag=True, help="only print the table of the exercises")
+def course(only: tuple[str, ...], instructor: Path | None, nbgrader: Path | None, check: bool, table: bool):
+    """Make the notebooks of the course. The sources in notebooks/exercises/source hold text, solutions, checks and
+    remarks for the instructor. Without options, the students' copies in notebooks/exercises are made from them (no
+    solutions, no remarks, executed), and the table in INSTRUCTOR.md is brought up to date. A source that disagrees
+    with the exercises of the library changes nothing."""
+    from gnclib.course import copies, sources
+
+    if sum(map(bool, (instructor, nbgrader, check, table))) > 1:
+        raise ValueError("choose one of --instructor, --nbgrader, --check and --table")
+    if only and (check or table):
+        raise ValueError("--only cannot go with --check or --table: they are about the whole course")
+    if table:
+        say(sources.table())
+        return
+    if check:
+        if wrong := sources.check():
+            raise copies.CourseError("\n  ".join([f"{len(wrong)} things are wrong with the course:", *wrong]))
+        say(f"the students' copies are what the source makes: {', '.join(copies.sources())}")
+        return
+    here = copies.folder().resolve()
+    out = instructor or nbgrader or here
+    if out is not here and out.resolve() in (here, here / "source"):
+        raise ValueError(f"{out} holds the notebooks themselves: choose another folder")
+    nodes = {name: copies.read(path) for name, path in copies.sources(only).items()}
+    if wrong := [line for name, node in nodes.items() for line in sources.problems(node, name)]:
+        raise copies.CourseError("\n  ".join(["the source is wrong, nothing was written:", *wrong]))
+    if nbgrader:
+        for path in copies.write_nbgrader(nodes, out):
+            say(f"wrote {path}")
+        return
+    for name, node in progress(nodes.items(), "notebook"):
+        copies.write_executed(node if instructor else copies.student(node), out / f"{name}.ipynb")
+        say(f"wrote {out / f'{name}.ipynb'}")
+    if not instructor:
+        sources.refresh_page()
+
+
+@command(
+    """
+    gnc data                               is it there, and where
+    gnc data download                      fetch what is missing (about 45 MB) and check it
+    gnc data verify                        check the SHA-256 of all 500 images, no download
+    """
+)
+@click.argument("action", type=click.Choice(["show", "download", "verify"]), default="show")
+def data(action: str):
+    """Show, download or verify the Berkeley images. They are read from the folder named by GNC_DATA_DIR (the one that
+    holds BSDS500/{train,val,test}/*.jpg), or from a cache that 'download' fills from a public mirror. Nothing needs
+    them: without BSDS500 the notebooks use photographs bundled with scikit-image."""
+    from gnclib.images import data
+
+    root = os.environ.get("GNC_DATA_DIR")
+    where = f"GNC_DATA_DIR = {root}" if root else "the download cache (GNC_DATA_DIR is not set)"
+    there = data.available()
+    if action == "show":
+        for split in data.SPLITS:
+            state = "there" if data.available([split]) else "not there"
+            say(f"{split:<6} {len(data.bsds500_ids(split)):>4} images  {state}")
+        say(f"looked in {where}")
+        say(f"BSDS68 (test set): {len(data.bsds68_ids())} images, all in val, which is never trained on")
+        if not there:
+            say("'gnc data download' fetches them; nothing in the notebooks requires it")
+        return
+    if action == "verify" and not there:
+        raise FileNotFoundError(
+            f"BSDS500 is not complete in {where}: run 'gnc data download' or set GNC_DATA_DIR"
+        )
+    say(f"{data.verify()} images have the right SHA-256, in {where}")

@@ -1,0 +1,369 @@
+"""The commands that train: ``gnc train``, ``learn`` and ``ablate``."""
+
+from __future__ import annotations
+
+import signal
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import fields, replace
+from pathlib import Path
+from types import SimpleNamespace
+
+import click
+
+from gnclib.cli.options import PATH, POSITIVE, command, device_option, only_option, repeated, say
+from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
+from gnclib.score.settings import OBJECTIVES, START_ACTIVATIONS
+
+__all__ = ["ablate", "learn", "signals", "train"]
+
+_DOCS = {
+    "train": {
+        "steps": "iterations (the paper: 100000)",
+        "batch": "patches per iteration, over all processes",
+        "patch": "side of a patch in pixels",
+        "lr": "first learning rate of kernels and potentials",
+        "lr_constant": "first learning rate of c(tau)",
+        "lr_last": "last learning rate",
+        "smoothing": "lambda of eq. 7, per pixel",
+        "fraction": "part of the batch on which the smoothing part is evaluated",
+        "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7), vanishing (eq. 7, prior of tau zero at"
+        " the ends), or denoising (in tau as well; departs from eq. 7, same minimiser)",
+        "roughness": "weight of the decoupled smoothing of the potentials",
+        "roughness_hidden": "the same for hidden activations, relative to it",
+        "warm_start_hidden": "last hidden activation at a warm start, identity or magnitude",
+        "averaging": "decay of the moving average of the weights, 0 for none",
+        "seed": "of patches, noise levels and noise",
+    },
+    "learn": {
+        "iterations": "updates",
+        "batch": "patches per update",
+        "patch": "side of a patch in pixels",
+        "lr": "first learning rate of tau and log eta",
+        "lr_prior": "first learning rate of the prior, with --finetune",
+        "seed": "of patches, noise and masks",
+    },
+}
+_WORDS = {"objective": OBJECTIVES, "warm_start_hidden": START_ACTIVATIONS}
+
+
+def _settings_options(name: str, recipes: dict) -> Callable[[Callable], Callable]:
+    """An option for each setting that a user may choose; what differs between the recipes is told for each."""
+
+    def decorate(function: Callable) -> Callable:
+        for setting, text in reversed(_DOCS[name].items()):
+            values = {recipe: getattr(config, setting) for recipe, config in recipes.items()}
+            alike = len(set(values.values())) == 1
+            shown = next(iter(values.values())) if alike else ", ".join(f"{v} for {k}" for k, v in values.items())
+            kind = type(next(iter(values.values())))
+            function = click.option(
+                "--" + setting.replace("_", "-"),
+                type=click.Choice(_WORDS[setting]) if setting in _WORDS else kind,
+                metavar="N" if kind is int else None if setting in _WORDS else "X",
+                help=f"{text} (default: {shown})",
+            )(function)
+        return function
+
+    return decorate
+
+
+resume_option = click.option("--resume", is_flag=True, help="go on from the checkpoint in DIR")
+images_option = click.option(
+    "--images",
+    metavar="DIR",
+    help="train on the images of this folder (not of its subfolders), turned to grey, or on 'embedded', the photographs"
+    " of scikit-image; one in eight, at least one and at most eight, is held out for validation (default: BSDS500"
+    " train + test)",
+)
+
+
+def every_option(default: int) -> Callable:
+    """The option --every."""
+    return click.option("--every", type=POSITIVE, default=default, metavar="N", help="steps between two checkpoints")
+
+
+@command(
+    """
+    gnc data verify                                first see whether the training images are there
+    gnc train R1 --steps 2000                      a first look; some minutes on one core
+    gnc train R1 --images embedded --steps 2000    the same on photographs that need no download
+    gnc train R1 --images DIR                      on photographs of your own
+    gnc train R1 --resume                          go on after an interruption
+    gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1
+    gnc train R3 --export-only                     weights and model card of a run that is not finished
+    torchrun --nproc-per-node=2 -m gnclib train R3 --device cuda       one process per GPU
+    """
+)
+@click.argument("prior", type=click.Choice(sorted(PRIORS)))
+@click.option("--out", type=PATH, metavar="DIR", help="folder of the run (default: runs/PRIOR)")
+@resume_option
+@click.option(
+    "--export-only", is_flag=True, help="train nothing: write weights and model card of the checkpoint in DIR"
+)
+@click.option(
+    "--warm-start",
+    metavar="PRIOR",
+    help="set out from this prior of one layer, a shipped name or a folder (default: as in the paper, from DCT and"
+    " random kernels); with --resume of a checkpoint that does not say what it set out from: record it",
+)
+@every_option(1000)
+@device_option
+@images_option
+@_settings_options("train", RECIPES)
+def train(prior, out, resume, export_only, warm_start, every, device, images, **settings):
+    """Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7); the number
+    in the name of PRIOR is that of its layers. A run can be stopped at any moment: Ctrl-C and SIGTERM write a
+    checkpoint first, after a kill the last one counts. A resumed run on the CPU ends with the same weights, bit for
+    bit, as one that was never stopped. Under torchrun several processes share each batch."""
+    import torch
+
+    from gnclib.score import run
+    from gnclib.score.distributed import join
+
+    folder = out or Path("runs") / prior
+    if export_only:
+        state = run.export(folder)
+        say(f"{prior}: weights after {_done(state.step, state.config.steps)} and their card are in {folder}")
+        return
+    group, device = join(device)
+    given = {name: value for name, value in settings.items() if value is not None}
+    if resume:
+        state = _resumed_training(prior, folder, device, images, warm_start, given)
+    else:
+        _demand_no_run(folder)
+        config = replace(RECIPES[prior], **given, images=_images(images))
+        state = run.start(prior, config, warm_start=warm_start or "", device=device)
+    weights = torch.cat([p.detach().reshape(-1) for p in state.model.parameters()])
+    group.agree(torch.cat([weights, weights.new_tensor([state.step])]), "weights")  # all have looked for a checkpoint
+    first, total = state.step, state.config.steps
+    if group.rank == 0:
+        say(f"{prior}: from iteration {first} to {total}, reports every {every}")
+    with signals() as received:
+        steps = run.drive(state, folder, every=every, group=group, stop=lambda: bool(received))
+        _follow(steps, prior, first, total, {"image": ".4f", "smoothing": ".2f"}, quiet=group.rank > 0)
+    group.close()
+    if state.step < total:
+        _stopped(prior, state.step, total, folder, received, quiet=group.rank > 0)
+    if group.rank == 0:
+        say(f"{prior}: weights, log and checkpoint are in {folder}")
+
+
+def _resumed_training(prior: str, folder: Path, device, images: str | None, warm_start: str | None, given: dict):
+    from gnclib.score import run
+    from gnclib.score.training import load_checkpoint
+
+    state = load_checkpoint(folder, device)
+    if images is not None:  # the folder may have moved; other images are refused when they are read
+        state.config = replace(state.config, images=_images(images))
+    if warm_start:
+        start = run.warm_start_settings(warm_start)
+        if not state.record:  # older versions did not record it: --resume --warm-start does so now
+            state.config = replace(state.config, **start)
+        given = given | {"warm_start_sha256": start["warm_start_sha256"]}
+    _demand_same(given, {name: getattr(state.config, name) for name in given})
+    if state.model.config.layers != PRIORS[prior].layers:
+        raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
+    return state
+
+
+@command(
+    """
+    gnc learn R1 --task denoise --sigma 25         as the shipped R1-denoise-25; minutes on one core
+    gnc learn R1 --task inpaint --missing 0.8
+    gnc learn R1 --sigma 25 --finetune             schedule and prior, from R1-denoise-25
+    """
+)
+@click.argument("prior")
+@click.option("--task", type=click.Choice(["denoise", "inpaint"]), default="denoise", help="what the schedule is for")
+@click.option("--sigma", type=float, metavar="S", help="of denoise: noise in grey levels of 0..255 (default: 25)")
+@click.option("--missing", type=float, metavar="Q", help="of inpaint: fraction of missing pixels (default: 0.8)")
+@click.option("--steps", type=int, metavar="I", help="steps of the schedule (default: 10)")
+@click.option(
+    "--t0",
+    type=float,
+    metavar="T",
+    help="noise variance that learning begins with in step 1, down to the smallest of the prior in the last (default:"
+    " the largest of the prior; 0.03 for inpaint)",
+)
+@click.option(
+    "--finetune",
+    is_flag=False,
+    flag_value="",
+    metavar="[SCHEDULE]",
+    help="train the prior as well, from this learned schedule, a shipped name or a folder (default: PRIOR-TASK)",
+)
+@click.option(
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    help="folder of the run (default: runs/PRIOR-TASK, as in runs/R1-denoise-25); --scheme learned of gnc denoise looks"
+    " for it beside the prior",
+)
+@resume_option
+@device_option
+@every_option(100)
+@images_option
+@_settings_options("learn", LEARN_RECIPES)
+def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device, every, images, **settings):
+    """Learn all t_i and eta_i of the GNC flow (Kobler & Pock 2023, eq. 9, unrolled for I steps) for one prior and one
+    task from patches of images, and with --finetune the whole prior as well. A run can be stopped and resumed like
+    those of 'gnc train'."""
+    from gnclib.checks import as_device
+    from gnclib.restore import learned_run
+    from gnclib.restore.learned import Task
+    from gnclib.score.settings import LearnConfig
+
+    if (missing if task == "denoise" else sigma) is not None:
+        raise ValueError("--sigma is for --task denoise, --missing for --task inpaint: leave the other away")
+    level = {"denoise": 25.0 if sigma is None else sigma, "inpaint": 0.8 if missing is None else missing}[task]
+    task = Task(task, level)
+    name = f"{Path(prior).resolve().name}-{'' if finetune is None else 'finetuned-'}{task}"
+    folder = out or Path("runs") / name
+    device = as_device(device)
+    given = {name: value for name, value in settings.items() if value is not None}
+    if resume:
+        state = _resumed_learning(folder, task, device, images, given, {"steps": steps, "t0": t0})
+    else:
+        _demand_no_run(folder)
+        kind, options = "finetune", {"schedule": finetune or f"{prior}-{task}"}
+        if finetune is None:
+            kind, options = "schedule", {"steps": 10 if steps is None else steps, "t_first": t0}
+            if "lr_prior" in given:
+                raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
+        elif steps is not None or t0 is not None:
+            raise ValueError("--finetune sets out from a learned schedule: leave --steps and --t0 away")
+        config = LearnConfig(**vars(LEARN_RECIPES[kind]) | given | {"images": _images(images)})
+        if finetune is not None and not config.lr_prior:
+            raise ValueError("--finetune needs --lr-prior above 0")
+        state = learned_run.start(prior, task, config, **options, device=device)
+    total = state.config.iterations
+    with signals() as received:
+        runs = learned_run.drive(state, folder, every=every, stop=lambda: bool(received))
+        _follow(runs, name, state.step, total, {"loss": ".3e"})
+    if state.step < total:
+        _stopped(name, state.step, total, folder, received)
+    say(f"{name}: schedule, card and log are in {folder}")
+
+
+def _resumed_learning(folder: Path, task, device, images: str | None, given: dict, begun: dict):
+    from gnclib.restore.learned_state import load_checkpoint
+
+    state = load_checkpoint(folder, device)
+    if images is not None:  # the folder may have moved; other images are refused when they are read
+        state.config = replace(state.config, images=_images(images))
+    if state.schedule.task != task:
+        raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
+    kept = {f.name: getattr(state.config, f.name) for f in fields(state.config)}
+    kept |= {"steps": len(state.schedule.first_t), "t0": state.schedule.first_t[0].item()}
+    _demand_same(given | {k: v for k, v in begun.items() if v is not None}, kept)
+    return state
+
+
+@command(
+    """
+    gnc ablate                                     all variants, seeds 0 and 1; an hour and more on one core
+    gnc ablate --only recipe --only 'N_tau = 5'    two of them
+    """
+)
+@click.option("--steps", type=int, default=STEPS, metavar="N", help="iterations per training")
+@repeated("--seeds", type=int, default=[0, 1], metavar="K", help="of patches, noise and kernels; all of one come first")
+@only_option(f"a variant of {', '.join(v.name for v in variants())}")
+@click.option("--out", type=PATH, default="runs/ablations.json", metavar="FILE", help="result file")
+def ablate(steps, seeds, only, out):
+    """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge
+    them on validation images outside of BSDS68. Each finished training is added to FILE at once; started again after
+    an interruption, the command trains what is missing. Needs BSDS500. The notebook 07_ablations reads the results
+    that come with the package."""
+    from gnclib.studies import ablation_run
+
+    ablation_run.main(SimpleNamespace(steps=steps, seeds=seeds, only=only, out=out, threads=1))
+
+
+# --- what train and learn share ---------------------------------------------------------------------------
+
+
+def _images(images: str | None) -> str:
+    """What ``--images`` names, as the settings have it: "" for BSDS500, "embedded", or the whole path of a folder."""
+    from gnclib.score.training_set import EMBEDDED
+
+    return images if images == EMBEDDED else str(Path(images).resolve()) if images else ""
+
+
+def _done(step: int, total: int) -> str:
+    return f"{step} of {total} iterations"
+
+
+def _demand_no_run(folder: Path) -> None:
+    if (folder / "checkpoint.safetensors").exists():
+        raise ValueError(f"{folder} holds a run already: continue it with --resume or choose another --out")
+
+
+def _demand_same(given: dict, kept: dict) -> None:
+    """Refuse options of a resumed run that are not those of its checkpoint."""
+    changed = [name for name, value in given.items() if value != kept[name]]
+    if changed:
+        options = ", ".join("--" + name.removesuffix("_sha256").replace("_", "-") for name in changed)
+        raise ValueError(f"--resume goes on with the settings of the checkpoint; leave out {options}")
+
+
+def _stopped(name: str, step: int, total: int, folder: Path, received: list, quiet: bool = False) -> None:
+    """Say what a signal has stopped, and end with its status."""
+    if not quiet:
+        why = received[0].name if received else "a signal to another process"
+        say(f"{name}: stopped by {why} after {_done(step, total)}; the checkpoint is in {folder}, --resume goes on")
+    raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
+
+
+@contextmanager
+def signals() -> Iterator[list[signal.Signals]]:
+    """A list that gets SIGINT and SIGTERM when they come; a second Ctrl-C, over a second later, interrupts at once.
+
+    Within a second it is the same one: torchrun passes on what the terminal has sent to its processes already.
+    """
+    received: list[signal.Signals] = []
+    if threading.current_thread() is not threading.main_thread():
+        yield received
+        return
+    times: list[float] = []
+
+    def note(number: int, _) -> None:
+        times.append(time.monotonic())
+        received.append(signal.Signals(number))
+        if number == signal.SIGINT and times[-1] - times[0] > 1:
+            raise KeyboardInterrupt
+
+    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield received
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
+
+
+def _follow(
+    steps: Iterable[tuple], name: str, first: int, total: int, measures: dict[str, str], quiet: bool = False
+) -> None:
+    """Consume the steps of a run, with a bar on a terminal, and a line for each row of its log elsewhere.
+
+    Parameters
+    ----------
+    measures
+        Names of numbers that steps and rows have, and their formats.
+    """
+    from tqdm import tqdm
+
+    started, quality, terminal = time.monotonic(), "-", sys.stderr.isatty()
+    with tqdm(total=total, initial=first, unit="it", desc=name, disable=quiet or not terminal) as bar:
+        for step, row in steps:
+            quality = f"{row.validation:.2f} dB" if row else quality
+            shown = {key: format(getattr(step, key), form) for key, form in measures.items()}
+            bar.set_postfix(shown | {"validation": quality}, refresh=False)
+            bar.update()
+            if row and not quiet and not terminal:
+                left = (time.monotonic() - started) / (step.step - first) * (total - step.step)
+                parts = "".join(f"{key} {getattr(row, key):{form}}, " for key, form in measures.items())
+                text = f"{name} {row.step}/{total}: {parts}validation {quality}, {tqdm.format_interval(left)} left"
+                print(text, file=sys.stderr, flush=True)
