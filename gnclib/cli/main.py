@@ -32,9 +32,15 @@ COMMANDS = {
     "inpaint": ("restore", "fill in missing pixels of image files with a learned prior"),
     "evaluate": ("restore", "measure how well a prior denoises or inpaints a set of images"),
     "compare": ("studies", "compare the priors with BM3D, TV and biharmonic inpainting"),
-    "problems": ("studies", "solve other inverse problems: deblurring, super-resolution, sensing, tomography"),
+    "problems": (
+        "studies",
+        "solve other inverse problems: deblurring, super-resolution, sensing, tomography",
+    ),
     "sweep": ("studies", "compute Figure 3: attainment and PSNR over t_0 and I, image by image"),
-    "patches": ("studies", "bound the sigma from which the energy of image patches is convex (corollary 2.3)"),
+    "patches": (
+        "studies",
+        "bound the sigma from which the energy of image patches is convex (corollary 2.3)",
+    ),
     "data": ("suite", "show, download or verify the images of BSDS500"),
 }
 

@@ -12,8 +12,8 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
-    *("DEBUG", "PATH", "POSITIVE", "SETTINGS", "Command", "command", "device_option", "images_option"),
-    *("limit_option", "only_option", "prior_option", "progress", "repeated", "say"),
+    *("DEBUG", "PATH", "POSITIVE", "SETTINGS", "Command", "command", "device", "images", "limit", "only"),
+    *("prior", "progress", "repeated", "say"),
 ]
 
 T = TypeVar("T")
@@ -42,15 +42,15 @@ def command(examples: str) -> Callable[[Callable], click.Command]:
     return click.command(cls=Command, examples=examples)
 
 
-prior_option = click.option(
+prior = click.option(
     "--prior",
     default="R1",
     metavar="NAME",
     help="a prior of the package, a folder, or hf:owner/name on the Hugging Face hub",
 )
-device_option = click.option("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, ...")
-limit_option = click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images")
-images_option = click.option("--images", type=PATH, metavar="DIR", help="folder of images (default: BSDS68)")
+device = click.option("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, ...")
+limit = click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images")
+images = click.option("--images", type=PATH, metavar="DIR", help="folder of images (default: BSDS68)")
 
 
 def repeated(name: str, *, help: str, **options: Any) -> Callable:
@@ -58,7 +58,7 @@ def repeated(name: str, *, help: str, **options: Any) -> Callable:
     return click.option(name, multiple=True, help=f"{help}; may be repeated", **options)
 
 
-def only_option(what: str) -> Callable:
+def only(what: str) -> Callable:
     """The option --only for things of one kind."""
     return repeated("--only", metavar="NAME", help=what)
 

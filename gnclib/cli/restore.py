@@ -11,9 +11,8 @@ from statistics import fmean
 
 import click
 
-from gnclib.cli.options import (
-    PATH, command, device_option, images_option, limit_option, prior_option, progress, say,
-)  # fmt: skip
+from gnclib.cli import options
+from gnclib.cli.options import PATH, command, progress, say
 
 __all__ = ["denoise", "evaluate", "inpaint"]
 
@@ -118,11 +117,13 @@ def _bar() -> Callable[[int, int], None]:
 @inputs_argument
 @output_option
 @force_option
-@click.option("--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: estimated)")
-@prior_option
+@click.option(
+    "--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: estimated)"
+)
+@options.prior
 @scheme_option(*SCHEMES)
 @steps_option
-@device_option
+@options.device
 @click.option(
     "--colour",
     type=click.Choice(["auto", "opponent", "channels"]),
@@ -138,15 +139,7 @@ def _bar() -> Callable[[int, int], None]:
     metavar="[SEED]",
     help="take IN as clean: add Gaussian noise of this sigma first (seed: 0 if none is given)",
 )
-def denoise(
-    inputs: tuple[Path, ...],
-    output: str,
-    force: bool,
-    sigma: float | None,
-    clean: Path | None,
-    add_noise: int | None,
-    **options,
-):
+def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
     hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
     literature, whatever the depth. Without --sigma it is estimated by maximum likelihood under the prior R1. Colour is
@@ -174,7 +167,7 @@ def denoise(
                 )
         elif add_noise is not None:
             noisy, reference = _with_noise(noisy, fraction, add_noise), noisy
-        made = images.quantise(picture, _denoised(noisy, source, sigma=fraction, **options))
+        made = images.quantise(picture, _denoised(noisy, source, sigma=fraction, **solver))
         if reference is not None:
             kind = "as in the file" if clean else "unclipped"
             before, after = (_psnr(a, reference) for a in (noisy, made.pixels))
@@ -200,13 +193,15 @@ def _fraction(sigma: float) -> float:
     return sigma / 255
 
 
-def _denoised(pixels, source: Path, sigma: float | None, **options):
+def _denoised(pixels, source: Path, sigma: float | None, **solver):
     """The pixels (C, H, W) without their noise, and a line about what was estimated."""
     from gnclib.restore import denoise_channels
 
-    found = denoise_channels(pixels, sigma, progress=_bar(), **options)
+    found = denoise_channels(pixels, sigma, progress=_bar(), **solver)
     if found.unlike and sigma is not None:
-        say(f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one")
+        say(
+            f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one"
+        )
     if sigma is not None:
         return found.image
     if not any(found.levels):
@@ -251,13 +246,16 @@ def _psnr(pixels, reference) -> float:
 @output_option
 @force_option
 @click.option(
-    "--mask", required=True, metavar="MASK", help="image of the same size, not black where IN is missing; or 'alpha'"
+    "--mask",
+    required=True,
+    metavar="MASK",
+    help="image of the same size, not black where IN is missing; or 'alpha'",
 )
-@prior_option
+@options.prior
 @scheme_option("gnc", "joint", "learned")
 @steps_option
-@device_option
-def inpaint(inputs: tuple[Path, ...], output: str, force: bool, mask: str, **options):
+@options.device
+def inpaint(inputs, output, force, mask, **solver):
     """Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are, and so do
     colour profile, EXIF and resolution where OUT can hold them. The prior sees a few pixels far: scratches, writing
     and scattered pixels vanish, larger holes are filled smoothly."""
@@ -270,7 +268,7 @@ def inpaint(inputs: tuple[Path, ...], output: str, force: bool, mask: str, **opt
         images.check_writable(target, whole, force)
         if not missing.any():
             say(f"warning: {mask} marks no pixel as missing, {source} stays as it is")
-        filled = inpaint_channels(picture.pixels, missing, progress=_bar(), **options)
+        filled = inpaint_channels(picture.pixels, missing, progress=_bar(), **solver)
         made = images.quantise(whole, filled)
         images.write(target, made, force)
         say(f"{target}: {made}, {100 * missing.mean():.3g} % filled in")
@@ -307,51 +305,29 @@ def _missing(mask: str, source: Path, picture):
     gnc evaluate --sigma 25 --scheme learned --colour opponent             CBSD68, see 'gnc denoise --help'
     """
 )
-@prior_option
+@options.prior
 @scheme_option(*SCHEMES, default=None, text=" (default: mmse, for inpainting gnc)")
 @steps_option
-@device_option
+@options.device
 @click.option(
     "--task",
     type=click.Choice(["denoise", "inpaint"]),
     default="denoise",
     help="denoise: white Gaussian noise; inpaint: missing pixels",
 )
-@click.option(
-    "--sigma",
-    type=float,
-    multiple=True,
-    metavar="S",
-    help="noise level in grey levels of 0..255; may be repeated (default: 25)",
+@options.repeated(
+    "--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: 25)"
 )
-@click.option(
-    "--missing",
-    type=float,
-    multiple=True,
-    metavar="F",
-    help="fraction of missing pixels; may be repeated (default: 0.8)",
-)
-@images_option
+@options.repeated("--missing", type=float, metavar="F", help="fraction of missing pixels (default: 0.8)")
+@options.images
 @click.option(
     "--colour",
     type=click.Choice(["opponent", "channels"]),
     help="images in colour, restored in opponent colours or channel by channel",
 )
-@limit_option
+@options.limit
 @click.option("--json", "file", type=PATH, metavar="FILE", help="write the numbers, image by image, to FILE")
-def evaluate(
-    prior: str,
-    scheme: str | None,
-    steps: int | None,
-    device: str,
-    task: str,
-    sigma: tuple[float, ...],
-    missing: tuple[float, ...],
-    images: Path | None,
-    colour: str | None,
-    limit: int | None,
-    file: Path | None,
-):
+def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour, limit, file):
     """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;
     nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder."""
     from gnclib.images import bsds68

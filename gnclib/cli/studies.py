@@ -10,11 +10,14 @@ from pathlib import Path
 
 import click
 
-from gnclib.cli.options import PATH, POSITIVE, command, images_option, limit_option, only_option, progress, say
+from gnclib.cli import options
+from gnclib.cli.options import PATH, POSITIVE, command, progress, say
 
 __all__ = ["compare", "patches", "problems", "sweep"]
 
-table_option = click.option("--table", is_flag=True, help="run nothing, print the table of FILE (default: as shipped)")
+table_option = click.option(
+    "--table", is_flag=True, help="run nothing, print the table of FILE (default: as shipped)"
+)
 
 
 @command(
@@ -26,35 +29,18 @@ table_option = click.option("--table", is_flag=True, help="run nothing, print th
     gnc compare                                                everything on BSDS68; many hours
     """
 )
-@click.option(
-    "--sigma", type=float, multiple=True, metavar="S", help="noise level in grey levels of 0..255; may be repeated"
-)
-@click.option(
-    "--missing",
-    type=click.FloatRange(0, 100, min_open=True, max_open=True),
-    multiple=True,
-    metavar="P",
-    help="percent of the pixels that are missing; may be repeated"
-    " (default of both: sigma 25, 80 % missing, sigma 15, sigma 50)",
-)
-@only_option("a method")
-@images_option
-@limit_option
+@options.repeated("--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255")
+@options.repeated("--missing", type=float, metavar="P", help="percent of the pixels that are missing")
+@options.only("a method")
+@options.images
+@options.limit
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/field.json)")
 @click.option("--timing", type=POSITIVE, metavar="N", help="instead: time the methods in turns on N images")
-@click.option("--tune-tv", is_flag=True, help="tune the weight of TV anew on training images (default: as recorded)")
+@click.option(
+    "--tune-tv", is_flag=True, help="tune the weight of TV anew on training images (default: as recorded)"
+)
 @table_option
-def compare(
-    sigma: tuple[float, ...],
-    missing: tuple[float, ...],
-    only: tuple[str, ...],
-    images: Path | None,
-    limit: int | None,
-    out: Path | None,
-    timing: int | None,
-    tune_tv: bool,
-    table: bool,
-):
+def compare(sigma, missing, only, images, limit, out, timing, tune_tv, table):
     """Run methods side by side on the same measurements and add PSNR, SSIM and seconds of every image to FILE.
     Started again after an interruption, the command runs what is missing, and what has become stale because weights
     have changed. Image k has noise or mask of seed k; nothing is clipped; everything runs on the CPU in one thread.
@@ -94,12 +80,11 @@ def compare(
     gnc problems                                             everything; some hours on one core
     """
 )
-@click.option("--problem", multiple=True, metavar="NAME", help="deblur, super-2, super-3, sensing, tomography;"
-              " may be repeated (default: all)")  # fmt: skip
-@only_option("a method")
+@options.repeated("--problem", metavar="NAME", help="deblur, super-2, super-3, sensing or tomography")
+@options.only("a method")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/problems.json)")
 @table_option
-def problems(problem: tuple[str, ...], only: tuple[str, ...], out: Path | None, table: bool):
+def problems(problem, only, out, table):
     """Solve linear inverse problems with the priors of the package, with and without graduated non-convexity, and
     with TV; add PSNR, SSIM and seconds of every image to FILE. Every method is tuned on training images first, by the
     same rule. The images are the squares of 192 pixels in the middle of the first 12 images of BSDS68; image k is
@@ -147,33 +132,19 @@ def _show_results(results: Iterable, name: str, path: Path) -> None:
     """
 )
 @click.option("--prior", default="R1", metavar="NAME", help="a prior of the package or a folder")
+@options.repeated("--task", type=click.Choice(["denoise", "inpaint"]), help="default: both")
+@options.repeated("--set", type=click.Choice(["embedded", "bsds68"]), help="of images; default: both")
+@options.limit
 @click.option(
-    "--task", multiple=True, type=click.Choice(["denoise", "inpaint"]), help="may be repeated (default: both)"
+    "--crop", type=int, default=160, metavar="PIXELS", help="side of the middle square, 0 for whole images"
 )
 @click.option(
-    "--set",
-    "sets",
-    multiple=True,
-    type=click.Choice(["embedded", "bsds68"]),
-    help="images; may be repeated (default: both, the four embedded photographs first)",
+    "--workers", type=POSITIVE, default=1, metavar="N", help="processes of one thread; 1 needs no dask"
 )
-@limit_option
-@click.option("--crop", type=int, default=160, metavar="PIXELS", help="side of the middle square, 0 for whole images")
-@click.option("--workers", type=POSITIVE, default=1, metavar="N", help="processes of one thread; 1 needs no dask")
 @click.option("--scheduler", default="", metavar="ADDRESS", help="dask scheduler to work with")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="where jobs compute")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/figure3_NAME.json)")
-def sweep(
-    prior: str,
-    task: tuple[str, ...],
-    sets: tuple[str, ...],
-    limit: int | None,
-    crop: int,
-    workers: int,
-    scheduler: str,
-    device: str,
-    out: Path | None,
-):
+def sweep(prior, task, set, limit, crop, workers, scheduler, device, out):
     """Run the GNC flow and joint optimisation from 8 initial smoothings t_0 with 1 to 64 steps for denoising and
     inpainting, and measure energy and PSNR. One job is one image and task; its result is added to FILE at once.
     Started again after an interruption, the command computes what is missing. One process by default; with --workers a
@@ -197,7 +168,7 @@ def sweep(
         except ValueError as error:
             raise ValueError(f"{out} cannot be continued: {error}") from None
         known = figure3_run.done(content)
-    chosen = figure3_run.jobs(settings, sets or figure3_run.SETS, task or figure3.TASKS, limit)
+    chosen = figure3_run.jobs(settings, set or figure3_run.SETS, task or figure3.TASKS, limit)
     wanted = [job for job in chosen if job.key not in known]
     say(f"{len(wanted)} jobs to do, {len(chosen) - len(wanted)} in {out} already")
     if not wanted:
@@ -245,7 +216,7 @@ def _shown(runs: Iterator[dict], total: int, left: int) -> Iterator[dict]:
 @click.option("--per-image", type=int, default=25, metavar="N", help="patches per image")
 @click.option("--seed", type=int, default=0, metavar="K", help="of the patches and of the search")
 @click.option("--out", type=PATH, default="runs/patches.json", metavar="FILE", help="result file")
-def patches(per_image: int, seed: int, out: Path):
+def patches(per_image, seed, out):
     """Bound, from above and below, the convexity threshold of the empirical measure of 3x3 to 8x8 patches of the
     training images of BSDS500 (corollary 2.3). Each patch size is written at once; started again, the command
     computes what is missing."""

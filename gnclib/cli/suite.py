@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
+import sys
 import tempfile
 from pathlib import Path
-from sys import stderr
 
 import click
 
-from gnclib.cli.options import PATH, POSITIVE, command, only_option, progress, say
+from gnclib.cli import options
+from gnclib.cli.options import PATH, POSITIVE, command, progress, say
 
 __all__ = ["course", "data", "figures", "notebooks"]
 
@@ -23,17 +24,22 @@ __all__ = ["course", "data", "figures", "notebooks"]
     gnc figures --check                    run into a temporary folder and compare the numbers
     """
 )
-@only_option("a figure or notebook")
+@options.only("a figure or notebook")
 @click.option("--full", is_flag=True, help="full instead of quick settings")
 @click.option(
-    "--out", type=PATH, metavar="DIR", help="where the figures go (default: figures/ of the clone, figures/full/)"
+    "--out",
+    type=PATH,
+    metavar="DIR",
+    help="where the figures go (default: figures/ of the clone, figures/full/)",
 )
-@click.option("--check", is_flag=True, help="change nothing; compare a fresh run with DIR, exit 1 if they differ")
+@click.option(
+    "--check", is_flag=True, help="change nothing; compare a fresh run with DIR, exit 1 if they differ"
+)
 @click.option(
     "--jobs", type=POSITIVE, metavar="N", help="notebooks at the same time (default: one per core, at most 4)"
 )
 @click.option("--list", "listed", is_flag=True, help="only list the figures and their notebooks")
-def figures(only: tuple[str, ...], full: bool, out: Path | None, check: bool, jobs: int | None, listed: bool):
+def figures(only, full, out, check, jobs, listed):
     """Run the notebooks in temporary copies, check that every declared figure was made, and collect the figures,
     their numbers (NAME.json) and the claims ledger (claims.md). A notebook that fails changes nothing."""
     from gnclib.suite import notebooks, reproduce
@@ -46,18 +52,20 @@ def figures(only: tuple[str, ...], full: bool, out: Path | None, check: bool, jo
     out = out or clone / "figures" / ("full" if full else "")
     jobs = jobs or min(4, os.cpu_count() or 1)
     if check and not out.is_dir():
-        raise FileNotFoundError(f"there is no folder {out} to compare with: run 'gnc figures --out {out}' first")
+        raise FileNotFoundError(
+            f"there is no folder {out} to compare with: run 'gnc figures --out {out}' first"
+        )
     count = len(reproduce.select(only))
     say(f"running {count} notebook(s), {min(jobs, count)} at a time; each takes a minute or two")
-    options = {"only": only, "full": full, "progress": stderr.isatty(), "say": say, "jobs": jobs}
+    settings = {"only": only, "full": full, "progress": sys.stderr.isatty(), "say": say, "jobs": jobs}
     if not check:
-        done = reproduce.run(out=out, **options)
+        done = reproduce.run(out=out, **settings)
         changed = [name for item in done for name in item.changed]
         news = f"changed: {', '.join(changed)}" if changed else "every file is, byte for byte, the one before"
         say(f"{sum(len(item.figures) for item in done)} figures and claims.md are in {out}; {news}")
         return
     with tempfile.TemporaryDirectory(prefix="gnc-figures-") as folder:
-        reproduce.run(out=folder, **options)
+        reproduce.run(out=folder, **settings)
         wrong, remarks = reproduce.compare_runs(out, Path(folder), only)
     for line in (*remarks, *wrong):
         say(line)
@@ -73,9 +81,9 @@ def figures(only: tuple[str, ...], full: bool, out: Path | None, check: bool, jo
     gnc notebooks --check                  what continuous integration asks
     """
 )
-@only_option("a notebook")
+@options.only("a notebook")
 @click.option("--check", is_flag=True, help="run nothing, exit 1 if a notebook is not executed or clean")
-def notebooks(only: tuple[str, ...], check: bool):
+def notebooks(only, check):
     """Run the notebooks of the clone with their quick defaults and store them executed and cleaned, each in one
     step; or, with --check, only say which of them are not."""
     from gnclib.suite import notebooks, reproduce
@@ -103,12 +111,12 @@ def notebooks(only: tuple[str, ...], check: bool):
     gnc course --table                     the exercises with points and minutes
     """
 )
-@only_option("a lesson, by number or name")
+@options.only("a lesson, by number or name")
 @click.option("--instructor", type=PATH, metavar="DIR", help="write the instructor's copies to DIR")
 @click.option("--nbgrader", type=PATH, metavar="DIR", help="write a course for nbgrader to DIR")
 @click.option("--check", is_flag=True, help="only check what is there, exit 1 if it is wrong")
 @click.option("--table", is_flag=True, help="only print the table of the exercises")
-def course(only: tuple[str, ...], instructor: Path | None, nbgrader: Path | None, check: bool, table: bool):
+def course(only, instructor, nbgrader, check, table):
     """Make the notebooks of the course. The sources in notebooks/exercises/source hold text, solutions, checks and
     remarks for the instructor. Without options, the students' copies in notebooks/exercises are made from them (no
     solutions, no remarks, executed), and the table in INSTRUCTOR.md is brought up to date. A source that disagrees
@@ -153,7 +161,7 @@ def course(only: tuple[str, ...], instructor: Path | None, nbgrader: Path | None
     """
 )
 @click.argument("action", type=click.Choice(["show", "download", "verify"]), default="show")
-def data(action: str):
+def data(action):
     """Show, download or verify the Berkeley images. They are read from the folder named by GNC_DATA_DIR (the one that
     holds BSDS500/{train,val,test}/*.jpg), or from a cache that 'download' fills from a public mirror. Nothing needs
     them: without BSDS500 the notebooks use photographs bundled with scikit-image."""

@@ -14,7 +14,8 @@ from types import SimpleNamespace
 
 import click
 
-from gnclib.cli.options import PATH, POSITIVE, command, device_option, only_option, repeated, say
+from gnclib.cli import options
+from gnclib.cli.options import PATH, POSITIVE, command, say
 from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
 from gnclib.score.settings import OBJECTIVES, START_ACTIVATIONS
 
@@ -57,7 +58,9 @@ def _settings_options(name: str, recipes: dict) -> Callable[[Callable], Callable
         for setting, text in reversed(_DOCS[name].items()):
             values = {recipe: getattr(config, setting) for recipe, config in recipes.items()}
             alike = len(set(values.values())) == 1
-            shown = next(iter(values.values())) if alike else ", ".join(f"{v} for {k}" for k, v in values.items())
+            shown = (
+                next(iter(values.values())) if alike else ", ".join(f"{v} for {k}" for k, v in values.items())
+            )
             kind = type(next(iter(values.values())))
             function = click.option(
                 "--" + setting.replace("_", "-"),
@@ -82,7 +85,9 @@ images_option = click.option(
 
 def every_option(default: int) -> Callable:
     """The option --every."""
-    return click.option("--every", type=POSITIVE, default=default, metavar="N", help="steps between two checkpoints")
+    return click.option(
+        "--every", type=POSITIVE, default=default, metavar="N", help="steps between two checkpoints"
+    )
 
 
 @command(
@@ -110,7 +115,7 @@ def every_option(default: int) -> Callable:
     " random kernels); with --resume of a checkpoint that does not say what it set out from: record it",
 )
 @every_option(1000)
-@device_option
+@options.device
 @images_option
 @_settings_options("train", RECIPES)
 def train(prior, out, resume, export_only, warm_start, every, device, images, **settings):
@@ -137,7 +142,9 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
         config = replace(RECIPES[prior], **given, images=_images(images))
         state = run.start(prior, config, warm_start=warm_start or "", device=device)
     weights = torch.cat([p.detach().reshape(-1) for p in state.model.parameters()])
-    group.agree(torch.cat([weights, weights.new_tensor([state.step])]), "weights")  # all have looked for a checkpoint
+    group.agree(
+        torch.cat([weights, weights.new_tensor([state.step])]), "weights"
+    )  # all have looked for a checkpoint
     first, total = state.step, state.config.steps
     if group.rank == 0:
         say(f"{prior}: from iteration {first} to {total}, reports every {every}")
@@ -151,7 +158,9 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
         say(f"{prior}: weights, log and checkpoint are in {folder}")
 
 
-def _resumed_training(prior: str, folder: Path, device, images: str | None, warm_start: str | None, given: dict):
+def _resumed_training(
+    prior: str, folder: Path, device, images: str | None, warm_start: str | None, given: dict
+):
     from gnclib.score import run
     from gnclib.score.training import load_checkpoint
 
@@ -177,9 +186,15 @@ def _resumed_training(prior: str, folder: Path, device, images: str | None, warm
     """
 )
 @click.argument("prior")
-@click.option("--task", type=click.Choice(["denoise", "inpaint"]), default="denoise", help="what the schedule is for")
-@click.option("--sigma", type=float, metavar="S", help="of denoise: noise in grey levels of 0..255 (default: 25)")
-@click.option("--missing", type=float, metavar="Q", help="of inpaint: fraction of missing pixels (default: 0.8)")
+@click.option(
+    "--task", type=click.Choice(["denoise", "inpaint"]), default="denoise", help="what the schedule is for"
+)
+@click.option(
+    "--sigma", type=float, metavar="S", help="of denoise: noise in grey levels of 0..255 (default: 25)"
+)
+@click.option(
+    "--missing", type=float, metavar="Q", help="of inpaint: fraction of missing pixels (default: 0.8)"
+)
 @click.option("--steps", type=int, metavar="I", help="steps of the schedule (default: 10)")
 @click.option(
     "--t0",
@@ -203,7 +218,7 @@ def _resumed_training(prior: str, folder: Path, device, images: str | None, warm
     " for it beside the prior",
 )
 @resume_option
-@device_option
+@options.device
 @every_option(100)
 @images_option
 @_settings_options("learn", LEARN_RECIPES)
@@ -218,7 +233,9 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
 
     if (missing if task == "denoise" else sigma) is not None:
         raise ValueError("--sigma is for --task denoise, --missing for --task inpaint: leave the other away")
-    level = {"denoise": 25.0 if sigma is None else sigma, "inpaint": 0.8 if missing is None else missing}[task]
+    level = {"denoise": 25.0 if sigma is None else sigma, "inpaint": 0.8 if missing is None else missing}[
+        task
+    ]
     task = Task(task, level)
     name = f"{Path(prior).resolve().name}-{'' if finetune is None else 'finetuned-'}{task}"
     folder = out or Path("runs") / name
@@ -228,9 +245,9 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
         state = _resumed_learning(folder, task, device, images, given, {"steps": steps, "t0": t0})
     else:
         _demand_no_run(folder)
-        kind, options = "finetune", {"schedule": finetune or f"{prior}-{task}"}
+        kind, begin = "finetune", {"schedule": finetune or f"{prior}-{task}"}
         if finetune is None:
-            kind, options = "schedule", {"steps": 10 if steps is None else steps, "t_first": t0}
+            kind, begin = "schedule", {"steps": 10 if steps is None else steps, "t_first": t0}
             if "lr_prior" in given:
                 raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
         elif steps is not None or t0 is not None:
@@ -238,7 +255,7 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
         config = LearnConfig(**vars(LEARN_RECIPES[kind]) | given | {"images": _images(images)})
         if finetune is not None and not config.lr_prior:
             raise ValueError("--finetune needs --lr-prior above 0")
-        state = learned_run.start(prior, task, config, **options, device=device)
+        state = learned_run.start(prior, task, config, **begin, device=device)
     total = state.config.iterations
     with signals() as received:
         runs = learned_run.drive(state, folder, every=every, stop=lambda: bool(received))
@@ -269,8 +286,14 @@ def _resumed_learning(folder: Path, task, device, images: str | None, given: dic
     """
 )
 @click.option("--steps", type=int, default=STEPS, metavar="N", help="iterations per training")
-@repeated("--seeds", type=int, default=[0, 1], metavar="K", help="of patches, noise and kernels; all of one come first")
-@only_option(f"a variant of {', '.join(v.name for v in variants())}")
+@options.repeated(
+    "--seeds",
+    type=int,
+    default=[0, 1],
+    metavar="K",
+    help="of patches, noise and kernels; all of one come first",
+)
+@options.only(f"a variant of {', '.join(v.name for v in variants())}")
 @click.option("--out", type=PATH, default="runs/ablations.json", metavar="FILE", help="result file")
 def ablate(steps, seeds, only, out):
     """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge
@@ -305,15 +328,17 @@ def _demand_same(given: dict, kept: dict) -> None:
     """Refuse options of a resumed run that are not those of its checkpoint."""
     changed = [name for name, value in given.items() if value != kept[name]]
     if changed:
-        options = ", ".join("--" + name.removesuffix("_sha256").replace("_", "-") for name in changed)
-        raise ValueError(f"--resume goes on with the settings of the checkpoint; leave out {options}")
+        words = ", ".join("--" + name.removesuffix("_sha256").replace("_", "-") for name in changed)
+        raise ValueError(f"--resume goes on with the settings of the checkpoint; leave out {words}")
 
 
 def _stopped(name: str, step: int, total: int, folder: Path, received: list, quiet: bool = False) -> None:
     """Say what a signal has stopped, and end with its status."""
     if not quiet:
         why = received[0].name if received else "a signal to another process"
-        say(f"{name}: stopped by {why} after {_done(step, total)}; the checkpoint is in {folder}, --resume goes on")
+        say(
+            f"{name}: stopped by {why} after {_done(step, total)}; the checkpoint is in {folder}, --resume goes on"
+        )
     raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
 
 

@@ -10,6 +10,8 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
+        "data": ["add_noise", "bsds68", "embedded", "training_images", "validation_images"],
         "metrics": ["psnr", "ssim"],
+        "writing": ["Picture", "check_writable", "quantise", "read", "write"],
     },
 )

@@ -10,7 +10,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "restoration": ["denoise_gnc", "inpaint_gnc"],
+        "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc"],
         "flow": ["gnc_flow"],
         "joint": ["joint_descent"],
         "learned": ["LearnedSchedule"],

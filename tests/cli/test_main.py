@@ -15,10 +15,7 @@ from gnclib.images import data
 
 
 def gnc(capsys, *words) -> tuple[int, str, str]:
-    try:
-        status = cli.main([str(word) for word in words])
-    except SystemExit as stop:  # argparse
-        status = stop.code
+    status = cli.main([str(word) for word in words])
     captured = capsys.readouterr()
     return status, captured.out, captured.err
 
@@ -38,14 +35,12 @@ def photo(tmp_path):
     return tmp_path / "photo.png"
 
 
-def test_help_does_not_load_torch():
-    code = "import sys; from gnclib.cli import main; main.build_parser(); print('torch' in sys.modules)"
-    assert subprocess.run([sys.executable, "-c", code], capture_output=True, text=True).stdout == "False\n"
+def test_the_version():
     done = subprocess.run([sys.executable, "-m", "gnclib", "--version"], capture_output=True, text=True)
     assert re.fullmatch(r"gnclib \d+\.\d+\.\d+\n", done.stdout)
 
 
-@pytest.mark.parametrize("command", ["figures", "notebooks", "train", "denoise", "data"])
+@pytest.mark.parametrize("command", cli.COMMANDS)
 def test_every_command_explains_itself_with_examples(capsys, command):
     status, out, _ = gnc(capsys, command, "--help")
     assert status == 0

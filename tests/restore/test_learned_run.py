@@ -10,8 +10,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from gnclib.cli import learn as cli_learn
 from gnclib.cli import main as cli
+from gnclib.cli import training
 from gnclib.foe import FieldsOfExperts
 from gnclib.images import data
 from gnclib.images.metrics import psnr
@@ -309,7 +309,7 @@ def gnc(capsys, *words):
 
 def test_the_command(prior, tmp_path, capsys):
     words = ("learn", prior, "--sigma", 25, "--out", tmp_path / "a")
-    status, out, err = gnc(capsys, *words, *QUICK, "--steps", 3, "--threads", 1)
+    status, out, err = gnc(capsys, *words, *QUICK, "--steps", 3)
     assert status == 0
     assert f"tiny-denoise-25: schedule, card and log are in {tmp_path / 'a'}" in out
     assert [line.split(":")[0] for line in err.splitlines()] == [f"tiny-denoise-25 {k}/6" for k in (2, 4, 6)]
@@ -341,7 +341,6 @@ def test_the_command(prior, tmp_path, capsys):
         (("--task", "inpaint", "--sigma", 25), "leave the other away"),
         (("--task", "inpaint", "--missing", 80), "fraction"),
         (("--sigma", 0), "0..255"),
-        (("--threads", 0), "--threads must be at least 1"),
         (("--lr-prior", 0.1), "is for --finetune"),
         (("--finetune", "--steps", 3), "leave --steps and --t0 away"),
         (("--finetune", "--t0", 0.1), "leave --steps and --t0 away"),
@@ -388,7 +387,7 @@ def test_a_signal_writes_a_checkpoint(prior, tmp_path, capsys, monkeypatch, numb
 def test_the_bar_shows_quality_and_time_left(prior, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     state = begin(prior)
-    cli_learn._show(learned_run.drive(state, tmp_path, every=3), "tiny", state)
+    training._follow(learned_run.drive(state, tmp_path, every=3), "tiny", 0, 6, {"loss": ".3e"})
     shown = capsys.readouterr().err
     assert "6/6" in shown
     assert f"validation={learned_run.rows(tmp_path)[-1].validation:.2f} dB" in shown

@@ -126,14 +126,14 @@ TORCHRUN = """
 import sys, torch
 from safetensors.torch import save_file
 from tests import child_runs
-from gnclib.cli import main as cli, train as cli_train
-from gnclib.score import distributed
+from gnclib.cli import main as cli
+from gnclib.score import run
 child_runs.offline()
-drive, kept = cli_train.training_run.drive, {}
+drive, kept = run.drive, {}
 def keeping(state, folder, **options):
     kept.update(state=state, rank=options["group"].rank)
     return drive(state, folder, **options)
-cli_train.training_run.drive = keeping
+run.drive = keeping
 status = cli.main(sys.argv[2:])
 save_file(kept["state"].model.state_dict(), f"{sys.argv[1]}/rank{kept['rank']}.safetensors")
 sys.exit(status)

@@ -504,11 +504,11 @@ def test_the_command_refuses_nonsense(calls, folder, tmp_path, capsys):
     (tmp_path / "foreign.json").write_text('{"a": 1}')
     (tmp_path / "empty").mkdir()
     for words, status, says in [
-        ([*good, "--sigma", 0], 2, "--sigma must lie in"),
-        ([*good, "--sigma", "nan"], 2, "--sigma must lie in"),
-        ([*good, "--missing", 100], 2, "--missing must lie between"),
-        ([*good, "--limit", 0], 2, "--limit must be at least 1"),
-        ([*good, "--timing", 0], 2, "--timing must be at least 1"),
+        ([*good, "--sigma", 0], 2, "must lie in"),
+        ([*good, "--sigma", "nan"], 2, "must lie in"),
+        ([*good, "--missing", 100], 2, "must lie in"),
+        ([*good, "--limit", 0], 2, "--limit"),
+        ([*good, "--timing", 0], 2, "--timing"),
         ([*good, "--only", "BM4D"], 2, "no method 'BM4D' for these problems: choose one of BM3D, other"),
         (["compare", "--images", tmp_path / "none"], 1, "there is no folder"),
         (["compare", "--images", tmp_path / "empty"], 2, "no image in"),

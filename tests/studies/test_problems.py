@@ -8,7 +8,6 @@ import torch
 from skimage import data as pictures
 
 from gnclib.cli import main as cli
-from gnclib.cli import problems as cli_problems
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images.data import middle
 from gnclib.images.metrics import psnr
@@ -242,10 +241,6 @@ def test_what_cannot_be_run(tmp_path):
     with pytest.raises(ValueError, match="no results"):
         problems_run.table(results.empty("none", problems_run.MORE))
     assert not path.exists()
-
-
-def test_the_command_line_knows_the_problems():
-    assert cli_problems.PROBLEM_NAMES == tuple(PROBLEMS)
 
 
 # --- what is shipped --------------------------------------------------------------------------------------
