@@ -53,9 +53,9 @@ limit = click.option("--limit", type=POSITIVE, metavar="N", help="only the first
 images = click.option("--images", type=PATH, metavar="DIR", help="folder of images (default: BSDS68)")
 
 
-def repeated(name: str, *, help: str, **options: Any) -> Callable:
+def repeated(*names: str, help: str, **options: Any) -> Callable:
     """An option that may be given several times; its values come as a tuple."""
-    return click.option(name, multiple=True, help=f"{help}; may be repeated", **options)
+    return click.option(*names, multiple=True, help=f"{help}; may be repeated", **options)
 
 
 def only(what: str) -> Callable:

@@ -133,7 +133,7 @@ def _show_results(results: Iterable, name: str, path: Path) -> None:
 )
 @click.option("--prior", default="R1", metavar="NAME", help="a prior of the package or a folder")
 @options.repeated("--task", type=click.Choice(["denoise", "inpaint"]), help="default: both")
-@options.repeated("--set", type=click.Choice(["embedded", "bsds68"]), help="of images; default: both")
+@options.repeated("--set", "sets", type=click.Choice(["embedded", "bsds68"]), help="of images; default: both")
 @options.limit
 @click.option(
     "--crop", type=int, default=160, metavar="PIXELS", help="side of the middle square, 0 for whole images"
@@ -144,7 +144,7 @@ def _show_results(results: Iterable, name: str, path: Path) -> None:
 @click.option("--scheduler", default="", metavar="ADDRESS", help="dask scheduler to work with")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="where jobs compute")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/figure3_NAME.json)")
-def sweep(prior, task, set, limit, crop, workers, scheduler, device, out):
+def sweep(prior, task, sets, limit, crop, workers, scheduler, device, out):
     """Run the GNC flow and joint optimisation from 8 initial smoothings t_0 with 1 to 64 steps for denoising and
     inpainting, and measure energy and PSNR. One job is one image and task; its result is added to FILE at once.
     Started again after an interruption, the command computes what is missing. One process by default; with --workers a
@@ -168,7 +168,7 @@ def sweep(prior, task, set, limit, crop, workers, scheduler, device, out):
         except ValueError as error:
             raise ValueError(f"{out} cannot be continued: {error}") from None
         known = figure3_run.done(content)
-    chosen = figure3_run.jobs(settings, set or figure3_run.SETS, task or figure3.TASKS, limit)
+    chosen = figure3_run.jobs(settings, sets or figure3_run.SETS, task or figure3.TASKS, limit)
     wanted = [job for job in chosen if job.key not in known]
     say(f"{len(wanted)} jobs to do, {len(chosen) - len(wanted)} in {out} already")
     if not wanted:

@@ -2,73 +2,59 @@
 
 from __future__ import annotations
 
+import functools
+import inspect
+import re
 import signal
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any, get_args
 
 import click
 
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, say
 from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
-from gnclib.score.settings import OBJECTIVES, START_ACTIVATIONS
 
 __all__ = ["ablate", "learn", "signals", "train"]
 
-_DOCS = {
-    "train": {
-        "steps": "iterations (the paper: 100000)",
-        "batch": "patches per iteration, over all processes",
-        "patch": "side of a patch in pixels",
-        "lr": "first learning rate of kernels and potentials",
-        "lr_constant": "first learning rate of c(tau)",
-        "lr_last": "last learning rate",
-        "smoothing": "lambda of eq. 7, per pixel",
-        "fraction": "part of the batch on which the smoothing part is evaluated",
-        "objective": "corrected (eq. 7 with its boundary term), printed (eq. 7), vanishing (eq. 7, prior of tau zero at"
-        " the ends), or denoising (in tau as well; departs from eq. 7, same minimiser)",
-        "roughness": "weight of the decoupled smoothing of the potentials",
-        "roughness_hidden": "the same for hidden activations, relative to it",
-        "warm_start_hidden": "last hidden activation at a warm start, identity or magnitude",
-        "averaging": "decay of the moving average of the weights, 0 for none",
-        "seed": "of patches, noise levels and noise",
-    },
-    "learn": {
-        "iterations": "updates",
-        "batch": "patches per update",
-        "patch": "side of a patch in pixels",
-        "lr": "first learning rate of tau and log eta",
-        "lr_prior": "first learning rate of the prior, with --finetune",
-        "seed": "of patches, noise and masks",
-    },
-}
-_WORDS = {"objective": OBJECTIVES, "warm_start_hidden": START_ACTIVATIONS}
 
+def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callable]:
+    """An option for each number and each choice among the settings of these recipes, with its help from their class.
 
-def _settings_options(name: str, recipes: dict) -> Callable[[Callable], Callable]:
-    """An option for each setting that a user may choose; what differs between the recipes is told for each."""
+    Settings that are other texts have options of their own, or are filled in by the program.
+    """
+    config = type(next(iter(recipes.values())))
+    docs = re.findall(r"^(\w+)\n((?:    .*\n)+)", inspect.cleandoc(config.__doc__), flags=re.MULTILINE)
+    found = []
+    for name, text in docs:
+        kind = config.__pydantic_fields__[name].annotation
+        if kind is str:
+            continue
+        values = {recipe: getattr(settings, name) for recipe, settings in recipes.items()}
+        if len(set(values.values())) == 1:
+            default = str(next(iter(values.values())))
+        else:
+            default = ", ".join(f"{value} for {recipe}" for recipe, value in values.items())
+        text = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(text.split()).rstrip(".").replace("``", ""))
+        choices = get_args(kind)
+        found.append(
+            click.option(
+                "--" + name.replace("_", "-"),
+                type=click.Choice(choices) if choices else kind,
+                metavar=None if choices else "N" if kind is int else "X",
+                help=f"{text[:1].lower()}{text[1:]} (default: {default})",
+            )
+        )
 
     def decorate(function: Callable) -> Callable:
-        for setting, text in reversed(_DOCS[name].items()):
-            values = {recipe: getattr(config, setting) for recipe, config in recipes.items()}
-            alike = len(set(values.values())) == 1
-            shown = (
-                next(iter(values.values())) if alike else ", ".join(f"{v} for {k}" for k, v in values.items())
-            )
-            kind = type(next(iter(values.values())))
-            function = click.option(
-                "--" + setting.replace("_", "-"),
-                type=click.Choice(_WORDS[setting]) if setting in _WORDS else kind,
-                metavar="N" if kind is int else None if setting in _WORDS else "X",
-                help=f"{text} (default: {shown})",
-            )(function)
-        return function
+        return functools.reduce(lambda made, option: option(made), reversed(found), function)
 
     return decorate
 
@@ -117,7 +103,7 @@ def every_option(default: int) -> Callable:
 @every_option(1000)
 @options.device
 @images_option
-@_settings_options("train", RECIPES)
+@_settings_options(RECIPES)
 def train(prior, out, resume, export_only, warm_start, every, device, images, **settings):
     """Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7); the number
     in the name of PRIOR is that of its layers. A run can be stopped at any moment: Ctrl-C and SIGTERM write a
@@ -221,7 +207,7 @@ def _resumed_training(
 @options.device
 @every_option(100)
 @images_option
-@_settings_options("learn", LEARN_RECIPES)
+@_settings_options(LEARN_RECIPES)
 def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device, every, images, **settings):
     """Learn all t_i and eta_i of the GNC flow (Kobler & Pock 2023, eq. 9, unrolled for I steps) for one prior and one
     task from patches of images, and with --finetune the whole prior as well. A run can be stopped and resumed like
@@ -293,7 +279,12 @@ def _resumed_learning(folder: Path, task, device, images: str | None, given: dic
     metavar="K",
     help="of patches, noise and kernels; all of one come first",
 )
-@options.only(f"a variant of {', '.join(v.name for v in variants())}")
+@options.repeated(
+    "--only",
+    type=click.Choice([v.name for v in variants()]),
+    metavar="NAME",
+    help="a variant, see notebook 07_ablations",
+)
 @click.option("--out", type=PATH, default="runs/ablations.json", metavar="FILE", help="result file")
 def ablate(steps, seeds, only, out):
     """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge

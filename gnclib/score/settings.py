@@ -28,10 +28,18 @@ class TrainConfig:
 
     Parameters
     ----------
-    steps, batch, patch
-        Iterations; patches per iteration, over all processes; side of a patch in pixels.
-    lr, lr_constant, lr_last
-        First learning rates of kernels and potentials, and of c(tau); the last one of both.
+    steps
+        Iterations (the paper: 100000).
+    batch
+        Patches per iteration, over all processes.
+    patch
+        Side of a patch in pixels.
+    lr
+        First learning rate of kernels and potentials.
+    lr_constant
+        First learning rate of c(tau).
+    lr_last
+        Last learning rate of all.
     smoothing
         lambda, weight of the smoothing part.
     fraction
@@ -50,9 +58,11 @@ class TrainConfig:
         exported; it forgets over about 1 / (1 - beta) steps, fewer in the beginning.
     seed
         Of patches, noise levels and noise.
-    warm_start, warm_start_sha256, warm_start_hidden
+    warm_start, warm_start_sha256
         Name of the prior that the run set out from (:meth:`FieldsOfExperts.warm_start`), "" for none, and SHA-256 of
-        its model.safetensors, both filled in by :func:`gnclib.score.run.start`; the last hidden activation then.
+        its model.safetensors, both filled in by :func:`gnclib.score.run.start`.
+    warm_start_hidden
+        Last hidden activation at a warm start.
     images, images_sha256
         What to train on, "" for BSDS500, "embedded" or the path of a folder; digest of those images, filled in when
         they are read (:mod:`gnclib.score.training_set`).
@@ -99,11 +109,16 @@ class LearnConfig:
 
     Parameters
     ----------
-    iterations, batch, patch
-        Updates; patches per update; side of a patch in pixels.
-    lr, lr_prior
-        First learning rates of the shifts in tau and log eta, and of kernels and potentials; 0 for the latter leaves
-        the prior as it is.
+    iterations
+        Updates.
+    batch
+        Patches per update.
+    patch
+        Side of a patch in pixels.
+    lr
+        First learning rate of the shifts in tau and log eta.
+    lr_prior
+        First learning rate of kernels and potentials, for fine-tuning; 0 leaves the prior as it is.
     seed
         Of patches, noise and masks.
     images, images_sha256

@@ -4,6 +4,7 @@ import json
 import math
 from dataclasses import replace
 
+import click
 import pytest
 import torch
 
@@ -283,7 +284,7 @@ def test_what_is_no_result_file(text, tmp_path):
 
 
 def test_the_command_refuses_nonsense(small, tmp_path):
-    with pytest.raises(SystemExit):
+    with pytest.raises(click.UsageError, match="nothing"):
         command("--only", "nothing", "--out", tmp_path / "a.json")
 
 

@@ -8,7 +8,6 @@ import pytest
 import torch
 from scipy.interpolate import BSpline
 
-from gnclib.cli import main as cli
 from gnclib.spline import native as spline_native
 from gnclib.spline import reference as spline_reference
 from gnclib.studies import bench
@@ -142,16 +141,3 @@ def test_a_training_step_that_was_killed_is_told(monkeypatch):
     monkeypatch.setattr(bench.subprocess, "run", lambda *args, **kwargs: killed)
     with pytest.raises(RuntimeError, match="training step of R1 failed: exit status -9"):
         bench.step_memory("R1")
-
-
-def test_command(capsys, tmp_path):
-    file = tmp_path / "bench.json"
-    words = ["bench", "splines", "--threads", "1", "--size", "8", "--rounds", "1", "--only", "torch gather"]
-    assert cli.main([*words, "--no-memory", "--json", str(file)]) == 0
-    assert "torch gather" in capsys.readouterr().out
-    assert json.loads(file.read_text())["settings"]["size"] == 8
-    with pytest.raises(SystemExit):
-        cli.main(["bench", "--help"])
-    assert "  gnc bench splines" in capsys.readouterr().out
-    assert cli.main(["bench", "splines", "--only", "abacus"]) == 2
-    assert "no candidate abacus" in capsys.readouterr().err
