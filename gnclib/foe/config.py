@@ -60,7 +60,9 @@ class FoEConfig:
     sigma_0
         sigma_0 of the input scaling and of c(tau).
     scaled_input
-        Whether the first layer sees s(tau) y (ours) or y (as printed).
+        Whether the first layer sees s(tau) y (ours) or y (as restored from the paper).
+    constant
+        Whether n c(tau) is a term of its own (ours), or left to the potentials (as restored from the paper).
 
     Raises
     ------
@@ -80,6 +82,7 @@ class FoEConfig:
     sigma_max: Level = 1.0
     sigma_0: Level = 0.1
     scaled_input: bool = True
+    constant: bool = True
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> FoEConfig:
@@ -123,14 +126,14 @@ class FoEConfig:
     def from_dict(cls, values: dict[str, Any]) -> FoEConfig:
         """The inverse of ``dataclasses.asdict``.
 
-        Files written before kernels could be dilated lack ``dilation``, which was 1; all other names must be there.
+        Older files lack ``dilation``, which was 1, and ``constant``, which was true; all other names must be there.
 
         Raises
         ------
         ValueError
             An unknown or missing name, or a value of another type or outside of its range.
         """
-        values = {"dilation": 1} | values
+        values = {"dilation": 1, "constant": True} | values
         if wrong := values.keys() ^ cls.__dataclass_fields__.keys():
             raise ValueError(f"no configuration of an energy, names are missing or unknown: {io.some(wrong)}")
         return cls(**values)

@@ -9,7 +9,7 @@ tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
 * *Scaled input.* The first convolution sees ``s(tau) y`` with ``s = (t + sigma_0^2)^(-1/2)`` instead of ``y``, so that
   one node range serves all noise levels. ``scaled_input=False`` is the printed formula.
 * *Constant in y.* ``c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau``, n the number of pixels. The printed potentials
-  can express it (their splines contain constants); named apart, it trains faster.
+  can express it (their splines contain constants); named apart, it trains faster. ``constant=False`` leaves it to them.
 * *Border.* Images are continued by reflection by half the receptive field, so that there is one feature per pixel and
   channel, and the energy is the sum over exactly these. ``grad`` is the exact gradient of that energy.
 * *Dilation.* The taps of ``K_2 ... K_L`` are ``dilation`` pixels apart, for the farther sight that strong noise asks
@@ -265,6 +265,8 @@ class FieldsOfExperts(nn.Module):
 
     def _constant(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c(tau) and its first two derivatives, each (B,)."""
+        if not self.config.constant:
+            return torch.zeros_like(tau), torch.zeros_like(tau), torch.zeros_like(tau)
         t = torch.exp(2 * tau)
         q = t / (t + self.config.sigma_0**2)
         log = 0.5 * torch.log(t + self.config.sigma_0**2), q, 2 * q * (1 - q)
