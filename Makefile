@@ -4,13 +4,13 @@
 # make env       only the virtual environment .venv (all other targets make it when it is needed)
 # make course    the students' copies of the exercises anew from their source
 # make grade-check  nbgrader grades the exercises: in an environment of its own, .venv-course, beside .venv
-# make faults    damaged files, kills and hostile surroundings, 20 kills of each command: some ten minutes
+# make stress    damaged files, kills and hostile surroundings, 20 kills of each command: some ten minutes
 # make notebooks run the committed notebooks anew in place (after a change of the library)
 # make book      the notebooks as an HTML site in _book/html that needs no network to read
 # make lint      ruff only             make clean     remove caches, not .venv
 #
 # Needs: make and any Python >= 3.11. Choose one with  make env PYTHON=/path/to/python3.12
-.PHONY: help env figures test faults lab notebooks course grade-check book lint clean
+.PHONY: help env figures test stress lab notebooks course grade-check book lint clean
 .DEFAULT_GOAL := help
 
 VENV := .venv
@@ -56,8 +56,8 @@ test: lint
 	$(BIN)/gnc notebooks --check
 	$(BIN)/gnc course --check
 
-faults: $(STAMP)
-	GNC_KILLS=20 $(BIN)/python -m pytest -rP tests/test_fuzz.py tests/test_fuzz_images.py tests/test_faults.py tests/test_kills.py
+stress: $(STAMP)
+	GNC_KILLS=20 $(BIN)/python -m pytest -rP tests/io/test_fuzz.py tests/io/test_fuzz_images.py tests/io/test_faults.py tests/io/test_kills.py
 
 lint: $(STAMP)
 	$(BIN)/ruff check .
@@ -79,7 +79,7 @@ course: $(STAMP)
 	$(BIN)/gnc course
 
 grade-check: $(COURSE)/.gnclib-ready
-	$(COURSE)/bin/python -m pytest tests/test_nbgrader.py
+	$(COURSE)/bin/python -m pytest tests/course/test_nbgrader.py
 
 # The extra "course" only: everything else is that of $(VENV), which it sees.
 $(COURSE)/.gnclib-ready: $(STAMP)
