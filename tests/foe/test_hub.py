@@ -116,7 +116,7 @@ def test_what_is_wrong_is_said(server):
     said = str(caught.value)
     assert "no route to host)" in said
     assert "config.json and model.safetensors from the page of nowhere/R1 there, revision main" in said
-    with pytest.raises(FileNotFoundError, match="the shipped ones are R1"):
+    with pytest.raises(FileNotFoundError, match="the shipped ones are P1, R1"):
         FieldsOfExperts.from_pretrained("R9")
 
 

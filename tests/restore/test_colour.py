@@ -218,12 +218,13 @@ def test_grey_files_are_none_in_colour(capsys, tmp_path):
     assert f"0.png and 1 more in {tmp_path}: not in colour" in capsys.readouterr().err
 
 
-def test_the_readme_tells_what_was_measured_in_colour():
-    readme = (WEIGHTS.parents[1] / "README.md").read_text(encoding="utf-8")
+def test_the_guide_tells_what_was_measured_in_colour():
+    page = WEIGHTS.parents[1] / "notebooks" / "guide" / "own_images.md"
+    told = page.read_text(encoding="utf-8")
     for name in ("R1/evaluation_channels", "R1/evaluation_opponent", "R3/evaluation_opponent"):
         measured = json.loads((WEIGHTS / f"{name}.json").read_text())
         assert (measured["scheme"], measured["set"], measured["clipping"]) == ("learned", "CBSD68", "none")
         assert measured["colour"] == name.split("_")[1]
         one = measured["psnr_by_sigma"]["25"]
         assert len(one["images"]) == 68
-        assert f"{one['mean']:.2f} dB" in readme
+        assert f"{one['mean']:.2f} dB" in told
