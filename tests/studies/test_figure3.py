@@ -382,7 +382,8 @@ def test_a_file_that_does_not_fit_is_refused_and_left_as_it_is(sweep, tmp_path, 
 @pytest.mark.parametrize(
     ("options", "text"),
     [
-        (["--workers", "0"], "'--workers': 0 is not in the range x>=1"), (["--limit", "0"], "'--limit': 0 is not in the range x>=1"),
+        (["--workers", "0"], "'--workers': 0 is not in the range x>=1"),
+        (["--limit", "0"], "'--limit': 0 is not in the range x>=1"),
         (["--crop", "-1"], "crop must be >= 0"), (["--crop", "17"], "no crop of 17x17"),
         (["--workers", "2", "--scheduler", "tcp://x:1"], "cluster of its own"), (["--prior", "R9"], "no prior 'R9'"),
     ],
