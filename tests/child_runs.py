@@ -16,12 +16,14 @@ from pathlib import Path
 import torch
 from safetensors.torch import save_file
 
+from gnclib import io
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
-from gnclib.io import files
-from gnclib.score import distributed
+from gnclib.io import CHECKPOINT, files
+from gnclib.score import TrainConfig, TrainState, distributed, load_checkpoint
 from gnclib.score import run as training_run
-from gnclib.score.training import CHECKPOINT, TrainConfig, TrainState, load_checkpoint, training
+from gnclib.score.card import Row
+from gnclib.score.training import training
 
 PRIORS = {"R1": FoEConfig(features=6, kernel_size=3, nodes_x=31, nodes_tau=7)}
 PRIORS["R3"] = replace(PRIORS["R1"], layers=3)
@@ -42,6 +44,11 @@ def offline():
 
 def fresh(prior, config=SETTINGS):
     return TrainState(FieldsOfExperts(PRIORS[prior], generator=torch.Generator().manual_seed(1)), config)
+
+
+def rows(folder):
+    """The rows of a log of a training."""
+    return io.rows(folder, Row)
 
 
 def child(target, *arguments):

@@ -44,9 +44,10 @@ def train(folder):
     child_runs.finish("R1", folder, 4)
 
 
-def learn(folder):
-    from gnclib.restore import learned_run
-    from gnclib.restore.learned_state import CHECKPOINT, LearnConfig, load_checkpoint
+def learn_schedule(folder):
+    from gnclib.io import CHECKPOINT
+    from gnclib.restore import learn
+    from gnclib.score import LearnConfig
 
     alone()
     prior = folder.parent / f"prior {os.getpid()}" / "tiny"
@@ -54,11 +55,11 @@ def learn(folder):
         prior
     )
     if (folder / CHECKPOINT).exists():
-        state = load_checkpoint(folder)
+        state = learn.load_checkpoint(folder)
     else:
         config = LearnConfig(iterations=8, patch=16, lr=0.02, lr_prior=0.01)
-        state = learned_run.start(str(prior), Task("denoise", 25), config, steps=3)
-    for _ in learned_run.drive(state, folder, every=2):
+        state = learn.start(str(prior), Task("denoise", 25), config, steps=3)
+    for _ in learn.drive(state, folder, every=2):
         pass
 
 
@@ -186,7 +187,7 @@ def of_download(folder):
 
 SUBJECTS = {
     "train": (train, of_run),
-    "learn": (learn, of_run),
+    "learn": (learn_schedule, of_run),
     "sweep": (sweep, of_sweep),
     "compare": (compare, of_compare),
     "patches": (patches, of_patches),

@@ -330,9 +330,9 @@ def _missing(mask: str, source: Path, picture):
 def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour, limit, file):
     """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;
     nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder."""
-    from gnclib.images import bsds68
+    from gnclib.images import bsds68, folder_images
     from gnclib.io import files
-    from gnclib.restore import evaluate, schemes
+    from gnclib.restore import schemes
     from gnclib.restore.learned import Task
 
     denoising = task == "denoise"
@@ -345,7 +345,7 @@ def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour,
     levels = (sigma or [25]) if denoising else (missing or [0.8])
     loaded = [schemes.load(scheme, prior, Task(task, level), steps, device=device) for level in levels]
     coloured, basis = colour is not None, colour or "channels"
-    found = evaluate.folder_images(images, coloured) if images else bsds68(coloured)
+    found = folder_images(images, coloured) if images else bsds68(coloured)
     found = dict(list(found.items())[:limit])
     numbers = {f"{level:g}": _measured(one, found, basis) for level, one in zip(levels, loaded, strict=True)}
     if file:

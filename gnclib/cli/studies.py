@@ -46,8 +46,7 @@ def compare(sigma, missing, only, images, limit, out, timing, tune_tv, table):
     have changed. Image k has noise or mask of seed k; nothing is clipped; everything runs on the CPU in one thread.
     BM3D needs the package bm3d (pip install 'gnclib[compare]'), which is free for non-commercial use only."""
     _one_thread()
-    from gnclib.images import data
-    from gnclib.restore import evaluate
+    from gnclib.images import bsds68, folder_images
     from gnclib.restore.learned import Task
     from gnclib.studies import field, field_run
 
@@ -56,7 +55,7 @@ def compare(sigma, missing, only, images, limit, out, timing, tune_tv, table):
         return
     path = out or Path("runs/field.json")
     tasks = [Task("denoise", s) for s in sigma] + [Task("inpaint", p / 100) for p in missing]
-    found = evaluate.folder_images(images) if images else data.bsds68()
+    found = folder_images(images) if images else bsds68()
     name = str(images.resolve()) if images else "BSDS68"
     found = dict(list(found.items())[: timing or limit])
     if tune_tv:

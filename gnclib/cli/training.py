@@ -7,10 +7,8 @@ import inspect
 import re
 import signal
 import sys
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
 from types import SimpleNamespace
@@ -22,7 +20,7 @@ from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, say
 from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
 
-__all__ = ["ablate", "learn", "signals", "train"]
+__all__ = ["ablate", "learn", "train"]
 
 
 def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callable]:
@@ -98,7 +96,7 @@ def every_option(default: int) -> Callable:
     "--warm-start",
     metavar="PRIOR",
     help="set out from this prior of one layer, a shipped name or a folder (default: as in the paper, from DCT and"
-    " random kernels); with --resume of a checkpoint that does not say what it set out from: record it",
+    " random kernels)",
 )
 @every_option(1000)
 @options.device
@@ -111,6 +109,7 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
     bit, as one that was never stopped. Under torchrun several processes share each batch."""
     import torch
 
+    from gnclib.io import signals
     from gnclib.score import run
     from gnclib.score.distributed import join
 
@@ -147,17 +146,13 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
 def _resumed_training(
     prior: str, folder: Path, device, images: str | None, warm_start: str | None, given: dict
 ):
-    from gnclib.score import run
-    from gnclib.score.training import load_checkpoint
+    from gnclib.score import load_checkpoint, run
 
     state = load_checkpoint(folder, device)
     if images is not None:  # the folder may have moved; other images are refused when they are read
         state.config = replace(state.config, images=_images(images))
     if warm_start:
-        start = run.warm_start_settings(warm_start)
-        if not state.record:  # older versions did not record it: --resume --warm-start does so now
-            state.config = replace(state.config, **start)
-        given = given | {"warm_start_sha256": start["warm_start_sha256"]}
+        given = given | {"warm_start_sha256": run.weights_sha256(warm_start)}
     _demand_same(given, {name: getattr(state.config, name) for name in given})
     if state.model.config.layers != PRIORS[prior].layers:
         raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
@@ -213,7 +208,8 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     task from patches of images, and with --finetune the whole prior as well. A run can be stopped and resumed like
     those of 'gnc train'."""
     from gnclib.checks import as_device
-    from gnclib.restore import learned_run
+    from gnclib.io import signals
+    from gnclib.restore import learn as learning
     from gnclib.restore.learned import Task
     from gnclib.score.settings import LearnConfig
 
@@ -241,10 +237,10 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
         config = LearnConfig(**vars(LEARN_RECIPES[kind]) | given | {"images": _images(images)})
         if finetune is not None and not config.lr_prior:
             raise ValueError("--finetune needs --lr-prior above 0")
-        state = learned_run.start(prior, task, config, **begin, device=device)
+        state = learning.start(prior, task, config, **begin, device=device)
     total = state.config.iterations
     with signals() as received:
-        runs = learned_run.drive(state, folder, every=every, stop=lambda: bool(received))
+        runs = learning.drive(state, folder, every=every, stop=lambda: bool(received))
         _follow(runs, name, state.step, total, {"loss": ".3e"})
     if state.step < total:
         _stopped(name, state.step, total, folder, received)
@@ -252,7 +248,7 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
 
 
 def _resumed_learning(folder: Path, task, device, images: str | None, given: dict, begun: dict):
-    from gnclib.restore.learned_state import load_checkpoint
+    from gnclib.restore.learn import load_checkpoint
 
     state = load_checkpoint(folder, device)
     if images is not None:  # the folder may have moved; other images are refused when they are read
@@ -331,32 +327,6 @@ def _stopped(name: str, step: int, total: int, folder: Path, received: list, qui
             f"{name}: stopped by {why} after {_done(step, total)}; the checkpoint is in {folder}, --resume goes on"
         )
     raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
-
-
-@contextmanager
-def signals() -> Iterator[list[signal.Signals]]:
-    """A list that gets SIGINT and SIGTERM when they come; a second Ctrl-C, over a second later, interrupts at once.
-
-    Within a second it is the same one: torchrun passes on what the terminal has sent to its processes already.
-    """
-    received: list[signal.Signals] = []
-    if threading.current_thread() is not threading.main_thread():
-        yield received
-        return
-    times: list[float] = []
-
-    def note(number: int, _) -> None:
-        times.append(time.monotonic())
-        received.append(signal.Signals(number))
-        if number == signal.SIGINT and times[-1] - times[0] > 1:
-            raise KeyboardInterrupt
-
-    before = {number: signal.signal(number, note) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield received
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _follow(

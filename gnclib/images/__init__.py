@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "data": ["add_noise", "bsds68", "embedded", "training_images", "validation_images"],
+        "folders": ["folder_images", "image_files"],
         "metrics": ["psnr", "ssim"],
         "writing": ["Picture", "check_writable", "quantise", "read", "write"],
     },

@@ -9,10 +9,12 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["files", "provenance", "reading", "run", "tensors"],
+    submodules=["files", "provenance", "reading", "run", "state", "tensors"],
     submod_attrs={
         "files": ["decode", "dumps", "encode", "sha256", "write_bytes", "write_text"],
         "reading": ["check", "parse_json", "read_bytes", "read_json", "settings", "some"],
+        "run": ["Keeper", "drive", "rows", "signals"],
+        "state": ["CHECKPOINT", "Checkpoint", "State", "Turn", "load_checkpoint", "save_checkpoint", "told"],
         "tensors": ["demand_tensors", "read_tensors"],
     },
 )

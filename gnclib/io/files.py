@@ -1,4 +1,4 @@
-"""Small files, written safely: atomically, byte for byte the same for the same content, and as strict JSON.
+"""Small files, written atomically, and strict JSON text, the same for the same content.
 
 Every file of the project that somebody may look at while it is written (figures, ledgers, denoised images) goes through
 `write_bytes`: the bytes land in a temporary file beside the target, and `os.replace` then puts the whole file in place.
@@ -15,11 +15,13 @@ import json
 import math
 import os
 import re
-import tempfile
+import secrets
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
+
+from filelock import FileLock, Timeout
 
 try:
     import fcntl
@@ -38,6 +40,8 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     ------
     IsADirectoryError
         `path` is a folder.
+    OSError
+        It cannot be written; what was there is as it was.
     """
     path = Path(path)
     if path.is_dir():
@@ -50,23 +54,21 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # on the disk before it replaces anything: power may fail, too
-            umask = os.umask(0)  # mkstemp makes private files; give the rights that open() would give
-            os.umask(umask)
-            os.chmod(temporary, 0o666 & ~umask)
             if fcntl:  # while the lock is held
                 os.replace(temporary, path)
         if not fcntl:  # Windows renames no open file
             os.replace(temporary, path)
     except BaseException:
-        Path(temporary).unlink(missing_ok=True)
+        temporary.unlink(missing_ok=True)
         raise
     return path
 
 
-def _temporary(path: Path) -> tuple[int, str]:
+def _temporary(path: Path) -> tuple[int, Path]:
     """A new temporary file beside `path`, locked where the system can do that, so that nobody takes it for a remain."""
     while True:
-        handle, name = tempfile.mkstemp(prefix=f".{path.name[:200]}.", suffix=".tmp", dir=path.parent)
+        name = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+        handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with suppress(OSError):  # a file system without locks
             if fcntl:
                 fcntl.flock(handle, fcntl.LOCK_EX)
@@ -90,31 +92,27 @@ def _remove_remains(path: Path) -> None:
 def held(folder: str | os.PathLike, what: str) -> Iterator[None]:
     """Nobody else holds the folder meanwhile: neither another process nor another thread.
 
-    The lock goes with the process, however that ends, and leaves no file. Where the system or the file system knows no
-    locks of folders, nothing is held.
+    The lock is a file `.lock` in the folder, which goes when the folder is free again; a lock whose process was killed
+    is free.
 
     Raises
     ------
     RuntimeError
         Somebody else holds it; the message begins with `what`.
     """
-    if not fcntl:
-        yield
-        return
-    handle = os.open(folder, os.O_RDONLY)
+    lock = FileLock(Path(folder) / ".lock", blocking=False)
     try:
-        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        os.close(handle)
+        lock.acquire()
+    except Timeout:
         raise RuntimeError(
             f"{what} is at work in {folder} already: wait for it, or give another folder"
         ) from None
-    except OSError:  # no locks here
-        pass
     try:
         yield
     finally:
-        os.close(handle)
+        with suppress(OSError):  # Windows removes no open file
+            os.unlink(lock.lock_file)
+        lock.release()
 
 
 def write_text(path: str | os.PathLike, text: str) -> Path:

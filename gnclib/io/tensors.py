@@ -71,14 +71,12 @@ def demand_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, 
             raise ValueError(f"{what}: {name} holds numbers that are too large for float32")
 
 
-def in_parts(tensors: Mapping[str, Tensor], names: tuple[str, ...]) -> dict[str, dict[str, Tensor]]:
-    """The tensors NAME.REST by NAME and REST ("" for NAME alone). Raises ValueError for another NAME."""
-    parts: dict[str, dict[str, Tensor]] = {name: {} for name in names}
+def in_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors NAME.REST by NAME and REST, "" for NAME alone."""
+    parts: dict[str, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
         first, _, rest = name.partition(".")
-        if first not in parts:
-            raise ValueError(f"there is a tensor {name[:40]!r}, which has no meaning here")
-        parts[first][rest] = tensor
+        parts.setdefault(first, {})[rest] = tensor
     return parts
 
 

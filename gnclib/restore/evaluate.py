@@ -7,34 +7,17 @@ averaged over the images. The schemes are those of :mod:`gnclib.restore.schemes`
 
 from __future__ import annotations
 
-import os
 import time
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 
-import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 
-from gnclib.images import reading as image_reading
-from gnclib.images.data import add_noise
 from gnclib.images.metrics import psnr, ssim
 from gnclib.restore import colour
-from gnclib.restore.flow import gnc_flow, last
 from gnclib.restore.operators import Denoising, Inpainting
 from gnclib.restore.schemes import Scheme
-
-#: what image files of a folder end in, in small or capital letters
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
-#: weights of red, green and blue in grey, ITU-R BT.601
-LUMA = (0.299, 0.587, 0.114)
-
-
-def mmse(prior, y: Tensor, t: float) -> Tensor:
-    """y - t grad_1 R(y, t): the estimate E[X | Y = y] if R is the energy of the data (Tweedie), shaped like y."""
-    return last(gnc_flow(prior, [t], start=y)).x
 
 
 @dataclass(frozen=True)
@@ -108,68 +91,3 @@ def _in_basis(
 def _psnr(found: Tensor, x: Tensor) -> float:
     """In dB, over all channels (C, 1, H, W) together."""
     return psnr(*(v.flatten(0, 2)[None, None] for v in (found, x))).item()
-
-
-def denoising_psnr(prior, images: Iterable[Tensor], sigma: float) -> list[float]:
-    """PSNR in dB of the one-step MMSE estimate of each image, the k-th with noise of seed k.
-
-    Raises:
-        ValueError: no images, or sigma outside of the range of the prior.
-    """
-    values = [psnr(mmse(prior, add_noise(x, sigma, k), sigma**2), x).item() for k, x in enumerate(images)]
-    if not values:
-        raise ValueError("there are no images to evaluate on")
-    return values
-
-
-def image_files(folder: str | os.PathLike) -> list[Path]:
-    """The files of a folder that claim to be images, by name: those with one of :data:`SUFFIXES`, not hidden ones.
-
-    Raises FileNotFoundError or NotADirectoryError for what is no folder, ValueError where there is none.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        raise NotADirectoryError(f"{folder} is a file: give the folder that it lies in")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not (files := [path for path in files if not path.name.startswith(".")]):
-        raise ValueError(
-            f"there is no image in {folder}: its files (not those of its subfolders) count if they end in one of"
-            f" {', '.join(SUFFIXES)}"
-        )
-    return files
-
-
-def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:
-    """All images of a folder in the order of their names: name -> (1, 1, H, W), float32 in [0, 1].
-
-    Which files count: :func:`image_files`. Colour becomes grey by ITU-R 601 luma, rounded to the levels of the file; or
-    stays, with ``colour``: (3, 1, H, W).
-
-    Raises:
-        FileNotFoundError, NotADirectoryError: no such folder. ValueError: no image in it, or one that is damaged, of a
-            kind that is refused (:func:`gnclib.images.reading.read`), or grey where colour is asked for; the message
-            names it.
-    """
-    pictures = ((path.name, image_reading.read(path)) for path in image_files(folder))
-    if not colour:
-        return {name: _grey(picture) for name, picture in pictures}
-    found = {name: torch.from_numpy(picture.pixels)[:, None] for name, picture in pictures}
-    if grey := [name for name, x in found.items() if len(x) != 3]:
-        raise ValueError(
-            f"{grey[0]}{f' and {len(grey) - 1} more' if grey[1:] else ''} in {folder}: not in colour"
-        )
-    return found
-
-
-def _grey(picture: image_reading.Picture) -> Tensor:
-    if len(picture.pixels) == 1:
-        return torch.from_numpy(picture.pixels)[None]
-    top = 2**picture.depth - 1
-    if picture.depth == 8:  # as PIL does it, which is what BSDS68 is made with
-        colours = np.rint(np.moveaxis(picture.pixels, 0, -1) * top).astype(np.uint8)
-        grey = np.array(Image.fromarray(colours).convert("L"), np.float32)
-    else:
-        grey = np.rint(np.tensordot(LUMA, picture.pixels * top, 1)).astype(np.float32)
-    return torch.from_numpy(grey).div_(top)[None, None]

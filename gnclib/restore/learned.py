@@ -5,7 +5,7 @@ r"""Learned schedules: the GNC flow of I steps, with what it does in each step l
 A predefined schedule lets t_i fall and steps by eta_i = t_i, with the minimum of D + R(., t_I) in mind. The third
 scheme of section 5 has no such aim: all t_i and eta_i, 2 I numbers, are those that make x_I the best estimate of the
 clean image in the mean square, over training pairs of one :class:`Task`. The prior stays as it is, or is fine-tuned
-as well (:mod:`gnclib.restore.learned_run`).
+as well (:mod:`gnclib.restore.learn`).
 
 *Parameters.* t and eta live on logarithmic scales, and learning moves them from where it began,
 

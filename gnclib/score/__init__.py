@@ -4,3 +4,26 @@ Here: the losses, the toy on the line where all of them are known, the training 
 Never: restoration of images beyond the one-step estimate that watches a training.
 May import: `foe`, `gmm`, `spline`, `images`, `io`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=[
+        "card",
+        "distributed",
+        "losses",
+        "recipes",
+        "run",
+        "training",
+        "training_set",
+        "toy",
+        "toy_losses",
+    ],
+    submod_attrs={
+        "denoising": ["denoising_psnr", "mmse"],
+        "settings": ["OBJECTIVES", "LearnConfig", "TrainConfig"],
+        "state": ["TrainState", "load_checkpoint"],
+        "training": ["Step", "learning_rate"],
+    },
+)

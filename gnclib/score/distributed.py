@@ -1,4 +1,4 @@
-"""Several processes that train together, one per GPU or per group of CPU cores, as ``torchrun`` starts them.
+"""Groups of processes that train together, one per GPU or per group of CPU cores, as ``torchrun`` starts them.
 
 Data-parallel training: every process ("rank") holds the same weights and draws the same global batch from the same
 generator, computes the loss on its own slice, and all take the mean of the gradients before each step. The result is
@@ -29,9 +29,12 @@ PATIENCE = 600.0
 class Group:
     """The processes that train together, seen from one of them.
 
-    Attributes:
-        rank: number of this process, 0 <= rank < world.
-        world: number of processes N.
+    Parameters
+    ----------
+    rank
+        Number of this process, 0 <= rank < world.
+    world
+        Number of processes N.
     """
 
     rank: int = 0
@@ -94,12 +97,17 @@ ALONE = Group()
 def join(device: str, environment: Mapping[str, str] = os.environ) -> tuple[Group, torch.device]:
     """The group that ``torchrun`` made (:data:`ALONE` without it) and this rank's device.
 
-    Args:
-        device: "cpu" or "cuda"; with "cuda" each rank gets the GPU of its local rank.
-        environment: where torchrun's RANK, WORLD_SIZE and LOCAL_RANK stand.
+    Parameters
+    ----------
+    device
+        "cpu" or "cuda"; with "cuda" each rank gets the GPU of its local rank.
+    environment
+        Where torchrun's RANK, WORLD_SIZE and LOCAL_RANK stand.
 
-    Raises:
-        ValueError: another device, or CUDA is asked for where torch does not find it or has too few GPUs.
+    Raises
+    ------
+    ValueError
+        Another device, or CUDA is asked for where torch does not find it or has too few GPUs.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}")

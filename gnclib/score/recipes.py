@@ -1,10 +1,10 @@
-"""What is trained: the shipped priors and schedules, and the variants of ``gnc ablate``; no torch is loaded."""
+"""Recipes of the shipped priors and schedules, and the variants of ``gnc ablate``; no torch is loaded."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
 
-from gnclib.foe.config import FoEConfig
+from gnclib.foe import FoEConfig
 from gnclib.score.settings import LearnConfig, TrainConfig
 
 __all__ = ["LEARN_RECIPES", "PRIORS", "RECIPES", "STEPS", "Variant", "variants"]
@@ -37,11 +37,16 @@ STEPS = 1000
 class Variant:
     """One way to build and train a prior: a name, the architecture, the training and the start.
 
-    Attributes:
-        kernels: "dct" or "random" for K_1.
-        warm: what a deeper prior sets out from (:meth:`gnclib.foe.FieldsOfExperts.warm_start`): a variant of one
-            layer, which is trained first with the same seed, or None for the cold start (K_1 as ``kernels`` says,
-            Kaiming-normal K_2 ... K_L).
+    Parameters
+    ----------
+    name, prior, config
+        What the tables call it, the architecture, the training.
+    kernels
+        "dct" or "random" for K_1.
+    warm
+        What a deeper prior sets out from (:meth:`gnclib.foe.FieldsOfExperts.warm_start`): a variant of one layer, which
+        is trained first with the same seed, or None for the cold start (K_1 as ``kernels`` says, Kaiming-normal K_2 ...
+        K_L).
     """
 
     name: str
@@ -52,9 +57,12 @@ class Variant:
 
 
 def variants(steps: int = STEPS) -> list[Variant]:
-    """The recipe of the shipped R_1 at this budget (but for the averaging of weights, which is one of the variants),
+    """The variants that are compared.
+
+    The recipe of the shipped R_1 with so many steps (but for the averaging of weights, which is one of the variants),
     the same with one ingredient exchanged at a time, and R_3 from the warm start on the way to its own recipe: a
-    smaller lambda, then magnitudes for identities, then kernels that reach further."""
+    smaller lambda, then magnitudes for identities, then kernels that reach further.
+    """
     config = TrainConfig(
         steps=steps, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.125, objective="denoising", roughness=10.0
     )  # fmt: skip

@@ -1,4 +1,4 @@
-r"""Joint score matching on image patches (Kobler & Pock 2023, eq. 7): how R_1 is made.
+r"""Joint score matching on image patches (Kobler & Pock 2023, eq. 7): the loss of a batch and the training loop.
 
 The loss of one batch, with everything divided by the number of pixels n so that lambda does not depend on the size,
 
@@ -29,33 +29,15 @@ from gnclib.foe.filters import crop_to
 from gnclib.images import data
 from gnclib.score import losses as sm
 from gnclib.score.distributed import ALONE, Group
-from gnclib.score.settings import OBJECTIVES, TrainConfig
-from gnclib.score.state import (
-    CHECKPOINT,
-    TrainState,
-    load_checkpoint,
-    save_checkpoint,
-)
+from gnclib.score.settings import TrainConfig
+from gnclib.score.state import TrainState
 
-__all__ = [
-    "CHECKPOINT",
-    "OBJECTIVES",
-    "Step",
-    "TrainConfig",
-    "TrainState",
-    "learning_rate",
-    "load_checkpoint",
-    "loss_parts",
-    "sample_noise",
-    "save_checkpoint",
-    "smoothing_part",
-    "training",
-]
+__all__ = ["Step", "learning_rate", "loss_parts", "sample_noise", "smoothing_part", "training"]
 
 
 @dataclass(frozen=True)
 class Step:
-    """What one iteration did: loss parts per pixel and the learning rate of kernels and potentials."""
+    """One iteration: its number, loss and its two parts per pixel, the learning rate of kernels and potentials."""
 
     step: int
     loss: float
@@ -69,8 +51,8 @@ def sample_noise(
 ) -> tuple[Tensor, Tensor]:
     """tau ~ U(tau_min, tau_max), stratified over the batch (B,), and z ~ N(0, I) of ``shape``.
 
-    Stratified: image b gets the b-th of B equal parts of the interval. Each batch covers all noise levels, and the
-    mean over the batch stays unbiased.
+    Stratified: image b of ``count`` gets the b-th of as many equal parts of the interval. Each batch covers all noise
+    levels, and the mean over the batch stays unbiased.
     """
     low, high = math.log(config.sigma_min), math.log(config.sigma_max)
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
@@ -86,14 +68,22 @@ def smoothing_part(
     generator: torch.Generator,
     group: Group = ALONE,
 ) -> Tensor:
-    """The tau-part of the loss on some patches, per pixel: a scalar.
+    """The tau-part of the loss (eq. 7) on some patches, per pixel: a scalar.
 
-    Args:
-        x, tau, z: clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise (B, 1, H, W), for all ranks.
-        generator: of the noise at the two ends of the tau interval, which the corrected objective needs: patch k goes
-            to tau_max for even k and to tau_min for odd k.
-        group: with several ranks, rank r takes the patches r, r + N, ... and returns its share of the mean, which is 0
-            (and depends on no parameter) if there is none.
+    Parameters
+    ----------
+    model
+        The energy.
+    x, tau, z
+        Clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise (B, 1, H, W), for all ranks.
+    config
+        Which objective.
+    generator
+        Of the noise at the two ends of the tau interval, which the corrected objective needs: patch k goes to tau_max
+        for even k and to tau_min for odd k.
+    group
+        With several ranks, rank r takes the patches r, r + N, ... and returns its share of the mean, which is 0 (and
+        depends on no parameter) if there is none.
     """
     total, corrected = len(x), config.objective == "corrected"
     z_ends = torch.randn(x.shape, generator=generator) if corrected else z
@@ -126,13 +116,23 @@ def loss_parts(
 ) -> tuple[Tensor, Tensor]:
     """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches.
 
-    Args:
-        x: (B, 1, H, W) in [0, 1], the whole batch; moved to the device of the model.
-        generator: of tau, z, the choice of patches for the smoothing part and its noise.
-        group: with several ranks, both parts are this rank's share: their means over the ranks are the loss.
+    Parameters
+    ----------
+    model
+        The energy.
+    x
+        (B, 1, H, W) in [0, 1], the whole batch; moved to the device of the model.
+    config
+        Objective and fraction.
+    generator
+        Of tau, z, the choice of patches for the smoothing part and its noise.
+    group
+        With several ranks, both parts are this rank's share: their means over the ranks are the loss.
 
-    Returns:
-        Two scalars. The smoothing part is the mean over round(fraction B) patches, at least one (two if corrected).
+    Returns
+    -------
+    image, smoothing
+        Scalars. The smoothing part is the mean over round(fraction B) patches, at least one (two if corrected).
     """
     tau, z = sample_noise(model.config, len(x), x.shape, generator)
     mine = group.slice(len(x))
@@ -162,16 +162,22 @@ def learning_rate(first: float, last: float, step: int, steps: int) -> float:
 def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
     """Train ``state.model`` on random patches of ``images`` and yield a :class:`Step` after each iteration.
 
-    Args:
-        state: changed in place; a state from :func:`load_checkpoint` goes on where it was.
-        images: dict or list of (1, 1, H, W) images, from :func:`gnclib.images.data.training_images` for a real prior.
-        group: the processes that train together; all of them with the same state and images.
+    Parameters
+    ----------
+    state
+        Changed in place; one from :func:`gnclib.score.state.load_checkpoint` goes on where it was.
+    images
+        Dict or list of (1, 1, H, W) images, from :func:`gnclib.images.data.training_images` for a real prior.
+    group
+        The processes that train together; all of them with the same state and images.
 
-    Raises:
-        ValueError: an image of the benchmark BSDS68 or of val among ``images``, patches that do not fit, or a batch
-            that cannot be divided among the processes.
-        FloatingPointError: the loss or its gradient is no longer finite; weights and step are then as before that
-            iteration.
+    Raises
+    ------
+    ValueError
+        An image of the benchmark BSDS68 or of val among ``images``, patches that do not fit, or a batch that cannot be
+        divided among the processes.
+    FloatingPointError
+        The loss or its gradient is no longer finite; weights and step are then as before that iteration.
     """
     config, model = state.config, state.model
     need = 4 * model.config.margin + 1

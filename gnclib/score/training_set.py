@@ -1,10 +1,8 @@
-"""What a prior or a schedule is trained on, and what is held out to watch it (`--images` of gnc train and gnc learn).
+"""Training and validation images (``--images`` of gnc train and gnc learn).
 
 The default is BSDS500 train + test, watched on images of val outside of BSDS68. Anyone else's photographs do as well,
 from a folder or those that come with scikit-image ("embedded"): one in eight of them, eight at most, is then held out.
 A run remembers which images it began with by a digest of their grey values, so that it cannot be resumed on others.
-
-Of a folder the files count that :func:`gnclib.restore.evaluate.image_files` names: no hidden ones, none of subfolders.
 
 Images of the split val, which holds the benchmark BSDS68, are refused by the SHA-256 of their files and by their
 names. A copy of one that was renamed and encoded anew is not recognised.
@@ -14,42 +12,42 @@ from __future__ import annotations
 
 import hashlib
 import os
-import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING
 
-from PIL import Image
 from torch import Tensor
 
+from gnclib import io
 from gnclib.images import data
-from gnclib.images.reading import FORMATS
-from gnclib.restore.evaluate import folder_images, image_files
-from gnclib.score import card
+from gnclib.images.folders import declared_pixels, folder_images, image_files
 
-if TYPE_CHECKING:
-    from gnclib.restore.learned_state import LearnState
-    from gnclib.score.state import TrainState
+__all__ = ["EMBEDDED", "HELD_OUT", "MOST_PIXELS", "TRAINED_ON", "TrainingSet", "of_run", "training_set"]
 
-__all__ = ["EMBEDDED", "MOST_PIXELS", "TrainingSet", "load", "training_set"]
-
+#: what BSDS500 is to a run, in words
+TRAINED_ON = "BSDS500 train + test (400 images); val, which contains BSDS68, is refused"
+HELD_OUT = "8 crops of val outside of BSDS68"
 #: the name of the photographs of scikit-image, in place of a folder
 EMBEDDED = "embedded"
 #: a folder with more pixels than this does not fit into the memory of a small machine (4 bytes each while it is read)
 MOST_PIXELS = 1_000_000_000
 #: at most so many images are held out, and of each its upper left square of this side
-HELD_OUT, SIDE = 8, 256
+MOST_HELD_OUT, SIDE = 8, 256
 
 
 @dataclass(frozen=True)
 class TrainingSet:
     """Images to train on and to watch the training with.
 
-    Attributes:
-        train: name -> (1, 1, H, W), float32 in [0, 1].
-        held_out: upper left squares of at most 256 x 256 pixels of other images, each (1, 1, h, w).
-        about: what ``train`` is, in words; held_out_about: what ``held_out`` is.
-        digest: SHA-256 of all images and their names, "" for BSDS500, whose files are checked one by one.
+    Parameters
+    ----------
+    train
+        Name -> (1, 1, H, W), float32 in [0, 1].
+    held_out
+        Upper left squares of at most 256 x 256 pixels of other images, each (1, 1, h, w).
+    about, held_out_about
+        What they are, in words.
+    digest
+        SHA-256 of all images and their names, "" for BSDS500, whose files are checked one by one.
     """
 
     train: dict[str, Tensor]
@@ -62,20 +60,27 @@ class TrainingSet:
 def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
     """BSDS500 (""), the photographs of scikit-image ("embedded"), or all images of a folder, turned to grey.
 
-    Args:
-        images: which; a folder is named by its path.
-        patch: side of the patches that will be taken, in pixels.
+    Parameters
+    ----------
+    images
+        Which; a folder is named by its path (:func:`gnclib.images.folders.image_files`).
+    patch
+        Side of the patches that will be taken, in pixels.
 
-    Raises:
-        FileNotFoundError, NotADirectoryError: no such folder. ValueError: fewer than two images, two with the same
-            grey values, one that is smaller than a patch, damaged, of a kind that is not read here or of BSDS500
-            val, or too many pixels.
-        ConnectionError: BSDS500 cannot be downloaded.
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no such folder.
+    ValueError
+        Fewer than two images, two with the same grey values, one that is smaller than a patch, damaged, of a kind that
+        is not read here or of BSDS500 val, or too many pixels.
+    ConnectionError
+        BSDS500 cannot be downloaded.
     """
     if not str(images):
         train = data.training_images()
-        held_out = [x[..., :SIDE, :SIDE] for x in list(data.validation_images().values())[:HELD_OUT]]
-        return TrainingSet(train, held_out, card.TRAINED_ON, card.HELD_OUT)
+        held_out = [x[..., :SIDE, :SIDE] for x in list(data.validation_images().values())[:MOST_HELD_OUT]]
+        return TrainingSet(train, held_out, TRAINED_ON, HELD_OUT)
     if str(images) == EMBEDDED:
         found, name = data.embedded(), "scikit-image"
     else:
@@ -85,17 +90,11 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
             f"{images} holds one image: at least two are needed, since one is held out for validation"
         )
     _refuse_copies(found)
+    _refuse_small(found, patch)
     names = list(found)
-    count = max(1, min(HELD_OUT, len(names) // 8))
+    count = max(1, min(MOST_HELD_OUT, len(names) // 8))
     others = {names[k * len(names) // count] for k in range(count)}
     train = {key: x for key, x in found.items() if key not in others}
-    if small := [
-        f"{key} ({x.shape[3]} x {x.shape[2]})" for key, x in found.items() if min(x.shape[2:]) < patch
-    ]:
-        raise ValueError(
-            f"patches of {patch} x {patch} pixels do not fit into {', '.join(small[:5])}"
-            f"{' and others' if len(small) > 5 else ''}: leave such images out or set a smaller --patch"
-        )
     return TrainingSet(
         train,
         [found[key][..., :SIDE, :SIDE] for key in names if key in others],
@@ -105,11 +104,13 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
     )
 
 
-def load(state: TrainState | LearnState) -> TrainingSet:
-    """The images of a run, which then remembers them: its config their digest, its record what they are.
+def of_run(state: io.State) -> TrainingSet:
+    """The images of a run, which then remembers them: its settings their digest, its record what they are.
 
-    Raises:
-        ValueError: the run began with other images. As :func:`training_set`.
+    Raises
+    ------
+    ValueError
+        The run began with other images; or as :func:`training_set`.
     """
     config = state.config
     chosen = training_set(config.images, config.patch)
@@ -131,7 +132,7 @@ def _of_folder(folder: Path) -> dict[str, Tensor]:
             f"there is no folder {folder}: --images names a folder of photographs, or is {EMBEDDED!r}"
         )
     files = image_files(folder)
-    if (pixels := sum(map(_pixels, files))) > MOST_PIXELS:
+    if (pixels := sum(map(declared_pixels, files))) > MOST_PIXELS:
         raise ValueError(
             f"{folder} holds {pixels / 1e6:.0f} million pixels, more than the {MOST_PIXELS // 10**6} million that are "
             "read here: give it fewer or smaller images"
@@ -140,15 +141,13 @@ def _of_folder(folder: Path) -> dict[str, Tensor]:
     return folder_images(folder)
 
 
-def _pixels(path: Path) -> int:
-    """What the header of an image file declares; 0 for a damaged or far too large one, which is refused when read."""
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                return image.size[0] * image.size[1]
-    except Exception:  # decoders raise whatever damaged bytes drive them into
-        return 0
+def _refuse_small(images: dict[str, Tensor], patch: int) -> None:
+    small = [f"{key} ({x.shape[3]} x {x.shape[2]})" for key, x in images.items() if min(x.shape[2:]) < patch]
+    if small:
+        raise ValueError(
+            f"patches of {patch} x {patch} pixels do not fit into {', '.join(small[:5])}"
+            f"{' and others' if len(small) > 5 else ''}: leave such images out or set a smaller --patch"
+        )
 
 
 def _refuse_copies(images: dict[str, Tensor]) -> None:

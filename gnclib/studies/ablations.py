@@ -1,7 +1,7 @@
 r"""Short trainings of variants under one budget, and the three yardsticks that compare priors.
 
 * *Denoising*: PSNR of the one-step MMSE estimate y - t grad_1 R(y, t) on images that the training has not seen
-  (:func:`gnclib.restore.evaluate.denoising_psnr`).
+  (:func:`gnclib.score.denoising_psnr`).
 * *Calibration*: the true smoothed energy satisfies E[d_tau F(y, tau) | tau] = 0 for every tau, because the density it
   belongs to stays normalised. For a learned R the mean of d_tau R / n over images is an error that needs no ground
   truth (n pixels; the natural scale is 1, since d_tau of the Gaussian energy is n - ||z||^2: two parts of size n).
@@ -26,11 +26,11 @@ from torch import Tensor
 from gnclib.checks import as_images
 from gnclib.foe import FieldsOfExperts
 from gnclib.images import data, metrics
-from gnclib.restore.evaluate import denoising_psnr
 from gnclib.restore.joint import joint_descent
 from gnclib.restore.operators import Denoising
+from gnclib.score import TrainState, denoising_psnr
 from gnclib.score.recipes import Variant
-from gnclib.score.training import TrainState, training
+from gnclib.score.training import training
 
 __all__ = [
     "Judge",

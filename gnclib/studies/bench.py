@@ -284,11 +284,12 @@ def step_memory(prior: str, batch: int = 16, patch: int = 48, threads: int = 1) 
 
 
 def _steps(prior: str, batch: int, patch: int, threads: int) -> None:
+    from gnclib.score import TrainConfig
     from gnclib.score import run as training_run
     from gnclib.score import training as train
 
     torch.set_num_threads(threads)
-    state = training_run.start(prior, train.TrainConfig(steps=2, batch=batch, patch=patch))
+    state = training_run.start(prior, TrainConfig(steps=2, batch=batch, patch=patch))
     images = [torch.rand(1, 1, 256, 256, generator=torch.Generator().manual_seed(0))]
     before = _memory("VmRSS")
     for _ in train.training(state, images):

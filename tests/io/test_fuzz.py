@@ -4,8 +4,8 @@
 |---|---|---|
 | `FieldsOfExperts.from_pretrained` | config.json, model.safetensors | PRIORS, test_pickles, test_bombs |
 | `LearnedSchedule.from_pretrained` | schedule.json | test_json |
-| `train_state.load_checkpoint`, `learned_state.load_checkpoint` | checkpoint.safetensors | test_checkpoints |
-| `training_run.rows`, `learned_run.rows`, `card` | log.csv | test_logs |
+| `score.load_checkpoint`, `learn.load_checkpoint` | checkpoint.safetensors | test_checkpoints |
+| `io.rows` | log.csv | test_logs |
 | `card.write` | config.json, training.json, evaluation*.json, log.csv | test_cards |
 | `field_run`, `problems_run`, `figure3_run`, `ablation_run`, `patch_bounds`: `load` | five result files | test_json |
 | `ledger.load` | claims.json | test_json |
@@ -13,7 +13,7 @@
 | `notebooks.load`, `parameters`, `course.read` | notebooks | test_notebooks |
 | `data` | images of BSDS500, bsds500.sha256, bsds68.txt | test_images_with_hashes, test_lists_of_the_package |
 
-`gnclib.images.writing` and `evaluate.folder_images`, which read any image, have their own tests. Files that only this
+`gnclib.images.writing` and `images.folder_images`, which read any image, have their own tests. Files that only this
 process has just written (staged figures, the JSON of `bench`'s child) are not input. The draws are seeded: set GNC_FUZZ
 to multiply their number.
 """
@@ -28,16 +28,17 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save
 
+from gnclib import io
 from gnclib.course import copies as course
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
 from gnclib.images import data
-from gnclib.io import files, read_tensors, reading
-from gnclib.restore import learned_run, learned_state
+from gnclib.io import CHECKPOINT, files, read_tensors, reading, save_checkpoint
+from gnclib.io import state as run_state
+from gnclib.restore import learn
 from gnclib.restore.learned import ETA_RANGE, LearnedSchedule, Task
-from gnclib.score import card
-from gnclib.score import run as training_run
-from gnclib.score import state as train_state
+from gnclib.score import LearnConfig, TrainState, card, load_checkpoint
 from gnclib.score import training as train
 from gnclib.studies import ablation_run, field_run, figure3_run, problems_run
 from gnclib.studies import patches as patch_bounds
@@ -101,13 +102,13 @@ def test_weights_with_nan_are_refused(prior):
     for bad, message in ((float("nan"), "holds nan or infinity"), (float("inf"), "holds nan or infinity")):
         spoiled = {k: v.clone() for k, v in tensors.items()}
         spoiled["weights.1"][2, 3, 4] = bad
-        files.write_bytes(prior / "model.safetensors", train_state.save(spoiled))
+        files.write_bytes(prior / "model.safetensors", save(spoiled))
         with pytest.raises(ValueError, match=rf"weights\.1 {message}"):
             FieldsOfExperts.from_pretrained(prior)
     spoiled["weights.1"] = (
         spoiled["weights.1"].double().nan_to_num(posinf=1e200)
     )  # finite, but not as float32
-    files.write_bytes(prior / "model.safetensors", train_state.save(spoiled))
+    files.write_bytes(prior / "model.safetensors", save(spoiled))
     with pytest.raises(ValueError, match="too large for float32"):
         FieldsOfExperts.from_pretrained(prior)
 
@@ -133,10 +134,10 @@ NAMES = (
 @pytest.mark.parametrize("name", NAMES)
 def test_names_that_are_no_priors(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
-    loaders = (FieldsOfExperts.from_pretrained, LearnedSchedule.from_pretrained, train.load_checkpoint)
+    loaders = (FieldsOfExperts.from_pretrained, LearnedSchedule.from_pretrained, load_checkpoint)
     for load in (
         *loaders,
-        learned_state.load_checkpoint,
+        learn.load_checkpoint,
         field_run.load,
         figure3_run.load,
         ablation_run.load,
@@ -153,30 +154,33 @@ def test_names_that_are_no_priors(name, monkeypatch, tmp_path):
 def training_checkpoint(folder, monkeypatch):
     config = replace(child_runs.SETTINGS, steps=5, averaging=0.9)
     prior = replace(CONFIG, nodes_x=9)
-    state = train.TrainState(FieldsOfExperts(prior), config)
+    state = TrainState(FieldsOfExperts(prior), config)
     images = [child_runs.leaves(40, k) for k in range(2)]
     steps = train.training(state, images)
     next(steps), next(steps)
     state.record |= {
-        "sums": {"count": 2, "loss": 1.0, "image": 1.0, "smoothing": 1.0},
-        "lr": 0.1,
+        "count": 2,
+        "sums": {"loss": 1.0, "image": 1.0, "smoothing": 1.0},
         "seconds": 3.5,
     }
-    card.remember(state)
-    train.save_checkpoint(state, folder)
+    run_state.remember(state)
+    save_checkpoint(state, folder)
     return images
 
 
 def learning_checkpoint(folder):
     model = FieldsOfExperts(CONFIG)
-    learned = LearnedSchedule([0.1, 0.05, 0.01], t_range=(1e-4, 1.0), task=Task("denoise", 25), prior="R9")
-    config = learned_state.LearnConfig(iterations=5, batch=1, patch=16, lr_prior=1e-3)
-    state = learned_state.LearnState(learned, model, config, record={"start": "here", "learned_from": "x"})
+    origin = {"start": "here", "learned_from": "x"}
+    learned = LearnedSchedule(
+        [0.1, 0.05, 0.01], t_range=(1e-4, 1.0), task=Task("denoise", 25), prior="R9", provenance=origin
+    )
+    config = LearnConfig(iterations=5, batch=1, patch=16, lr_prior=1e-3)
+    state = learn.LearnState(learned, model, config)
     images = [child_runs.leaves(40, k) for k in range(2)]
-    steps = learned_run.learning(state, images)
+    steps = learn.learning(state, images)
     next(steps), next(steps)
-    card.remember(state)
-    learned_state.save_checkpoint(state, folder)
+    run_state.remember(state)
+    save_checkpoint(state, folder)
     return images
 
 
@@ -191,10 +195,10 @@ def finite(state):
 def test_checkpoints(kind, tmp_path, monkeypatch):
     """What is accepted can be gone on with: a step is made of each tenth, which ends, or stops with what it may."""
     make, load, go_on = {
-        "training": (lambda f: training_checkpoint(f, monkeypatch), train.load_checkpoint, train.training),
-        "learning": (learning_checkpoint, learned_state.load_checkpoint, learned_run.learning),
+        "training": (lambda f: training_checkpoint(f, monkeypatch), load_checkpoint, train.training),
+        "learning": (learning_checkpoint, learn.load_checkpoint, learn.learning),
     }[kind]
-    images, path, accepted = make(tmp_path), tmp_path / train.CHECKPOINT, []
+    images, path, accepted = make(tmp_path), tmp_path / CHECKPOINT, []
 
     def valid(state):
         finite(state)
@@ -222,7 +226,7 @@ def test_nothing_is_executed(prior):
         "config.json": FieldsOfExperts.from_pretrained,
         "model.safetensors": FieldsOfExperts.from_pretrained,
         "schedule.json": LearnedSchedule.from_pretrained,
-        "checkpoint.safetensors": learned_state.load_checkpoint,
+        "checkpoint.safetensors": learn.load_checkpoint,
     }
     bad = pickles(marker)
     assert len(bad) == 16
@@ -241,7 +245,8 @@ def test_nothing_is_executed(prior):
 BOMBS = '''
 import json, os, resource, sys
 from pathlib import Path
-from gnclib.score import run as training_run, training as train
+from gnclib import io
+from gnclib.score import card, load_checkpoint
 from gnclib.studies import ablation_run, field_run, patches as patch_bounds
 from gnclib.suite import ledger, notebooks
 from gnclib.foe import FieldsOfExperts
@@ -291,8 +296,8 @@ refused("model.safetensors", 2 * 10**9, load)
 good()
 refused("config.json", 10**8, load)
 everything = {
-    "schedule.json": lambda: LearnedSchedule.from_pretrained(folder), "log.csv": lambda: training_run.rows(folder),
-    "checkpoint.safetensors": lambda: train.load_checkpoint(folder),
+    "schedule.json": lambda: LearnedSchedule.from_pretrained(folder), "log.csv": lambda: io.rows(folder, card.Row),
+    "checkpoint.safetensors": lambda: load_checkpoint(folder),
     "a.ipynb": lambda: notebooks.load(folder / "a.ipynb"),
     "claims.json": lambda: ledger.load(folder / "claims.json"),
     "field.json": lambda: field_run.load(folder / "field.json"),
@@ -337,27 +342,27 @@ def test_pipes_and_devices_do_not_block(prior):
 
 @pytest.mark.parametrize("kind", ["R1", "R1-denoise-25"])
 def test_logs(kind, tmp_path):
-    run = training_run if kind == "R1" else learned_run
-    whole = (training_run.WEIGHTS / kind / "log.csv").read_bytes()
+    row = card.Row if kind == "R1" else learn.Row
+    whole = (WEIGHTS / kind / "log.csv").read_bytes()
     path = tmp_path / "log.csv"
     path.write_bytes(b"\n".join(whole.split(b"\n")[:7]) + b"\n" if kind == "R1" else whole)
-    assert len(run.rows(tmp_path)) > 4
+    assert len(io.rows(tmp_path, row)) > 4
 
     def valid(rows):
         steps = [row.step for row in rows]
         assert all(isinstance(step, int) for step in steps)
         assert steps == sorted(set(steps))
-        for row in rows:  # neither text nor infinity; and what was read is written again
-            assert all(abs(v) < 1e300 or v != v for v in vars(row).values())
-            assert str(row).count(",") == run.COLUMNS.count(",")
+        for found in rows:  # neither text nor infinity; and what was read is written again
+            assert all(abs(v) < 1e300 or v != v for v in vars(found).values())
+            assert str(found).count(",") == row.COLUMNS.count(",")
 
-    most(feed(lambda: run.rows(tmp_path), path, mutants(log_changed, path.read_bytes()), valid), 300)
+    most(feed(lambda: io.rows(tmp_path, row), path, mutants(log_changed, path.read_bytes()), valid), 300)
 
 
 @pytest.mark.parametrize("name", ["training.json", "evaluation.json", "config.json"])
 def test_cards(name, tmp_path):
     """A card is written from good files only: else it stays as it was."""
-    folder = training_run.WEIGHTS / "R3"
+    folder = WEIGHTS / "R3"
     for file in ("config.json", "training.json", "evaluation.json"):
         (tmp_path / file).write_bytes((folder / file).read_bytes())
     values = json.loads((tmp_path / "evaluation.json").read_text())

@@ -9,8 +9,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gnclib.score import run as training_run
-from gnclib.score.training import CHECKPOINT, load_checkpoint
+from gnclib.io import CHECKPOINT
+from gnclib.score import load_checkpoint
 from tests import child_runs, kill_runs
 
 KILLED = -9
@@ -23,7 +23,7 @@ def whole(request, tmp_path_factory):
     process = child_runs.child(child_runs.finish, request.param, folder, 4)
     process.join(600)
     assert process.exitcode == 0
-    return request.param, load_file(folder / "model.safetensors"), training_run.rows(folder)
+    return request.param, load_file(folder / "model.safetensors"), child_runs.rows(folder)
 
 
 def ends_like(whole, folder):
@@ -34,7 +34,7 @@ def ends_like(whole, folder):
     assert process.exitcode == 0
     found = load_file(folder / "model.safetensors")
     assert all(torch.equal(found[name], value) for name, value in weights.items())
-    for a, b in zip(training_run.rows(folder), log, strict=True):
+    for a, b in zip(child_runs.rows(folder), log, strict=True):
         assert str(a).rpartition(",")[0] == str(b).rpartition(",")[0]
     assert not list(Path(folder).glob(".*.tmp"))
 

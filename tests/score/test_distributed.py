@@ -10,10 +10,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from gnclib.score import distributed
+from gnclib.score import OBJECTIVES, distributed, load_checkpoint
 from gnclib.score import run as training_run
 from gnclib.score import training as train
 from gnclib.score.distributed import ALONE, Group
+from gnclib.score.recipes import RECIPES
 from tests import child_runs
 
 f64 = {"dtype": torch.float64}
@@ -32,7 +33,7 @@ def ended(processes, seconds=400):
 # --- the loss, without any communication -------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", train.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(("world", "fraction"), [(2, 0.5), (3, 0.8), (6, 0.5), (6, 0.01)])
 def test_the_mean_of_the_shares_is_the_loss_of_the_whole_batch(objective, world, fraction):
     """Also where the smoothing part has an odd number of patches, or fewer than there are ranks."""
@@ -107,7 +108,7 @@ def test_two_processes_train_as_one(tmp_path, prior, objective):
 def test_all_ranks_stop_when_one_is_told_to(tmp_path):
     assert ended(child_runs.start_ranks(2, child_runs.one_rank_stops, tmp_path)) == [0, 0]
     assert [(tmp_path / f"stopped{rank}").read_text() for rank in range(2)] == ["3", "3"]
-    assert train.load_checkpoint(tmp_path).step == 3
+    assert load_checkpoint(tmp_path).step == 3
 
 
 @pytest.mark.parametrize("how", ["dies", "raises", "nan"])
@@ -119,7 +120,7 @@ def test_a_rank_that_fails_does_not_leave_the_other_waiting(tmp_path, how):
         assert says == (tmp_path / "failed1").read_text()
         assert says.startswith("FloatingPointError after 2: the loss is nan at step 3")
     assert " after 2: " in says
-    assert train.load_checkpoint(tmp_path).step == 2
+    assert load_checkpoint(tmp_path).step == 2
 
 
 TORCHRUN = """
@@ -187,14 +188,12 @@ def test_torchrun(tmp_path, monkeypatch):
     for name in ("training_images", "validation_images"):
         monkeypatch.setattr(child_runs.data, name, getattr(child_runs.data, name))
     child_runs.offline()
-    recipe = training_run.RECIPES["R1"]
+    recipe = RECIPES["R1"]
     config = replace(recipe, steps=3, batch=4, patch=18, fraction=0.5, averaging=0.0)
     alone = training_run.run(training_run.start("R1", config), tmp_path / "one").state_dict()
     start = training_run.start("R1", config).model.state_dict()
     for name, value in alone.items():
         moved = (value - start[name]).norm()
         assert (first[name] - value).norm() < 1e-2 * moved, name  # float32; the first steps amplify rounding
-    for a, b in zip(
-        training_run.rows(tmp_path / "one"), training_run.rows(tmp_path / "two")[-1:], strict=True
-    ):
+    for a, b in zip(child_runs.rows(tmp_path / "one"), child_runs.rows(tmp_path / "two")[-1:], strict=True):
         assert b.validation == pytest.approx(a.validation, abs=2e-3)

@@ -12,28 +12,25 @@ import signal
 import sys
 from dataclasses import asdict, replace
 from itertools import islice
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file
 
 from gnclib.cli import main as cli
-from gnclib.cli import training as cli_training
 from gnclib.foe import WEIGHTS, FieldsOfExperts
-from gnclib.images import data
-from gnclib.io import files, provenance
-from gnclib.restore import evaluate
-from gnclib.score import card
+from gnclib.images import data, folder_images
+from gnclib.io import CHECKPOINT, files, provenance, save_checkpoint
+from gnclib.io import state as run_state
+from gnclib.score import card, denoising_psnr, load_checkpoint
 from gnclib.score import run as training_run
 from gnclib.score import training as train
-from gnclib.score.training import CHECKPOINT, load_checkpoint
+from gnclib.score.recipes import PRIORS, RECIPES
 from tests import child_runs
 
-SMALL = replace(training_run.RECIPES["R1"], steps=4, batch=2, patch=20)
+SMALL = replace(RECIPES["R1"], steps=4, batch=2, patch=20)
 quick = ("--batch", "2", "--patch", "20", "--steps", "4")
 CARD = ["README.md", "checkpoint.safetensors", "config.json", "log.csv", "model.safetensors", "training.json"]
 
@@ -66,7 +63,7 @@ def fresh(config=SMALL, prior="R1"):
 def test_a_run_leaves_log_checkpoint_weights_and_card(tmp_path):
     model = training_run.run(training_run.start("R1", SMALL), tmp_path, every=3)
     rows = (tmp_path / "log.csv").read_text().splitlines()
-    assert rows[0] == training_run.COLUMNS
+    assert rows[0] == card.Row.COLUMNS
     assert [row.split(",")[0] for row in rows[1:]] == ["3", "4"]
     assert sorted(p.name for p in tmp_path.iterdir()) == CARD
     again = FieldsOfExperts.from_pretrained(tmp_path)
@@ -75,7 +72,7 @@ def test_a_run_leaves_log_checkpoint_weights_and_card(tmp_path):
     text = (tmp_path / "README.md").read_text()
     assert "| iterations | 4 of batch 2, patches of side 20 |" in text
     assert f"| parameters | {48 * 49 + 48 * 95 * 11 + 11} |" in text
-    psnr = evaluate.denoising_psnr(again, data.validation_images().values(), 25 / 255)
+    psnr = denoising_psnr(again, data.validation_images().values(), 25 / 255)
     assert rows[-1].split(",")[5] == f"{psnr[0]:.3f}"
 
 
@@ -86,7 +83,7 @@ def test_a_notebook_can_drive_a_run(tmp_path):
     assert [row and row.step for row in rows] == [None, None, 3, 4]
     assert rows[2].image == pytest.approx(sum(s.image for s in steps[:3]) / 3)
     assert rows[3].loss == pytest.approx(steps[3].loss)
-    assert [str(row) for row in training_run.rows(tmp_path)] == [str(rows[2]), str(rows[3])]
+    assert [str(row) for row in child_runs.rows(tmp_path)] == [str(rows[2]), str(rows[3])]
     for every in (0, 2.5, True):
         with pytest.raises(ValueError, match="rows of the log must be a positive integer"):
             next(training_run.drive(fresh(), tmp_path, every=every))
@@ -101,7 +98,7 @@ def test_leaving_the_loop_writes_a_checkpoint(tmp_path):
     training_run.run(state, tmp_path / "cut", every=100)
     training_run.run(fresh(), tmp_path / "whole", every=100)
     assert equal_weights(tmp_path / "cut", tmp_path / "whole")
-    logs = [str(training_run.rows(tmp_path / name)[0]).rpartition(",")[0] for name in ("cut", "whole")]
+    logs = [str(child_runs.rows(tmp_path / name)[0]).rpartition(",")[0] for name in ("cut", "whole")]
     assert logs[0] == logs[1]  # the means are over all four steps
 
 
@@ -110,53 +107,9 @@ def test_resuming_an_older_checkpoint_rewrites_the_log(tmp_path):
     list(islice(training_run.drive(fresh(), tmp_path / "b", every=2), 2))
     shutil.copy(tmp_path / "a" / "log.csv", tmp_path / "b")  # with a row from the future
     training_run.run(load_checkpoint(tmp_path / "b"), tmp_path / "b", every=2)
-    logs = [[str(r).rpartition(",")[0] for r in training_run.rows(tmp_path / name)] for name in "ab"]
+    logs = [[str(r).rpartition(",")[0] for r in child_runs.rows(tmp_path / name)] for name in "ab"]
     assert logs[0] == logs[1]
     assert equal_weights(tmp_path / "a", tmp_path / "b")
-
-
-def older_version(state, folder):
-    """A checkpoint without the settings and the record that were added later."""
-    path = train.save_checkpoint(state, folder)
-    with safe_open(path, "pt") as file:
-        meta = json.loads(file.metadata()["state"])
-        tensors = {k: file.get_tensor(k) for k in file.keys() if not k.startswith("average.")}
-    del meta["record"]
-    for name in ("roughness", "averaging", "warm_start", "warm_start_sha256"):
-        del meta["config"][name]
-    save_file(tensors, path, metadata={"state": json.dumps(meta)})
-
-
-def test_the_warm_start_of_an_older_checkpoint_can_be_told(tmp_path, capsys):
-    """Such a checkpoint does not say what it set out from: the card admits it, and --warm-start records it once."""
-    state = fresh(prior="R3")
-    next(train.training(state, data.training_images()))
-    older_version(state, tmp_path)
-    words = ("train", "R3", "--out", tmp_path)
-    assert gnc(capsys, *words, "--export-only")[0] == 0
-    assert "| warm start | none recorded" in (tmp_path / "README.md").read_text()
-    assert gnc(capsys, *words, "--resume", "--warm-start", "R1")[0] == 0
-    text = (tmp_path / "README.md").read_text()
-    assert f"| warm start | `R1`, SHA-256 of its weights {training_run.weights_sha256('R1')}" in text
-    assert load_checkpoint(tmp_path).config.warm_start == "R1"
-    assert gnc(capsys, *words, "--resume", "--warm-start", "R1")[0] == 0  # the same again is no contradiction
-
-
-def test_a_checkpoint_of_an_older_version_goes_on(tmp_path):
-    """Its weights and its past hours are kept."""
-    then = replace(SMALL, roughness=0.0, averaging=0.0)
-    training_run.run(fresh(then), tmp_path / "whole", every=2)
-    state = fresh(then)
-    list(islice(train.training(state, data.training_images()), 2))
-    older_version(state, tmp_path / "old")
-    row = training_run.Row(2, 0.1, 0.1, 0.1, 1e-3, 20.0, 7200.0)
-    (tmp_path / "old" / "log.csv").write_text(f"{training_run.COLUMNS}\n{row}\n")
-    training_run.run(load_checkpoint(tmp_path / "old"), tmp_path / "old", every=2)
-    assert equal_weights(tmp_path / "whole", tmp_path / "old")
-    about = json.loads((tmp_path / "old" / "training.json").read_text())
-    assert about["hours"] == pytest.approx(2.0, abs=0.05)
-    assert [entry["from"] for entry in about["history"]] == [0, 2]
-    assert about["revision"].startswith("unknown for the first 2 iterations, ")
 
 
 # --- stopping by a signal ----------------------------------------------------------------------------------
@@ -182,17 +135,6 @@ def test_a_signal_writes_a_checkpoint_before_it_ends_the_run(tmp_path, capsys, m
     assert gnc(capsys, "train", "R1", "--resume", "--out", tmp_path / "cut")[0] == 0
     training_run.run(training_run.start("R1", SMALL), tmp_path / "whole")
     assert equal_weights(tmp_path / "cut", tmp_path / "whole")
-
-
-def test_a_second_ctrl_c_does_not_wait(monkeypatch):
-    clock = iter([10.0, 10.5, 12.0])
-    monkeypatch.setattr(cli_training, "time", SimpleNamespace(monotonic=lambda: next(clock)))
-    with cli_training.signals() as received:
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)  # half a second later: the same one, passed on by torchrun
-        assert received == [signal.SIGINT, signal.SIGINT]
-        with pytest.raises(KeyboardInterrupt):
-            os.kill(os.getpid(), signal.SIGINT)
 
 
 # --- what can go wrong -------------------------------------------------------------------------------------
@@ -350,7 +292,7 @@ def test_a_warm_start_is_recorded(tmp_path, capsys):
     config = replace(SMALL, warm_start="mine", warm_start_sha256=digest)
     assert training_run.start("R2", SMALL, warm_start="R1").config == replace(config, warm_start="R1")
     for hidden in ("identity", "magnitude"):
-        model = FieldsOfExperts(training_run.PRIORS["R2"])
+        model = FieldsOfExperts(PRIORS["R2"])
         model.warm_start(
             FieldsOfExperts.from_pretrained("R1"), torch.Generator().manual_seed(0), hidden=hidden
         )
@@ -422,8 +364,8 @@ def test_all_revisions_are_named(tmp_path, monkeypatch):
     """Code that made no iteration is forgotten, code that made some is kept, the same code is named once."""
     monkeypatch.setattr(provenance, "revision", lambda: "aaa")
     state = fresh()
-    card.remember(state)  # and killed before its first step
-    train.save_checkpoint(state, tmp_path)
+    run_state.remember(state)  # and killed before its first step
+    save_checkpoint(state, tmp_path)
     for revision, steps in [("bbb", 2), ("ccc", 1), ("ccc", 1)]:
         monkeypatch.setattr(provenance, "revision", lambda name=revision: name)
         state = load_checkpoint(tmp_path)
@@ -436,21 +378,14 @@ def test_all_revisions_are_named(tmp_path, monkeypatch):
     assert about["revision"] == "bbb for the first 2 iterations, ccc from 2 on"
 
 
-def test_the_files_of_an_older_run_are_still_read(tmp_path):
-    shutil.copytree(WEIGHTS / "R1", tmp_path / "R1")
-    about = json.loads((tmp_path / "R1" / "training.json").read_text())
-    text = card.write(tmp_path / "R1").read_text()
-    for row in (
-        f"# R1: Fields of Experts with {FieldsOfExperts.from_pretrained('R1').config.layers} layer",
-        f"| seed | {about['settings']['seed']} |",
-        f"| time | {about['hours']} h |",
-        f"| machine | {about['machine']} |",
-        "| BSDS68, sigma 25/255 | ",
-    ):
-        assert row in text
-    (tmp_path / "R1" / "training.json").unlink()
+@pytest.mark.parametrize("name", ["R1", "R2", "R3", "P1"])
+def test_the_shipped_cards_are_those_of_the_shipped_files(tmp_path, name):
+    shutil.copytree(WEIGHTS / name, tmp_path / name)
+    (tmp_path / name / "README.md").unlink()
+    assert card.write(tmp_path / name).read_text() == (WEIGHTS / name / "README.md").read_text()
+    (tmp_path / name / "training.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no training\.json"):
-        card.write(tmp_path / "R1")
+        card.write(tmp_path / name)
 
 
 # --- gnc evaluate ------------------------------------------------------------------------------------------
@@ -471,7 +406,7 @@ def test_evaluate_any_folder(tmp_path, capsys):
     )
     assert status == 0
     assert "mean of 2 images" in out
-    images = evaluate.folder_images(photos)
+    images = folder_images(photos)
     values = []
     for k, name in enumerate(("camera.png", "coins.png")):  # written out once more
         x = images[name]
@@ -495,18 +430,18 @@ def test_images_of_a_folder_are_grey_values_or_refused(tmp_path):
     levels = (np.arange(30 * 40).reshape(30, 40) * 54).astype(np.uint16)
     Image.fromarray(levels).save(tmp_path / "wide.png")
     Image.fromarray(levels.astype(np.uint8)).save(tmp_path / "byte.png")
-    images = evaluate.folder_images(tmp_path)
+    images = folder_images(tmp_path)
     assert {x.dtype for x in images.values()} == {torch.float32}
     np.testing.assert_allclose(images["wide.png"][0, 0].numpy(), levels / 65535, atol=1e-7)
     np.testing.assert_allclose(images["byte.png"][0, 0].numpy(), levels.astype(np.uint8) / 255, atol=1e-7)
     Image.fromarray(levels.astype(np.float32)).save(tmp_path / "float.tif")
     with pytest.raises(ValueError, match=r"float\.tif has the mode F"):
-        evaluate.folder_images(tmp_path)
+        folder_images(tmp_path)
     (tmp_path / "float.tif").unlink()
     whole = (tmp_path / "wide.png").read_bytes()
     (tmp_path / "cut.png").write_bytes(whole[: len(whole) // 2])
     with pytest.raises(ValueError, match=r"cut\.png is a damaged image file"):
-        evaluate.folder_images(tmp_path)
+        folder_images(tmp_path)
 
 
 def test_evaluate_bad_input(tmp_path, capsys):
@@ -520,4 +455,4 @@ def test_evaluate_bad_input(tmp_path, capsys):
         assert status in (1, 2)
         assert message in error
     with pytest.raises(ValueError, match="no images to evaluate"):
-        evaluate.denoising_psnr(None, [], 0.1)
+        denoising_psnr(None, [], 0.1)

@@ -11,8 +11,9 @@ from scipy.stats import kstest
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
+from gnclib.io import save_checkpoint
+from gnclib.score import OBJECTIVES, TrainConfig, TrainState, load_checkpoint
 from gnclib.score import training as train
-from gnclib.score.training import TrainConfig, TrainState
 
 PRIOR = FoEConfig(features=6, kernel_size=3, nodes_x=31, nodes_tau=7)
 SHORT = TrainConfig(steps=6, batch=4, patch=14, fraction=0.5, lr=5e-3)
@@ -121,7 +122,7 @@ def slow_parts(model, x, tau, z, chosen, extra, config):
     return sum(image) / len(x), value
 
 
-@pytest.mark.parametrize("objective", train.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.parametrize(
     "config", [PRIOR, replace(PRIOR, layers=2, scaled_input=False)], ids=["one layer", "two layers, unscaled"]
 )
@@ -144,12 +145,12 @@ def test_loss_parts_agree_with_automatic_differentiation(objective, config):
 def test_printed_and_corrected_objectives_differ_and_lambda_zero_skips_the_smoothing_part():
     x = torch.rand(4, 1, 14, 14, generator=torch.Generator().manual_seed(1))
     parts = {}
-    for objective in train.OBJECTIVES:
+    for objective in OBJECTIVES:
         settings = replace(SHORT, objective=objective)
         parts[objective] = train.loss_parts(prior(), x, settings, torch.Generator().manual_seed(2))
     image = {parts[o][0].item() for o in parts}
     assert len(image) == 1
-    assert len({parts[o][1].item() for o in parts}) == len(train.OBJECTIVES)
+    assert len({parts[o][1].item() for o in parts}) == len(OBJECTIVES)
     none = train.loss_parts(prior(), x, replace(SHORT, smoothing=0.0), torch.Generator().manual_seed(2))
     assert none[0].item() in image
     assert none[1].item() == 0
@@ -199,7 +200,7 @@ def test_roughness_is_a_decoupled_decay(images):
 
 
 @pytest.mark.parametrize("fraction", [0.01, 0.25, 0.5, 1.0])
-@pytest.mark.parametrize("objective", train.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.usefixtures("double")
 def test_the_reported_smoothing_part_is_a_mean_whatever_the_fraction(objective, fraction):
     """Patches that are all the same up to their noise: its expectation cannot depend on how many are chosen.
@@ -225,14 +226,14 @@ def test_the_reported_smoothing_part_is_a_mean_whatever_the_fraction(objective, 
 # --- stopping and going on ---------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("objective", train.OBJECTIVES)
+@pytest.mark.parametrize("objective", OBJECTIVES)
 def test_resuming_is_identical_to_the_bit(images, tmp_path, objective):
     config = replace(SHORT, objective=objective)
     whole, first = (TrainState(FieldsOfExperts(PRIOR), config) for _ in range(2))
     steps = list(train.training(whole, images))
     again = list(islice(train.training(first, images), 3))
-    train.save_checkpoint(first, tmp_path)
-    second = train.load_checkpoint(tmp_path)
+    save_checkpoint(first, tmp_path)
+    second = load_checkpoint(tmp_path)
     assert second.config == config
     assert second.model.config == PRIOR
     again += list(train.training(second, images))
@@ -262,8 +263,8 @@ def test_averaging_does_not_change_the_training_and_is_resumed(images, tmp_path)
     assert plain.prior is plain.model
     assert list(train.training(plain, images)) == list(train.training(whole, images))
     list(islice(train.training(first, images), 3))
-    train.save_checkpoint(first, tmp_path)
-    second = train.load_checkpoint(tmp_path)
+    save_checkpoint(first, tmp_path)
+    second = load_checkpoint(tmp_path)
     list(train.training(second, images))
     assert same(whole, second)
     for p, q in zip(whole.prior.parameters(), second.prior.parameters(), strict=True):
@@ -285,14 +286,14 @@ def test_a_loss_that_is_not_finite_stops_before_it_does_harm(images, tmp_path, m
     broken = TrainState(FieldsOfExperts(PRIOR), SHORT)
     steps = train.training(broken, images)
     list(islice(steps, 2))
-    train.save_checkpoint(broken, tmp_path)
+    save_checkpoint(broken, tmp_path)
     next(steps)
     kept = {name: value.clone() for name, value in broken.model.state_dict().items()}
     with pytest.raises(FloatingPointError, match="the loss is nan at step 4"):
         next(steps)
     assert broken.step == 3
     assert all(torch.equal(kept[name], value) for name, value in broken.model.state_dict().items())
-    state = train.load_checkpoint(tmp_path)
+    state = load_checkpoint(tmp_path)
     assert state.step == 2
     for _ in train.training(state, images):
         pass
@@ -376,15 +377,15 @@ def test_settings_of_older_and_newer_versions():
 
 def test_no_checkpoint_and_unreadable_ones(tmp_path):
     with pytest.raises(FileNotFoundError, match="no checkpoint"):
-        train.load_checkpoint(tmp_path)
-    path = train.save_checkpoint(TrainState(FieldsOfExperts(PRIOR), SHORT), tmp_path)
+        load_checkpoint(tmp_path)
+    path = save_checkpoint(TrainState(FieldsOfExperts(PRIOR), SHORT), tmp_path)
     whole = path.read_bytes()
     for content in (b"", b"not a checkpoint", whole[:200], whole[:-50]):
         path.write_bytes(content)
         with pytest.raises(ValueError, match="cannot be read"):
-            train.load_checkpoint(tmp_path)
+            load_checkpoint(tmp_path)
     save_file({"x": torch.zeros(2)}, path)  # a safetensors file, but not ours
     with pytest.raises(ValueError, match="cannot be read"):
-        train.load_checkpoint(tmp_path)
+        load_checkpoint(tmp_path)
     path.write_bytes(whole)
-    assert train.load_checkpoint(tmp_path).step == 0
+    assert load_checkpoint(tmp_path).step == 0

@@ -14,16 +14,15 @@ from PIL import Image
 
 from gnclib.cli import main as cli
 from gnclib.images import data
-from gnclib.restore import learned_run
+from gnclib.restore import learn
 from gnclib.restore.learned import Task
+from gnclib.score import LearnConfig, load_checkpoint, training_set
 from gnclib.score import run as training_run
-from gnclib.score import training_set
-from gnclib.score.settings import LearnConfig
-from gnclib.score.training import load_checkpoint
+from gnclib.score.recipes import RECIPES
 from gnclib.score.training_set import EMBEDDED
 from tests import child_runs
 
-SMALL = replace(training_run.RECIPES["R1"], steps=4, batch=2, patch=20)
+SMALL = replace(RECIPES["R1"], steps=4, batch=2, patch=20)
 
 
 @pytest.fixture
@@ -244,8 +243,8 @@ def test_learn_a_schedule_on_a_folder(photos, tmp_path, no_bsds):
     prior = tmp_path / "tiny"
     child_runs.fresh("R1").model.save_pretrained(prior)
     settings = LearnConfig(iterations=2, patch=16, images=str(photos))
-    state = learned_run.start(prior, Task("denoise", 25), settings, steps=2)
-    list(learned_run.drive(state, tmp_path / "run"))
+    state = learn.start(prior, Task("denoise", 25), settings, steps=2)
+    list(learn.drive(state, tmp_path / "run"))
     text = (tmp_path / "run" / "README.md").read_text()
     assert "16 of the 18 images of the folder `my photos`" in text
     assert "Validation: mean PSNR over 2 of the 18 images of the folder `my photos`, held out" in text

@@ -11,7 +11,8 @@ import torch
 from gnclib.cli.main import gnc
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
-from gnclib.score.training import TrainConfig, TrainState, training
+from gnclib.score import TrainConfig, TrainState
+from gnclib.score.training import training
 from gnclib.studies import ablation_run, ablations
 from gnclib.studies.ablations import Judge, Variant
 

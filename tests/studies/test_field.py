@@ -16,8 +16,9 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe import energy as foe
 from gnclib.images import data
 from gnclib.images.metrics import psnr, ssim
-from gnclib.restore import evaluate, learned, schemes
+from gnclib.restore import learned, schemes
 from gnclib.restore.learned import LearnedSchedule, Task
+from gnclib.score import mmse
 from gnclib.studies import field, field_methods, field_run, results
 from gnclib.studies.results import Method
 
@@ -209,7 +210,7 @@ def test_measurements_are_those_of_the_protocol(shipped, tmp_path):
     prior = FieldsOfExperts.from_pretrained("R1")
     for k, x in enumerate(images.values()):
         noise = torch.randn(x.shape, generator=torch.Generator().manual_seed(k))
-        y = evaluate.mmse(prior, x + 25 / 255 * noise, (25 / 255) ** 2)
+        y = mmse(prior, x + 25 / 255 * noise, (25 / 255) ** 2)
         assert results[k].psnr == pytest.approx(psnr(y, x).item(), abs=1e-4)
         assert results[k].ssim == pytest.approx(ssim(y, x).item(), abs=1e-5)
         assert results[k].evaluations == 1

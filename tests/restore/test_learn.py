@@ -10,16 +10,18 @@ from pathlib import Path
 import pytest
 import torch
 
+from gnclib import io
 from gnclib.cli import main as cli
 from gnclib.cli import training
-from gnclib.foe import FieldsOfExperts
+from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import data
 from gnclib.images.metrics import psnr
-from gnclib.restore import learned_run
-from gnclib.restore.evaluate import denoising_psnr
+from gnclib.io import CHECKPOINT
+from gnclib.restore import learn, learned_card
 from gnclib.restore.flow import last
+from gnclib.restore.learn import load_checkpoint
 from gnclib.restore.learned import LearnedSchedule, Task, weights_sha256
-from gnclib.restore.learned_state import CHECKPOINT, LearnConfig, load_checkpoint
+from gnclib.score import LearnConfig, denoising_psnr
 from tests import child_runs
 
 NOISE = Task("denoise", 25)
@@ -47,11 +49,11 @@ def prior(tmp_path_factory):
 
 
 def begin(prior, config=SMALL, task=NOISE):
-    return learned_run.start(prior, task, config, steps=3)
+    return learn.start(prior, task, config, steps=3)
 
 
 def run(state, folder, **options):
-    return list(learned_run.drive(state, folder, **options))
+    return list(learn.drive(state, folder, **options))
 
 
 def same(a, b):
@@ -61,7 +63,7 @@ def same(a, b):
         one, other = (getattr(s, part).state_dict() for s in (first, second))
         assert all(torch.equal(one[k], other[k]) for k in one)
     assert torch.equal(first.generator.get_state(), second.generator.get_state())
-    logs = [[str(r).rpartition(",")[0] for r in learned_run.rows(folder)] for folder in (a, b)]
+    logs = [[str(r).rpartition(",")[0] for r in io.rows(folder, learn.Row)] for folder in (a, b)]
     assert logs[0] == logs[1]
     read = [json.loads((folder / "schedule.json").read_text()) for folder in (a, b)]
     for content in read:
@@ -82,7 +84,7 @@ def test_a_run_learns_and_leaves_schedule_log_and_card(prior, tmp_path, task):
     steps, rows = zip(*run(state, tmp_path, every=20), strict=True)
     assert [s.step for s in steps] == list(range(1, 31))
     assert [row.step for row in rows if row] == [20, 30]
-    log = learned_run.rows(tmp_path)
+    log = io.rows(tmp_path, learn.Row)
     assert [row.step for row in log] == [0, 20, 30]
     assert log[1].loss == pytest.approx(sum(s.loss for s in steps[:20]) / 20, abs=1e-8)
     least = 0.3 if task.kind == "denoise" else 0.05  # dB; inpainting begins at a good guess
@@ -116,7 +118,7 @@ def test_fine_tuning_lowers_the_loss_and_leaves_a_prior(prior, tmp_path):
     """Schedule first, then schedule and prior: less error on pairs that neither has seen."""
     run(begin(prior, replace(SMALL, iterations=30)), tmp_path / "tiny-denoise-25", every=30)
     config = replace(TUNING, iterations=60)
-    state = learned_run.start(prior, NOISE, config, schedule=tmp_path / "tiny-denoise-25")
+    state = learn.start(prior, NOISE, config, schedule=tmp_path / "tiny-denoise-25")
     run(state, tmp_path / "tuned", every=60)
     x = torch.cat([child_runs.leaves(40, seed) for seed in range(20, 28)])
     measured = NOISE.measure(x, torch.Generator().manual_seed(5))
@@ -144,6 +146,13 @@ def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, 
     assert f"| prior | `{name}`{other} |" in (tmp_path / "learned" / "README.md").read_text()
 
 
+@pytest.mark.parametrize("name", sorted(f.parent.name for f in WEIGHTS.glob("*/schedule.json")))
+def test_the_shipped_cards_are_those_of_the_shipped_files(tmp_path, name):
+    (tmp_path / name).mkdir()
+    shutil.copy(WEIGHTS / name / "schedule.json", tmp_path / name)
+    assert learned_card.write(tmp_path / name).read_text() == (WEIGHTS / name / "README.md").read_text()
+
+
 @pytest.mark.parametrize("x_0", ["start", "guess"])
 def test_inpainting_goes_on_where_its_schedule_began(prior, tmp_path, x_0):
     task, t = Task("inpaint", 0.8), [0.1, 0.001]
@@ -151,7 +160,7 @@ def test_inpainting_goes_on_where_its_schedule_began(prior, tmp_path, x_0):
     LearnedSchedule(t, t_range=(1e-4, 1.0), task=task, x_0=x_0, prior_sha256=own).save_pretrained(
         tmp_path / "a"
     )
-    state = learned_run.start(prior, task, SMALL, schedule=tmp_path / "a")
+    state = learn.start(prior, task, SMALL, schedule=tmp_path / "a")
     assert state.schedule.x_0 == x_0
     run(state, tmp_path / "b")
     assert LearnedSchedule.from_pretrained(tmp_path / "b").x_0 == x_0
@@ -163,7 +172,7 @@ def test_inpainting_goes_on_where_its_schedule_began(prior, tmp_path, x_0):
 @pytest.mark.parametrize("config", [SMALL, TUNING], ids=["schedule", "prior as well"])
 def test_a_resumed_run_ends_like_a_whole_one(prior, tmp_path, config):
     run(begin(prior, config), tmp_path / "whole", every=4)
-    for step, _ in learned_run.drive(begin(prior, config), tmp_path / "cut", every=4):
+    for step, _ in learn.drive(begin(prior, config), tmp_path / "cut", every=4):
         if step.step == 3:
             break
     assert not (tmp_path / "cut" / "schedule.json").exists()
@@ -231,12 +240,12 @@ def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(prior, tmp_p
 
 def test_iterates_that_diverge(prior):
     """Steps far too long for this energy: named as such, and not as bad images."""
-    state = learned_run.start(prior, Task("inpaint", 0.8), SMALL, steps=20)
+    state = learn.start(prior, Task("inpaint", 0.8), SMALL, steps=20)
     with torch.no_grad():
         state.schedule.shift_log_eta += 50
         state.model.weights[0].mul_(1e38)
     with pytest.raises(FloatingPointError, match="the iterates diverge"):
-        next(learned_run.learning(state, data.training_images()))
+        next(learn.learning(state, data.training_images()))
 
 
 def test_patches_and_held_out_images_go_to_where_the_prior_is(prior, tmp_path):
@@ -265,7 +274,7 @@ def test_validation_images_are_refused(prior):
     ):
         state = begin(prior)
         with pytest.raises(ValueError, match=message):
-            next(learned_run.learning(state, {"leaves": x, name: x}))
+            next(learn.learning(state, {"leaves": x, name: x}))
         assert state.step == 0
 
 
@@ -276,9 +285,9 @@ def test_bad_settings(prior, tmp_path):
     with pytest.raises(ValueError, match="outside of this prior's range"):
         begin(prior, task=Task("denoise", 2))
     with pytest.raises(ValueError, match="patches of 1 pixels are too small"):
-        next(learned_run.learning(begin(prior, replace(SMALL, patch=1)), data.training_images()))
+        next(learn.learning(begin(prior, replace(SMALL, patch=1)), data.training_images()))
     with pytest.raises(ValueError, match="must be a positive integer"):
-        next(learned_run.drive(begin(prior), tmp_path, every=0))
+        next(learn.drive(begin(prior), tmp_path, every=0))
     with pytest.raises(FileNotFoundError, match="start without --resume"):
         load_checkpoint(tmp_path)
     (tmp_path / CHECKPOINT).write_bytes(b"foreign")
@@ -292,9 +301,9 @@ def test_fine_tuning_starts_from_a_schedule_that_fits(prior, tmp_path):
     other.offset.data += 1
     other.save_pretrained(tmp_path / "other")
     with pytest.raises(ValueError, match="other weights"):
-        learned_run.start(tmp_path / "other", NOISE, TUNING, schedule=tmp_path / "learned")
+        learn.start(tmp_path / "other", NOISE, TUNING, schedule=tmp_path / "learned")
     with pytest.raises(ValueError, match="learned for denoise-25, not for denoise-50"):
-        learned_run.start(prior, Task("denoise", 50), TUNING, schedule=tmp_path / "learned")
+        learn.start(prior, Task("denoise", 50), TUNING, schedule=tmp_path / "learned")
 
 
 # --- the command -------------------------------------------------------------------------------------------
@@ -363,7 +372,7 @@ def test_without_a_learned_schedule_there_is_no_fine_tuning(prior, tmp_path, cap
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
 def test_a_signal_writes_a_checkpoint(prior, tmp_path, capsys, monkeypatch, number):
-    learning = learned_run.learning
+    learning = learn.learning
 
     def interrupted(*arguments):
         for step in learning(*arguments):
@@ -371,14 +380,14 @@ def test_a_signal_writes_a_checkpoint(prior, tmp_path, capsys, monkeypatch, numb
                 signal.raise_signal(number)
             yield step
 
-    monkeypatch.setattr(learned_run, "learning", interrupted)
+    monkeypatch.setattr(learn, "learning", interrupted)
     words = ("learn", prior, "--out", tmp_path / "a")
     with pytest.raises(SystemExit) as caught:
         cli.main([str(w) for w in (*words, "--steps", 3, *QUICK)])
     assert caught.value.code == 128 + number
     assert f"stopped by {number.name} after 3 of 6 iterations" in capsys.readouterr().out
     assert load_checkpoint(tmp_path / "a").step == 3
-    monkeypatch.setattr(learned_run, "learning", learning)
+    monkeypatch.setattr(learn, "learning", learning)
     assert gnc(capsys, *words, "--resume", "--every", 2)[0] == 0
     run(begin(prior), tmp_path / "b", every=2)
     assert same(tmp_path / "a", tmp_path / "b")
@@ -387,7 +396,7 @@ def test_a_signal_writes_a_checkpoint(prior, tmp_path, capsys, monkeypatch, numb
 def test_the_bar_shows_quality_and_time_left(prior, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     state = begin(prior)
-    training._follow(learned_run.drive(state, tmp_path, every=3), "tiny", 0, 6, {"loss": ".3e"})
+    training._follow(learn.drive(state, tmp_path, every=3), "tiny", 0, 6, {"loss": ".3e"})
     shown = capsys.readouterr().err
     assert "6/6" in shown
-    assert f"validation={learned_run.rows(tmp_path)[-1].validation:.2f} dB" in shown
+    assert f"validation={io.rows(tmp_path, learn.Row)[-1].validation:.2f} dB" in shown

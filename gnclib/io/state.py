@@ -1,0 +1,259 @@
+"""The state of a run: all that it needs to go on as if it had never stopped, its checkpoint, and its history.
+
+A checkpoint is one safetensors file: modules, moments of the optimiser and the state of the random generator as
+tensors, the rest as JSON in its metadata. It is replaced atomically: who reads it sees a whole one, old or new.
+"""
+
+from __future__ import annotations
+
+import json
+from abc import ABC, abstractmethod
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, NotRequired, TypeVar
+
+import torch
+from pydantic import Field
+from safetensors.torch import save
+from torch import Tensor, nn
+from typing_extensions import TypedDict
+
+from gnclib.io import files, provenance, reading, tensors
+
+__all__ = [
+    "CHECKPOINT", "Checkpoint", "Record", "State", "Turn", "load_checkpoint", "remember", "save_checkpoint", "told",
+]  # fmt: skip
+
+CHECKPOINT = "checkpoint.safetensors"
+
+#: from which step on which code ran on which machine
+Turn = TypedDict("Turn", {"from": int, "revision": str, "machine": str, "software": str})
+
+
+class Record(TypedDict):
+    """What a run remembers about itself.
+
+    Parameters
+    ----------
+    count, sums
+        Steps since the last row of the log, and sums over them.
+    seconds
+        That the run has taken, pauses not counted.
+    history
+        See :func:`remember`.
+    images, held_out
+        What the run learns from and is watched with, in words, unless that is what the project uses.
+    """
+
+    count: NotRequired[Annotated[int, Field(ge=0)]]
+    sums: NotRequired[dict[str, float]]
+    seconds: NotRequired[float]
+    history: NotRequired[list[Turn]]
+    images: NotRequired[str]
+    held_out: NotRequired[str]
+
+
+@dataclass(kw_only=True)
+class State(ABC):
+    """Everything that a run needs to go on as if it had never stopped.
+
+    Parameters
+    ----------
+    step
+        Steps that were made.
+    generator
+        Of all random draws, on the CPU whatever the device.
+    optimizer
+        With all parameters that are learned.
+    record
+        What the run remembers about itself.
+
+    A subclass has settings ``config`` with a ``seed``.
+    """
+
+    step: int = 0
+    generator: torch.Generator = field(default_factory=torch.Generator)
+    optimizer: torch.optim.Optimizer = None
+    record: Record = field(default_factory=dict)
+
+    @property
+    @abstractmethod
+    def total(self) -> int:
+        """Steps of the whole run."""
+
+    @property
+    @abstractmethod
+    def device(self) -> torch.device:
+        """Where the work is done."""
+
+    @abstractmethod
+    def modules(self) -> dict[str, nn.Module]:
+        """All modules that change, by the names that their tensors have in a checkpoint."""
+
+    @abstractmethod
+    def about(self) -> dict[str, Any]:
+        """What else a checkpoint needs to make these modules, as JSON data."""
+
+
+S = TypeVar("S", bound=State)
+
+
+# checkpoints ---------------------------------------------------------------------------------------------------------
+
+
+class Checkpoint(TypedDict):
+    """The JSON of a checkpoint; a subclass adds what :meth:`State.about` returns."""
+
+    step: int
+    config: dict[str, Any]
+    groups: list[dict[str, Any]]
+    record: Record
+
+
+def save_checkpoint(state: State, folder: str | Path) -> Path:
+    """Write the whole state into ``folder/checkpoint.safetensors``, atomically.
+
+    Raises
+    ------
+    OSError
+        It cannot be written, for instance on a full disk; an older checkpoint is then intact.
+    """
+    found = {
+        f"{part}.{k}": v for part, module in state.modules().items() for k, v in module.state_dict().items()
+    }
+    optimizer = state.optimizer.state_dict()
+    for index, entries in optimizer["state"].items():
+        found |= {f"optimizer.{index}.{k}": v for k, v in entries.items()}
+    found["generator"] = state.generator.get_state()
+    meta = {
+        "step": state.step,
+        "config": asdict(state.config),
+        "groups": optimizer["param_groups"],
+        "record": state.record,
+        **state.about(),
+    }
+    content = save(
+        {k: v.detach().cpu().contiguous() for k, v in found.items()}, metadata={"state": json.dumps(meta)}
+    )
+    return files.write_bytes(Path(folder) / CHECKPOINT, content)
+
+
+def load_checkpoint(
+    folder: str | Path, kind: type, build: Callable[[dict[str, Any], dict[str, dict[str, Tensor]]], S]
+) -> S:
+    """The state that :func:`save_checkpoint` wrote.
+
+    Parameters
+    ----------
+    folder
+        Of the run.
+    kind
+        A subclass of :class:`Checkpoint`.
+    build
+        Makes a state at step 0 from that JSON and the tensors NAME.REST by NAME and REST; what it does not take out of
+        them must be the optimiser and the generator.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is none.
+    ValueError
+        It is damaged, or of another kind.
+    """
+    path = Path(folder) / CHECKPOINT
+    if not path.is_file():
+        raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
+    try:
+        found, metadata = tensors.read_tensors(path)
+        meta = reading.check(reading.parse_json(metadata.get("state", "")), kind)
+        parts = tensors.in_parts(found)
+        moments, generator = parts.pop("optimizer", {}), parts.pop("generator", {})
+        state = build(meta, parts)
+        if parts:
+            raise ValueError(f"there are tensors that have no meaning here: {reading.some(parts)}")
+        if not 0 <= meta["step"] <= state.total:
+            raise ValueError(f"step {meta['step']} is none of {state.total}")
+        state.step, state.record = meta["step"], meta["record"]
+        state.generator = tensors.generator_from(generator.get("", torch.empty(0)))
+        groups = _groups(meta["groups"], state.optimizer.state_dict()["param_groups"])
+        moments = tensors.moments(moments, state.optimizer)
+        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        return state
+    except ValueError as error:
+        raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
+
+
+def _groups(found: list[dict], ours: list[dict]) -> list[dict]:
+    """The optimiser's settings: learning rate and steps of the file, all else as it is here, and equal in the file."""
+    changing = {"lr": float, "step": int}
+    if len(found) != len(ours):
+        raise ValueError(f"the optimiser has {len(ours)} groups of parameters, not {len(found)}")
+    for theirs, mine in zip(found, ours, strict=True):
+        for name in changing.keys() & theirs.keys():
+            reading.check(theirs[name], changing[name], f"{name} of the optimiser")
+        mine_here = json.loads(json.dumps(mine))  # JSON has no tuples
+        other = [k for k in mine.keys() & theirs.keys() - changing.keys() if mine_here[k] != theirs[k]]
+        if other or theirs.keys() - mine.keys() - changing.keys():
+            raise ValueError("the optimiser has other settings than this version's")
+    return [
+        mine | {k: theirs[k] for k in changing if k in theirs}
+        for theirs, mine in zip(found, ours, strict=True)
+    ]
+
+
+# history -------------------------------------------------------------------------------------------------------------
+
+
+def remember(state: State, processes: int = 1) -> None:
+    """Add to ``state.record["history"]`` from which step on which code ran on which machine.
+
+    To be called when a run starts or resumes; nothing is added where nothing has changed.
+    """
+    history = state.record.setdefault("history", [])
+    if state.step and not history:  # its steps were made outside of a folder
+        history.append({"from": 0, "revision": "unknown", "machine": "unknown", "software": "unknown"})
+    now: Turn = {
+        "from": state.step,
+        "revision": provenance.revision(),
+        "machine": provenance.machine(state.device, processes),
+        "software": provenance.software("torch"),
+    }
+    if history and history[-1]["from"] == state.step:
+        history.pop()  # no step was made with it
+    if not history or {**history[-1], "from": state.step} != now:
+        history.append(now)
+
+
+def told(state: State) -> dict[str, Any]:
+    """What a run has to tell about itself: settings, steps, what it learned from, hours, machines, software, code.
+
+    Where machine, software or revision changed the text is "a for the first 2000 iterations, b from 2000 on".
+    """
+    if not state.record.get("history"):
+        remember(state)
+    history = state.record["history"]
+    turns = {name: _in_turn(history, name) for name in ("machine", "software", "revision")}
+    words = {name: state.record[name] for name in ("images", "held_out") if name in state.record}
+    settings = asdict(state.config)
+    settings["images"] = Path(settings["images"]).name  # where that folder lies is nobody else's business
+    hours = round(state.record.get("seconds", 0.0) / 3600, 3)
+    return {
+        "settings": settings,
+        "iterations": state.step,
+        **words,
+        "hours": hours,
+        **turns,
+        "history": history,
+    }
+
+
+def _in_turn(history: list[Turn], key: str) -> str:
+    turns: list[tuple[int, str]] = []
+    for entry in history:
+        if not turns or turns[-1][1] != entry[key]:
+            turns.append((entry["from"], entry[key]))
+    if len(turns) == 1:
+        return turns[0][1]
+    parts = [f"{turns[0][1]} for the first {turns[1][0]} iterations"]
+    return ", ".join([*parts, *(f"{value} from {first} on" for first, value in turns[1:])])

@@ -1,0 +1,31 @@
+"""Files that are written: their rights, and folders that are held."""
+
+import os
+import subprocess
+import sys
+
+import pytest
+
+from gnclib.io import files
+
+
+@pytest.mark.skipif(os.name != "posix", reason="about Unix")
+@pytest.mark.parametrize(("mask", "rights"), [(0o027, 0o640), (0o002, 0o664), (0o077, 0o600)])
+def test_files_have_the_rights_of_the_umask_which_nobody_touches(tmp_path, mask, rights):
+    """The umask is one for all threads of a process: to read it by setting it would open other threads' files."""
+    code = (
+        "import os, sys; from gnclib.io import files\n"
+        f"os.umask({mask}); os.umask = None\n"
+        "files.write_bytes(sys.argv[1], bytes(10)); files.write_bytes(sys.argv[1], bytes(20))\n"
+        "print(oct(os.stat(sys.argv[1]).st_mode & 0o777))"
+    )
+    done = subprocess.run([sys.executable, "-c", code, tmp_path / "a"], capture_output=True, text=True)
+    assert done.stdout == f"{oct(rights)}\n", done.stderr
+
+
+def test_a_held_folder_is_free_after_an_error(tmp_path):
+    with pytest.raises(KeyError), files.held(tmp_path, "somebody"):
+        raise KeyError
+    with files.held(tmp_path, "somebody"):
+        assert [path.name for path in tmp_path.iterdir()] == [".lock"]
+    assert not list(tmp_path.iterdir())
