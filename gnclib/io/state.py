@@ -32,26 +32,14 @@ Turn = TypedDict("Turn", {"from": int, "revision": str, "machine": str, "softwar
 
 
 class Record(TypedDict):
-    """What a run remembers about itself.
+    """What a run remembers about itself."""
 
-    Parameters
-    ----------
-    count, sums
-        Steps since the last row of the log, and sums over them.
-    seconds
-        That the run has taken, pauses not counted.
-    history
-        See :func:`remember`.
-    images, held_out
-        What the run learns from and is watched with, in words, unless that is what the project uses.
-    """
-
-    count: NotRequired[Annotated[int, Field(ge=0)]]
-    sums: NotRequired[dict[str, float]]
-    seconds: NotRequired[float]
+    count: NotRequired[Annotated[int, Field(ge=0)]]  # steps since the last row of the log
+    sums: NotRequired[dict[str, float]]  # over these steps
+    seconds: NotRequired[float]  # that the run has taken, pauses not counted
     history: NotRequired[list[Turn]]
-    images: NotRequired[str]
-    held_out: NotRequired[str]
+    images: NotRequired[str]  # what it learns from, in words, unless that is the default
+    held_out: NotRequired[str]  # what it is watched with
 
 
 @dataclass(kw_only=True)
@@ -102,12 +90,19 @@ S = TypeVar("S", bound=State)
 # checkpoints ---------------------------------------------------------------------------------------------------------
 
 
+class Group(TypedDict):
+    """What changes in a group of an optimiser beside its parameters."""
+
+    lr: float
+    step: NotRequired[int]
+
+
 class Checkpoint(TypedDict):
     """The JSON of a checkpoint; a subclass adds what :meth:`State.about` returns."""
 
     step: int
     config: dict[str, Any]
-    groups: list[dict[str, Any]]
+    groups: list[Group]
     record: Record
 
 
@@ -129,7 +124,9 @@ def save_checkpoint(state: State, folder: str | Path) -> Path:
     meta = {
         "step": state.step,
         "config": asdict(state.config),
-        "groups": optimizer["param_groups"],
+        "groups": [
+            {k: group[k] for k in ("lr", "step") if k in group} for group in optimizer["param_groups"]
+        ],
         "record": state.record,
         **state.about(),
     }
@@ -176,30 +173,15 @@ def load_checkpoint(
             raise ValueError(f"step {meta['step']} is none of {state.total}")
         state.step, state.record = meta["step"], meta["record"]
         state.generator = tensors.generator_from(generator.get("", torch.empty(0)))
-        groups = _groups(meta["groups"], state.optimizer.state_dict()["param_groups"])
+        ours, theirs = state.optimizer.state_dict()["param_groups"], meta["groups"]
+        if len(ours) != len(theirs):
+            raise ValueError(f"the optimiser has {len(ours)} groups of parameters, not {len(theirs)}")
+        groups = [mine | group for mine, group in zip(ours, theirs, strict=True)]
         moments = tensors.moments(moments, state.optimizer)
         state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
         return state
     except ValueError as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
-
-
-def _groups(found: list[dict], ours: list[dict]) -> list[dict]:
-    """The optimiser's settings: learning rate and steps of the file, all else as it is here, and equal in the file."""
-    changing = {"lr": float, "step": int}
-    if len(found) != len(ours):
-        raise ValueError(f"the optimiser has {len(ours)} groups of parameters, not {len(found)}")
-    for theirs, mine in zip(found, ours, strict=True):
-        for name in changing.keys() & theirs.keys():
-            reading.check(theirs[name], changing[name], f"{name} of the optimiser")
-        mine_here = json.loads(json.dumps(mine))  # JSON has no tuples
-        other = [k for k in mine.keys() & theirs.keys() - changing.keys() if mine_here[k] != theirs[k]]
-        if other or theirs.keys() - mine.keys() - changing.keys():
-            raise ValueError("the optimiser has other settings than this version's")
-    return [
-        mine | {k: theirs[k] for k in changing if k in theirs}
-        for theirs, mine in zip(found, ours, strict=True)
-    ]
 
 
 # history -------------------------------------------------------------------------------------------------------------

@@ -57,28 +57,14 @@ class Step:
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the log.
-
-    Parameters
-    ----------
-    step
-        After how many updates.
-    loss
-        Mean since the last row, nan in the first one.
-    lr
-        Learning rate of the schedule.
-    validation
-        Mean PSNR in dB of x_I on the images that are held out, image k with noise or mask of seed k, nothing clipped.
-    seconds
-        That the run has taken so far, pauses not counted.
-    """
+    """One row of the log; the validation is on images that are held out, image k with noise or mask of seed k."""
 
     COLUMNS: ClassVar[str] = "step,loss,lr,validation_psnr,seconds"
-    step: int
-    loss: float
-    lr: float
-    validation: float
-    seconds: float
+    step: int  # updates so far
+    loss: float  # mean since the last row, nan in the first one
+    lr: float  # of the schedule
+    validation: float  # mean PSNR of x_I in dB, nothing clipped
+    seconds: float  # that the run has taken so far, pauses not counted
 
     def __str__(self) -> str:
         return f"{self.step},{self.loss:.8f},{self.lr:.3e},{self.validation:.4f},{self.seconds:.0f}"
@@ -89,19 +75,11 @@ class Row:
 
 @dataclass
 class LearnState(io.State):
-    """Everything that a run needs to go on; see :class:`gnclib.io.State` for what every run has.
+    """Everything that a run needs to go on: schedule and prior, beside what :class:`gnclib.io.State` has.
 
-    The optimiser is Adam, with a second group for the prior if that is trained. A checkpoint holds the prior also where
-    it is not: a run does not depend on a file that may be replaced meanwhile.
-
-    Parameters
-    ----------
-    schedule
-        What is learned, on the CPU; its provenance says how it began.
-    model
-        Its prior, trained as well if ``config.lr_prior`` > 0, on the device where the work is done.
-    config
-        The settings.
+    The schedule is on the CPU; its provenance says how it began. The prior is on the device where the work is done, and
+    trained as well if ``config.lr_prior`` > 0: by a second group of Adam. A checkpoint holds it also where it is not
+    trained: a run does not depend on a file that may be replaced meanwhile.
     """
 
     schedule: LearnedSchedule
@@ -197,16 +175,12 @@ def start(
     schedule: str | Path = "",
     device: torch.device | str = "cpu",
 ) -> LearnState:
-    """A new run.
+    """A new run for one prior and one inverse problem.
 
     Parameters
     ----------
     prior
         A shipped name ("R1") or a folder.
-    task
-        The inverse problem.
-    config
-        The settings.
     steps
         I, for a schedule that begins as the GNC flow, eta_i = t_i: t_i logarithmic down to sigma_min^2.
     t_first
@@ -329,8 +303,6 @@ def drive(
     ----------
     state
         From :func:`start` or :func:`load_checkpoint`; changed in place.
-    folder
-        Of the run; made if need be.
     every
         Updates between two rows, >= 1.
     stop

@@ -67,30 +67,16 @@ class Evaluation(TypedDict):
 
 @dataclass(frozen=True)
 class Row:
-    """One row of the log.
-
-    Parameters
-    ----------
-    step
-        After which iteration.
-    loss, image, smoothing
-        Means over the iterations since the last row, per pixel.
-    lr
-        Learning rate of kernels and potentials.
-    validation
-        PSNR in dB of the one-step MMSE estimate at sigma 25/255, mean over the images that are held out.
-    seconds
-        That the run has taken so far, validation included, pauses between a stop and a resumption not.
-    """
+    """One row of the log: loss and its two parts are means over the iterations since the last row, per pixel."""
 
     COLUMNS: ClassVar[str] = "step,loss,image,smoothing,lr,validation_psnr_25,seconds"
     step: int
     loss: float
     image: float
     smoothing: float
-    lr: float
-    validation: float
-    seconds: float
+    lr: float  # of kernels and potentials
+    validation: float  # mean PSNR in dB of the one-step estimate at sigma 25/255, on images that are held out
+    seconds: float  # that the run has taken so far, validation included, pauses not
 
     def __str__(self) -> str:
         parts = f"{self.step},{self.loss:.6f},{self.image:.6f},{self.smoothing:.6f},{self.lr:.3e}"

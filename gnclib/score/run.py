@@ -29,7 +29,7 @@ from gnclib.score.settings import TrainConfig
 from gnclib.score.state import TrainState, load_checkpoint
 from gnclib.score.training import Step, training
 
-__all__ = ["drive", "export", "run", "start", "warm_start_settings", "weights_sha256"]
+__all__ = ["drive", "export", "run", "start", "weights_sha256"]
 
 
 def start(
@@ -62,13 +62,10 @@ def start(
     if str(warm_start):
         shallow = FieldsOfExperts.from_pretrained(warm_start)
         model.warm_start(shallow, torch.Generator().manual_seed(config.seed), hidden=config.warm_start_hidden)
-        config = replace(config, **warm_start_settings(warm_start))
+        config = replace(
+            config, warm_start=Path(warm_start).resolve().name, warm_start_sha256=weights_sha256(warm_start)
+        )
     return TrainState(model.to(device), config)
-
-
-def warm_start_settings(prior: str | Path) -> dict[str, str]:
-    """What a :class:`TrainConfig` records of the prior that a run sets out from: its name and its weights' SHA-256."""
-    return {"warm_start": Path(prior).resolve().name, "warm_start_sha256": weights_sha256(prior)}
 
 
 def weights_sha256(prior: str | Path) -> str:
@@ -94,8 +91,6 @@ def drive(
     ----------
     state
         From :func:`start` or :func:`gnclib.score.state.load_checkpoint`; changed in place.
-    folder
-        Of the run; made if need be.
     every
         Steps between two rows, >= 1.
     group

@@ -21,18 +21,10 @@ __all__ = ["TrainState", "load_checkpoint"]
 
 @dataclass
 class TrainState(io.State):
-    """Everything that a training needs to go on; see :class:`gnclib.io.State` for what every run has.
+    """Everything that a training needs to go on: the prior in training, beside what :class:`gnclib.io.State` has.
 
-    The optimiser is AdaBelief with one group for kernels and potentials and one for c(tau).
-
-    Parameters
-    ----------
-    model
-        The prior in training, on the device where the work is done.
-    config
-        The settings.
-    average
-        The moving average of the model, made here; None if ``config.averaging`` is 0.
+    The optimiser is AdaBelief with one group for kernels and potentials and one for c(tau). ``average`` is the moving
+    average of the model, made here; None if ``config.averaging`` is 0.
     """
 
     model: FieldsOfExperts

@@ -36,25 +36,17 @@ MOST_HELD_OUT, SIDE = 8, 256
 
 @dataclass(frozen=True)
 class TrainingSet:
-    """Images to train on and to watch the training with.
+    """Images to train on and to watch the training with, float32 in [0, 1]."""
 
-    Parameters
-    ----------
-    train
-        Name -> (1, 1, H, W), float32 in [0, 1].
-    held_out
-        Upper left squares of at most 256 x 256 pixels of other images, each (1, 1, h, w).
-    about, held_out_about
-        What they are, in words.
-    digest
-        SHA-256 of all images and their names, "" for BSDS500, whose files are checked one by one.
-    """
-
-    train: dict[str, Tensor]
-    held_out: list[Tensor]
-    about: str
+    train: dict[str, Tensor]  # name -> (1, 1, H, W)
+    held_out: list[
+        Tensor
+    ]  # upper left squares of at most 256 x 256 pixels of other images, each (1, 1, h, w)
+    about: str  # what they are, in words
     held_out_about: str
-    digest: str = ""
+    digest: str = (
+        ""  # SHA-256 of all images and their names, "" for BSDS500, whose files are checked one by one
+    )
 
 
 def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
