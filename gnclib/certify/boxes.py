@@ -31,8 +31,6 @@ from typing import Any
 
 from gnclib.certify.intervals import Arithmetic
 
-__all__ = ["HessianBoxes"]
-
 Ends = tuple[Fraction, Fraction]
 
 
@@ -87,11 +85,14 @@ class HessianBoxes:
                 if (mean, s2) == widest[1:]:
                     continue  # the same Gaussian: D_i = 0 everywhere
                 d = side * (a[i] - a[m])
-                falls = self.sets.floats(d)[1] < 0
-                if not falls or self.sets.floats(self.sets.square(d) - 2 * (p[i] - p[m]))[0] < 0:
+                if not self._falls(d, p[i] - p[m]):
                     return -math.inf
                 total += self.sets.exp(logits[i] - logits[m]) * self.sets.square(d)
             return self.sets.floats(p[m] - total)[0]
+
+    def _falls(self, d, q) -> bool:
+        """Is s_i certain to fall from here on: D_i < 0 and D_i^2 >= 2 (p_i - p_m)?"""
+        return self.sets.floats(d)[1] < 0 <= self.sets.floats(self.sets.square(d) - 2 * q)[0]
 
     def _features(self, y, t):
         square = self.sets.square

@@ -1,4 +1,4 @@
-"""Rigorous arithmetic behind one small interface: python-flint's ``arb`` where it is installed, else mpmath's ``iv``.
+"""Interval arithmetic behind one small interface: python-flint's ``arb`` where it is installed, else mpmath's ``iv``.
 
 Both carry sets of real numbers, a ball or a pair of ends, and round outwards: whatever numbers one takes from the
 arguments, the result of an operation contains the exact result. ``+ - * /`` work on the
@@ -12,8 +12,6 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
 from typing import Any, Protocol
-
-__all__ = ["PRECISION", "Arithmetic", "arithmetic"]
 
 PRECISION = 96  # bits; the sets stay far narrower than the boxes that are cut
 
@@ -144,8 +142,12 @@ class Mpmath:
 def arithmetic(name: str = "auto") -> Arithmetic:
     """The arithmetic "arb" or "mpmath.iv"; "auto" takes arb if python-flint is installed.
 
-    Raises:
-        ValueError: another name. ImportError: "arb" without python-flint.
+    Raises
+    ------
+    ValueError
+        Another name.
+    ImportError
+        "arb" without python-flint.
     """
     if name not in ("auto", "arb", "mpmath.iv"):
         raise ValueError(f"arithmetic must be 'auto', 'arb' or 'mpmath.iv', got {name!r}")
