@@ -103,7 +103,7 @@ def convexity_threshold(mixture, domain=None) -> float:
         top = max(float(np.ptp(mu)) ** 2, float(np.ptp(variances)), 1e-12)
         while dip(top) <= 0:
             top *= 2
-        below, above = (0.0 if smallest > 0 else 1e-12 * top), top
+        below, above = 1e-12 * top, top
     else:
         top = float((np.maximum((mu - lo) ** 2, (mu - hi) ** 2) - variances).max())
         below, above = _last_change(dip, top, smallest) if top > 0 else (0.0, 0.0)
@@ -122,7 +122,7 @@ def _last_change(dip, top: float, smallest: float) -> tuple[float, float]:
     """
     start = max(smallest, 1e-9 * top)
     ts = np.geomspace(start + top, start, 160) - start
-    ts[0], ts[-1] = top, 0.0 if smallest > 0 else 1e-12 * top
+    ts[0], ts[-1] = top, 1e-12 * top
     values = [math.inf]  # the top is convex by construction
     while values[-1] >= 0 and len(values) < len(ts):
         values.append(dip(ts[len(values)]))

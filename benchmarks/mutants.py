@@ -1,6 +1,6 @@
 """Mutation runs: one small change of the code at a time, and whether the tests of its package notice.
 
-    python tests/mutants.py gmm certify --sample 60 --seed 0
+    python benchmarks/mutants.py gmm certify --sample 60 --seed 0
 
 Each mutant is tested in a copy of the package with ``pytest -x tests/PACKAGE``; it is killed if a test fails, or if the
 tests take longer than three times as long as without it. Results are kept in a file, one line each: what is in it
@@ -155,7 +155,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("packages", nargs="*", default=PACKAGES, help=f"of {', '.join(PACKAGES)}")
     parser.add_argument("--only", nargs="*", help="names of modules, such as threshold")
-    parser.add_argument("--sample", type=int, help="mutants per package (default: all, which takes hours)")
+    parser.add_argument(
+        "--sample", type=int, default=40, help="mutants per package; 0: all, which takes hours"
+    )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     args = parser.parse_args()
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
