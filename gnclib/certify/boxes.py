@@ -29,7 +29,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from gnclib.certify.intervals import Arithmetic
+from gnclib.certify.intervals import Arb, Mpmath
 
 Ends = tuple[Fraction, Fraction]
 
@@ -37,7 +37,7 @@ Ends = tuple[Fraction, Fraction]
 class HessianBoxes:
     """The mixture with exact parameters, rows (w_i, mu_i, s_i^2) of Fractions with w_i > 0, in one arithmetic."""
 
-    def __init__(self, rows: list[tuple[Fraction, Fraction, Fraction]], arithmetic: Arithmetic):
+    def __init__(self, rows: list[tuple[Fraction, Fraction, Fraction]], arithmetic: Arb | Mpmath):
         self.rows, self.sets = rows, arithmetic
         self.smallest = min(s2 for _, _, s2 in rows)
         with arithmetic.precision():

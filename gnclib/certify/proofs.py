@@ -259,12 +259,9 @@ def _bound(boxes: HessianBoxes, y_range, t_range, max_boxes: int):
 
 
 def _tiles(proved, y_range, t_range) -> bool:
-    """Do the boxes, which never overlap, cover the rectangle? Their exact areas must add up to it."""
-    if y_range[0] == y_range[1] or t_range[0] == t_range[1]:  # a segment: compare its length
-        area = [ys[1] - ys[0] + ts[1] - ts[0] for ys, ts in proved]
-        return bool(proved) and sum(area) == y_range[1] - y_range[0] + t_range[1] - t_range[0]
-    area = [(ys[1] - ys[0]) * (ts[1] - ts[0]) for ys, ts in proved]
-    return sum(area) == (y_range[1] - y_range[0]) * (t_range[1] - t_range[0])
+    """Do the boxes, which never overlap, cover the rectangle? Their exact areas (or lengths) must add up to it."""
+    area = [(ys[1] - ys[0] or 1) * (ts[1] - ts[0] or 1) for ys, ts in [*proved, (y_range, t_range)]]
+    return sum(area[:-1]) == area[-1]
 
 
 def _middle(pair) -> Fraction:
