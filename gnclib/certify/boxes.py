@@ -29,9 +29,7 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from gnclib.certify.intervals import Arithmetic
-
-__all__ = ["HessianBoxes"]
+from gnclib.certify.intervals import Arb, Mpmath
 
 Ends = tuple[Fraction, Fraction]
 
@@ -39,7 +37,7 @@ Ends = tuple[Fraction, Fraction]
 class HessianBoxes:
     """The mixture with exact parameters, rows (w_i, mu_i, s_i^2) of Fractions with w_i > 0, in one arithmetic."""
 
-    def __init__(self, rows: list[tuple[Fraction, Fraction, Fraction]], arithmetic: Arithmetic):
+    def __init__(self, rows: list[tuple[Fraction, Fraction, Fraction]], arithmetic: Arb | Mpmath):
         self.rows, self.sets = rows, arithmetic
         self.smallest = min(s2 for _, _, s2 in rows)
         with arithmetic.precision():
@@ -87,11 +85,14 @@ class HessianBoxes:
                 if (mean, s2) == widest[1:]:
                     continue  # the same Gaussian: D_i = 0 everywhere
                 d = side * (a[i] - a[m])
-                falls = self.sets.floats(d)[1] < 0
-                if not falls or self.sets.floats(self.sets.square(d) - 2 * (p[i] - p[m]))[0] < 0:
+                if not self._falls(d, p[i] - p[m]):
                     return -math.inf
                 total += self.sets.exp(logits[i] - logits[m]) * self.sets.square(d)
             return self.sets.floats(p[m] - total)[0]
+
+    def _falls(self, d, q) -> bool:
+        """Is s_i certain to fall from here on: D_i < 0 and D_i^2 >= 2 (p_i - p_m)?"""
+        return self.sets.floats(d)[1] < 0 <= self.sets.floats(self.sets.square(d) - 2 * q)[0]
 
     def _features(self, y, t):
         square = self.sets.square

@@ -1,4 +1,4 @@
-"""Rigorous arithmetic behind one small interface: python-flint's ``arb`` where it is installed, else mpmath's ``iv``.
+"""Interval arithmetic behind one small interface: python-flint's ``arb`` where it is installed, else mpmath's ``iv``.
 
 Both carry sets of real numbers, a ball or a pair of ends, and round outwards: whatever numbers one takes from the
 arguments, the result of an operation contains the exact result. ``+ - * /`` work on the
@@ -11,42 +11,8 @@ import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from fractions import Fraction
-from typing import Any, Protocol
-
-__all__ = ["PRECISION", "Arithmetic", "arithmetic"]
 
 PRECISION = 96  # bits; the sets stay far narrower than the boxes that are cut
-
-
-class Arithmetic(Protocol):
-    """What a certificate needs of an interval arithmetic. ``Any`` is its own type of set."""
-
-    name: str
-
-    def precision(self) -> Any:
-        """Context in which everything is computed with `PRECISION` bits."""
-
-    def number(self, value: Fraction) -> Any:
-        """A set that contains the rational number."""
-
-    def hull(self, lo: Any, hi: Any) -> Any:
-        """A set that contains both sets and everything between them."""
-
-    def square(self, x: Any) -> Any:
-        """All x^2, never below 0: sharper than x * x, which takes its factors for independent."""
-
-    def exp(self, x: Any) -> Any: ...
-
-    def log(self, x: Any) -> Any: ...
-
-    def centre(self, x: Any) -> Any:
-        """One number of the set, exactly."""
-
-    def exp_ends(self, x: Any) -> tuple[Any, Any]:
-        """exp of the two ends, each as a set of (nearly) one number."""
-
-    def floats(self, x: Any) -> tuple[float, float]:
-        """Floats certainly <= and >= every number of the set; infinite where it is unbounded or undefined."""
 
 
 class Arb:
@@ -61,16 +27,20 @@ class Arb:
 
     @contextmanager
     def precision(self) -> Iterator[None]:
+        """Everything is computed with `PRECISION` bits in this context."""
         with self._flint.ctx.workprec(PRECISION):
             yield
 
     def number(self, value: Fraction):
+        """A set that contains the rational number."""
         return self._flint.arb(self._flint.fmpq(value.numerator, value.denominator))
 
     def hull(self, lo, hi):
+        """A set that contains both sets and everything between them."""
         return lo.union(hi)
 
     def square(self, x):
+        """All x^2, never below 0: sharper than x * x, which takes its factors for independent."""
         if x.abs_lower() > 0:
             return x * x
         most = x.abs_upper()
@@ -83,12 +53,15 @@ class Arb:
         return x.log()
 
     def centre(self, x):
+        """One number of the set, exactly."""
         return x.mid()
 
     def exp_ends(self, x):
+        """exp of the two ends, each as a set of (nearly) one number."""
         return x.lower().exp(), x.upper().exp()
 
     def floats(self, x) -> tuple[float, float]:
+        """Floats certainly <= and >= every number of the set; infinite where it is unbounded or undefined."""
         if not x.is_finite():
             return -math.inf, math.inf
         lo, hi = float(x.lower()), float(x.upper())
@@ -96,7 +69,7 @@ class Arb:
 
 
 class Mpmath:
-    """Pairs of ends ``[a, b]`` of mpmath, in a context of its own: nobody else's precision is changed."""
+    """The same for pairs of ends ``[a, b]`` of mpmath, in a context of its own: nobody's precision is changed."""
 
     name = "mpmath.iv"
 
@@ -141,11 +114,15 @@ class Mpmath:
         return math.nextafter(lo, -math.inf), math.nextafter(hi, math.inf)
 
 
-def arithmetic(name: str = "auto") -> Arithmetic:
+def arithmetic(name: str = "auto") -> Arb | Mpmath:
     """The arithmetic "arb" or "mpmath.iv"; "auto" takes arb if python-flint is installed.
 
-    Raises:
-        ValueError: another name. ImportError: "arb" without python-flint.
+    Raises
+    ------
+    ValueError
+        Another name.
+    ImportError
+        "arb" without python-flint.
     """
     if name not in ("auto", "arb", "mpmath.iv"):
         raise ValueError(f"arithmetic must be 'auto', 'arb' or 'mpmath.iv', got {name!r}")

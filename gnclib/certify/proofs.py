@@ -1,9 +1,8 @@
-r"""Proofs, not samples: rigorous statements on the sign of ``hess F(y, t)`` for mixtures on the line.
+r"""Proofs of convexity, and of its absence, for mixtures on the line: the sign of ``hess F(y, t)``.
 
 A grid can miss a dip. Here every number is a set that is guaranteed to contain the true value (interval arithmetic,
-rounded outwards, :mod:`gnclib.certify.intervals`), so a positive lower bound over a box ``[y] x [t]`` proves
-convexity on the
-whole box (:mod:`gnclib.certify.boxes` says how it is made sharp). `certify_convex` bisects the rectangle until every
+rounded outwards, `gnclib.certify.intervals`), so a positive lower bound over a box ``[y] x [t]`` proves convexity on
+the whole box (`gnclib.certify.boxes` says how it is made sharp). `certify_convex` bisects the rectangle until every
 box is proved (branch and bound), `witness_nonconvex` proves the opposite at one point, `enclose_threshold` puts both
 together around ``t*``, and `pave` colours a rectangle by what is proved where.
 
@@ -17,7 +16,7 @@ together around ``t*``, and `pave` colours a rectangle by what is proved where.
 
 **Which mixture is it about?** A float is not the number one typed: 0.15 is stored as 0.1499999999999999944.
 Parameters and interval ends given as floats are read as the shortest decimal that prints them (0.15 means
-3/20); ``binary=True`` reads the stored binary number instead. Ends may also be ints, strings or Fractions.
+3/20). Ends may also be ints, strings or Fractions.
 """
 
 from __future__ import annotations
@@ -31,20 +30,6 @@ from typing import NamedTuple
 
 from gnclib.certify.boxes import HessianBoxes
 from gnclib.certify.intervals import PRECISION, arithmetic
-from gnclib.gmm.threshold import min_hessian, threshold
-
-__all__ = [
-    "Box",
-    "Certificate",
-    "NotProved",
-    "ThresholdEnclosure",
-    "Witness",
-    "certify_convex",
-    "enclose_threshold",
-    "exact",
-    "pave",
-    "witness_nonconvex",
-]
 
 CONVEX, NON_CONVEX, OPEN = "convex", "not convex", "open"
 
@@ -67,16 +52,24 @@ class Box(NamedTuple):
 class Certificate:
     """Outcome of `certify_convex`.
 
-    Attributes:
-        proved: True if hess F > 0 is proved for every y in the domain and every t in t_range. False is *no* proof of
-            the contrary.
-        lower_bound: smallest proved lower bound of hess F over all boxes and tails (-inf if not proved).
-        boxes: the proved boxes; they tile the rectangle (whole line: the segment between the tails at t_lo) if proved.
-        evaluations: number of boxes evaluated.
-        domain: X, exactly; None for the whole line. t_range: exactly; t_hi None means all t >= t_lo.
-        tails: whole line: (y, lower bound of hess F beyond y) on the left and on the right.
-        arithmetic: "arb" or "mpmath.iv", with `gnclib.certify.intervals.PRECISION` bits.
-        seconds: time it took.
+    Attributes
+    ----------
+    proved : bool
+        Whether hess F > 0 is proved for every y in the domain and every t in t_range. False is *no* proof of the
+        contrary.
+    lower_bound : float
+        Smallest proved lower bound of hess F over all boxes and tails (-inf if not proved).
+    boxes : tuple of Box
+        The proved boxes; they tile the rectangle (whole line: the segment between the tails at t_lo) if proved.
+    evaluations : int
+        Number of boxes evaluated.
+    domain : pair of Fractions, or None for the whole line
+    t_range : pair of Fractions
+        The upper end is None for all t >= t_lo.
+    tails : pairs
+        On the whole line: (y, lower bound of hess F beyond y) on the left and on the right.
+    arithmetic : "arb" or "mpmath.iv", with `gnclib.certify.intervals.PRECISION` bits
+    seconds : float
     """
 
     proved: bool
@@ -139,42 +132,34 @@ class ThresholdEnclosure:
         return f"t* in [{float(self.lo):.9g}, {float(self.hi):.9g}]: {below}; {self.certificate}"
 
 
-def exact(value, name: str = "value", binary: bool = False) -> Fraction:
+def exact(value, name: str = "value") -> Fraction:
     """The rational number meant by ``value`` (int, float, str such as "0.1" or "1/3", or Fraction).
 
-    Floats are read as the decimal that prints them, with ``binary=True`` as the stored binary number.
-
-    Raises:
-        ValueError: not a finite number.
+    Floats are read as the decimal that prints them. Raises ValueError if it is not a finite number.
     """
-    try:
-        if isinstance(value, float) and not binary:
-            return Fraction(repr(float(value)))  # numpy's float64 is a float with a repr of its own
-        return Fraction(value)
+    try:  # numpy's float64 is a float with a repr of its own
+        return Fraction(repr(float(value)) if isinstance(value, float) else value)
     except (TypeError, ValueError, OverflowError, ZeroDivisionError) as error:
         raise ValueError(f"{name} must be a finite number, a string or a Fraction, got {value!r}") from error
 
 
-def _pair(pair, name: str) -> tuple:
+def _interval(pair, name: str, endless: bool = False) -> tuple[Fraction, Fraction]:
+    """The exact ends of an interval; with ``endless`` the upper one may be None."""
     try:
         lo, hi = pair
     except (TypeError, ValueError) as error:
         raise ValueError(f"{name} must be a pair (lo, hi), got {pair!r}") from error
-    return lo, hi
-
-
-def _interval(pair, name: str, binary: bool) -> tuple[Fraction, Fraction]:
-    lo, hi = (exact(end, name, binary) for end in _pair(pair, name))
-    if lo > hi:
+    lo, hi = exact(lo, name), None if endless and hi is None else exact(hi, name)
+    if hi is not None and lo > hi:
         raise ValueError(f"{name} must have lo <= hi, got {pair!r}")
     return lo, hi
 
 
-def _boxes_of(mixture, binary: bool, name: str) -> HessianBoxes:
+def _boxes_of(mixture, name: str) -> HessianBoxes:
     if getattr(mixture, "means", None) is None or mixture.means.ndim != 1:
         raise ValueError("certificates are for mixtures on the line (means of shape (K,))")
     rows = zip(mixture.weights.tolist(), mixture.means.tolist(), mixture.variances.tolist(), strict=True)
-    rows = [tuple(exact(x, "parameter", binary) for x in row) for row in rows if row[0] > 0]
+    rows = [tuple(exact(x, "parameter") for x in row) for row in rows if row[0] > 0]
     return HessianBoxes(rows, arithmetic(name))
 
 
@@ -184,39 +169,39 @@ def _need_positive(boxes: HessianBoxes, t: Fraction):
 
 
 def certify_convex(
-    mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int = 20_000, binary: bool = False
+    mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int = 20_000
 ) -> Certificate:
     """Prove ``hess F(y, t) > 0`` for every y in the domain and every t in t_range, by interval branch and bound.
 
-    Args:
-        mixture: a `gnclib.gmm.GaussianMixture` on the line.
-        domain: (lo, hi), or None for the whole line. t_range: (t_lo, t_hi); t_hi = None means every t >= t_lo.
-            See `exact` for how the ends are read.
-        arithmetic: "auto", "arb" or "mpmath.iv", see `gnclib.certify.intervals`.
-        max_boxes: give up (proved = False) after evaluating that many boxes.
-        binary: read floats as the stored binary numbers, see the module's head.
+    Parameters
+    ----------
+    mixture : gnclib.gmm.GaussianMixture on the line
+    domain : (lo, hi), or None for the whole line
+        See `exact` for how the ends are read.
+    t_range : (t_lo, t_hi)
+        t_hi = None means every t >= t_lo.
+    arithmetic : {"auto", "arb", "mpmath.iv"}
+    max_boxes : int
+        Give up (proved = False) after evaluating that many boxes.
 
-    Raises:
-        ValueError: a mixture that is not on the line, a malformed interval, or t_lo = 0 at a point mass.
+    Raises
+    ------
+    ValueError
+        A mixture that is not on the line, a malformed interval, or t_lo = 0 at a point mass.
     """
     began = time.perf_counter()
-    boxes = _boxes_of(mixture, binary, arithmetic)
-    lo, hi = _pair(t_range, "t_range")
-    span = _interval((lo, lo if hi is None else hi), "t_range", binary)
-    _need_positive(boxes, span[0])
+    boxes = _boxes_of(mixture, arithmetic)
+    t_lo, t_hi = _interval(t_range, "t_range", endless=True)
+    _need_positive(boxes, t_lo)
     if max_boxes < 1:
         raise ValueError(f"max_boxes must be >= 1, got {max_boxes}")
-    tails = ()
     if domain is None:
-        tails = _tails(boxes, span[0])
-        ys, ts = tuple(y for y, _ in tails) or None, (span[0], span[0])
+        tails = _tails(boxes, t_lo)
+        ys, ts = tuple(y for y, _ in tails), (t_lo, t_lo)
     else:
-        ys, ts = _interval(domain, "domain", binary), span
-        if hi is None:
-            ts = (span[0], max(span[0], _top(boxes, ys)))
-    done, lower, proved, evaluations = (
-        (False, math.inf, [], 0) if ys is None else _bound(boxes, ys, ts, max_boxes)
-    )
+        tails, ys = (), _interval(domain, "domain")
+        ts = (t_lo, max(t_lo, _top(boxes, ys)) if t_hi is None else t_hi)
+    done, lower, proved, evaluations = _bound(boxes, ys, ts, max_boxes) if ys else (False, -math.inf, [], 0)
     lower = min([lower, *(bound for _, bound in tails)])
     return Certificate(
         proved=done,
@@ -224,7 +209,7 @@ def certify_convex(
         boxes=tuple(Box(*map(float, (*y, *t))) for y, t in proved),
         evaluations=evaluations,
         domain=None if domain is None else ys,
-        t_range=(span[0], None if hi is None else span[1]),
+        t_range=(t_lo, t_hi),
         tails=tuple((float(y), bound) for y, bound in tails),
         arithmetic=boxes.sets.name,
         seconds=time.perf_counter() - began,
@@ -274,12 +259,9 @@ def _bound(boxes: HessianBoxes, y_range, t_range, max_boxes: int):
 
 
 def _tiles(proved, y_range, t_range) -> bool:
-    """Do the boxes, which never overlap, cover the rectangle? Their exact areas must add up to it."""
-    if y_range[0] == y_range[1] or t_range[0] == t_range[1]:  # a segment: compare its length
-        area = [ys[1] - ys[0] + ts[1] - ts[0] for ys, ts in proved]
-        return bool(proved) and sum(area) == y_range[1] - y_range[0] + t_range[1] - t_range[0]
-    area = [(ys[1] - ys[0]) * (ts[1] - ts[0]) for ys, ts in proved]
-    return sum(area) == (y_range[1] - y_range[0]) * (t_range[1] - t_range[0])
+    """Do the boxes, which never overlap, cover the rectangle? Their exact areas (or lengths) must add up to it."""
+    area = [(ys[1] - ys[0] or 1) * (ts[1] - ts[0] or 1) for ys, ts in [*proved, (y_range, t_range)]]
+    return sum(area[:-1]) == area[-1]
 
 
 def _middle(pair) -> Fraction:
@@ -294,16 +276,14 @@ def _bisect(boxes: HessianBoxes, ys, ts, spread_y: float, spread_t: float):
     return ((ys, (ts[0], middle)), (ys, (middle, ts[1])))
 
 
-def pave(
-    mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int = 6000, binary: bool = False
-) -> tuple[Box, ...]:
+def pave(mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int = 6000) -> tuple[Box, ...]:
     """Tile a rectangle by boxes that are proved convex, proved not convex (hess F < 0 on all of it), or still open.
 
     The largest open box (in share of the rectangle) is cut next, until ``max_boxes`` boxes are evaluated; what is open
     then is the proved location of the curve ``hess F = 0``. Arguments and errors as `certify_convex`; t_hi a number.
     """
-    boxes = _boxes_of(mixture, binary, arithmetic)
-    y_range, t_range = _interval(domain, "domain", binary), _interval(t_range, "t_range", binary)
+    boxes = _boxes_of(mixture, arithmetic)
+    y_range, t_range = _interval(domain, "domain"), _interval(t_range, "t_range")
     _need_positive(boxes, t_range[0])
     settled, evaluations = [], 0
     queue = [(0.0, 0, y_range, t_range)]
@@ -321,51 +301,52 @@ def pave(
     return tuple(Box(*map(float, (*ys, *ts)), status) for ys, ts, status in found)
 
 
-def witness_nonconvex(
-    mixture, domain, t, *, arithmetic: str = "auto", binary: bool = False
-) -> Witness | None:
+def witness_nonconvex(mixture, domain, t, *, arithmetic: str = "auto") -> Witness | None:
     """A point y of the domain with ``hess F(y, t) < 0``, proved; None if none was found (which proves nothing).
 
-    Args:
-        mixture: a `gnclib.gmm.GaussianMixture` on the line. domain: (lo, hi), or None for the line. t: see `exact`.
-
-    Raises:
-        ValueError: a mixture that is not on the line, a malformed domain, or t = 0 at a point mass.
+    Arguments and errors as `certify_convex`; t one number.
     """
-    boxes = _boxes_of(mixture, binary, arithmetic)
-    t = exact(t, "t", binary)
+    boxes = _boxes_of(mixture, arithmetic)
+    t = exact(t, "t")
     _need_positive(boxes, t)
-    if domain is None:
-        guess = Fraction(min_hessian(mixture, float(t))[1])
+    lo, hi = (None, None) if domain is None else _interval(domain, "domain")
+    if lo is None:
+        guess = Fraction(mixture.min_hessian(float(t))[1])
+    elif lo == hi:
+        guess = lo
     else:
-        lo, hi = _interval(domain, "domain", binary)
-        near = min_hessian(mixture, float(t), (float(lo), float(hi)))[1] if lo < hi else lo
-        guess = min(max(Fraction(near), lo), hi)
+        guess = min(max(Fraction(mixture.min_hessian(float(t), (float(lo), float(hi)))[1]), lo), hi)
     upper = boxes.at_point(guess, t)[1]
     return Witness(guess, t, upper) if upper < 0 else None
 
 
 def enclose_threshold(
-    mixture, domain, tol="1e-6", *, arithmetic: str = "auto", max_boxes: int = 20_000, binary: bool = False
+    mixture, domain, tol="1e-6", *, arithmetic: str = "auto", max_boxes: int = 20_000
 ) -> ThresholdEnclosure:
     """Enclose t* by proof: ``lo, hi = enclose_threshold(...)`` with ``hi - lo <= tol`` and ``lo < t* <= hi``.
 
     At ``t = lo`` a witness shows that F(., lo) is not convex on the domain; for every ``t >= hi`` it is convex
     (boxes up to t_top and theory above, see the module's head). The numerical t* only tells where to look.
 
-    Args:
-        domain: (lo, hi), or None for the whole line. tol: largest width of the enclosure, > 0.
+    Parameters
+    ----------
+    mixture, domain, arithmetic, max_boxes
+        As for `certify_convex`.
+    tol : int, float, str or Fraction
+        Largest width of the enclosure, > 0.
 
-    Raises:
-        ValueError: as `certify_convex`, or tol <= 0.
-        NotProved: one of the two halves could not be proved within ``max_boxes`` boxes.
+    Raises
+    ------
+    ValueError
+        As `certify_convex`, or tol <= 0.
+    NotProved
+        One of the two halves could not be proved within ``max_boxes`` boxes.
     """
-    boxes, tol = _boxes_of(mixture, binary, arithmetic), exact(tol, "tol", binary)
+    boxes, tol = _boxes_of(mixture, arithmetic), exact(tol, "tol")
     if tol <= 0:
         raise ValueError(f"tol must be positive, got {tol}")
-    ends = None if domain is None else tuple(map(float, _interval(domain, "domain", binary)))
-    estimate = threshold(mixture, ends)
-    options = {"arithmetic": arithmetic, "max_boxes": max_boxes, "binary": binary}
+    ends = None if domain is None else tuple(map(float, _interval(domain, "domain")))
+    estimate = mixture.convexity_threshold(ends)
     grain = tol / 100
     lo = (Fraction(estimate) / grain).__floor__() * grain - tol / 2 + grain / 2
     if lo < 0 or boxes.smallest + lo <= 0:  # t* is 0, or nearer to it than the tolerance
@@ -374,12 +355,12 @@ def enclose_threshold(
         witness = None
     else:
         hi = lo + tol
-        witness = witness_nonconvex(mixture, domain, lo, arithmetic=arithmetic, binary=binary)
+        witness = witness_nonconvex(mixture, domain, lo, arithmetic=arithmetic)
         if witness is None:
             raise NotProved(
                 f"no point with hess F(y, {float(lo):.9g}) < 0 was found below t* = {estimate:.9g}"
             )
-    certificate = certify_convex(mixture, domain, (hi, None), **options)
+    certificate = certify_convex(mixture, domain, (hi, None), arithmetic=arithmetic, max_boxes=max_boxes)
     if not certificate.proved:
         raise NotProved(f"{certificate}; a larger tol or max_boxes may help")
     return ThresholdEnclosure(lo, hi, witness, certificate)

@@ -1,14 +1,14 @@
-r"""Looking into a Fields of Experts: features, the curves of its non-linearities, effective kernels, numbers on shapes.
+r"""Features of a Fields of Experts, curves of its non-linearities, effective kernels, and numbers on their shapes.
 
 Layer l = 1 ... L of R_L (Kobler & Pock 2023, eq. 3) sees the features
 
     x_1 = s(tau) K_1 y,        x_l = K_l phi_{l-1}(x_{l-1}, tau),
 
-with s(tau) the input scale of :mod:`gnclib.foe` (1 for the printed formula). A function phi_c(., tau) is only
-determined where features occur; the first and the last of :func:`feature_quantiles` bound its effective range.
+with s(tau) the input scale of `gnclib.foe` (1 for the printed formula). A function phi_c(., tau) is only
+determined where features occur; the first and the last of `feature_quantiles` bound its effective range.
 
 A curve is an array of its values at equally spaced points of one interval, the last axis running along the curve; all
-numbers on shapes (:func:`distance_to_polynomial`, :func:`convexity_gap`, :func:`local_minima`) are invariant under
+numbers on shapes (`distance_to_polynomial`, `convexity_gap`, `local_minima`) are invariant under
 scaling and shifting of either axis, so it does not matter whether x_1 or the response u = x_1 / s is the abscissa.
 """
 
@@ -27,73 +27,69 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe.filters import convolve, convolve_adjoint, dilate, reflect
 from gnclib.spline import splines as spline
 
-__all__ = [
-    "convexity_gap",
-    "curves",
-    "distance_to_polynomial",
-    "effective_kernels",
-    "feature_quantiles",
-    "features",
-    "input_scale",
-    "local_minima",
-    "mean_frequency",
-    "mean_slopes",
-    "straightness",
-]
-
 
 def input_scale(config: FoEConfig, sigma: float) -> float:
     """s(tau) = (sigma^2 + sigma_0^2)^(-1/2), or 1 for the printed formula."""
     return (sigma**2 + config.sigma_0**2) ** -0.5 if config.scaled_input else 1.0
 
 
-def _coefficients(prior: FieldsOfExperts, layer: int, sigma: float) -> Tensor:
-    """Spline coefficients (C, N_x) of phi_layer(., log sigma); layers count from 1."""
-    if layer not in range(1, prior.config.layers + 1):
-        raise ValueError(f"this prior has the layers 1 to {prior.config.layers}, got {layer!r}")
-    weights, grid = prior.weights[layer - 1], prior.config.grid_tau
+def _coefficients(prior: FieldsOfExperts, sigma: float) -> list[Tensor]:
+    """Spline coefficients (1, C, N_x) of phi_1 ... phi_L at log sigma."""
+    weights, grid = prior.weights[0], prior.config.grid_tau
     tau = torch.tensor([math.log(sigma)], dtype=weights.dtype).clamp(grid.low, grid.high)
-    return spline.contract(weights, tau, grid)[0]
+    return [spline.contract(w, tau, grid) for w in prior.weights]
 
 
 def curves(
     prior: FieldsOfExperts, layer: int, x: Tensor, sigma: float, order: int = 0, channels=slice(None)
 ) -> Tensor:
-    """phi_layer(x, log sigma) or a derivative in x, channel by channel.
+    """phi_layer(x, log sigma) or a derivative in x, channel by channel, shaped like x.
 
-    Args:
-        layer: 1 ... L.
-        x: features (C, ...), one row per channel in ``channels``; dtype of the prior.
-        sigma: noise level, in [sigma_min, sigma_max].
-        order: 0, 1 or 2; channels: index of the channels, all by default.
-
-    Returns:
-        Shaped like x.
+    Parameters
+    ----------
+    layer : int
+        1 ... L.
+    x : (C, ...), dtype of the prior
+        Features, one row per channel in ``channels``.
+    sigma : float
+        Noise level in [sigma_min, sigma_max].
+    order : 0, 1 or 2
+    channels
+        Index of the channels, all by default.
     """
-    coefficients = _coefficients(prior, layer, sigma)[channels]
+    if layer not in range(1, prior.config.layers + 1):
+        raise ValueError(f"this prior has the layers 1 to {prior.config.layers}, got {layer!r}")
+    coefficients = _coefficients(prior, sigma)[layer - 1][0, channels]
     return spline.evaluate(x, coefficients, prior.config.grid_x, (order,))[0]
 
 
-def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
-    """The inputs x_1 ... x_L of the non-linearities, images joined: each (C, M), M the number of feature positions.
+def layers(prior: FieldsOfExperts, y: Tensor, sigma: float, orders=(0,)) -> list[tuple[Tensor, list[Tensor]]]:
+    """The forward pass of eq. 3, layer by layer: x_l and the derivatives of phi_l there of these orders, 0 the first.
 
-    y: images (B, 1, H, W), continued by reflection as in the energy; sigma: noise level at which the prior is used.
+    Parameters
+    ----------
+    y : (B, 1, H, W)
+        Images, continued by reflection as in the energy.
+    sigma : float
+        Noise level at which the prior is used.
     """
     h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
-    for layer, (kernel, dilation) in enumerate(
-        zip(prior.kernels, prior.config.dilations, strict=True), start=1
-    ):
+    steps = zip(prior.kernels, prior.config.dilations, _coefficients(prior, sigma), strict=True)
+    for kernel, dilation, coefficients in steps:
         x = convolve(h, kernel, dilation)
-        found.append(x.transpose(0, 1).flatten(1))
-        if layer < prior.config.layers:
-            h = spline.evaluate(
-                x, _coefficients(prior, layer, sigma).expand(len(x), -1, -1), prior.config.grid_x
-            )[0]
+        values = spline.evaluate(x, coefficients.expand(len(x), -1, -1), prior.config.grid_x, orders)
+        found.append((x, values))
+        h = values[0]
     return found
 
 
+def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
+    """x_1 ... x_L of `layers`, images joined: each (C, M), M the number of feature positions."""
+    return [x.transpose(0, 1).flatten(1) for x, _ in layers(prior, y, sigma)]
+
+
 def feature_quantiles(x: Tensor, count: int = 197, share: float = 0.01) -> Tensor:
-    """Quantiles of features (C, M), of which all channels have many: (C, count), from ``share`` to 1 - ``share``.
+    """Quantiles of features (C, M), from ``share`` to 1 - ``share``: (C, count).
 
     The first and the last column are the effective range; all columns together are a sample of the density within it.
     """
@@ -105,7 +101,7 @@ def feature_quantiles(x: Tensor, count: int = 197, share: float = 0.01) -> Tenso
 
 
 def mean_slopes(prior: FieldsOfExperts, found: list[Tensor], sigma: float) -> list[Tensor]:
-    """E[phi_l'(x_l, log sigma)] over features: one (C,) per hidden layer l = 1 ... L - 1."""
+    """E[phi_l'(x_l, log sigma)] over `features`: one (C,) per hidden layer l = 1 ... L - 1."""
     return [curves(prior, l, x, sigma, 1).mean(1) for l, x in enumerate(found[:-1], start=1)]
 
 

@@ -6,6 +6,7 @@ Each map comes with its exact adjoint, <A x, g> = <x, A^T g>: the gradient of an
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import torch
 import torch.nn.functional as F
@@ -17,15 +18,11 @@ def dct_kernels(size: int, count: int) -> Tensor:
 
     Each kernel has unit Euclidean norm and zero mean.
     """
-    k, x = torch.meshgrid(
-        torch.arange(size, dtype=torch.float64), torch.arange(size, dtype=torch.float64), indexing="ij"
-    )
+    k, x = torch.arange(size, dtype=torch.float64)[:, None], torch.arange(size, dtype=torch.float64)
     rows = torch.cos(math.pi * k * (2 * x + 1) / (2 * size)) * math.sqrt(2 / size)
     rows[0] /= math.sqrt(2)
     basis = torch.einsum("ax,by->abxy", rows, rows)
-    order = sorted(
-        ((a, b) for a in range(size) for b in range(size)), key=lambda ab: (ab[0] ** 2 + ab[1] ** 2, ab)
-    )[1:]
+    order = sorted(product(range(size), repeat=2), key=lambda ab: (ab[0] ** 2 + ab[1] ** 2, ab))[1:]
     return torch.stack([basis[a, b] for a, b in order[:count]])[:, None]
 
 
@@ -35,7 +32,7 @@ def reflect(x: Tensor, margin: int) -> Tensor:
 
 
 def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
-    """The adjoint of :func:`reflect`: what lies in the margin is folded back and added."""
+    """The adjoint of `reflect`: what lies in the margin is folded back and added."""
     if not margin:
         return g
     for _ in range(2):  # fold along the last axis, then swap the two axes and fold the other one
@@ -65,7 +62,7 @@ def extent(size: int, dilation: int) -> int:
 def convolve(x: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
     """Valid 2D convolution (correlation, as in networks): (B, C, H, W), (D, C, s, s) -> (B, D, H - r + 1, W - r + 1).
 
-    The taps are ``dilation`` pixels apart, r = extent(s, dilation): the convolution with :func:`dilate` of the kernel.
+    The taps are ``dilation`` pixels apart, r = extent(s, dilation): the convolution with `dilate` of the kernel.
     A single input channel is a matrix product with all shifts of the image, several times faster on CPU than conv2d.
     """
     if kernel.shape[1] > 1:
@@ -77,7 +74,7 @@ def convolve(x: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
 
 
 def convolve_adjoint(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
-    """The adjoint of :func:`convolve` in x: (B, D, h, w) -> (B, C, h + r - 1, w + r - 1)."""
+    """The adjoint of `convolve` in x: (B, D, h, w) -> (B, C, h + r - 1, w + r - 1)."""
     if kernel.shape[1] > 1:
         return F.conv_transpose2d(g, kernel, dilation=dilation)
     kernel = dilate(kernel, dilation) if dilation > 1 else kernel
@@ -87,7 +84,7 @@ def convolve_adjoint(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
 
 
 def convolve_adjoint_inner(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
-    """:func:`convolve_adjoint` where ``g`` has all that it needs: (B, D, h, w) -> (B, C, h - r + 1, w - r + 1)."""
+    """`convolve_adjoint` where ``g`` has all that it needs: (B, D, h, w) -> (B, C, h - r + 1, w - r + 1)."""
     if kernel.shape[1] > 1:
         return F.conv2d(g, kernel.flip(-1, -2).transpose(0, 1), dilation=dilation)
     return F.pad(convolve_adjoint(g, kernel, dilation), [1 - extent(kernel.shape[-1], dilation)] * 4)

@@ -1,4 +1,4 @@
-r"""The Hessian of a Fields of Experts at one image, taken apart by layers, and its extreme eigenvalues (Lanczos).
+r"""Hessian of a Fields of Experts at one image, taken apart by layers, and its extreme eigenvalues (Lanczos).
 
 With x_l the features, g_l = dR/dphi_l the adjoints (g_L = 1) and J_l = dx_l/dy the Jacobians,
 
@@ -6,8 +6,8 @@ With x_l the features, g_l = dR/dphi_l the adjoints (g_L = 1) and J_l = dx_l/dy 
     J_1 = s K_1 P,    J_l = K_l diag(phi_{l-1}') J_{l-1}
 
 (P: continuation by reflection). For L = 1 this is s^2 P^T K^T diag(phi'') K P. Features, slopes and curvatures are
-computed once per point; each product with a vector then takes convolutions only, which is several times faster than
-:meth:`gnclib.foe.FieldsOfExperts.hvp`, the same by automatic differentiation. And it says which layer bends the energy.
+computed once per point; each product with a vector then takes convolutions only, unlike `FieldsOfExperts.hvp`, which
+begins anew for each. And it says which layer bends the energy.
 """
 
 from __future__ import annotations
@@ -20,46 +20,40 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from gnclib.foe import FieldsOfExperts
-from gnclib.foe.curves import input_scale
+from gnclib.foe.curves import input_scale, layers
 from gnclib.foe.filters import convolve, convolve_adjoint, reflect, reflect_adjoint
-from gnclib.spline import splines as spline
-
-__all__ = ["PointHessian", "extreme_eigenvalues"]
 
 
 class PointHessian:
     """t Hess R(y, t) at one image, as a linear map.
 
-    Args:
-        prior: the energy; y: image (1, 1, H, W) of its dtype; sigma: noise level, t = sigma^2.
+    Parameters
+    ----------
+    prior : FieldsOfExperts
+    y : (1, 1, H, W) of its dtype
+    sigma : float
+        Noise level, t = sigma^2.
 
-    Attributes:
-        features: x_1 ... x_L, each (1, C, H_l, W_l).
-        curvatures: g_l phi_l''(x_l), shaped like the features. May be replaced, to ask what would be if.
-
-    Raises:
-        ValueError: more than one image.
+    Attributes
+    ----------
+    features : list
+        x_1 ... x_L, each (1, C, H_l, W_l).
+    curvatures : list
+        g_l phi_l''(x_l), shaped like the features. May be replaced, to ask what would be if.
     """
 
     @torch.no_grad()
     def __init__(self, prior: FieldsOfExperts, y: Tensor, sigma: float):
         if len(y) != 1:
             raise ValueError(f"one image at a time, got {len(y)}")
-        grid, tau_grid = prior.config.grid_x, prior.config.grid_tau
-        tau = torch.tensor([math.log(sigma)], dtype=y.dtype).clamp(tau_grid.low, tau_grid.high)
         self.t, self.margin, self.shape = sigma**2, prior.config.margin, tuple(y.shape)
-        self.kernels = [k.detach() for k in prior.kernels]
-        self.dilations = prior.config.dilations
+        self.kernels, self.dilations = [k.detach() for k in prior.kernels], prior.config.dilations
         self.scale = input_scale(prior.config, sigma)
-        h = self.scale * reflect(y, self.margin)
-        self.features, self.slopes, self.curvatures = [], [], []
-        for kernel, dilation, weights in zip(self.kernels, self.dilations, prior.weights, strict=True):
-            x = convolve(h, kernel, dilation)
-            h, first, second = spline.evaluate(x, spline.contract(weights, tau, tau_grid), grid, (0, 1, 2))
-            self.features.append(x)
-            self.slopes.append(first)
-            self.curvatures.append(second)
-        g = torch.ones_like(h)
+        passed = layers(prior, y, sigma, (0, 1, 2))
+        self.features = [x for x, _ in passed]
+        self.slopes = [values[1] for _, values in passed]
+        self.curvatures = [values[2] for _, values in passed]
+        g = torch.ones_like(self.features[-1])
         for l in reversed(range(len(self.kernels))):
             self.curvatures[l] = g * self.curvatures[l]
             g = convolve_adjoint(g * self.slopes[l], self.kernels[l], self.dilations[l])
@@ -95,16 +89,23 @@ def extreme_eigenvalues(
     The kernels of K_1 have no mean, so a constant image always has eigenvalue 0. A rank-one term lifts it to 1/2, amid
     the spectrum of any useful denoiser; otherwise the smallest eigenvalue could never be positive.
 
-    Args:
-        product: v -> A v for images of the ``shape`` (1, 1, H, W), with A 1 = 0.
-        tolerance: of the eigenvalues, absolute where they are of order one.
-        seed: of the start vector.
-
-    Returns:
-        smallest, largest, and the eigenvector of the smallest, of norm 1 and of the given shape.
-
     Ritz values lie inside of the spectrum: the true smallest eigenvalue is at most the one returned plus rounding, the
     true largest at least.
+
+    Parameters
+    ----------
+    product : callable
+        v -> A v for images of the ``shape`` (1, 1, H, W), with A 1 = 0.
+    tolerance : float
+        Of the eigenvalues, absolute where they are of order one.
+    seed : int
+        Of the start vector.
+
+    Returns
+    -------
+    smallest, largest : float
+    vector : Tensor
+        The eigenvector of the smallest, of norm 1 and of the given shape.
     """
     shift, count = 2.0, math.prod(shape)  # makes both ends of order one: ARPACK's tolerance is relative
 

@@ -1,4 +1,4 @@
-r"""From which smoothing on is the energy of an empirical measure convex? Bounds from above and below (corollary 2.3).
+r"""Bounds of the convexity threshold of an empirical measure, from above and from below (corollary 2.3).
 
 For points x_1 ... x_N in R^d, ``F(y, t) = -log 1/N sum_i N(y; x_i, t I)`` has the Hessian ``(I - Cov_g(x)/t)/t`` with
 the responsibilities ``g_i ~ exp(<y, x_i>/t - |x_i|^2/(2 t))``. So convexity on a set means
@@ -28,9 +28,17 @@ __all__ = ["Edge", "edge_direction", "largest_spread", "longest_edge", "squared_
 
 @dataclass(frozen=True)
 class Edge:
-    """An edge of the convex hull: indices of its ends, its length, and the direction u that exposes it.
+    """Edge of a convex hull.
 
-    ``margin``: <u, a> - max over the other points of <u, x>, for |u| = 1; positive, with rounding well below it.
+    Attributes
+    ----------
+    a, b : int
+        Indices of its ends.
+    length : float
+    direction : (d,)
+        The unit vector u that exposes it.
+    margin : float
+        <u, a> - max over the other points of <u, x>: positive, with rounding well below it.
     """
 
     a: int
@@ -51,7 +59,7 @@ def squared_diameter(points: Tensor) -> float:
 
 
 def edge_direction(points: Tensor, a: int, b: int) -> Edge | None:
-    """Is [x_a, x_b] an edge of the convex hull? The edge with its direction, or None.
+    """The edge [x_a, x_b] of the convex hull of points (N, d), or None if it is none.
 
     Solves ``<u, x_b - x_a> = 0, <u, x_i - x_a> <= -1 for all other i`` and verifies the solution on the points.
     """
@@ -79,10 +87,13 @@ def edge_direction(points: Tensor, a: int, b: int) -> Edge | None:
 def longest_edge(points: Tensor, candidates: Tensor, tries: int = 60) -> Edge | None:
     """A long edge of the convex hull, not certainly the longest: the first one found, from the farthest pairs down.
 
-    Args:
-        points: (N, d) float64, distinct.
-        candidates: indices of points that are likely to be vertices; only their pairs are tried.
-        tries: how many linear programs at most; the steps through the sorted pairs grow.
+    Parameters
+    ----------
+    points : (N, d) float64, distinct
+    candidates : (M,) indices of points that are likely to be vertices
+        Only their pairs are tried.
+    tries : int
+        Linear programs at most; the steps through the sorted pairs grow.
     """
     outer = points[candidates]
     distances, order = torch.triu(torch.cdist(outer, outer), diagonal=1).flatten().sort(descending=True)
@@ -106,8 +117,12 @@ def largest_spread(
     The gradient is the third moment ``E_g[<u, x - m>^2 (x - m)]/t`` with u the leading eigenvector and m = E_g[x]; each
     start has its own step, halved when it did not help.
 
-    Args:
-        points: (N, d). starts: (B, d). t: > 0. box: the same (lo, hi) in every coordinate.
+    Parameters
+    ----------
+    points : (N, d)
+    starts : (B, d)
+    t : float > 0
+    box : (lo, hi), the same in every coordinate
     """
     norms = points.square().sum(1)
     step = torch.full((len(starts), 1), 0.1 * float(norms.max().sqrt()), dtype=points.dtype)
@@ -146,7 +161,7 @@ def threshold_on_box(
     starts: int = 24,
     accuracy: float = 0.02,
 ) -> tuple[float, Tensor]:
-    """The largest t found for which the energy is *not* convex on the box, and a point where: a lower bound.
+    """Lower bound of the threshold on a box: the largest t found where F is *not* convex, and a point where.
 
     Begins at a small t with midpoints of random pairs and follows the maximisers of the covariance while t grows, until
     ``lambda_max <= t`` at all of them; then bisects to the relative accuracy. (0, a point) if nothing is found.

@@ -28,16 +28,21 @@ from gnclib.gmm import threshold
 class GaussianMixture:
     """Gaussian mixture ``sum_i w_i N(mu_i, Sigma_i)`` with the smoothed energy of eq. 1.
 
-    Args:
-        weights: (K,), on the simplex (>= 0, sum 1 up to 1e-6; then normalised to 1 in float64).
-        means: (K,) for a mixture on the line, or (K, d).
-        variances: (K,) isotropic variances >= 0 (0 is a point mass), or (K, d, d) symmetric positive definite.
+    On the line ``y`` is (B,) and `hessian` gives (B,); with means (K, d) they are (B, d) and (B, d, d). All results
+    are float64. Components of weight 0 are carried but never matter.
 
-    On the line ``y`` is (B,) and ``hessian`` gives (B,); with means (K, d) they are (B, d) and (B, d, d).
-    All results are float64. Components of weight 0 are carried but never matter.
+    Parameters
+    ----------
+    weights : (K,)
+        On the simplex: >= 0, sum 1 up to 1e-6; then normalised to 1 in float64.
+    means : (K,) on the line, or (K, d)
+    variances : (K,) or (K, d, d)
+        Isotropic variances >= 0 (0 is a point mass), or symmetric positive definite covariances.
 
-    Raises:
-        ValueError: naming the parameter that is wrong (shape, nan, off the simplex, not positive definite).
+    Raises
+    ------
+    ValueError
+        Naming the argument that is wrong (shape, nan, off the simplex, not positive definite). So do all methods.
     """
 
     def __init__(self, weights, means, variances):
@@ -140,23 +145,22 @@ class GaussianMixture:
     def energy(self, y, t) -> Tensor:
         """``F(y, t) = -log f_Y(y | t)``, eq. 1, (B,); normalised, so exp(-F) integrates to one.
 
-        Args:
-            y: (B,) on the line, else (B, d); finite.
-            t: noise variance, float or (B,), >= 0; > 0 if a component is a point mass.
-
-        Raises:
-            ValueError: for a wrong shape, nan, a negative t, or t = 0 at a point mass.
+        Parameters
+        ----------
+        y : (B,) on the line, else (B, d)
+        t : float or (B,)
+            Noise variance >= 0; > 0 if a component is a point mass.
         """
         return -self._terms(y, t)[0].logsumexp(-1)
 
     def grad(self, y, t) -> Tensor:
-        """``grad_1 F = -sum_i g_i P_i (mu_i - y)``, shaped like y: minus the score. Raises as ``energy``."""
+        """``grad_1 F = -sum_i g_i P_i (mu_i - y)``, shaped like y: minus the score."""
         logits, u, p, _ = self._terms(y, t)
         a = self._rotate(u * p)
         return self._shape(-(logits.softmax(-1)[..., None] * a).sum(1))
 
     def hessian(self, y, t) -> Tensor:
-        """``hess F = sum_i g_i P_i - Cov_g(a)`` (appendix A), (B,) or (B, d, d); raises as ``energy``."""
+        """``hess F = sum_i g_i P_i - Cov_g(a)`` (appendix A), (B,) or (B, d, d)."""
         logits, u, p, _ = self._terms(y, t)
         g, a = logits.softmax(-1), self._rotate(u * p)
         centred = a - (g[..., None] * a).sum(1, keepdim=True)  # (B, K, d)
@@ -172,9 +176,6 @@ class GaussianMixture:
 
         With ``l_i = log N_i``: ``d_t F = -E_g[d_t l]``, ``d_tt F = -E_g[d_tt l] - Var_g(d_t l)``, then the chain
         rule ``d_tau F = 2 t d_t F``, ``d_tautau F = 4 t d_t F + 4 t^2 d_tt F``.
-
-        Raises:
-            ValueError: as ``energy``, another order, and for t = 0, where tau is -inf.
         """
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {order!r}")
@@ -192,7 +193,7 @@ class GaussianMixture:
         """Tweedie / MMSE estimate ``E[X | X + sqrt(t) Z = y] = y - t grad_1 F(y, t)``, shaped like y.
 
         Evaluated as the posterior mean ``sum_i g_i (mu_i + Sigma_i P_i (y - mu_i))``, which stays in the hull of
-        the component means instead of cancelling two large terms. Raises as ``energy``.
+        the component means instead of cancelling two large terms.
         """
         logits, u, p, _ = self._terms(y, t)
         estimate = self._mu - self._rotate(u * self._lam * p)  # (B, K, d)
@@ -202,12 +203,9 @@ class GaussianMixture:
         return vectors[:, 0] if self.on_line else vectors
 
     def sample(self, n: int, generator: torch.Generator | None = None, t: float = 0.0) -> Tensor:
-        """Draw n points of ``X + sqrt(t) Z``: (n,) on the line, else (n, d), float64; t = 0 gives X itself.
+        """n points of ``X + sqrt(t) Z``: (n,) on the line, else (n, d), float64; t = 0 gives X itself.
 
-        Give a seeded generator for a reproducible sample; None takes torch's global one.
-
-        Raises:
-            ValueError: n < 1, a generator of another kind (a bare seed, say), or a bad t.
+        The same seeded generator gives the same sample; None takes torch's global one.
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"n must be a whole number >= 1, got {n!r}")
@@ -223,100 +221,61 @@ class GaussianMixture:
             noise = torch.einsum("nij,nj->ni", self._q[pick], noise)
         return self._shape(self._mu[pick] + noise)
 
+    min_hessian = threshold.min_hessian
+    convexity_threshold = threshold.convexity_threshold
+
     def theorem_bound(self, domain=None) -> float:
         """Theorem 2.2: ``t_bar = diam(X)^2 - min_i lambda_min(Sigma_i)``; F(., t) is convex on X for t >= t_bar.
 
-        Args:
-            domain: X, as (lo, hi) on the line, or the two corners (lo (d,), hi (d,)) of a box; None takes the
-                convex hull of the means, whose diameter is their largest distance.
+        Parameters
+        ----------
+        domain : X, optional
+            (lo, hi) on the line, or the two corners (lo (d,), hi (d,)) of a box; None takes the convex hull of the
+            means, whose diameter is their largest distance.
 
-        Returns:
+        Returns
+        -------
+        float
             max(t_bar, 0), as t >= 0 by definition.
-
-        Raises:
-            ValueError: a malformed domain, or a mean outside it (the theorem assumes mu_i in X).
         """
         if domain is None:
-            diameter = torch.cdist(self._mu, self._mu, compute_mode="donot_use_mm_for_euclid_dist").max()
+            diameter = self._diameter()
         else:
-            lo, hi = (_finite("domain", end).reshape(-1) for end in _pair(domain))
-            if lo.shape != (self.dim,) or hi.shape != (self.dim,) or not (lo < hi).all():
+            ends = _finite("domain", domain)
+            ends = ends[:, None] if self.on_line and ends.ndim == 1 else ends  # (2, d)
+            if ends.shape != (2, self.dim) or not (ends[0] < ends[1]).all():
                 raise ValueError(
-                    f"domain must be (lo, hi) with lo < hi in each of {self.dim} directions, got {domain}"
+                    f"domain must be a pair (lo, hi), lo < hi in all {self.dim} directions, got {domain}"
                 )
-            if ((self._mu < lo) | (self._mu > hi)).any():
+            if ((self._mu < ends[0]) | (self._mu > ends[1])).any():
                 raise ValueError(
                     f"theorem 2.2 needs every mean inside the domain, and {domain} leaves one out"
                 )
-            diameter = (hi - lo).norm()
-        return max(diameter.item() ** 2 - self._lam.min().item(), 0.0)
+            diameter = (ends[1] - ends[0]).norm().item()
+        return max(diameter**2 - self._lam.min().item(), 0.0)
+
+    def _diameter(self) -> float:
+        return torch.cdist(self._mu, self._mu, compute_mode="donot_use_mm_for_euclid_dist").max().item()
 
     def popoviciu_bound(self) -> float:
         """``max(diam({mu_i})^2 / 4 - s^2, 0)`` for equal isotropic covariances ``s^2 I``.
 
         Then ``hess F = I/(s^2+t) - Cov_g(mu)/(s^2+t)^2`` and Popoviciu's inequality bounds the covariance by a
         quarter of the squared diameter: F(., t) is convex on ALL of R^d from there on. Not in the paper.
-
-        Raises:
-            ValueError: the covariances are not one multiple of the identity.
         """
         if self._q is not None or (self._lam != self._lam[0, 0]).any():
             raise ValueError("Popoviciu's bound needs equal isotropic variances, given as shape (K,)")
-        distance = torch.cdist(self._mu, self._mu, compute_mode="donot_use_mm_for_euclid_dist").max().item()
-        return max(distance**2 / 4 - self._lam[0, 0].item(), 0.0)
-
-    def min_hessian(self, t: float, domain: tuple[float, float] | None = None) -> tuple[float, float]:
-        """``min_y hess F(y, t)`` over the domain (None: the whole line) and where it is attained; line only.
-
-        Raises:
-            ValueError: not a mixture on the line, a malformed domain, or a bad t (as ``energy``).
-        """
-        self._need_line("min_hessian")
-        self._terms(torch.zeros(1), t)
-        return threshold.min_hessian(self, float(t), domain)
-
-    def convexity_threshold(self, domain: tuple[float, float] | None = None) -> float:
-        """The exact threshold ``t*``: the largest root of ``t -> min_y hess F(y, t)``; line only.
-
-        F(., t) is convex on the domain for every t >= t*, and just below t* it is not; 0.0 if it is convex for
-        every t > 0. Numerical: about 1e-10 relative, and a Hessian between -1e-13 / (t + min s_i^2) and 0 is
-        below rounding and counts as convex. See ``gnclib.certify`` for a proof on an interval.
-
-        Args:
-            domain: (lo, hi), or None for the whole line.
-
-        Raises:
-            ValueError: not a mixture on the line, or a malformed domain.
-        """
-        self._need_line("convexity_threshold")
-        return threshold.threshold(self, domain)
-
-    def _need_line(self, name: str):
-        if not self.on_line:
-            raise ValueError(
-                f"{name} is for mixtures on the line (means of shape (K,)), this one has d = {self.dim}"
-            )
+        return max(self._diameter() ** 2 / 4 - self._lam[0, 0].item(), 0.0)
 
     def variance_preserving(self, a: float) -> GaussianMixture:
         """Law of ``sqrt(a) X + sqrt(1 - a) Z``: means ``sqrt(a) mu_i``, covariances ``a Sigma_i + (1 - a) I``.
 
         It is the mixture at ``t = (1 - a)/a``, shrunk by sqrt(a); so it is convex exactly for ``a <= 1/(1 + t*)``.
-
-        Raises:
-            ValueError: a outside (0, 1].
         """
         if not 0 < a <= 1:
             raise ValueError(f"a must lie in (0, 1], got {a}")
         eye = 1.0 if self.variances.ndim == 1 else torch.eye(self.dim, dtype=torch.float64)
         return GaussianMixture(self.weights, math.sqrt(a) * self.means, a * self.variances + (1 - a) * eye)
-
-
-def _pair(domain):
-    try:
-        lo, hi = domain
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"domain must be a pair (lo, hi), got {domain!r}") from error
-    return lo, hi
 
 
 def _finite(name: str, value) -> Tensor:
@@ -332,11 +291,15 @@ def _finite(name: str, value) -> Tensor:
 def empirical(points) -> GaussianMixture:
     """Empirical measure ``1/N sum_i delta_{x_i}`` of corollary 2.3: the mixture with all covariances zero.
 
-    Args:
-        points: (N,) on the line or (N, d). Its energy exists for t > 0 only.
+    Parameters
+    ----------
+    points : (N,) on the line, or (N, d)
+        The energy exists for t > 0 only.
 
-    Raises:
-        ValueError: no points, another shape, nan or inf.
+    Raises
+    ------
+    ValueError
+        No points, another shape, nan or inf.
     """
     points = _finite("points", points)
     if points.ndim not in (1, 2) or points.numel() == 0:

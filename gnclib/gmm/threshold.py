@@ -1,9 +1,9 @@
-r"""The exact convexity threshold of a mixture on the line: the largest root of ``t -> min_y hess F(y, t)``.
+r"""Exact convexity threshold of a mixture on the line: the largest root of ``t -> min_y hess F(y, t)``.
 
 ``hess F(y, t) = sum_i g_i p_i - Var_g(a)`` can only be negative where at least two components have a say, that
 is near a *crossing*, a root of the quadratic ``log(w_i N_i) - log(w_j N_j)``. So the points tried are a uniform
 grid over the bulk, a fine grid about each mean, and a fine grid about each crossing (which may be far outside
-of the means when weights or variances are very unequal). The best ones are then refined by golden section.
+of the means when weights or variances are very unequal). `scipy.optimize.minimize_scalar` refines the lowest ones.
 
 In t, two arguments give a safe upper end:
 
@@ -16,19 +16,138 @@ In t, two arguments give a safe upper end:
 from __future__ import annotations
 
 import math
+from itertools import pairwise
 
 import numpy as np
-from scipy.optimize import brentq
+from scipy.optimize import brentq, minimize_scalar
 
-GOLDEN = (math.sqrt(5) - 1) / 2
+#: log-weights, means and smoothed variances s_i^2 + t of the components of positive weight, each (K,)
+Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 
 
-def check_domain(domain) -> tuple[float, float]:
+def min_hessian(mixture, t: float, domain=None) -> tuple[float, float]:
+    """``min_y hess F(y, t)`` over the domain and where it is attained; for mixtures on the line.
+
+    Parameters
+    ----------
+    t : float
+        Noise variance.
+    domain : (lo, hi), or None for the whole line
+
+    Raises
+    ------
+    ValueError
+        A malformed domain, a bad t (as `energy`), or a mixture that is not on the line.
+    """
+    log_w, mu, s2 = _components(mixture)
+    mixture.energy([0.0], t)  # refuses what is no time
+    return _lowest((log_w, mu, s2 + float(t)), _ends(domain))
+
+
+def _lowest(parts: Parts, ends: tuple[float, float]) -> tuple[float, float]:
+    """The lowest hess F among the candidates, after a search around each dip that may be deeper than they show."""
+    y = _candidates(parts, *ends)
+    h = _hessian(y, parts)
+    best = int(h.argmin())
+    found = [(float(h[best]), float(y[best]))]
+    for k in _dips(y, h):
+        # measured from y[k]: far out a step may be small beside y itself
+        bounds = y[k - 1] - y[k], y[k + 1] - y[k]
+        dip = minimize_scalar(
+            lambda u, at=y[k]: _hessian(np.array([at + u]), parts)[0],
+            bounds=bounds,
+            method="bounded",
+            options={"xatol": 1e-7 * (bounds[1] - bounds[0])},
+        )
+        found.append((float(dip.fun), float(y[k] + dip.x)))
+    return min(found)
+
+
+def _dips(y: np.ndarray, h: np.ndarray, most: int = 6) -> np.ndarray:
+    """Indices of the local minima of h that may hide the lowest value of all between their neighbours, deepest first.
+
+    How deep? No convex function goes below the chord from one neighbour through the dip, drawn on to the other.
+    """
+    step, rise = np.diff(y), np.diff(h)
+    left, right, ratio = -rise[:-1], rise[1:], step[1:] / step[:-1]
+    depth = h[1:-1] - np.maximum(left * ratio, right / ratio)
+    dips = np.flatnonzero((left >= 0) & (right >= 0) & (depth < h.min() - 1e-12 * np.abs(h[1:-1])))
+    return 1 + dips[np.argsort(depth[dips], kind="stable")[:most]]
+
+
+def convexity_threshold(mixture, domain=None) -> float:
+    """The exact threshold ``t*``: the largest root of ``t -> min_y hess F(y, t)``; for mixtures on the line.
+
+    F(., t) is convex on the domain for every t >= t*, and just below t* it is not; 0.0 if it is convex for
+    every t > 0. Numerical: about 1e-10 relative, and a Hessian between -1e-13 / (t + min s_i^2) and 0 is
+    below rounding and counts as convex. See `gnclib.certify` for a proof on an interval.
+
+    Parameters
+    ----------
+    domain : (lo, hi), or None for the whole line
+
+    Raises
+    ------
+    ValueError
+        A malformed domain, or a mixture that is not on the line.
+    """
+    (lo, hi), (log_w, mu, variances) = _ends(domain), _components(mixture)
+    smallest = float(variances.min())
+
+    def dip(t: float) -> float:
+        """min hess F, scaled to be of order one at every t; rounding counts as convex."""
+        value = _lowest((log_w, mu, variances + t), (lo, hi))[0] * (smallest + t)
+        return 0.0 if abs(value) < 1e-13 else value
+
+    if domain is None:
+        top = max(float(np.ptp(mu)) ** 2, float(np.ptp(variances)), 1e-12)
+        while dip(top) <= 0:
+            top *= 2
+        below, above = 1e-12 * top, top
+    else:
+        top = float((np.maximum((mu - lo) ** 2, (mu - hi) ** 2) - variances).max())
+        below, above = _last_change(dip, top, smallest) if top > 0 else (0.0, 0.0)
+    if above == 0 or dip(below) >= 0:
+        return 0.0
+    if dip(above) <= 0:  # a root that sits on a grid point
+        return above
+    return float(brentq(dip, below, above, xtol=1e-14, rtol=1e-14, maxiter=500))
+
+
+def _last_change(dip, top: float, smallest: float) -> tuple[float, float]:
+    """The last interval (below, above) in which the dip falls below 0; (0, 0) without one. Convex from top on.
+
+    A scan from top down, geometric in the smallest smoothed variance, then a closer look at the bottoms of the four
+    lowest positive dips in t: a short non-convex spell is not to be missed.
+    """
+    start = max(smallest, 1e-9 * top)
+    ts = np.geomspace(start + top, start, 160) - start
+    ts[0], ts[-1] = top, 1e-12 * top
+    values = [math.inf]  # the top is convex by construction
+    while values[-1] >= 0 and len(values) < len(ts):
+        values.append(dip(ts[len(values)]))
+    h = np.array(values)
+    bottoms = 1 + np.flatnonzero(h[1:-1] < np.minimum(h[:-2], h[2:]) - 1e-9)
+    pairs = list(zip(ts, values, strict=False))
+    for k in bottoms[np.argsort(h[bottoms], kind="stable")[:4]]:
+        ends = (ts[k + 1], ts[k - 1])
+        found = minimize_scalar(
+            dip, bounds=ends, method="bounded", options={"xatol": 1e-6 * (ends[1] - ends[0])}
+        )
+        pairs.append((found.x, found.fun))
+    pairs.sort(reverse=True)
+    for (above, _), (below, value) in pairwise(pairs):
+        if value < 0:
+            return float(below), float(above)
+    return 0.0, 0.0
+
+
+def _ends(domain) -> tuple[float, float]:
     """(lo, hi) as floats; None is the whole line. Raises ValueError if it is not a pair with lo < hi."""
     if domain is None:
         return -math.inf, math.inf
     try:
-        lo, hi = (float(end) for end in domain)
+        lo, hi = map(float, domain)
     except (TypeError, ValueError) as error:
         raise ValueError(
             f"domain must be a pair (lo, hi) or None for the whole line, got {domain!r}"
@@ -38,34 +157,43 @@ def check_domain(domain) -> tuple[float, float]:
     return lo, hi
 
 
-def _components(mixture) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    active = mixture.weights.numpy() > 0
-    return tuple(part.numpy()[active] for part in (mixture.weights, mixture.means, mixture.variances))
+def _components(mixture) -> Parts:
+    """Log-weights, means and variances of a mixture on the line. Raises ValueError if it is none."""
+    if not mixture.on_line:
+        raise ValueError(
+            f"thresholds are for mixtures on the line, with means of shape (K,), not for {mixture!r}"
+        )
+    return mixture._log_w.numpy(), mixture._mu[:, 0].numpy(), mixture._lam[:, 0].numpy()
 
 
-def _log_terms(y, log_w, mu, v):
+def _log_terms(y: np.ndarray, parts: Parts) -> np.ndarray:
+    log_w, mu, v = parts
     return log_w - 0.5 * ((y[:, None] - mu) ** 2 / v + np.log(v))
 
 
-def _hessian(mixture, y: np.ndarray, t: float) -> np.ndarray:
-    """The closed form of ``GaussianMixture.hessian`` for points (B,), in plain numpy: it is called very often."""
-    w, mu, variances = _components(mixture)
-    v, log_w, parts = variances + t, np.log(w), []
-    for part in np.array_split(y, 1 + len(y) * len(w) // 2_000_000):  # bounds the memory
-        g = _log_terms(part, log_w, mu, v)
+def _pieces(y: np.ndarray, parts: Parts) -> list[np.ndarray]:
+    """y (B,) cut so that a table (B, K) stays below 32 MB."""
+    return np.array_split(y, 1 + len(y) * len(parts[0]) // 4_000_000)
+
+
+def _hessian(y: np.ndarray, parts: Parts) -> np.ndarray:
+    """`GaussianMixture.hessian` at points (B,) in plain numpy, forty times as fast: it is called very often."""
+    _, mu, v = parts
+    values = []
+    for piece in _pieces(y, parts):
+        g = _log_terms(piece, parts)
         g = np.exp(g - g.max(1, keepdims=True))
         g /= g.sum(1, keepdims=True)
-        a = (mu - part[:, None]) / v
+        a = (mu - piece[:, None]) / v
         centred = a - (g * a).sum(1, keepdims=True)
-        parts.append((g * (1 / v - centred**2)).sum(1))
-    return np.concatenate(parts)
+        values.append((g * (1 / v - centred**2)).sum(1))
+    return np.concatenate(values)
 
 
-def crossings(mixture, t: float) -> tuple[np.ndarray, np.ndarray]:
+def _crossings(parts: Parts) -> tuple[np.ndarray, np.ndarray]:
     """Points where two leading components balance (or come closest), and the width of each transition."""
-    w, mu, variances = _components(mixture)
-    log_w, v = np.log(w), variances + t
-    i, j = np.triu_indices(len(w), 1)
+    log_w, mu, v = parts
+    i, j = np.triu_indices(len(mu), 1)
     shift = (mu[i] + mu[j]) / 2  # centre each pair: its quadratic is A z^2 + B z + C in z = y - shift
     half = (mu[i] - mu[j]) / 2
     with np.errstate(all="ignore"):
@@ -75,26 +203,24 @@ def crossings(mixture, t: float) -> tuple[np.ndarray, np.ndarray]:
         q = -0.5 * (B + np.copysign(np.sqrt(np.maximum(B**2 - 4 * A * C, 0)), B))
         z = np.stack([q / A, C / q, -B / (2 * A)])  # two roots, stable form, and the vertex
         width = 1 / np.maximum(np.abs(2 * A * z + B), np.sqrt(np.abs(A)))
-    y = (z + shift).ravel()
-    keep = np.isfinite(y) & np.isfinite(width.ravel())
-    y, width, a, b = y[keep], width.ravel()[keep], np.tile(i, 3)[keep], np.tile(j, 3)[keep]
-    leading = np.zeros(len(y), bool)
-    for part in np.array_split(np.arange(len(y)), 1 + len(y) * len(w) // 4_000_000):  # bounds the memory
-        log = _log_terms(y[part], log_w, mu, v)
-        rows = np.arange(len(part))
-        pair = np.minimum(log[rows, a[part]], log[rows, b[part]])
-        leading[part] = pair > log.max(1) - 12.0 if len(part) else False
+    y, width, pair = (z + shift).ravel(), width.ravel(), np.tile(np.stack([i, j]), 3)
+    keep = np.flatnonzero(np.isfinite(y) & np.isfinite(width))
+    leading = [np.zeros(0, int)]
+    for piece in _pieces(keep, parts):
+        log = _log_terms(y[piece], parts)
+        second = np.take_along_axis(log, pair[:, piece].T, 1).min(1)
+        leading.append(piece[second > log.max(1) - 12.0] if len(piece) else piece)
+    leading = np.concatenate(leading)
     return y[leading], width[leading]
 
 
-def candidates(mixture, t: float, lo: float, hi: float) -> np.ndarray:
+def _candidates(parts: Parts, lo: float, hi: float) -> np.ndarray:
     """Sorted points of [lo, hi] that resolve every place where the Hessian can dip."""
-    _, mu, variances = _components(mixture)
-    v = variances + t
+    _, mu, v = parts
     bulk = (max(lo, mu.min() - 4 * math.sqrt(v.max())), min(hi, mu.max() + 4 * math.sqrt(v.max())))
     if bulk[0] >= bulk[1]:
         bulk = (lo, hi)
-    y, width = crossings(mixture, t)
+    y, width = _crossings(parts)
     octave = np.exp2(np.round(np.log2(width)))  # many components: one crossing per place and width is enough
     _, first = np.unique(np.stack([octave, np.round(y / octave)]), axis=1, return_index=True)
     y, width = y[first], width[first]
@@ -102,113 +228,8 @@ def candidates(mixture, t: float, lo: float, hi: float) -> np.ndarray:
         np.linspace(*bulk, 1001),
         (mu[:, None] + np.sqrt(v)[:, None] * np.linspace(-6, 6, 49)).ravel(),
         (y[:, None] + width[:, None] * np.linspace(-16, 16, 65)).ravel(),
-        np.array([end for end in (lo, hi) if math.isfinite(end)]),
     ]
+    if hi - lo < math.inf:  # a dip beside an end shows as a dip of its own
+        points.append(np.array([lo, lo + 1e-7 * (hi - lo), hi - 1e-7 * (hi - lo), hi]))
     points = np.unique(np.concatenate(points))
     return points[(points >= lo) & (points <= hi)]
-
-
-def min_hessian(mixture, t: float, domain=None) -> tuple[float, float]:
-    """``min_y hess F(y, t)`` and its place: the candidates, then a zoom into each of the twelve lowest dips."""
-    y = candidates(mixture, t, *check_domain(domain))
-    h = _hessian(mixture, y, t)
-    padded = np.concatenate([[np.inf], h, [np.inf]])
-    dips = np.flatnonzero((h <= padded[:-2]) & (h <= padded[2:]))
-    dips = dips[np.argsort(h[dips], kind="stable")[:12]]
-    left, right = y[np.maximum(dips - 1, 0)], y[np.minimum(dips + 1, len(y) - 1)]
-    steps, rows = np.linspace(0, 1, 25), np.arange(len(dips))
-    for _ in range(7):  # each round shrinks the bracket twelvefold; the value is then exact to rounding
-        zoom = left[:, None] + (right - left)[:, None] * steps  # (dips, 25)
-        values = _hessian(mixture, zoom.ravel(), t).reshape(zoom.shape)
-        k = values.argmin(1)
-        left, right = zoom[rows, np.maximum(k - 1, 0)], zoom[rows, np.minimum(k + 1, 24)]
-    values, y = np.append(h, values[rows, k]), np.append(y, zoom[rows, k])
-    best = int(values.argmin())
-    return float(values[best]), float(y[best])
-
-
-def threshold(mixture, domain=None) -> float:
-    """Largest t at which ``min_y hess F(y, t)`` changes sign; 0.0 when it is never negative."""
-    lo, hi = check_domain(domain)
-    _, mu, variances = _components(mixture)
-    smallest = variances.min()
-
-    def dip(t: float) -> float:
-        """The sign of min hess F, scaled to be of order one at every t; rounding counts as convex."""
-        value = min_hessian(mixture, t, domain)[0] * (smallest + t)
-        return 0.0 if abs(value) < 1e-13 else value
-
-    if domain is None:
-        ts = _whole_line_grid(mu, variances, dip)
-        first = _first_negative_of_one_change(ts, dip)
-    else:
-        reach = np.maximum((mu - lo) ** 2, (mu - hi) ** 2)
-        ts = _descending(max(float((reach - variances).max()), 0.0), smallest, 160)
-        ts, first = _first_negative(ts, dip)
-    if first is None:
-        return 0.0
-    above = ts[first - 1]
-    if dip(above) <= 0:  # a root that sits on a grid point
-        return float(above)
-    return float(brentq(dip, ts[first], above, xtol=1e-14, rtol=1e-14, maxiter=200))
-
-
-def _first_negative_of_one_change(ts: np.ndarray, dip) -> int | None:
-    """Index of the first t (descending) where the dip is negative, if there is at most one change: bisection."""
-    low, high = 0, len(ts) - 1
-    if high == 0 or dip(ts[high]) >= 0:
-        return None
-    while high - low > 1:
-        middle = (low + high) // 2
-        low, high = (low, middle) if dip(ts[middle]) < 0 else (middle, high)
-    return high
-
-
-def _first_negative(ts: np.ndarray, dip) -> tuple[np.ndarray, int | None]:
-    """The same without that assumption: a scan, with a closer look at the lowest dips; ts with these added."""
-    values = [math.inf]  # the top is convex by construction
-    for t in ts[1:]:
-        values.append(dip(t))
-        if values[-1] < 0:
-            break
-    ts, values = _refine_in_time(ts[: len(values)], np.array(values), dip)
-    negative = np.flatnonzero(values < 0)
-    return ts, int(negative[0]) if len(negative) else None
-
-
-def _descending(top: float, smallest: float, count: int) -> np.ndarray:
-    """From top to (nearly) 0, geometric in the smallest smoothed variance ``smallest + t``."""
-    if top <= 0:
-        return np.array([0.0])
-    start = max(smallest, 1e-9 * top)
-    ts = np.geomspace(start + top, start, count) - start
-    ts[0], ts[-1] = top, 0.0 if smallest > 0 else 1e-12 * top
-    return ts
-
-
-def _whole_line_grid(mu: np.ndarray, variances: np.ndarray, dip) -> np.ndarray:
-    """A descending grid whose first entry is convex on the whole line, found by doubling."""
-    top = max(float(np.ptp(mu)) ** 2, float(np.ptp(variances)), 1e-12)
-    for _ in range(200):
-        if dip(top) > 0:
-            return _descending(top, variances.min(), 48)
-        top *= 2
-    raise RuntimeError("no convex t found on the whole line")  # pragma: no cover
-
-
-def _refine_in_time(ts: np.ndarray, values: np.ndarray, dip) -> tuple[np.ndarray, np.ndarray]:
-    """Add the bottoms of the four lowest positive dips in t: a short non-convex spell is not to be missed."""
-    extra = []
-    bottoms = 1 + np.flatnonzero(values[1:-1] < np.minimum(values[:-2], values[2:]) - 1e-9)
-    for k in bottoms[np.argsort(values[bottoms], kind="stable")[:4]]:
-        left, right = ts[k + 1], ts[k - 1]
-        for _ in range(24):
-            a, b = right - GOLDEN * (right - left), left + GOLDEN * (right - left)
-            left, right = (left, b) if dip(a) < dip(b) else (a, right)
-        extra.append((left + right) / 2)
-    if extra:
-        ts = np.concatenate([ts, extra])
-        values = np.concatenate([values, [dip(t) for t in extra]])
-        order = np.argsort(-ts)
-        ts, values = ts[order], values[order]
-    return ts, values

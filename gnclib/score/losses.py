@@ -1,4 +1,4 @@
-r"""The terms of joint score matching (Kobler & Pock 2023, section 3.2), one value per sample.
+r"""Loss terms of joint score matching (Kobler & Pock 2023, section 3.2), one value per sample.
 
 The data are y = x + e^tau z with z ~ N(0, I), t = e^(2 tau), tau uniform on [tau_min, tau_max] with density f_T.
 Explicit score matching of the joint density f(y, tau) = f(y | tau) f_T(tau), eqs. (4) and (5),
@@ -7,19 +7,20 @@ Explicit score matching of the joint density f(y, tau) = f(y | tau) f_T(tau), eq
 
 needs the unknown score. Two classical identities remove it (eqs. 6 and 7):
 
-* image part, *denoising* score matching: E 1/2 || sqrt(t) grad_1 R - z ||^2 + const       (:func:`image_term`)
-* smoothing part, *implicit* score matching: E 1/2 (d_tau R)^2 - d_tautau R + const         (:func:`implicit_term`)
+* image part, *denoising* score matching: E 1/2 || sqrt(t) grad_1 R - z ||^2 + const       (`image_term`)
+* smoothing part, *implicit* score matching: E 1/2 (d_tau R)^2 - d_tautau R + const         (`implicit_term`)
 
 The second identity is an integration by parts over tau. For a density f_T that jumps at the ends of its interval the
 boundary term does not vanish, and
 
     E[d_tau R  d_tau log f] = -E[d_tautau R] + (E[d_tau R | tau_max] - E[d_tau R | tau_min]) / (tau_max - tau_min):
 
-:func:`boundary_term` is what the printed loss (7) leaves out; under a density that vanishes at both ends it is zero
-(:func:`vanishing_term`). There is another way, not in the paper: since
+`boundary_term` is what the printed loss (7) leaves out; under a density that vanishes at both ends it is zero
+(`vanishing_term`). There is another way, not in the paper: since
 d_tau log f(y | x, tau) = ||z||^2 - n in closed form, *denoising* score matching works in tau as well and needs neither
-a second derivative nor a boundary term (:func:`denoising_term`). All have the explicit loss as their expectation, up
-to constants; ``03_score_matching`` compares them where the true score is known.
+a second derivative nor a boundary term (`denoising_term`). All have the explicit loss as their expectation, up
+to constants; ``03_score_matching`` compares them where the true score is known. Shapes that do not match, or a range of
+tau that is empty, raise ValueError.
 """
 
 from __future__ import annotations
@@ -38,19 +39,23 @@ def _same(a: Tensor, b: Tensor, names: str) -> None:
         raise ValueError(f"{names} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
 
 
+def _length(tau_min: float, tau_max: float) -> float:
+    if not tau_min < tau_max:
+        raise ValueError(f"tau_min must be below tau_max, got {tau_min} and {tau_max}")
+    return tau_max - tau_min
+
+
 def image_term(grad: Tensor, z: Tensor, t: Tensor) -> Tensor:
-    """1/2 || sqrt(t) grad_1 R(y, t) - z ||^2, first term of eqs. (6) and (7).
+    """1/2 || sqrt(t) grad_1 R(y, t) - z ||^2, first term of eqs. (6) and (7): (B,), a sum over the n pixels.
 
-    Args:
-        grad: grad_1 R(y, t), shape (B, ...), or (B,) in one dimension.
-        z: the noise of y = x + sqrt(t) z, shaped like ``grad``.
-        t: noise variances (B,).
-
-    Returns:
-        (B,), a sum over the n pixels.
-
-    Raises:
-        ValueError: shapes that do not match.
+    Parameters
+    ----------
+    grad : (B, ...), or (B,) in one dimension
+        grad_1 R(y, t).
+    z : shaped like ``grad``
+        The noise of y = x + sqrt(t) z.
+    t : (B,)
+        Noise variances.
     """
     _same(grad, z, "grad and z")
     if t.shape != grad.shape[:1]:
@@ -60,30 +65,20 @@ def image_term(grad: Tensor, z: Tensor, t: Tensor) -> Tensor:
 
 
 def implicit_term(first: Tensor, second: Tensor) -> Tensor:
-    """1/2 (d_tau R)^2 - d_tautau R, second term of eq. (7) as printed (without lambda): (B,).
-
-    Raises:
-        ValueError: shapes that do not match.
-    """
+    """1/2 (d_tau R)^2 - d_tautau R, second term of eq. (7) as printed (without lambda): (B,)."""
     _same(first, second, "first and second derivative")
     return 0.5 * first**2 - second
 
 
 def boundary_term(first_at_max: Tensor, first_at_min: Tensor, tau_min: float, tau_max: float) -> Tensor:
-    """(E[d_tau R | tau_max] - E[d_tau R | tau_min]) / (tau_max - tau_min), to be added to :func:`implicit_term`.
+    """(E[d_tau R | tau_max] - E[d_tau R | tau_min]) / (tau_max - tau_min), to be added to `implicit_term`: a scalar.
 
-    Args:
-        first_at_max, first_at_min: samples (or expectations) of d_tau R at y ~ f(. | tau) at the two ends.
-
-    Returns:
-        A scalar: the means of both arguments are taken.
-
-    Raises:
-        ValueError: tau_min >= tau_max.
+    Parameters
+    ----------
+    first_at_max, first_at_min : tensors of any shape
+        Samples (or expectations) of d_tau R at y ~ f(. | tau) at the two ends; their means are taken.
     """
-    if not tau_min < tau_max:
-        raise ValueError(f"tau_min must be below tau_max, got {tau_min} and {tau_max}")
-    return (first_at_max.mean() - first_at_min.mean()) / (tau_max - tau_min)
+    return (first_at_max.mean() - first_at_min.mean()) / _length(tau_min, tau_max)
 
 
 def vanishing_term(first: Tensor, second: Tensor, tau: Tensor, tau_min: float, tau_max: float) -> Tensor:
@@ -96,19 +91,18 @@ def vanishing_term(first: Tensor, second: Tensor, tau: Tensor, tau_min: float, t
 
     the factor (log f_T)', which is infinite at the ends, never occurs on its own.
 
-    Args:
-        first, second: d_tau R and d_tautau R, (B,). tau: (B,), in [tau_min, tau_max].
-
-    Raises:
-        ValueError: shapes that do not match, or tau_min >= tau_max.
+    Parameters
+    ----------
+    first, second : (B,)
+        d_tau R and d_tautau R.
+    tau : (B,), in [tau_min, tau_max]
     """
     _same(first, second, "first and second derivative")
     _same(first, tau, "first and tau")
-    if not tau_min < tau_max:
-        raise ValueError(f"tau_min must be below tau_max, got {tau_min} and {tau_max}")
-    phase = math.pi * (tau - tau_min) / (tau_max - tau_min)
+    length = _length(tau_min, tau_max)
+    phase = math.pi * (tau - tau_min) / length
     weight = 2 * phase.sin() ** 2
-    slope = 2 * math.pi / (tau_max - tau_min) * (2 * phase).sin()
+    slope = 2 * math.pi / length * (2 * phase).sin()
     return weight * (0.5 * first**2 - second) - slope * first
 
 
@@ -117,12 +111,12 @@ def denoising_term(first: Tensor, z: Tensor) -> Tensor:
 
     The regression target n - ||z||^2 has the conditional expectation -d_tau log f(y | tau) given (y, tau).
 
-    Args:
-        first: d_tau R(y, tau), shape (B,).
-        z: the noise of y = x + e^tau z, shape (B, ...) or (B,).
-
-    Raises:
-        ValueError: shapes that do not match.
+    Parameters
+    ----------
+    first : (B,)
+        d_tau R(y, tau).
+    z : (B, ...) or (B,)
+        The noise of y = x + e^tau z.
     """
     if first.shape != z.shape[:1]:
         raise ValueError(f"first must have shape {tuple(z.shape[:1])}, got {tuple(first.shape)}")
@@ -131,10 +125,6 @@ def denoising_term(first: Tensor, z: Tensor) -> Tensor:
 
 
 def explicit_term(first: Tensor, score: Tensor) -> Tensor:
-    """1/2 (d_tau R + d_tau log f)^2, second term of eq. (5) in tau, where the true score is known: (B,).
-
-    Raises:
-        ValueError: shapes that do not match.
-    """
+    """1/2 (d_tau R + d_tau log f)^2, second term of eq. (5) in tau, where the true score is known: (B,)."""
     _same(first, score, "first and score")
     return 0.5 * (first + score) ** 2

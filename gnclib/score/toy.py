@@ -1,4 +1,4 @@
-r"""A learnable energy on the line, small enough that every score-matching loss is minimised exactly.
+r"""Toy energy on the line, small enough that every score-matching loss is minimised exactly.
 
 The energy is a tensor product of quartic B-splines in the point y and in tau = 0.5 log t,
 
@@ -6,11 +6,11 @@ The energy is a tensor product of quartic B-splines in the point y and in tau = 
 
 one potential of a Field of Experts without its convolution. It is linear in the weights w, so each loss of
 section 3.2 (Kobler & Pock 2023, eqs. 4 to 7) is a quadratic form in w and its minimiser a linear solve: no optimiser,
-no learning rate, nothing between a loss and what it asks for (:mod:`gnclib.score.toy_losses`).
+no learning rate, nothing between a loss and what it asks for (`gnclib.score.toy_losses`).
 
-An expectation over (y, tau) is a set of weighted :class:`Points`: made by :func:`quadrature` it is exact to rounding
-(the integrands are smooth on each cell of the grids), made by :func:`sample` it is what training sees. Losses are
-assembled from both by the same functions. y is continued linearly outside of its grid, as in :mod:`gnclib.spline`.
+An expectation over (y, tau) is a set of weighted `Points`: made by `quadrature` it is exact to rounding
+(the integrands are smooth on each cell of the grids), made by `sample` it is what training sees. Losses are
+assembled from both by the same functions. y is continued linearly outside of its grid, as in `gnclib.spline`.
 """
 
 from __future__ import annotations
@@ -41,11 +41,7 @@ class SplineBasis:
         return self.y.count * self.tau.count
 
     def features(self, y: Tensor, tau: Tensor, orders: tuple[int, int] = (0, 0)) -> sparse.csr_array:
-        """Derivatives of order (k, l) in (y, tau) of all basis functions at points (B,): sparse (B, size).
-
-        Raises:
-            ValueError: y and tau of different or wrong shape, tau outside of its range, or an order above 2.
-        """
+        """Derivatives of order (k, l) <= (2, 2) in (y, tau) of all basis functions at points (B,): sparse (B, size)."""
         if y.ndim != 1 or y.shape != tau.shape:
             raise ValueError(f"y and tau must both be (B,), got {tuple(y.shape)} and {tuple(tau.shape)}")
         if len(y) and not (self.tau.low - 1e-6 <= tau.min() and tau.max() <= self.tau.high + 1e-6):
@@ -53,10 +49,9 @@ class SplineBasis:
         first_y, by = _local(y, self.y, orders[0])
         first_tau, bt = _local(tau.clamp(self.tau.low, self.tau.high), self.tau, orders[1])
         near = torch.arange(ORDER)
-        columns = (first_y[:, None] + near)[:, :, None] * self.tau.count + (first_tau[:, None] + near)[
-            :, None, :
-        ]
-        values = by[:, :, None] * bt[:, None, :]  # (B, 5, 5)
+        rows, places = first_y[:, None] + near, first_tau[:, None] + near  # (B, 5)
+        columns = rows[:, :, None] * self.tau.count + places[:, None]
+        values = by[:, :, None] * bt[:, None]  # (B, 5, 5)
         starts = np.arange(0, ORDER**2 * len(y) + 1, ORDER**2)
         content = (values.reshape(-1).numpy(), columns.reshape(-1).numpy(), starts)
         return sparse.csr_array(content, shape=(len(y), self.size))
@@ -79,10 +74,17 @@ def _local(x: Tensor, grid: SplineGrid, order: int) -> tuple[Tensor, Tensor]:
 
 @dataclass(frozen=True)
 class SplineEnergy:
-    """The energy R with weights (N_y, N_tau), float64. y is (B,), t the noise variance, float or (B,).
+    """The energy R, with the contract of every energy: y is (B,), t the noise variance, float or (B,).
 
-    Raises:
-        ValueError: weights of a wrong shape or not finite; later, a t whose tau is outside of the grid.
+    Parameters
+    ----------
+    basis : SplineBasis
+    weights : (N_y, N_tau) float64
+
+    Raises
+    ------
+    ValueError
+        Weights of a wrong shape or not finite; later, a t whose tau is outside of the grid.
     """
 
     basis: SplineBasis
@@ -196,6 +198,11 @@ def cells(low: float, high: float, count: int, order: int = 6) -> tuple[Tensor, 
     return (centres[:, None] + h / 2 * x).reshape(-1), (h / 2 * w).repeat(count)
 
 
+def _need_line(mixture: GaussianMixture) -> None:
+    if not mixture.on_line:
+        raise ValueError("the toy energy lives on the line: give a mixture with means of shape (K,)")
+
+
 def quadrature(
     mixture: GaussianMixture, basis: SplineBasis, prior: UniformTau, at: float | None = None
 ) -> Points:
@@ -203,12 +210,9 @@ def quadrature(
 
     Six Gauss-Legendre nodes per cell of both grids; y runs over the grid and, in cells of the same width, eight
     standard deviations beyond the outermost mean. Points whose density is below 1e-16 of the largest are left out.
-
-    Raises:
-        ValueError: a mixture that is not on the line, or a prior that leaves the range of the tau-grid.
+    A prior or an end that leaves the tau-grid raises ValueError, as does a mixture that is not on the line.
     """
-    if not mixture.on_line:
-        raise ValueError("the toy energy lives on the line: give a mixture with means of shape (K,)")
+    _need_line(mixture)
     grid = basis.y
     reach = 8 * (mixture.variances.max() + math.exp(2 * prior.high)).sqrt().item()
     left = max(0, math.ceil((grid.low - mixture.means.min().item() + reach) / grid.spacing))
@@ -238,13 +242,8 @@ def sample(
     generator: torch.Generator,
     at: float | None = None,
 ) -> Points:
-    """``count`` samples x ~ f_X, tau ~ prior (or fixed, ``at``), z ~ N(0, 1), y = x + e^tau z, of equal weight.
-
-    Raises:
-        ValueError: as :meth:`GaussianMixture.sample`, or a mixture that is not on the line.
-    """
-    if not mixture.on_line:
-        raise ValueError("the toy energy lives on the line: give a mixture with means of shape (K,)")
+    """``count`` samples x ~ f_X, tau ~ prior (or fixed, ``at``), z ~ N(0, 1), y = x + e^tau z, of equal weight."""
+    _need_line(mixture)
     x = mixture.sample(count, generator)
     tau = prior.draw(count, generator) if at is None else torch.full_like(x, at)
     z = torch.randn(count, generator=generator, dtype=torch.float64)

@@ -1,8 +1,8 @@
-r"""The losses of joint score matching (Kobler & Pock 2023, section 3.2) as quadratic forms in toy weights.
+r"""Losses of joint score matching (Kobler & Pock 2023, section 3.2) as quadratic forms in toy weights.
 
 Each function turns weighted points into L(w) = 1/2 w^T A w - b^T w + c. Forms add and scale like the terms of the
 paper, e.g. eq. (7) as printed is ``image_denoising(basis, points) + lam * tau_implicit(basis, points)``.
-The per-sample terms used for training are in :mod:`gnclib.score.losses`; a test compares the two.
+The per-sample terms used for training are in `gnclib.score.losses`; a test compares the two.
 """
 
 from __future__ import annotations
@@ -44,8 +44,10 @@ class Quadratic:
         The ridge settles what the loss leaves open (a constant, or c(tau) if there is no smoothing part, and weights
         where there are no data): there w stays as small as it can.
 
-        Raises:
-            ValueError: a ridge <= 0, or a basis of another size.
+        Raises
+        ------
+        ValueError
+            A ridge <= 0, or a basis of another size.
         """
         if not ridge > 0:
             raise ValueError(f"the ridge must be positive, or constants remain undetermined; got {ridge}")

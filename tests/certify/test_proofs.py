@@ -289,12 +289,10 @@ def test_segments_and_points():
     assert not certify_convex(mixture, X, ("0.1", "0.1")).proved
 
 
-def test_floats_are_read_as_decimals_or_as_binary():
+def test_floats_are_read_as_decimals():
     assert exact(0.15) == Fraction(3, 20) == exact("0.15") == exact("3/20")
     assert exact(np.float64(0.15)) == Fraction(3, 20)  # although numpy prints it with its type
-    assert exact(0.15, binary=True) == Fraction(5404319552844595, 2**55) != Fraction(3, 20)
     assert figure1_mixture().weights.tolist() == [0.15, 0.2, 0.1, 0.3, 0.25]
-    assert certify_convex(figure1_mixture(), X, (0.2, 4), binary=True).proved
 
 
 @pytest.mark.parametrize("value", ["a", math.nan, math.inf, None, "1/0"])
@@ -342,7 +340,7 @@ def test_enclose_refuses():
 def test_a_wrong_numerical_threshold_is_not_believed(monkeypatch):
     """The proof does not rest on the search that says where to look."""
     for wrong in (0.1, 0.3):
-        monkeypatch.setattr("gnclib.certify.proofs.threshold", lambda *_, value=wrong: value)
+        monkeypatch.setattr(GaussianMixture, "convexity_threshold", lambda *_, value=wrong: value)
         with pytest.raises(NotProved):
             enclose_threshold(figure1_mixture(), X, "1e-3")
 

@@ -4,24 +4,14 @@ import json
 import math
 from dataclasses import asdict, replace
 
-import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from scipy.fft import dctn
 from torch.autograd.functional import hessian
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe import energy as foe
-from gnclib.foe.filters import (
-    convolve,
-    convolve_adjoint,
-    dct_kernels,
-    dilate,
-    extent,
-    reflect,
-    reflect_adjoint,
-)
+from gnclib.foe.filters import dct_kernels, dilate, reflect_adjoint
 
 f64 = {"dtype": torch.float64}
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7}
@@ -52,50 +42,6 @@ def images(batch=2, height=9, width=8, seed=1, dtype=torch.float64):
 
 
 T = torch.tensor([0.003, 0.4], **f64)
-
-
-# --- filters ----------------------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize("size", [3, 7])
-def test_dct_kernels_against_scipy(size):
-    """Analysing a patch with the kernels gives scipy's orthonormal DCT-II, all but its constant entry."""
-    kernels = dct_kernels(size, size**2 - 1)
-    flat = kernels.flatten(1)
-    torch.testing.assert_close(flat @ flat.T, torch.eye(size**2 - 1, **f64), atol=1e-12, rtol=0)
-    assert flat.sum(1).abs().max() < 1e-12
-    patch = images(1, size, size)
-    ours = np.sort(convolve(patch, kernels).flatten().numpy())
-    theirs = np.sort(dctn(patch[0, 0].numpy(), norm="ortho").flatten()[1:])
-    np.testing.assert_allclose(ours, theirs, atol=1e-12)
-    frequency = [np.count_nonzero(np.diff(np.sign(k.numpy()[0]), axis=0)) for k in kernels[:2]]
-    assert sorted(frequency) == [0, size]  # the first two: one change of sign across, one along
-
-
-@pytest.mark.parametrize("dilation", [1, 2, 3])
-@pytest.mark.parametrize(("channels", "features", "size"), [(1, 5, 3), (1, 4, 7), (3, 4, 3), (4, 4, 1)])
-def test_convolution_and_its_adjoint(channels, features, size, dilation):
-    """<K x, g> = <x, K^T g>, and K x is torch's conv2d, also with the kernel whose zeros are written out."""
-    g = generator(size)
-    side = extent(size, dilation)
-    x = torch.randn(2, channels, 19, 21, generator=g, **f64)
-    kernel = torch.randn(features, channels, size, size, generator=g, **f64)
-    y = torch.randn(2, features, 20 - side, 22 - side, generator=g, **f64)
-    found = convolve(x, kernel, dilation)
-    torch.testing.assert_close(found, F.conv2d(x, kernel, dilation=dilation))
-    torch.testing.assert_close(found, F.conv2d(x, dilate(kernel, dilation)))
-    torch.testing.assert_close((found * y).sum(), (x * convolve_adjoint(y, kernel, dilation)).sum())
-
-
-@pytest.mark.parametrize(("margin", "height", "width"), [(0, 4, 5), (1, 2, 5), (3, 4, 9), (4, 7, 5)])
-def test_reflection_and_its_adjoint(margin, height, width):
-    """<P x, g> = <x, P^T g> down to the smallest images, and P x is numpy's reflecting pad."""
-    x = torch.randn(2, 3, height, width, generator=generator(0), **f64)
-    g = torch.randn(2, 3, height + 2 * margin, width + 2 * margin, generator=generator(1), **f64)
-    expected = np.pad(x.numpy(), [(0, 0), (0, 0), (margin, margin), (margin, margin)], mode="reflect")
-    np.testing.assert_array_equal(reflect(x, margin), expected)
-    torch.testing.assert_close((reflect(x, margin) * g).sum(), (x * reflect_adjoint(g, margin)).sum())
-    torch.testing.assert_close(reflect(x, margin), F.pad(x, [margin] * 4, mode="reflect"))
 
 
 # --- derivatives ------------------------------------------------------------------------------------------
@@ -219,6 +165,18 @@ def test_kernels_stay_in_their_set():
     flat = energy.kernels[0].flatten(1)
     assert flat.sum(1).abs().max() < 1e-5
     assert flat.norm(dim=1).max() <= 1 + 1e-6
+
+
+def test_kernels_shorter_than_one_keep_their_length():
+    """The set is a ball: projection takes the mean away and shortens what is too long, nothing else."""
+    energy, g = FieldsOfExperts(FoEConfig(**SMALL)).double(), generator(2)
+    kernels = torch.randn(energy.kernels[0].shape, generator=g, **f64)
+    kernels -= kernels.mean((-1, -2), keepdim=True)
+    lengths = torch.tensor([0.0, 0.3, 1.0, 4.0], **f64)[:, None, None, None]
+    kernels *= lengths / torch.linalg.vector_norm(kernels, dim=(-1, -2), keepdim=True)
+    energy.kernels[0].data = kernels + 0.7
+    energy.project()
+    torch.testing.assert_close(energy.kernels[0].data, kernels / lengths.clamp(min=1.0))
 
 
 def test_samples_of_a_batch_do_not_see_each_other():

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 from scipy.integrate import quad
 from scipy.stats import norm
 from torch.autograd.functional import hessian as autograd_hessian
 
-from gnclib.gmm import GaussianMixture, empirical, figure1_mixture
+from gnclib.gmm import GaussianMixture, empirical, figure1_mixture, threshold
 
 F64 = torch.float64
 
@@ -406,3 +407,64 @@ def test_popoviciu_needs_equal_isotropic_covariances(full):
 def test_bad_empirical(points):
     with pytest.raises(ValueError, match="points"):
         empirical(points)
+
+
+# --- where thresholds are looked for ------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("domain", [(-1.0, 1.0), (-0.3, 0.1), (2.0, 3.0), None])
+def test_the_search_leaves_no_gap_and_stays_inside(domain):
+    """Steps of at most a thousandth of the domain, on the line of the means and four standard deviations beyond."""
+    mixture, t = figure1_mixture(), 0.01
+    parts = (mixture.weights.log().numpy(), mixture.means.numpy(), mixture.variances.numpy() + t)
+    y = threshold._candidates(parts, *(domain or (-math.inf, math.inf)))
+    low, high = domain or (-0.8 - 4 * math.sqrt(0.02), 0.75 + 4 * math.sqrt(0.02))
+    inner = y[(y >= low - 1e-12) & (y <= high + 1e-12)]
+    assert abs(inner[0] - low) < 1e-9
+    assert abs(inner[-1] - high) < 1e-9
+    assert np.diff(inner).max() <= (high - low) / 1000 * 1.001
+    if domain:
+        assert len(inner) == len(y)
+    else:
+        assert y[0] < -2  # crossings of the widest component with the others lie outside
+
+
+def test_narrow_components_are_resolved():
+    """Steps of at most a quarter of a standard deviation within five of each mean."""
+    mu, v = np.array([-0.5, 0.4]), np.array([1e-8, 1e-6])
+    y = threshold._candidates((np.log([0.5, 0.5]), mu, v), -1.0, 1.0)
+    for m, s in zip(mu, np.sqrt(v), strict=True):
+        near = y[abs(y - m) < 5.3 * s]
+        assert near[0] < m - 5 * s
+        assert near[-1] > m + 5 * s
+        assert np.diff(near).max() < 0.2501 * s
+
+
+@pytest.mark.parametrize("seed", range(5))
+def test_crossings_are_where_two_leading_components_balance(seed):
+    """Against numpy.roots of the difference of two log-terms, and the width against its slope there."""
+    g, t = generator(seed), 0.02
+    weights = torch.rand(3, generator=g, dtype=F64) + 1e-3
+    mixture = GaussianMixture(
+        weights / weights.sum(), torch.randn(3, generator=g, dtype=F64), torch.rand(3, generator=g, dtype=F64)
+    )
+    log_w, mu, v = (mixture.weights.log().numpy(), mixture.means.numpy(), mixture.variances.numpy() + t)
+    y, width = threshold._crossings((log_w, mu, v))
+
+    def terms(x):
+        return log_w - 0.5 * ((x - mu) ** 2 / v + np.log(v))
+
+    expected = []
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        square, linear = 0.5 / v[j] - 0.5 / v[i], mu[i] / v[i] - mu[j] / v[j]
+        constant = terms(0)[i] - terms(0)[j]
+        for root in np.roots([square, linear, constant]):
+            if abs(root.imag) < 1e-12 and terms(root.real)[i] > terms(root.real).max() - 12:
+                expected.append(
+                    (root.real, 1 / max(abs(2 * square * root.real + linear), math.sqrt(abs(square))))
+                )
+    for root, wide in expected:
+        k = np.abs(y - root).argmin()
+        assert y[k] == pytest.approx(root, rel=1e-9, abs=1e-9)
+        assert width[k] == pytest.approx(wide, rel=1e-9)
+    assert expected
