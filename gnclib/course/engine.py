@@ -176,11 +176,12 @@ def _form_of_number(result: Any, where: str, what: str) -> str:
     if shape := tuple(getattr(result, "shape", ())):
         return f"{what} has the shape {shape}, one number is wanted"
     try:
-        value = math.nan if isinstance(result, str) else float(result)
+        result = result.detach() if isinstance(result, Tensor) else result
+        value = None if isinstance(result, str) else float(result)
     except (TypeError, ValueError, RuntimeError):  # RuntimeError: of torch, for complex numbers
+        value = None
+    if value is None:
         return f"{what} is a {type(result).__name__}, one number is wanted"
-    if isinstance(result, str):
-        return f"{what} is a str, one number is wanted"
     return "" if math.isfinite(value) else f"{what} is {value} on {where}"
 
 

@@ -16,7 +16,11 @@ from gnclib.restore.schedules import linear_schedule, log_schedule
 def _gradient(w, mu, v):
     """The function grad(y, t) of a mixture, for numbers t only."""
     mixture = GaussianMixture(w, mu, v)
-    return lambda y, t: mixture.grad(y, float(shaped("grad(y, t)", t, ())))
+
+    def grad(y, t):
+        return mixture.grad(y, float(shaped("grad(y, t)", t, ())))
+
+    return grad
 
 
 # --- 2.1 Tweedie --------------------------------------------------------------------------------------------------
@@ -238,10 +242,6 @@ def _path_mistakes(share):
         "all rows but the first are the last iterate: the same tensor is stored again and again and changed in place; "
         "store copies, or write y = y - ... instead of y -= ...",
         slip(_one_tensor, share=share, keep=1),
-        "the sign is wrong: the flow goes down the energy",
-        slip(_walk, share=lambda t, after: -share(t, after)),
-        "the step size is sigma_i; it is the variance t_i",
-        slip(_walk, share=share, step=lambda grad, y, t, after: t**0.5 * grad(y, t)),
         "the gradient is taken at sigma_i: grad expects the variance t_i",
         slip(_walk, share=share, step=lambda grad, y, t, after: t * grad(y, t**0.5)),
         "the gradient is always taken at the first t: the energy changes with every step",
@@ -275,7 +275,13 @@ GNC = Exercise(
     minutes=12,
     solution=_walk,
     draw=_draw_flow,
-    mistakes=_path_mistakes(_full),
+    mistakes=hints(
+        "the sign is wrong: the flow goes down the energy",
+        slip(_walk, share=lambda t, after: -1.0),
+        "the step size is sigma_i; it is the variance t_i",
+        slip(_walk, share=lambda t, after: t**-0.5),
+    )
+    | _path_mistakes(_full),
     laws=_PATH_LAWS
     | hints(
         "the first step is wrong already: from y_0 with t_1, the first entry of the schedule",
@@ -310,7 +316,7 @@ DDIM = Exercise(
         slip(_walk, share=lambda t, after: 1 - t**0.5 + after**0.5),
         slip(_walk, share=lambda t, after: t**0.5 - after**0.5),
         "the part must be taken of the full step t_i grad F: you take it of sigma_i grad F",
-        slip(_walk, share=_ddim_share, step=lambda grad, y, t, after: t**0.5 * grad(y, t)),
+        slip(_walk, share=lambda t, after: _ddim_share(t, after) * t**-0.5),
     )
     | _path_mistakes(_ddim_share),
     laws=_PATH_LAWS
@@ -332,7 +338,15 @@ def _draw_map(g):
     """A gradient, starts (20,), three t_first, two numbers of steps, a target, a tolerance and t_last."""
     w, mu, v = draw_mixture(g)
     starts, target = torch.linspace(-1, 1, 20, **F64), float(mu[w.argmax()])
-    return _gradient(w, mu, 0.05 * v), starts, [0.02, 0.3, 2.0], [3, 6], target, number(g, 0.1, 0.3), 1e-3
+    return (
+        GaussianMixture(w, mu, 0.05 * v).grad,
+        starts,
+        [0.02, 0.3, 2.0],
+        [3, 6],
+        target,
+        number(g, 0.1, 0.3),
+        1e-3,
+    )
 
 
 def _map(

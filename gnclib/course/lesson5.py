@@ -89,8 +89,6 @@ def _prox(v, y, sigma, eta):
 
 
 _PROX_MISTAKES = hints(
-    "the weights are exchanged: what should a very small step eta do to v?",
-    lambda v, y, sigma, eta: _mean(v, y, eta, sigma**2),
     "sigma is a standard deviation, and the data term contains the variance",
     lambda v, y, sigma, eta: _mean(v, y, sigma, eta),
     "the measurement has twice its weight: a factor 1/2 was lost in D or in the distance to v",
@@ -114,7 +112,11 @@ DENOISING = Exercise(
     minutes=8,
     solution=_prox,
     draw=_draw_prox,
-    mistakes=_PROX_MISTAKES,
+    mistakes=_PROX_MISTAKES
+    | hints(
+        "the weights are exchanged: what should a very small step eta do to v?",
+        lambda v, y, sigma, eta: _mean(v, y, eta, sigma**2),
+    ),
     laws=hints(
         "the result leaves the interval between v and y, which no proximal map of this D does",
         lambda p, v, y, sigma, eta: bool((torch.minimum(v, y) - 1e-9 <= p).all()),
@@ -197,8 +199,7 @@ class Wells:
 
     def dtau(self, x: Tensor, t: float | Tensor) -> Tensor:
         t = _wide(shaped("dtau(x, t)", t, (), (len(x),)))
-        v = self.s2 + t
-        return (t * (1 / v - (x - 0.5).square() / v**2) + self.rise).sum((1, 2, 3))
+        return (self.rise + t / (0.2 + t) * (1 - 2 * (x - 0.5).square())).sum((1, 2, 3))
 
     def prox(self, v: Tensor, step: float | Tensor) -> Tensor:
         return _mean(v, self.y, self.sigma2, _wide(shaped("prox(v, t)", step, (), (len(v),))))
@@ -340,11 +341,12 @@ SCHEDULE = Exercise(
 def _draw_joint(g):
     """The functions of an energy with a data term, images, their t (B,), and the ends of its interval.
 
-    In turn the step ends below t_min, between the ends, and above t_max, where one image begins next to the end.
+    The t are spread over the interval, and in turn pass the lower end, the upper end, and move little.
     """
     t_min, t_max = 0.02, 0.3
-    wells = Wells(g, rise=in_turn(g, 2.5, 0.0, -1.5))
-    share = torch.rand(len(wells.start), generator=g, **F64)
+    wells = Wells(g, rise=in_turn(g, 0.9, -1.3, -0.1))
+    b = len(wells.start)
+    share = (torch.arange(b, **F64) + torch.rand(b, generator=g, **F64)) / b
     return wells.grad, wells.dtau, wells.prox, wells.start, t_min * (t_max / t_min) ** share, t_min, t_max
 
 
