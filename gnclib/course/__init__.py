@@ -1,80 +1,20 @@
-"""Exercises with automatic checks: `check("1.1", my_function)` says "to do", "right", or what is wrong.
+"""The course: exercises with automatic checks, and the notebooks that they are in.
 
-The five notebooks of the course are in ``notebooks/exercises``; the source with the solutions, from which they and the
-instructor's copies are generated, is in ``notebooks/exercises/source`` (``gnc course --help``).
+Here: truths, usual mistakes and hints of the exercises (`lesson1` to `lesson5`), the check (`engine`), the notebooks
+for students, instructors and nbgrader, made from one source (`copies`), and their rules (`sources`).
+Never: results that a notebook outside of the course or the command line uses.
+May import: `suite`, `gmm`, `spline`, `foe`, `score`, `restore`, `images`, `io`.
+
+``check("1.1", my_function)`` says "to do", "right", or what is wrong.
 """
 
-from __future__ import annotations
+import lazy_loader
 
-from collections.abc import Callable
-from typing import Any
-
-from gnclib.course import lesson1, lesson2, lesson3, lesson4, lesson5
-from gnclib.course.engine import RIGHT, Exercise, Law, Mistake, Verdict, examine
-
-__all__ = [
-    "EXERCISES",
-    "Exercise",
-    "Law",
-    "Mistake",
-    "Verdict",
-    "check",
-    "examine",
-    "exercise",
-    "progress",
-    "solved",
-]
-
-EXERCISES: dict[str, Exercise] = {
-    item.id: item for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5) for item in lesson.EXERCISES
-}
-_latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process, for `progress`
-
-
-def exercise(id: str) -> Exercise:
-    """The exercise of that number.
-
-    Raises:
-        KeyError: there is none; the message lists those there are.
-    """
-    try:
-        return EXERCISES[id]
-    except KeyError:
-        raise KeyError(f"there is no exercise {id!r}; there are {', '.join(EXERCISES)}") from None
-
-
-def check(id: str, function: Callable[..., Any]) -> int:
-    """Examine a solution, print the verdict and return the points earned (which is what nbgrader reads).
-
-    Args:
-        id: the number of the exercise, such as "1.1".
-        function: the student's function itself.
-
-    Raises:
-        KeyError: an unknown number. TypeError: no function.
-    """
-    verdict = examine(exercise(id), function)
-    _latest[id] = verdict
-    print(verdict)
-    return verdict.points
-
-
-def solved(id: str) -> bool:
-    """Was the exercise right when it was last checked? For pictures that need the student's function.
-
-    Raises:
-        KeyError: an unknown number.
-    """
-    return exercise(id).id in _latest and _latest[id].status == RIGHT
-
-
-def progress(lesson: int) -> None:
-    """Print one line for each exercise of a lesson, as last checked, and the points."""
-    items = [item for item in EXERCISES.values() if item.id.startswith(f"{lesson}.")]
-    if not items:
-        raise ValueError(f"there is no lesson {lesson!r}")
-    for item in items:
-        status = _latest[item.id].status if item.id in _latest else "not checked"
-        print(f"{item.id:4s} {item.title:44s} {item.points:2d} points   {status}")
-    earned = sum(_latest[item.id].points for item in items if item.id in _latest)
-    print(f"{earned} of {sum(item.points for item in items)} points")
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submod_attrs={
+        "engine": ["Verdict", "examine"],
+        "exercises": ["EXERCISES", "check", "exercise", "progress", "solved"],
+        "lesson": ["Exercise"],
+    },
+)

@@ -1,4 +1,4 @@
-"""The course as files: students' copies, instructor's copies and an nbgrader course, all made from one source.
+"""Students' copies, instructor's copies and an nbgrader course, all made from one source.
 
 The source notebooks in ``notebooks/exercises/source`` hold everything: text, stubs, solutions, checks, and remarks for
 the instructor. In them
@@ -9,7 +9,7 @@ the instructor. In them
 * cells tagged ``instructor`` are not for students, and the outputs of cells tagged ``widget`` are not stored, because
   sliders live only as long as their kernel.
 
-:mod:`gnclib.course.sources` says in words where a source breaks these rules or disagrees with :mod:`gnclib.course`.
+`gnclib.course.sources` says in words where a source breaks these rules or disagrees with the exercises.
 """
 
 from __future__ import annotations
@@ -29,7 +29,6 @@ __all__ = [
     "CourseError",
     "folder",
     "for_nbgrader",
-    "has_tag",
     "lesson",
     "number",
     "read",
@@ -66,9 +65,6 @@ class CourseError(RuntimeError):
     """The source or a copy of it is not as it should be; the message has one line for each thing that is wrong."""
 
 
-# --- where things are, and what they are ------------------------------------------------------------------------------
-
-
 def folder() -> Path:
     """``notebooks/exercises`` of the clone."""
     return Path(__file__).parents[2] / "notebooks" / "exercises"
@@ -77,17 +73,18 @@ def folder() -> Path:
 def sources(only: Iterable[str] = (), where: Path | None = None) -> dict[str, Path]:
     """The source notebooks by name; `only` chooses some, by name or by the number of the lesson.
 
-    Raises:
-        FileNotFoundError: there are none. ValueError: an unknown name in `only`.
+    Raises
+    ------
+    FileNotFoundError
+        There are none.
+    ValueError
+        An unknown name in `only`.
     """
     found = notebooks.find((where or folder()) / "source")
-    chosen = {}
     for word in only:
-        names = [name for name in found if word in (name, lesson(name))]
-        if not names:
+        if not any(word in (name, lesson(name)) for name in found):
             raise ValueError(f"there is no lesson {word!r}; there are {', '.join(found)}")
-        chosen |= {name: found[name] for name in names}
-    return dict(sorted(chosen.items())) if chosen else found
+    return {name: path for name, path in found.items() if not only or {name, lesson(name)} & set(only)}
 
 
 def read(path: Path) -> NotebookNode:
@@ -103,10 +100,6 @@ def lesson(name: str) -> str:
     return name.split("_")[0]
 
 
-def has_tag(cell: NotebookNode, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
-
-
 def number(cell: NotebookNode, kind: str) -> str | None:
     """The exercise that a cell belongs to, "1.2" for ``exercise-1-2``; "" if the grade id is no such thing.
 
@@ -120,14 +113,13 @@ def number(cell: NotebookNode, kind: str) -> str | None:
     return ".".join(found.groups()) if found else ""
 
 
-# --- the copies -------------------------------------------------------------------------------------------------------
-
-
 def unsolved(code: str, id: str) -> str:
     """The code with ``raise NotImplementedError`` in place of every solution.
 
-    Raises:
-        CourseError: markers that are missing, not in pairs, or not exactly as they should be.
+    Raises
+    ------
+    CourseError
+        Markers that are missing, not in pairs, or not exactly as they should be.
     """
     kept, inside, count = [], False, 0
     for number, line in enumerate(code.splitlines(), 1):
@@ -150,6 +142,16 @@ def unsolved(code: str, id: str) -> str:
     return "\n".join(kept)
 
 
+def _has_tag(cell: NotebookNode, tag: str) -> bool:
+    return tag in cell.metadata.get("tags", [])
+
+
+def _without_instructor(source: NotebookNode) -> NotebookNode:
+    node = deepcopy(source)
+    node.cells = [cell for cell in node.cells if not _has_tag(cell, "instructor")]
+    return node
+
+
 def student(source: NotebookNode) -> NotebookNode:
     """The student's copy: nothing for the instructor, no solutions, all else untouched; not executed yet."""
     node = _without_instructor(source)
@@ -168,42 +170,40 @@ def for_nbgrader(source: NotebookNode) -> NotebookNode:
     return node
 
 
-def _without_instructor(source: NotebookNode) -> NotebookNode:
-    from nbconvert.preprocessors import TagRemovePreprocessor
-
-    remove = TagRemovePreprocessor(remove_cell_tags={"instructor"}, enabled=True)
-    node, _ = remove.preprocess(deepcopy(source), {})
-    return node
-
-
 def write_executed(node: NotebookNode, path: Path) -> None:
     """Run a copy, clean it, and write it in one step.
 
-    Raises:
-        NotebookError: a cell failed; nothing is written.
+    Raises
+    ------
+    NotebookError
+        A cell failed; nothing is written.
     """
     node = notebooks.run(node, path.name)
     for cell in node.cells:
-        if has_tag(cell, "widget"):
+        if _has_tag(cell, "widget"):
             cell.outputs = []
     write_bytes(path, notebooks.clean(nbformat.writes(node).encode()))
 
 
 def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
-    """An nbgrader course: ``source/lessonN/NAME.ipynb`` and, if there is none yet, ``nbgrader_config.py``.
+    """Write an nbgrader course: ``source/lessonN/NAME.ipynb`` and, if there is none yet, ``nbgrader_config.py``.
 
-    Args:
-        nodes: the source notebooks by name.
-        out: folder of the course.
+    Parameters
+    ----------
+    nodes : mapping
+        The source notebooks by name.
+    out : Path
+        Folder of the course.
 
-    Returns:
+    Returns
+    -------
+    list of Path
         The files written.
     """
     written = []
     for name, source in nodes.items():
         path = out / "source" / f"lesson{lesson(name)}" / f"{name}.ipynb"
-        content = notebooks.clean(nbformat.writes(for_nbgrader(source)).encode())
-        written.append(write_bytes(path, content))
+        written.append(write_bytes(path, notebooks.clean(nbformat.writes(for_nbgrader(source)).encode())))
     if not (out / "nbgrader_config.py").exists():
         written.append(write_text(out / "nbgrader_config.py", CONFIG))
     return written

@@ -1,97 +1,45 @@
-r"""The checks behind the exercises: is a student's function right, and if not, what is wrong with it?
+r"""The check of an exercise: is a student's function right, and if not, what is wrong with it?
 
-An `Exercise` knows the truth (a function of the library or a closed form), a way to draw random inputs, and the
-mistakes that people make. `examine` calls the student's function on several random inputs, compares it with the truth,
-and explains a difference, from the specific to the general:
+A `gnclib.course.lesson.Exercise` holds the truth (a function of the library or a closed form), a way to draw random
+inputs, and the wrong formulas that people write, each under the hint that it deserves. `examine` calls the student's
+function on several random inputs, compares the results with the truth, and explains a difference, from the specific to
+the general:
 
-1. not solved yet, or an exception, nothing returned, a wrong type, shape or dtype, an argument changed in place, nan;
-2. one of the exercise's `Mistake` formulas: the result equals theirs on *every* input, so its message applies;
-3. a quantity of the exercise is missing or too many: the result is the truth times ``t``, ``1/sigma``, ... throughout;
+1. not solved yet, or an exception, nothing returned, a wrong type or shape, an argument changed in place, nan;
+2. one of the `mistakes`: the results equal those of the wrong formula on *every* input, so its hint applies;
+3. a quantity is missing or too many: the result is the truth times ``t``, ``1/sigma``, ... throughout;
 4. the sign, or one constant factor;
-5. a `Law` that every right answer obeys and this one breaks (it sums to one, it is symmetric ...);
+5. one of the `laws` that every right answer obeys is broken (it sums to one, it is symmetric ...);
 6. else the first input on which the results differ, and by how much.
 
-A mistake that only shows on some inputs cannot hide: an answer is right only if it agrees on all of them.
+A function that fails on a later input (1) is first compared with the mistakes on the inputs before it. A mistake that
+shows on some inputs only cannot hide: an answer is right if it agrees on all of them.
 """
 
 from __future__ import annotations
 
+import inspect
 import math
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
-__all__ = ["TO_DO", "Exercise", "Law", "Mistake", "Verdict", "examine"]
+from gnclib.course.lesson import Exercise, Formula
+
+__all__ = ["RIGHT", "Verdict", "examine"]
 
 TO_DO, RIGHT, NOT_YET = "to do", "right", "not yet"
-
-
-@dataclass(frozen=True)
-class Mistake:
-    """A wrong formula that people write, with the exercise's arguments, and what to tell them."""
-
-    formula: Callable[..., Any]
-    message: str
-
-
-@dataclass(frozen=True)
-class Law:
-    """A property of every right answer: ``holds(result, *arguments)``, and what to say where it fails."""
-
-    holds: Callable[..., bool]
-    message: str
-
-
-@dataclass(frozen=True)
-class Exercise:
-    """What `examine` has to know of one exercise.
-
-    Attributes:
-        id: lesson and number, such as "2.3".
-        title: a few words.
-        points: what a right answer earns.
-        minutes: time that a prepared student needs.
-        solution: the truth, called with the exercise's arguments.
-        draw: random arguments from a seeded generator, a tuple; called anew for every call of a function, so that
-            nobody sees what another one has changed. Tensors, numbers, mixtures, functions: anything goes.
-        mistakes: in the order in which they are tried.
-        laws: see the module's head.
-        factors: quantities that are easily forgotten, by name, from the arguments: numbers or tensors that broadcast
-            against the result.
-        rounds: how many random inputs are tried.
-        rtol, atol: agreement means |result - truth| <= atol + rtol |truth|.
-    """
-
-    id: str
-    title: str
-    points: int
-    minutes: int
-    solution: Callable[..., Any]
-    draw: Callable[[torch.Generator], tuple]
-    mistakes: Sequence[Mistake] = ()
-    laws: Sequence[Law] = ()
-    factors: Callable[..., Mapping[str, Any]] = field(default=lambda *arguments: {})
-    rounds: int = 6
-    rtol: float = 1e-5
-    atol: float = 1e-8
-
-    def arguments(self, round_: int) -> tuple:
-        """The random arguments of one round; the same ones at every call, as new objects."""
-        return self.draw(torch.Generator().manual_seed(1000 + round_))
-
-    def truth(self, round_: int) -> Any:
-        """The right result of one round."""
-        return self.solution(*self.arguments(round_))
+SINGLE = "right, but in single precision only: make every tensor with dtype=torch.float64"
 
 
 @dataclass(frozen=True)
 class Verdict:
-    """``status`` is "to do", "right" or "not yet"; ``message`` says what is wrong; ``points`` out of ``out_of``."""
+    """The outcome of a check: `status` is "to do", "right" or "not yet", `message` says what is wrong."""
 
     exercise: Exercise
     status: str
@@ -107,44 +55,76 @@ class Verdict:
         return f"{self.exercise.id} {self.exercise.title} - {self.status}{earned}{message}"
 
 
-def examine(exercise: Exercise, function: Callable[..., Any]) -> Verdict:
+def examine(exercise: Exercise, function: Formula) -> Verdict:
     """Compare a student's function with the truth and explain the difference (see the module's head).
 
-    Raises:
-        TypeError: what was handed in is no function.
+    Raises
+    ------
+    TypeError
+        What was handed in is no function.
     """
     if not callable(function):
         raise TypeError(
             f"hand in the function itself, as in check({exercise.id!r}, my_function) without parentheses, "
             f"got {type(function).__name__}"
         )
-    truths = [exercise.truth(k) for k in range(exercise.rounds)]
-    results = []
-    for k, truth in enumerate(truths):
-        given = exercise.arguments(k)
+    results, truths = [], []
+    for k in range(exercise.rounds):
+        given, truth = exercise.arguments(k), exercise.solution(*exercise.arguments(k))
         try:
             result = function(*given)
         except NotImplementedError:
             return Verdict(exercise, TO_DO)
         except Exception as error:
-            return Verdict(exercise, NOT_YET, _crash(error, function, len(given)))
-        message = _form(result, truth, "") or _touched(given, exercise.arguments(k))
-        if message:
-            return Verdict(exercise, NOT_YET, message)
+            failure = _crash(error, function, len(given))
+        else:
+            failure = _form(result, truth, _input(exercise, k)) or _touched(given, exercise.arguments(k))
+        if failure:
+            wrong = not _all_agree(exercise, results, truths)
+            hint = _matching(exercise, exercise.mistakes, results) if wrong else ""
+            return Verdict(exercise, NOT_YET, hint or failure)
         results.append(result)
-    pairs = list(zip(results, truths, strict=True))
-    if all(_agree(a, b, exercise) for a, b in pairs):
-        return Verdict(exercise, RIGHT)
-    if any(map(_single, results)) and all(_agree(a, b, exercise, 1e-3, 1e-4) for a, b in pairs):
-        message = "right, but in single precision only: make every tensor with dtype=torch.float64"
-        return Verdict(exercise, NOT_YET, message)
-    return Verdict(exercise, NOT_YET, _explain(exercise, [_double(result) for result in results], truths))
+        truths.append(truth)
+    if _all_agree(exercise, results, truths):
+        message = _right_but(exercise, function, results)
+        return Verdict(exercise, NOT_YET if message else RIGHT, message)
+    if remark := _matching(exercise, exercise.variants, results):
+        return Verdict(exercise, RIGHT, remark)
+    return Verdict(exercise, NOT_YET, _explain(exercise, results, truths))
+
+
+def _right_but(exercise: Exercise, function: Formula, results: list) -> str:
+    """What is wrong with an answer whose values are right; empty if nothing is."""
+    if any(map(_single, results)):
+        return SINGLE
+    tensors = [part for result in results for part in _parts(result) if isinstance(part, Tensor)]
+    if not exercise.keeps_graph and any(part.requires_grad for part in tensors):
+        return (
+            "right, but the result carries the graph of automatic differentiation: return it with .detach()"
+        )
+    if exercise.by_hand and _differentiates(function, exercise.arguments(0)):
+        return "right, but by automatic differentiation, which this exercise does not allow"
+    return ""
+
+
+def _differentiates(function: Formula, arguments: tuple) -> bool:
+    """Does the function use automatic differentiation, which saves tensors (torch.func refuses the hooks for it)?"""
+
+    def refuse(tensor: Tensor) -> Tensor:
+        raise RuntimeError("a tensor is saved for differentiation")
+
+    try:
+        with torch.autograd.graph.saved_tensors_hooks(refuse, lambda tensor: tensor):
+            function(*arguments)
+    except RuntimeError:
+        return True
+    return False
 
 
 # --- does it have the right form? ---------------------------------------------------------------------------------
 
 
-def _crash(error: Exception, function: Callable[..., Any], count: int) -> str:
+def _crash(error: Exception, function: Formula, count: int) -> str:
     """The exception, with the innermost line that the student wrote; lines of libraries say nothing to them."""
     frames = traceback.extract_tb(error.__traceback__)[1:]  # without our own call
     if not frames:
@@ -155,71 +135,54 @@ def _crash(error: Exception, function: Callable[..., Any], count: int) -> str:
     return f"your code stopped with {type(error).__name__}{where}: {error}"
 
 
-def _single(result: Any) -> bool:
-    """Is any part of the result in single (or lower) precision?"""
-    if isinstance(result, (tuple, list)):
-        return any(map(_single, result))
-    return isinstance(result, Tensor) and result.dtype in (torch.float32, torch.float16, torch.bfloat16)
-
-
-def _double(result: Any) -> Any:
-    """The result without its graph and with floating-point tensors in double precision, for laws and comparisons."""
-    if isinstance(result, (tuple, list)):
-        return tuple(map(_double, result))
-    if isinstance(result, Tensor):
-        return result.detach().double() if result.dtype.is_floating_point else result.detach()
-    return result
-
-
-def _form(result: Any, truth: Any, part: str) -> str:
+def _form(result: Any, truth: Any, where: str, what: str = "the result") -> str:
     """What is wrong with type, shape, dtype and finiteness; empty if nothing is."""
-    of = f"{part} " if part else ""
     if result is None:
         return "the function returns nothing: is the `return` missing?"
-    if isinstance(truth, (tuple, list)):
-        if not isinstance(result, (tuple, list)):
-            return f"{len(truth)} results are wanted, as a tuple, not one {type(result).__name__}"
-        if len(result) != len(truth):
-            return f"{len(truth)} results are wanted, not {len(result)}"
-        names = ("first", "second", "third", "fourth", "fifth")
-        parts = (
-            _form(a, b, f"the {names[k]}" if k < 5 else f"number {k + 1}")
-            for k, (a, b) in enumerate(zip(result, truth, strict=True))
-        )
-        return next(filter(None, parts), "")
+    if isinstance(truth, tuple):
+        return _form_of_tuple(result, truth, where)
     if isinstance(truth, Tensor) and truth.ndim:
-        if not isinstance(result, Tensor):
-            return f"{of or 'the '}result is a {type(result).__name__}, a torch.Tensor is wanted"
-        if result.shape != truth.shape:
-            return (
-                f"{of or 'the '}result has the shape {tuple(result.shape)}, {tuple(truth.shape)} is wanted: "
-                "look at the shapes in the docstring"
-            )
-        if truth.dtype.is_floating_point and not result.dtype.is_floating_point:
-            return f"{of or 'the '}result has the dtype {result.dtype}, a floating-point one is wanted"
-        if not torch.isfinite(result.detach()).all() and torch.isfinite(truth).all():
-            why = "division by zero, exp of a large number, log of an underflowed zero?"
-            return f"{of or 'the '}result contains nan or inf: {why}"
-        return ""
-    if isinstance(truth, (bool, str)):
+        return _form_of_array(result, truth, where, what)
+    return _form_of_number(result, where, what)
+
+
+def _form_of_tuple(result: Any, truth: tuple, where: str) -> str:
+    if not isinstance(result, (tuple, list)):
+        return f"{len(truth)} results are wanted, as a tuple, not one {type(result).__name__}"
+    if len(result) != len(truth):
+        return f"{len(truth)} results are wanted, not {len(result)}"
+    names = ("the first result", "the second result", "the third result")
+    forms = (_form(a, b, where, name) for a, b, name in zip(result, truth, names, strict=False))
+    return next(filter(None, forms), "")
+
+
+def _form_of_array(result: Any, truth: Tensor, where: str, what: str) -> str:
+    if not isinstance(result, Tensor):
+        return f"{what} is a {type(result).__name__}, a torch.Tensor is wanted"
+    if result.shape != truth.shape:
         return (
-            ""
-            if isinstance(result, type(truth))
-            else f"{of or 'the '}result must be a {type(truth).__name__}"
+            f"{what} has the shape {tuple(result.shape)}, {tuple(truth.shape)} is wanted: "
+            "look at the shapes in the docstring"
         )
-    try:
-        number = float(result.detach() if isinstance(result, Tensor) else result)
-    except (TypeError, ValueError, RuntimeError):  # RuntimeError: of torch, for complex numbers
-        number = None
-    if number is None or isinstance(result, str):
-        return f"{of or 'the '}result is a {type(result).__name__}, one number is wanted"
+    if not result.dtype.is_floating_point:
+        return f"{what} has the dtype {result.dtype}, a floating-point one is wanted"
+    if not torch.isfinite(result.detach()).all():
+        why = "division by zero, exp of a large number, log of an underflowed zero?"
+        return f"{what} contains nan or inf on {where}: {why}"
+    return ""
+
+
+def _form_of_number(result: Any, where: str, what: str) -> str:
     if shape := tuple(getattr(result, "shape", ())):
-        return f"{of or 'the '}result has the shape {shape}, one number is wanted"
-    return (
-        ""
-        if math.isfinite(number) or not math.isfinite(float(truth))
-        else f"{of or 'the '}result is {number}"
-    )
+        return f"{what} has the shape {shape}, one number is wanted"
+    try:
+        result = result.detach() if isinstance(result, Tensor) else result
+        value = None if isinstance(result, str) else float(result)
+    except (TypeError, ValueError, RuntimeError):  # RuntimeError: of torch, for complex numbers
+        value = None
+    if value is None:
+        return f"{what} is a {type(result).__name__}, one number is wanted"
+    return "" if math.isfinite(value) else f"{what} is {value} on {where}"
 
 
 def _touched(given: tuple, fresh: tuple) -> str:
@@ -234,58 +197,87 @@ def _touched(given: tuple, fresh: tuple) -> str:
     return ""
 
 
-# --- agreement and explanation ------------------------------------------------------------------------------------
+def _input(exercise: Exercise, k: int) -> str:
+    """Name of an input, with those of its arguments that are plain numbers."""
+    names = inspect.signature(exercise.solution).parameters
+    pairs = zip(names, exercise.arguments(k), strict=False)
+    numbers = [f"{name} = {value:.3g}" for name, value in pairs if isinstance(value, (int, float))]
+    return f"input {k + 1}" + (f" ({', '.join(numbers)})" if numbers else "")
 
 
-def _agree(a: Any, b: Any, exercise: Exercise, rtol: float = 0.0, atol: float = 0.0) -> bool:
-    if isinstance(b, (tuple, list)):
-        return len(a) == len(b) and all(_agree(x, y, exercise, rtol, atol) for x, y in zip(a, b, strict=True))
-    if isinstance(b, (bool, str)):
-        return a == b
-    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
-    return a.shape == b.shape and torch.allclose(
-        a, b, rtol=max(rtol, exercise.rtol), atol=max(atol, exercise.atol)
-    )
+# --- agreement ----------------------------------------------------------------------------------------------------
+
+
+def _parts(value: Any) -> Sequence[Any]:
+    return value if isinstance(value, (tuple, list)) else (value,)
+
+
+def _double(value: Any) -> Tensor:
+    return torch.as_tensor(value, dtype=torch.float64).detach()
+
+
+def _single(result: Any) -> bool:
+    """Is an array among the results in less than double precision?"""
+    return any(isinstance(x, Tensor) and x.ndim and x.dtype != torch.float64 for x in _parts(result))
+
+
+def _agree(exercise: Exercise, a: Any, b: Any, rtol: float = 0.0, atol: float = 0.0) -> bool:
+    tolerance = {"rtol": max(rtol, exercise.rtol), "atol": max(atol, exercise.atol)}
+    pairs = [(_double(x), _double(y)) for x, y in zip(_parts(a), _parts(b), strict=True)]
+    return all(x.shape == y.shape and torch.allclose(x, y, **tolerance) for x, y in pairs)
+
+
+def _all_agree(exercise: Exercise, results: list, others: list, rtol: float = 0.0, atol: float = 0.0) -> bool:
+    return all(_agree(exercise, a, b, rtol, atol) for a, b in zip(results, others, strict=True))
+
+
+def _matching(exercise: Exercise, table: Mapping[str, Sequence[Formula]], results: list) -> str:
+    """The text beside the first formula that gives these results, those of the first rounds; empty if none does."""
+    rounds = range(len(results))
+    for text, formulas in table.items():
+        for formula in formulas:
+            if all(_gives(exercise, formula, k, results[k]) for k in rounds):
+                return text
+    return ""
+
+
+def _gives(exercise: Exercise, formula: Formula, k: int, result: Any) -> bool:
+    try:
+        return _agree(exercise, result, formula(*exercise.arguments(k)))
+    except (RuntimeError, TypeError):  # wrong shapes broadcast, or please a function, on some inputs only
+        return False
+
+
+# --- explanation --------------------------------------------------------------------------------------------------
 
 
 def _explain(exercise: Exercise, results: list, truths: list) -> str:
-    pairs = list(zip(results, truths, strict=True))
-    rounds = range(exercise.rounds)
-    for mistake in exercise.mistakes:
-        if all(_agree(results[k], mistake.formula(*exercise.arguments(k)), exercise) for k in rounds):
-            return mistake.message
+    if any(map(_single, results)) and _all_agree(exercise, results, truths, 1e-3, 1e-4):
+        return SINGLE
     return (
-        _factor(exercise, results, truths)
-        or _constant(exercise, pairs)
+        _matching(exercise, exercise.mistakes, results)
+        or _factor(exercise, results, truths)
+        or _constant(exercise, results, truths)
         or _broken_law(exercise, results)
-        or _first_difference(exercise, pairs)
+        or _first_difference(exercise, results, truths)
     )
 
 
-def _numeric(value: Any) -> bool:
-    return isinstance(value, (Tensor, float, int)) and not isinstance(value, bool)
-
-
 def _factor(exercise: Exercise, results: list, truths: list) -> str:
-    if not all(map(_numeric, truths)):
-        return ""
     factors = [exercise.factors(*exercise.arguments(k)) for k in range(exercise.rounds)]
     for name in factors[0]:
         for power, words in ((1, "times too large"), (-1, "times too small")):
             scaled = [b * f[name] ** power for b, f in zip(truths, factors, strict=True)]
-            if all(_agree(a, s, exercise) for a, s in zip(results, scaled, strict=True)):
+            if _all_agree(exercise, results, scaled):
                 return f"the result is {name} {words} on every input: check where {name} enters"
     return ""
 
 
-def _constant(exercise: Exercise, pairs: list) -> str:
-    """The sign, or a constant factor: ratio <a, b> / <b, b> the same on all inputs."""
-    if not all(_numeric(b) for _, b in pairs):
+def _constant(exercise: Exercise, results: list, truths: list) -> str:
+    """The sign, or a constant factor: the ratio <a, b> / <b, b> is the same on all inputs."""
+    if isinstance(truths[0], tuple):
         return ""
-    flat = [[torch.as_tensor(x, dtype=torch.float64).detach().reshape(-1) for x in pair] for pair in pairs]
-    a, b = (torch.cat(part) for part in zip(*flat, strict=True))
-    if not b.square().sum() > 0:
-        return ""
+    a, b = (torch.cat([_double(x).reshape(-1) for x in values]) for values in (results, truths))
     ratio = float((a * b).sum() / b.square().sum())
     if ratio == 0 or not torch.allclose(a, ratio * b, rtol=1e-5, atol=exercise.atol):
         return ""
@@ -295,19 +287,22 @@ def _constant(exercise: Exercise, pairs: list) -> str:
 
 
 def _broken_law(exercise: Exercise, results: list) -> str:
-    for law in exercise.laws:
-        if not all(law.holds(results[k], *exercise.arguments(k)) for k in range(exercise.rounds)):
-            return law.message
+    values = [tuple(map(_double, _parts(result))) for result in results]
+    values = [value if len(value) > 1 else value[0] for value in values]
+    for hint, properties in exercise.laws.items():
+        for holds in properties:
+            if not all(holds(values[k], *exercise.arguments(k)) for k in range(exercise.rounds)):
+                return hint
     return ""
 
 
-def _first_difference(exercise: Exercise, pairs: list) -> str:
-    k, (a, b) = next((k, p) for k, p in enumerate(pairs) if not _agree(*p, exercise))
-    right = sum(_agree(*p, exercise) for p in pairs)
-    some = f"right on {right} of {len(pairs)} random inputs; " if right else ""
-    if not (_numeric(b) and _numeric(a)):
-        return f"{some}on input {k + 1} the result differs"
-    a, b = (torch.as_tensor(x, dtype=torch.float64).detach() for x in (a, b))
+def _first_difference(exercise: Exercise, results: list, truths: list) -> str:
+    agree = [_agree(exercise, a, b) for a, b in zip(results, truths, strict=True)]
+    k = agree.index(False)
+    some = f"right on {sum(agree)} of {len(agree)} random inputs; " if any(agree) else ""
+    if isinstance(truths[k], tuple):
+        return f"{some}on {_input(exercise, k)} the result differs"
+    a, b = _double(results[k]), _double(truths[k])
     worst = tuple(map(int, np.unravel_index(int((a - b).abs().argmax()), b.shape)))
     of = f"entry [{', '.join(map(str, worst))}] of " if b.ndim else ""
-    return f"{some}on input {k + 1}, {of}the result is {a[worst]:.5g}, and {b[worst]:.5g} is right"
+    return f"{some}on {_input(exercise, k)}, {of}the result is {a[worst]:.5g}, and {b[worst]:.5g} is right"

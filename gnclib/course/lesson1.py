@@ -1,4 +1,4 @@
-"""Lesson 1, mixtures, smoothing, convexity: the truths, the random inputs and the usual mistakes."""
+"""Lesson 1, mixtures, smoothing, convexity: truths, random inputs, usual mistakes."""
 
 from __future__ import annotations
 
@@ -7,52 +7,43 @@ import math
 import torch
 from torch import Tensor
 
-from gnclib.course.engine import Exercise, Law, Mistake
+from gnclib.course.lesson import F64, Exercise, hints, integer, number, slip
 from gnclib.gmm import GaussianMixture
 
-F64 = {"dtype": torch.float64}
 
-
-def draw_mixture(g: torch.Generator, largest: int = 6) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and variances (K,) of a random mixture on the line."""
-    k = int(torch.randint(2, largest + 1, (1,), generator=g))
+def draw_mixture(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
+    """Weights, means and variances (K,) of a random mixture on the line, K from 2 to 6."""
+    k = integer(g, 2, 6)
     weights = torch.rand(k, generator=g, **F64) + 0.05
     means = 2 * torch.rand(k, generator=g, **F64) - 1
     variances = 0.3 * torch.rand(k, generator=g, **F64) + 0.01
     return weights / weights.sum(), means, variances
 
 
-def _points(g: torch.Generator) -> tuple[Tensor, float]:
-    """Points y (B,) and a noise variance t."""
-    n = int(torch.randint(3, 9, (1,), generator=g))
-    return 3 * torch.rand(n, generator=g, **F64) - 1.5, float(0.05 + 0.7 * torch.rand(1, generator=g, **F64))
-
-
-def _mixture_and_far_points(g: torch.Generator) -> tuple:
-    """A random mixture, points and t; the last point lies so far out that every density underflows to zero."""
-    w, mu, v = draw_mixture(g)
-    y, t = _points(g)
+def _draw_line(g):
+    """A random mixture, points (B,) and t; the last point lies so far out that every density underflows to zero."""
+    mixture = draw_mixture(g)
+    y = 3 * torch.rand(integer(g, 3, 8), generator=g, **F64) - 1.5
     y[-1] = 60.0
-    return w, mu, v, y, t
+    return *mixture, y, number(g, 0.05, 0.75)
+
+
+def log_terms(w, mu, s, y, square=0.5, root=0.5):
+    """log w_i + log N(y; mu_i, s_i), (B, K), with factors of (y - mu)^2 / s and log(2 pi s) that should be 1/2."""
+    return w.log() - square * (y[:, None] - mu) ** 2 / s - root * (2 * math.pi * s).log()
+
+
+# --- 1.1 the smoothed energy --------------------------------------------------------------------------------------
 
 
 def _energy(w, mu, v, y, t):
+    """F(y, t) = -log sum_i w_i N(y; mu_i, v_i + t), (B,)."""
     return GaussianMixture(w, mu, v).energy(y, t)
 
 
-def _log_normal(y, mu, v):
-    return -0.5 * ((y[:, None] - mu) ** 2 / v + v.log())
-
-
-def _slipped_energy(square=0.5, root=0.5, deviation=False):
-    """The energy with other factors in front of (y - mu)^2 / s and log(2 pi s), or with s read as a deviation."""
-
-    def formula(w, mu, v, y, t):
-        s = (v + t) ** 2 if deviation else v + t
-        terms = w.log() - square * (y[:, None] - mu) ** 2 / s - root * (2 * math.pi * s).log()
-        return -terms.logsumexp(1)
-
-    return formula
+def _energy_of(terms):
+    """A wrong energy from log-terms that ``terms(w, mu, v, y, t)`` makes."""
+    return lambda *arguments: -terms(*arguments).logsumexp(1)
 
 
 ENERGY = Exercise(
@@ -61,52 +52,35 @@ ENERGY = Exercise(
     points=2,
     minutes=10,
     solution=_energy,
-    draw=_mixture_and_far_points,
-    mistakes=(
-        Mistake(
-            lambda w, mu, v, y, t: _energy(w, mu, v, y, 0.0),
-            "the noise is missing: smoothing adds its variance t to the variance of every component",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: _energy(w, mu, v, y, t**2),
-            "t is the noise variance already: add t to the variances, not its square",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: _energy(w, mu, v, y, t**0.5),
-            "variances add, standard deviations do not: add t, not its root",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: -(w.log() + _log_normal(y, mu, v + t)).logsumexp(1),
-            "the factor 1/sqrt(2 pi) of the normal density is missing: exp(-F) does not integrate to one",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: -(_log_normal(y, mu, v + t) - 0.5 * math.log(2 * math.pi)).logsumexp(1),
-            "the weights w_i are missing",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: (-_energy(w, mu, v, y, t)).exp(),
-            "this is the density itself: its energy is minus its logarithm",
-        ),
-        Mistake(
-            _slipped_energy(root=0.0),
-            "the factor 1/sqrt(2 pi s) of the normal density is missing; s differs between the components, so it is no "
-            "constant",
-        ),
-        Mistake(_slipped_energy(root=1.0), "log sqrt(2 pi s) is half of log(2 pi s)"),
-        Mistake(_slipped_energy(square=1.0), "the 2 in the exponent -(y - mu)^2 / (2 s) is missing"),
-        Mistake(
-            _slipped_energy(deviation=True),
-            "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
-        ),
+    draw=_draw_line,
+    mistakes=hints(
+        "the noise is missing: smoothing adds its variance t to the variance of every component",
+        slip(_energy, t=0.0),
+        "t is the noise variance already: add t to the variances, not its square",
+        slip(_energy, t=lambda t: t**2),
+        "variances add, standard deviations do not: add t, not its root",
+        slip(_energy, t=math.sqrt),
+        "the factor 1/sqrt(2 pi) of the normal density is missing: exp(-F) does not integrate to one",
+        lambda *a: _energy(*a) - 0.5 * math.log(2 * math.pi),
+        "the weights w_i are missing",
+        _energy_of(lambda w, mu, v, y, t: log_terms(torch.ones_like(w), mu, v + t, y)),
+        "this is the density itself: its energy is minus its logarithm",
+        lambda *a: (-_energy(*a)).exp(),
+        "the factor 1/sqrt(2 pi s) of the normal density is missing; s differs between the components, so it is no "
+        "constant",
+        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, root=0.0)),
+        "log sqrt(2 pi s) is half of log(2 pi s)",
+        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, root=1.0)),
+        "the 2 in the exponent -(y - mu)^2 / (2 s) is missing",
+        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, square=1.0)),
+        "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
+        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, (v + t) ** 2, y)),
     ),
-    laws=(
-        Law(
-            lambda f, *a: bool((f > -10).all()), "the energy is far too low: an energy is MINUS a log-density"
-        ),
-        Law(
-            lambda f, *a: float(f[-1]) > 1000,
-            "at y = 60, far away from all means, the energy is too low: exp underflows there, stay with logarithms",
-        ),
+    laws=hints(
+        "the energy is far too low: an energy is MINUS a log-density",
+        lambda f, *a: bool((f > -10).all()),
+        "at y = 60, far away from all means, the energy is too low: exp underflows there, stay with logarithms",
+        lambda f, *a: float(f[-1]) > 1000,
     ),
 )
 
@@ -115,7 +89,8 @@ ENERGY = Exercise(
 
 
 def _responsibilities(w, mu, v, y, t):
-    return (w.log() + _log_normal(y, mu, v + t)).softmax(1)
+    """g_i(y, t), the probability that y came from component i, (B, K)."""
+    return log_terms(w, mu, v + t, y).softmax(1)
 
 
 RESPONSIBILITIES = Exercise(
@@ -124,41 +99,32 @@ RESPONSIBILITIES = Exercise(
     points=2,
     minutes=10,
     solution=_responsibilities,
-    draw=_mixture_and_far_points,
-    mistakes=(
-        Mistake(
-            lambda w, mu, v, y, t: _responsibilities(torch.ones_like(w), mu, v, y, t),
-            "the weights are missing: before y was seen, component i had the probability w_i",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: _responsibilities(w, mu, v, y, 0.0),
-            "the noise is missing: the noisy point is compared with components of variance v_i + t",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: _responsibilities(w, mu, v, y, t**0.5),
-            "variances add, standard deviations do not: add t, not its root",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: (w.log() - 0.5 * (y[:, None] - mu) ** 2 / (v + t)).softmax(1),
-            "the factor 1/sqrt(v_i + t) of the normal density is missing; it differs between the components and does "
-            "not cancel",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: (w.log() + _log_normal(y, mu, v + t)).softmax(0),
-            "you have normalised over the points: for every point the K responsibilities sum to one",
-        ),
-        Mistake(
-            lambda w, mu, v, y, t: (w.log() + _log_normal(y, mu, v + t) - 0.5 * math.log(2 * math.pi)).exp(),
-            "these are the numerators w_i N(y; mu_i, v_i + t): Bayes' rule divides them by their sum",
-        ),
+    draw=_draw_line,
+    mistakes=hints(
+        "the weights are missing: before y was seen, component i had the probability w_i",
+        slip(_responsibilities, w=torch.ones_like),
+        "the noise is missing: the noisy point is compared with components of variance v_i + t",
+        slip(_responsibilities, t=0.0),
+        "variances add, standard deviations do not: add t, not its root",
+        slip(_responsibilities, t=math.sqrt),
+        "the factor 1/sqrt(v_i + t) of the normal density is missing; it differs between the components and does not "
+        "cancel",
+        lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, root=0.0).softmax(1),
+        "the 2 in the exponent -(y - mu)^2 / (2 s) is missing",
+        lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, square=1.0).softmax(1),
+        "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
+        lambda w, mu, v, y, t: log_terms(w, mu, (v + t) ** 2, y).softmax(1),
+        "you have normalised over the points: for every point the K responsibilities sum to one",
+        lambda w, mu, v, y, t: log_terms(w, mu, v + t, y).softmax(0),
+        "these are the numerators w_i N(y; mu_i, v_i + t): Bayes' rule divides them by their sum",
+        lambda w, mu, v, y, t: log_terms(w, mu, v + t, y).exp(),
     ),
-    laws=(
-        Law(lambda g, *a: bool((g >= 0).all()), "a probability cannot be negative"),
-        Law(
-            lambda g, w, mu, v, y, t: torch.allclose(g.sum(1), torch.ones_like(y), atol=1e-6),
-            "the responsibilities of every point sum to one; yours do not, at least far away from all means, where "
-            "exp underflows: stay with logarithms as long as you can",
-        ),
+    laws=hints(
+        "a probability cannot be negative",
+        lambda g, *a: bool((g >= 0).all()),
+        "the responsibilities of every point sum to one; yours do not, at least far away from all means, where exp "
+        "underflows: stay with logarithms as long as you can",
+        lambda g, *a: torch.allclose(g.sum(1), torch.ones(len(g), **F64), atol=1e-6),
     ),
 )
 
@@ -166,15 +132,19 @@ RESPONSIBILITIES = Exercise(
 # --- 1.3 and 1.4: gradient and Hessian from the responsibilities, in R^d ------------------------------------------
 
 
-def _spatial(g: torch.Generator) -> tuple:
+def _draw_space(g):
     """g (B, K), means mu (K, d), isotropic variances v (K,), points y (B, d) and t, with d from 2 to 4."""
-    d, n = (int(torch.randint(2, 5, (1,), generator=g)) for _ in range(2))
+    d, n = integer(g, 2, 4), integer(g, 3, 5)
     w, _, v = draw_mixture(g)
     mu = torch.randn(len(w), d, generator=g, **F64)
-    y = torch.randn(n + 1, d, generator=g, **F64)
-    t = float(0.05 + 0.7 * torch.rand(1, generator=g, **F64))
-    log_terms = w.log() - 0.5 * (torch.cdist(y, mu) ** 2 / (v + t) + d * (v + t).log())
-    return log_terms.softmax(1), mu, v, y, t
+    y = torch.randn(n, d, generator=g, **F64)
+    t = number(g, 0.05, 0.75)
+    terms = w.log() - 0.5 * (torch.cdist(y, mu) ** 2 / (v + t) + d * (v + t).log())
+    return terms.softmax(1), mu, v, y, t
+
+
+def _space_factors(g, mu, v, y, t):
+    return {"t": t, "sigma": t**0.5, "K": float(len(v)), "d": float(mu.shape[1])}
 
 
 def _scores(mu, s, y):
@@ -183,10 +153,12 @@ def _scores(mu, s, y):
 
 
 def _mean(g, a):
+    """E_g[a], (B, d)."""
     return (g[..., None] * a).sum(1)
 
 
-def _grad(g, mu, v, y, t):
+def _gradient(g, mu, v, y, t):
+    """-E_g[a], (B, d)."""
     return -_mean(g, _scores(mu, v + t, y))
 
 
@@ -195,65 +167,52 @@ GRADIENT = Exercise(
     "the gradient",
     points=2,
     minutes=10,
-    solution=_grad,
-    draw=_spatial,
-    mistakes=(
-        Mistake(
-            lambda g, mu, v, y, t: -_grad(g, mu, v, y, t),
-            "the sign is wrong: this is the score, which points uphill in density; the energy is MINUS log f",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: -_mean(g, mu - y[:, None, :]),
-            "mu_i - y is not divided by the variance v_i + t: a narrow component pulls harder than a wide one",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: _grad(g, mu, v, y, 0.0),
-            "the noise is missing: every component has the variance v_i + t",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: -_mean(g, _scores(mu, torch.full_like(v, t), y)),
-            "you divide by t, but the component has its own width, too: its variance is v_i + t",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: -_mean(g, _scores(mu, (v + t).sqrt(), y)),
-            "you divide by the standard deviation: differentiate (y - mu)^2 / (2 s), where s is the variance",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: -_scores(mu, v + t, y).mean(1),
-            "the components are averaged with equal weights: average them with the responsibilities g",
-        ),
+    solution=_gradient,
+    draw=_draw_space,
+    mistakes=hints(
+        "the sign is wrong: this is the score, which points uphill in density; the energy is MINUS log f",
+        lambda *a: -_gradient(*a),
+        "mu_i - y is not divided by the variance v_i + t: a narrow component pulls harder than a wide one",
+        lambda g, mu, v, y, t: -_mean(g, mu - y[:, None, :]),
+        "the noise is missing: every component has the variance v_i + t",
+        slip(_gradient, t=0.0),
+        "you divide by t, but the component has its own width, too: its variance is v_i + t",
+        slip(_gradient, v=torch.zeros_like),
+        "you divide by the standard deviation: differentiate (y - mu)^2 / (2 s), where s is the variance",
+        lambda g, mu, v, y, t: -_mean(g, _scores(mu, (v + t).sqrt(), y)),
+        "the components are averaged with equal weights: average them with the responsibilities g",
+        lambda g, mu, v, y, t: -_scores(mu, v + t, y).mean(1),
     ),
-    factors=lambda g, mu, v, y, t: {"t": t, "sigma": t**0.5, "K": float(len(v)), "d": float(mu.shape[1])},
+    factors=_space_factors,
 )
 
 
-def _covariance(g, a):
-    centred = a - _mean(g, a)[:, None]
-    return torch.einsum("bk,bki,bkj->bij", g, centred, centred)
-
-
-def _precision(g, v, t, d):
-    """E_g[P], (B, d, d)."""
-    return (g / (v + t)).sum(1)[:, None, None] * torch.eye(d, **F64)
-
-
-def _slipped_hessian(precision=None, cut=None):
-    """The Hessian with other weights (B, K) for the P_i, or ``cut(g, a, mu, p)`` (B, d, d) for Cov_g(a)."""
-
-    def formula(g, mu, v, y, t):
-        a, p = _scores(mu, v + t, y), 1 / (v + t)
-        bowl = _precision(precision(g) if precision else g, v, t, y.shape[1])
-        return bowl - (cut(g, a, mu.expand(len(g), -1, -1), p) if cut else _covariance(g, a))
-
-    return formula
-
-
 def _outer(weights, u):
+    """sum_i weights_i u_i u_i^T, (B, d, d)."""
     return torch.einsum("bk,bki,bkj->bij", weights, u, u)
 
 
-def _hessian(g, mu, v, y, t):
-    return _precision(g, v, t, y.shape[1]) - _covariance(g, _scores(mu, v + t, y))
+def _covariance(g, a):
+    """Cov_g(a), (B, d, d)."""
+    return _outer(g, a - _mean(g, a)[:, None])
+
+
+def _bowl(weights, s, y):
+    """sum_i weights_i I / s_i, (B, d, d)."""
+    return (weights / s).sum(1)[:, None, None] * torch.eye(y.shape[1], **F64)
+
+
+def _hessian(g, mu, v, y, t, weigh=lambda g: g, cut=_covariance):
+    """E_g[P] - Cov_g(a), (B, d, d), or with other weights of the P_i, or another matrix ``cut(g, a)`` taken away."""
+    return _bowl(weigh(g), v + t, y) - cut(g, _scores(mu, v + t, y))
+
+
+def _from_plain_mean(a):
+    return a - a.mean(1, keepdim=True)
+
+
+def _equal(g):
+    return torch.full_like(g, 1 / g.shape[1])
 
 
 HESSIAN = Exercise(
@@ -262,97 +221,55 @@ HESSIAN = Exercise(
     points=3,
     minutes=15,
     solution=_hessian,
-    draw=_spatial,
-    mistakes=(
-        Mistake(
-            lambda g, mu, v, y, t: _precision(g, v, t, y.shape[1]),
-            "this is E_g[P] alone, which is always positive: subtract how much the components disagree",
+    draw=_draw_space,
+    mistakes=hints(
+        "this is E_g[P] alone, which is always positive: subtract how much the components disagree",
+        lambda g, mu, v, y, t: _bowl(g, v + t, y),
+        "the sign of the covariance is wrong: disagreement takes curvature away",
+        slip(_hessian, cut=lambda g, a: -_covariance(g, a)),
+        "you subtract E_g[a a^T], the second moment: a covariance is taken about the mean E_g[a]",
+        slip(_hessian, cut=_outer),
+        "E_g[P] is a multiple of the identity: it belongs on the diagonal, you add it to every entry",
+        lambda g, mu, v, y, t: (g / (v + t)).sum(1)[:, None, None] - _covariance(g, _scores(mu, v + t, y)),
+        "you take the covariance of the means mu_i; it is that of the a_i, which are divided by v_i + t",
+        lambda g, mu, v, y, t: _bowl(g, v + t, y) - _covariance(g, mu - y[:, None, :]),
+        "the noise is missing: every component has the variance v_i + t",
+        slip(_hessian, t=0.0),
+        "the covariance treats all components alike: its weights are the responsibilities g",
+        slip(_hessian, cut=lambda g, a: _covariance(_equal(g), a)),
+        "the P_i are not weighted with the responsibilities: E_g[P] is a mean under g, too",
+        slip(_hessian, weigh=torch.ones_like),
+        slip(_hessian, weigh=_equal),
+        "the a_i are centred at their plain mean: the mean a_bar = E_g[a] has the responsibilities as weights",
+        slip(_hessian, cut=lambda g, a: _outer(g, _from_plain_mean(a))),
+        "the outer products are added up without weights: each one counts with its responsibility",
+        slip(_hessian, cut=lambda g, a: _outer(torch.ones_like(g), a - _mean(g, a)[:, None])),
+        slip(_hessian, cut=lambda g, a: _outer(torch.ones_like(g), _from_plain_mean(a))),
+        "off the diagonal the covariances are missing: you subtract the variances of the single coordinates only",
+        slip(_hessian, cut=lambda g, a: torch.diag_embed(_covariance(g, a).diagonal(dim1=1, dim2=2))),
+        "Cov_g(mu) times P^2 is right for equal variances only: else each P_i belongs into its a_i, inside the "
+        "covariance",
+        lambda g, mu, v, y, t: (
+            _bowl(g, v + t, y) - (g @ (1 / (v + t)))[:, None, None] ** 2 * _covariance(g, mu - y[:, None, :])
         ),
-        Mistake(
-            lambda g, mu, v, y, t: _precision(g, v, t, y.shape[1]) + _covariance(g, _scores(mu, v + t, y)),
-            "the sign of the covariance is wrong: disagreement takes curvature away",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: (
-                _precision(g, v, t, y.shape[1])
-                - torch.einsum("bk,bki,bkj->bij", g, *2 * [_scores(mu, v + t, y)])
-            ),
-            "you subtract E_g[a a^T], the second moment: a covariance is taken about the mean E_g[a]",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: (
-                (g / (v + t)).sum(1)[:, None, None] - _covariance(g, _scores(mu, v + t, y))
-            ),
-            "E_g[P] is a multiple of the identity: it belongs on the diagonal, you add it to every entry",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: _precision(g, v, t, y.shape[1]) - _covariance(g, mu - y[:, None, :]),
-            "you take the covariance of the means mu_i; it is that of the a_i, which are divided by v_i + t",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: _hessian(g, mu, v, y, 0.0),
-            "the noise is missing: every component has the variance v_i + t",
-        ),
-        Mistake(
-            lambda g, mu, v, y, t: (
-                _precision(g, v, t, y.shape[1])
-                - _covariance(torch.full_like(g, 1 / len(v)), _scores(mu, v + t, y))
-            ),
-            "the covariance treats all components alike: its weights are the responsibilities g",
-        ),
-        *(
-            Mistake(
-                _slipped_hessian(precision=weights),
-                "the P_i are not weighted with the responsibilities: E_g[P] is a mean under g, too",
-            )
-            for weights in (torch.ones_like, lambda g: torch.full_like(g, 1 / g.shape[1]))
-        ),
-        Mistake(
-            _slipped_hessian(cut=lambda g, a, mu, p: _outer(g, a - a.mean(1, keepdim=True))),
-            "the a_i are centred at their plain mean: the mean a_bar = E_g[a] has the responsibilities as weights",
-        ),
-        *(
-            Mistake(
-                _slipped_hessian(
-                    cut=lambda g, a, mu, p, centre=centre: _outer(torch.ones_like(g), centre(g, a))
-                ),
-                "the outer products are added up without weights: each one counts with its responsibility",
-            )
-            for centre in (lambda g, a: a - _mean(g, a)[:, None], lambda g, a: a - a.mean(1, keepdim=True))
-        ),
-        Mistake(
-            _slipped_hessian(
-                cut=lambda g, a, mu, p: torch.diag_embed(_covariance(g, a).diagonal(dim1=1, dim2=2))
-            ),
-            "off the diagonal the covariances are missing: you subtract the variances of the single coordinates only",
-        ),
-        *(
-            Mistake(
-                _slipped_hessian(
-                    cut=lambda g, a, mu, p, s=square: s(g, p)[:, None, None] * _covariance(g, mu)
-                ),
-                "Cov_g(mu) times P^2 is right for equal variances only: else each P_i belongs into its a_i, inside the "
-                "covariance",
-            )
-            for square in (lambda g, p: (g @ p) ** 2, lambda g, p: g @ p**2)
+        lambda g, mu, v, y, t: (
+            _bowl(g, v + t, y) - (g @ (1 / (v + t)) ** 2)[:, None, None] * _covariance(g, mu - y[:, None, :])
         ),
     ),
-    laws=(
-        Law(
-            lambda h, *a: torch.allclose(h, h.mT),
-            "a Hessian is symmetric and yours is not: are both factors of the outer product made of the a_i?",
-        ),
+    laws=hints(
+        "a Hessian is symmetric and yours is not: are both factors of the outer product made of the a_i?",
+        lambda h, *a: torch.allclose(h, h.mT),
     ),
-    factors=lambda g, mu, v, y, t: {"t": t, "sigma": t**0.5, "K": float(len(v)), "d": float(mu.shape[1])},
+    factors=_space_factors,
 )
 
 
 # --- 1.5 the bound of theorem 2.2 ---------------------------------------------------------------------------------
 
 
-def _clusters(g: torch.Generator) -> tuple:
+def _draw_ellipses(g):
     """Means mu (K, d) and covariances (K, d, d), d = 2 or 3; every third time or so wide ones that need no t."""
-    k, d = int(torch.randint(3, 7, (1,), generator=g)), int(torch.randint(2, 4, (1,), generator=g))
+    k, d = integer(g, 3, 6), integer(g, 2, 3)
     root = torch.randn(k, d, d, generator=g, **F64)
     width = 30.0 if torch.rand(1, generator=g) < 0.3 else 0.2
     cov = width * (0.3 * root @ root.mT + torch.eye(d, **F64))
@@ -363,12 +280,13 @@ def _diameter(mu):
     return float((mu[:, None] - mu).norm(dim=-1).max())
 
 
-def _lambda_min(cov):
+def _narrowest(cov):
     return float(torch.linalg.eigvalsh(cov).min())
 
 
-def _theorem_bound(mu, cov):
-    return max(_diameter(mu) ** 2 - _lambda_min(cov), 0.0)
+def _bound(mu, cov, square=lambda mu: _diameter(mu) ** 2, width=_narrowest):
+    """diam(X)^2 - min_i lambda_min(Sigma_i), at least 0, or with another squared length or width."""
+    return max(square(mu) - width(cov), 0.0)
 
 
 THEOREM = Exercise(
@@ -376,43 +294,30 @@ THEOREM = Exercise(
     "the bound of Theorem 2.2",
     points=2,
     minutes=10,
-    solution=_theorem_bound,
-    draw=_clusters,
-    mistakes=(
-        Mistake(
-            lambda mu, cov: _diameter(mu) ** 2 - _lambda_min(cov),
-            "wide components can make the difference negative, but a variance t cannot be: nothing needs to be added",
-        ),
-        Mistake(
-            lambda mu, cov: max(_diameter(mu) - _lambda_min(cov), 0.0),
-            "a distance minus a variance: the units do not match, the diameter enters squared",
-        ),
-        Mistake(
-            lambda mu, cov: max(_diameter(mu) ** 2, 0.0),
-            "the components' own width is not used: it counts as smoothing that has been done already",
-        ),
-        Mistake(
-            lambda mu, cov: max(_diameter(mu) ** 2 - float(torch.linalg.eigvalsh(cov).max()), 0.0),
-            "with the largest eigenvalue the narrow components and directions are not covered: (S) must hold for all i",
-        ),
-        Mistake(
-            lambda mu, cov: max(_diameter(mu) ** 2 - float(cov.diagonal(dim1=1, dim2=2).min()), 0.0),
-            "that is the smallest variance along the axes; a tilted ellipse is narrower in some other direction",
-        ),
-        Mistake(
-            lambda mu, cov: max(float((mu - mu.mean(0)).norm(dim=1).max()) ** 2 - _lambda_min(cov), 0.0),
-            "that is a radius about the mean of the means; a diameter is the largest distance of two of them",
-        ),
-        Mistake(
-            lambda mu, cov: max(float((mu.amax(0) - mu.amin(0)).square().sum()) - _lambda_min(cov), 0.0),
-            "that is the diagonal of the bounding box, which no two means need to span",
-        ),
-        Mistake(
-            lambda mu, cov: max(_diameter(mu) ** 2 / 4 - _lambda_min(cov), 0.0),
-            "the factor 1/4 is Popoviciu's, who needs equal covariances; Theorem 2.2 does not have it",
-        ),
+    solution=_bound,
+    draw=_draw_ellipses,
+    mistakes=hints(
+        "wide components can make the difference negative, but a variance t cannot be: nothing needs to be added",
+        lambda mu, cov: _diameter(mu) ** 2 - _narrowest(cov),
+        "a distance minus a variance: the units do not match, the diameter enters squared",
+        slip(_bound, square=_diameter),
+        "the components' own width is not used: it counts as smoothing that has been done already",
+        slip(_bound, width=lambda cov: 0.0),
+        "with the largest eigenvalue the narrow components and directions are not covered: (S) must hold for all i",
+        slip(_bound, width=lambda cov: float(torch.linalg.eigvalsh(cov).max())),
+        "that is the smallest variance along the axes; a tilted ellipse is narrower in some other direction",
+        slip(_bound, width=lambda cov: float(cov.diagonal(dim1=1, dim2=2).min())),
+        "that is a radius about the mean of the means; a diameter is the largest distance of two of them",
+        slip(_bound, square=lambda mu: float((mu - mu.mean(0)).square().sum(1).max())),
+        "that is the diagonal of the bounding box, which no two means need to span",
+        slip(_bound, square=lambda mu: float((mu.amax(0) - mu.amin(0)).square().sum())),
+        "the factor 1/4 is Popoviciu's, who needs equal covariances; Theorem 2.2 does not have it",
+        slip(_bound, square=lambda mu: _diameter(mu) ** 2 / 4),
     ),
-    laws=(Law(lambda t, *a: float(t) >= 0, "a variance t cannot be negative"),),
+    laws=hints(
+        "a variance t cannot be negative",
+        lambda t, *a: float(t) >= 0,
+    ),
     factors=lambda mu, cov: {"K": float(len(mu)), "d": float(mu.shape[1])},
 )
 
@@ -422,10 +327,9 @@ THEOREM = Exercise(
 CALLS = 300  # bisection from a bracket of length 4 to 1e-9 takes 32
 
 
-def _bracket(g: torch.Generator) -> tuple:
+def _draw_bracket(g):
     """``lowest`` of the pair +-a with variance s2, a bracket and a tolerance; at times convex from t_low on."""
-    a, s2, u = (float(x) for x in torch.rand(3, generator=g, **F64))
-    a, s2, calls = 0.6 + a, 0.01 + 0.2 * s2, 0
+    a, s2, u, calls = number(g, 0.6, 1.6), number(g, 0.01, 0.21), number(g, 0.0, 1.0), 0
     enough = f"lowest(t) has been asked {CALLS} times; halving the bracket needs about 30: does your loop ever end?"
 
     def lowest(t):
@@ -441,6 +345,7 @@ def _bracket(g: torch.Generator) -> tuple:
 
 
 def _bisection(lowest, t_low, t_high, tol):
+    """The t at which ``lowest`` changes from negative to non-negative; t_low if it is not negative there."""
     if lowest(t_low) >= 0:
         return t_low
     while t_high - t_low > tol:
@@ -452,16 +357,16 @@ def _bisection(lowest, t_low, t_high, tol):
     return t_high
 
 
-_CONVEX_AT_LOW = (
-    "right wherever lowest(t_low) < 0; but where the energy is convex at t_low already there is no change of sign to "
-    "be found, and the result is t_low"
-)
-_WRONG_END = "the wrong end of the bracket moves: where lowest(t) < 0, the threshold lies ABOVE t"
-
-
-def _swapped(lowest, t_low, t_high, tol):
+def _wrong_half(lowest, t_low, t_high, tol):
     """Where bisection ends if it keeps the wrong half: the first step decides."""
     return t_low if lowest((t_low + t_high) / 2) < 0 else t_high
+
+
+def _or_if_convex(otherwise):
+    """Bisection with another result, ``otherwise(t_low, t_high)``, where the energy is convex at t_low already."""
+    return lambda lowest, low, high, tol: (
+        _bisection(lowest, low, high, tol) if lowest(low) < 0 else otherwise(low, high)
+    )
 
 
 BISECTION = Exercise(
@@ -470,53 +375,31 @@ BISECTION = Exercise(
     points=3,
     minutes=15,
     solution=_bisection,
-    draw=_bracket,
-    mistakes=(
-        Mistake(_swapped, _WRONG_END),
-        Mistake(lambda lowest, low, *a: low if lowest(low) >= 0 else _swapped(lowest, low, *a), _WRONG_END),
-        Mistake(
-            lambda lowest, t_low, t_high, tol: (t_low + t_high) / 2,
-            "this is the middle of the first bracket: halve again, until the bracket is shorter than tol",
-        ),
-        Mistake(
-            lambda lowest, t_low, t_high, tol: lowest(_bisection(lowest, t_low, t_high, tol)),
-            "this is the value of lowest at the threshold; the threshold t itself is wanted",
-        ),
-        *(
-            Mistake(
-                lambda lowest, t_low, t_high, tol, end=end: (
-                    _bisection(lowest, t_low, t_high, tol) if lowest(t_low) < 0 else end(t_low, t_high)
-                ),
-                _CONVEX_AT_LOW,
-            )
-            for end in (lambda low, high: high, lambda low, high: (low + high) / 2)
-        ),
-        Mistake(
-            lambda lowest, t_low, t_high, tol: 0.0,
-            "the result is always about zero: hand back the threshold, not the length of the bracket",
-        ),
+    draw=_draw_bracket,
+    mistakes=hints(
+        "the wrong end of the bracket moves: where lowest(t) < 0, the threshold lies ABOVE t",
+        _wrong_half,
+        lambda lowest, low, *a: low if lowest(low) >= 0 else _wrong_half(lowest, low, *a),
+        "this is the middle of the first bracket: halve again, until the bracket is shorter than tol",
+        lambda lowest, t_low, t_high, tol: (t_low + t_high) / 2,
+        "this is the value of lowest at the threshold; the threshold t itself is wanted",
+        lambda lowest, *a: lowest(_bisection(lowest, *a)),
+        "right wherever lowest(t_low) < 0; but where the energy is convex at t_low already there is no change of sign "
+        "to be found, and the result is t_low",
+        _or_if_convex(lambda low, high: high),
+        _or_if_convex(lambda low, high: (low + high) / 2),
+        "the result is always about zero: hand back the threshold, not the length of the bracket",
+        lambda *a: 0.0,
     ),
-    laws=(
-        Law(
-            lambda t, lowest, t_low, t_high, tol: (
-                lowest(t_low) >= 0 or t_low - tol <= float(t) <= t_high + tol
-            ),
-            "the result lies outside of the bracket [t_low, t_high]",
-        ),
-        Law(
-            lambda t, lowest, t_low, t_high, tol: (
-                lowest(t_low) >= 0 or abs(float(t) - _bisection(lowest, t_low, t_high, tol)) < 1e-2
-            ),
-            "the result is not where lowest changes its sign: which end of the bracket moves when?",
-        ),
-        Law(
-            lambda t, lowest, t_low, t_high, tol: lowest(t_low) < 0 or abs(float(t) - t_low) < 1e-2,
-            "where the energy is convex at t_low already, there is no change of sign to be found: the result is t_low",
-        ),
-        Law(
-            lambda t, *a: False,
-            "close, but the bracket has not been halved often enough: go on until it is shorter than tol",
-        ),
+    laws=hints(
+        "the result lies outside of the bracket [t_low, t_high]",
+        lambda t, lowest, low, high, tol: lowest(low) >= 0 or low - tol <= float(t) <= high + tol,
+        "the result is not where lowest changes its sign: which end of the bracket moves when?",
+        lambda t, lowest, low, *a: lowest(low) >= 0 or abs(float(t) - _bisection(lowest, low, *a)) < 1e-2,
+        "where the energy is convex at t_low already, there is no change of sign to be found: the result is t_low",
+        lambda t, lowest, low, *a: lowest(low) < 0 or abs(float(t) - low) < 1e-2,
+        "close, but the bracket has not been halved often enough: go on until it is shorter than tol",
+        lambda *a: False,
     ),
     rtol=1e-7,
     atol=1e-7,

@@ -1,42 +1,57 @@
-"""Lesson 3, score matching: the truths, the random inputs and the usual mistakes."""
+"""Lesson 3, score matching: truths, random inputs, usual mistakes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from gnclib.course.engine import Exercise, Law, Mistake
+from gnclib.course.lesson import F64, Exercise, hints, in_turn, integer, number, shaped, slip
 from gnclib.score.toy import cells
-
-F64 = {"dtype": torch.float64}
-
-
-def _number(g: torch.Generator, low: float, high: float) -> float:
-    return float(low + (high - low) * torch.rand(1, generator=g, **F64))
-
 
 # --- 3.1 explicit score matching ----------------------------------------------------------------------------------
 
 
-def _explicit_draw(g: torch.Generator) -> tuple:
-    a, b, c, m = (_number(g, -1, 1) for _ in range(4))
-    s2, t = _number(g, 0.05, 0.6), _number(g, 0.05, 0.6)
+def _draw_explicit(g):
+    """The slope of an energy on the line, mean and variance of Gaussian data, t, quadrature nodes and weights (K,)."""
+    a, b, c, m = (number(g, -1, 1) for _ in range(4))
+    s2, t = number(g, 0.05, 0.6), number(g, 0.05, 0.6)
     reach = 9 * math.sqrt(s2 + t)
     y, q = cells(m - reach, m + reach, 30)
     return lambda y: (1.5 + a) * (y - b) + c * torch.tanh(2 * y), m, s2, t, y, q
 
 
-def _explicit(grad, m, s2, t, y, q, *, v=None, score_v=None, density=True, sign=1.0, norm=True, weight=None):
-    v = s2 + t if v is None else v
-    score_v = v if score_v is None else score_v
-    f = torch.exp(-0.5 * (y - m) ** 2 / v) / (math.sqrt(2 * math.pi * v) if norm else 1.0)
-    residual = grad(y) + sign * (m - y) / score_v
-    weight = t if weight is None else weight
-    return 0.5 * weight * (q * (f if density else 1.0) * residual**2).sum()
+def _normal(y, m, v):
+    return torch.exp(-0.5 * (y - m) ** 2 / v) / math.sqrt(2 * math.pi * v)
+
+
+def _misfit(residual, t, weights):
+    return 0.5 * t * (weights * residual**2).sum()
+
+
+def _explicit(grad, m, s2, t, y, q):
+    """E t/2 (R'(y) + d/dy log f(y | t))^2, one number."""
+    return _misfit(grad(y) - (y - m) / (s2 + t), t, q * _normal(y, m, s2 + t))
+
+
+def _explicit_with(density, score):
+    """The loss with other variances of density and score, functions of s2 and t."""
+    return lambda grad, m, s2, t, y, q: _misfit(
+        grad(y) - (y - m) / score(s2, t), t, q * _normal(y, m, density(s2, t))
+    )
+
+
+def _noisy(s2, t):
+    return s2 + t
+
+
+def _clean(s2, t):
+    return s2
+
+
+def _square_of_noisy(s2, t):
+    return (s2 + t) ** 2
 
 
 EXPLICIT = Exercise(
@@ -45,62 +60,34 @@ EXPLICIT = Exercise(
     points=2,
     minutes=10,
     solution=_explicit,
-    draw=_explicit_draw,
-    mistakes=(
-        Mistake(
-            partial(_explicit, sign=-1.0),
-            "the loss does not vanish at the true energy, whose gradient is MINUS the score: check a sign",
-        ),
-        Mistake(
-            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q, v=s2),
-            "these are density and score of the clean data: the noise of variance t is missing",
-        ),
-        Mistake(
-            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q, v=s2 + t**2),
-            "t is the noise variance already: do not square it again",
-        ),
-        Mistake(
-            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q, score_v=s2),
-            "the density is that of the noisy data, but the score still that of the clean ones: both have the noise",
-        ),
-        Mistake(
-            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q, v=s2, score_v=s2 + t),
-            "the score is that of the noisy data, but the density still that of the clean ones: both have the noise",
-        ),
-        *(
-            Mistake(
-                lambda grad, m, s2, t, y, q, wide=wide: _explicit(grad, m, s2, t, y, q, v=wide(s2, t)),
-                "s2 is the VARIANCE of the clean data, and variances add: it was squared as if it were a deviation",
-            )
-            for wide in (lambda s2, t: s2**2 + t, lambda s2, t: s2**2 + t**2)
-        ),
-        *(
-            Mistake(
-                lambda grad, m, s2, t, y, q, right=right: _explicit(
-                    grad, m, s2, t, y, q, v=(s2 + t) ** 2, score_v=s2 + t if right else None
-                ),
-                "s2 + t is a variance, and was taken for a standard deviation (torch.distributions.Normal expects one)",
-            )
-            for right in (True, False)
-        ),
-        Mistake(
-            partial(_explicit, density=False),
-            "all nodes count alike: in an expectation over y each one counts with the density of y there, too",
-        ),
-        Mistake(
-            partial(_explicit, norm=False),
-            "the weights do not sum to one: the normal density lacks its factor in front of the exponential",
-        ),
-        Mistake(
-            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, torch.ones_like(q)) / len(y),
-            "the nodes y are no sample: an integral is a sum with the quadrature weights q, not a mean over nodes",
-        ),
-        Mistake(
-            lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, torch.ones_like(q)),
-            "the quadrature weights q are missing: the nodes are not equally spaced",
-        ),
+    draw=_draw_explicit,
+    mistakes=hints(
+        "the loss does not vanish at the true energy, whose gradient is MINUS the score: check a sign",
+        lambda grad, m, s2, t, y, q: _misfit(grad(y) + (y - m) / (s2 + t), t, q * _normal(y, m, s2 + t)),
+        "these are density and score of the clean data: the noise of variance t is missing",
+        _explicit_with(_clean, _clean),
+        "t is the noise variance already: do not square it again",
+        _explicit_with(lambda s2, t: s2 + t**2, lambda s2, t: s2 + t**2),
+        "the density is that of the noisy data, but the score still that of the clean ones: both have the noise",
+        _explicit_with(_noisy, _clean),
+        "the score is that of the noisy data, but the density still that of the clean ones: both have the noise",
+        _explicit_with(_clean, _noisy),
+        "s2 is the VARIANCE of the clean data, and variances add: it was squared as if it were a deviation",
+        _explicit_with(lambda s2, t: s2**2 + t, lambda s2, t: s2**2 + t),
+        _explicit_with(lambda s2, t: s2**2 + t**2, lambda s2, t: s2**2 + t**2),
+        "s2 + t is a variance, and was taken for a standard deviation (torch.distributions.Normal expects one)",
+        _explicit_with(_square_of_noisy, _noisy),
+        _explicit_with(_square_of_noisy, _square_of_noisy),
+        "all nodes count alike: in an expectation over y each one counts with the density of y there, too",
+        lambda grad, m, s2, t, y, q: _misfit(grad(y) - (y - m) / (s2 + t), t, q),
+        "the weights do not sum to one: the normal density lacks its factor in front of the exponential",
+        lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, q) * math.sqrt(2 * math.pi * (s2 + t)),
+        "the nodes y are no sample: an integral is a sum with the quadrature weights q, not a mean over nodes",
+        lambda grad, m, s2, t, y, q: _explicit(grad, m, s2, t, y, torch.ones_like(q) / len(q)),
+        "the quadrature weights q are missing: the nodes are not equally spaced",
+        slip(_explicit, q=torch.ones_like),
     ),
-    laws=(Law(lambda loss, *a: float(loss) >= 0, "a mean of squares cannot be negative"),),
+    laws=hints("a mean of squares cannot be negative", lambda loss, *a: float(loss) >= 0),
     factors=lambda grad, m, s2, t, y, q: {"t": t, "sigma": t**0.5},
 )
 
@@ -116,6 +103,8 @@ class Ridges:
         self.c = torch.randn(4, generator=g, **F64)
 
     def __call__(self, y: Tensor) -> Tensor:
+        if y.ndim != 2:
+            raise TypeError(f"energy(y) wants points of the shape (B, d), and has got {tuple(y.shape)}")
         u = y @ self.b.T  # (B, 4)
         log_cosh = torch.logaddexp(u, -u) - math.log(2)
         return 0.5 * ((y @ self.a) * y).sum(-1) + log_cosh @ self.c
@@ -127,15 +116,20 @@ class Ridges:
         return y @ self.a + (self.c * slope) @ self.b, self.a + bends
 
 
-def _implicit_draw(g: torch.Generator) -> tuple:
-    d, count = (int(torch.randint(low, low + 4, (1,), generator=g)) for low in (2, 5))
-    return Ridges(g, d), torch.randn(count, d, generator=g, **F64), _number(g, 0.05, 0.7)
+def _draw_implicit(g):
+    """An energy of points in R^d, points (B, d), and t."""
+    d, count = integer(g, 2, 5), integer(g, 5, 8)
+    return Ridges(g, d), torch.randn(count, d, generator=g, **F64), number(g, 0.05, 0.7)
 
 
-def _implicit(energy, y, t, *, half=0.5, sign=-1.0, trace="diagonal"):
-    grad, hess = energy.derivatives(y)
-    second = hess.diagonal(dim1=1, dim2=2).sum(1) if trace == "diagonal" else hess.sum((1, 2))
-    return t * (half * grad.square().sum(1) + sign * second).mean()
+def _trace(hessian):
+    return hessian.diagonal(dim1=1, dim2=2).sum(1)
+
+
+def _implicit(energy, y, t, square=0.5, second=-1.0, trace=_trace):
+    """The mean over the points of t (1/2 ||grad R||^2 - Laplacian of R), or with other factors or another trace."""
+    gradient, hessian = energy.derivatives(y)
+    return t * (square * gradient.square().sum(1) + second * trace(hessian)).mean()
 
 
 IMPLICIT = Exercise(
@@ -144,29 +138,21 @@ IMPLICIT = Exercise(
     points=3,
     minutes=15,
     solution=_implicit,
-    draw=_implicit_draw,
-    mistakes=(
-        Mistake(
-            partial(_implicit, sign=1.0),
-            "the Laplacian has the wrong sign: written for a score s the loss has + div s, but s = -grad R",
-        ),
-        Mistake(
-            partial(_implicit, sign=0.0),
-            "the second derivative is missing, and without it every constant energy would be a minimiser",
-        ),
-        Mistake(
-            partial(_implicit, trace="all"),
-            "mixed derivatives have come in: the gradient of a SUM of first derivatives adds whole rows of the "
-            "Hessian, the Laplacian is its diagonal only",
-        ),
-        Mistake(
-            partial(_implicit, half=1.0),
-            "the square has lost its factor 1/2: the two terms must keep their balance",
-        ),
-        Mistake(
-            partial(_implicit, half=0.0),
-            "only the second derivative is left: the square of the gradient is missing",
-        ),
+    draw=_draw_implicit,
+    mistakes=hints(
+        "the Laplacian has the wrong sign: written for a score s the loss has + div s, but s = -grad R",
+        slip(_implicit, second=1.0),
+        "the second derivative is missing, and without it every constant energy would be a minimiser",
+        slip(_implicit, second=0.0),
+        "mixed derivatives have come in: the gradient of a SUM of first derivatives adds whole rows of the Hessian, "
+        "the Laplacian is its diagonal only",
+        slip(_implicit, trace=lambda hessian: hessian.sum((1, 2))),
+        "the square has lost its factor 1/2: the two terms must keep their balance",
+        slip(_implicit, square=1.0),
+        "the Laplacian is halved, too: the factor 1/2 belongs to the square only",
+        slip(_implicit, second=-0.5),
+        "only the second derivative is left: the square of the gradient is missing",
+        slip(_implicit, square=0.0),
     ),
     factors=lambda energy, y, t: {
         "t": t,
@@ -174,45 +160,43 @@ IMPLICIT = Exercise(
         "the number of points B": len(y),
         "the dimension d": y.shape[1],
     },
+    keeps_graph=True,  # a loss with which one trains has it
 )
 
 # --- 3.3 denoising score matching ---------------------------------------------------------------------------------
 
 
-def _image_gradient(g: torch.Generator):
-    a, b, s2 = _number(g, 0.5, 2), _number(g, -1, 1), _number(g, 0.05, 0.5)
+def _draw_images(g):
+    """The gradient of an energy of images, x and z (B, 1, H, W), and t (B,).
 
-    def grad(y: Tensor, t: Tensor) -> Tensor:
-        return a * y / (s2 + torch.as_tensor(t).reshape(-1, 1, 1, 1)) + b * torch.tanh(3 * y)
+    At first B = H = W, so that a wrong broadcasting runs and is seen; then all three differ, as their names do.
+    """
+    a, b, s2 = number(g, 0.5, 2), number(g, -1, 1), number(g, 0.05, 0.5)
+    side = integer(g, 2, 5)
+    size = in_turn(g, *4 * [(side, side, side)], (3, 4, 5), (4, 5, 3))
+    x, z = torch.rand(2, size[0], 1, *size[1:], generator=g, **F64)
 
-    return grad
+    def grad(y, t):
+        wide = shaped("grad(y, t)", t, (len(y),)).reshape(-1, 1, 1, 1)
+        return a * y / (s2 + wide) + b * torch.tanh(3 * y)
+
+    return grad, x, z, 0.02 + 0.6 * torch.rand(size[0], generator=g, **F64)
 
 
-def _denoising_draw(g: torch.Generator) -> tuple:
-    """As many images as rows and columns, so that a wrong broadcasting runs and is seen."""
-    side = int(torch.randint(2, 6, (1,), generator=g))
-    x = torch.rand(side, 1, side, side, generator=g, **F64)
-    z = torch.randn(x.shape, generator=g, **F64)
-    return _image_gradient(g), x, z, 0.02 + 0.6 * torch.rand(side, generator=g, **F64)
+def _root(*shape):
+    return lambda t: t.sqrt().reshape(shape)
 
 
-def _denoising(
-    grad,
-    x,
-    z,
-    t,
-    *,
-    shape=(-1, 1, 1, 1),
-    shape_2=None,
-    noise=0.5,
-    power=0.5,
-    sign=-1.0,
-    at_clean=False,
-    ask=1.0,
-):
-    wide, wide_2 = t.reshape(shape), t.reshape(shape_2 or shape)
-    y = x if at_clean else x + wide**noise * z
-    return 0.5 * (wide_2**power * grad(y, t**ask) + sign * z).square().mean()
+def _wide(t):
+    return t.reshape(-1, 1, 1, 1)
+
+
+_sigma = _root(-1, 1, 1, 1)
+
+
+def _denoising(grad, x, z, t, noise=_sigma, weight=_sigma):
+    """1/B sum_b 1/(2 n) ||sqrt(t) grad R(x + sqrt(t) z, t) - z||^2, or with other factors of t for sqrt(t)."""
+    return 0.5 * (weight(t) * grad(x + noise(t) * z, t) - z).square().mean()
 
 
 DENOISING = Exercise(
@@ -221,70 +205,42 @@ DENOISING = Exercise(
     points=2,
     minutes=10,
     solution=_denoising,
-    draw=_denoising_draw,
-    mistakes=(
-        Mistake(
-            partial(_denoising, noise=1.0),
-            "the noise is too weak where t < 1: z is scaled by a standard deviation, and t is a variance",
-        ),
-        Mistake(
-            partial(_denoising, sign=1.0),
-            "the sign of z is wrong: the gradient of an ENERGY points where the noise has pushed",
-        ),
-        Mistake(
-            partial(_denoising, power=0.0),
-            "gradient and noise are compared on different scales: the gradient grows as t falls, z does not",
-        ),
-        Mistake(
-            partial(_denoising, power=1.0),
-            "t times the gradient is the noise sqrt(t) z itself, not z: check the power of t",
-        ),
-        Mistake(
-            lambda grad, x, z, t: (
-                0.5
-                * (grad(x + t.reshape(-1, 1, 1, 1).sqrt() * z, t) - z / t.sqrt().reshape(-1, 1, 1, 1))
-                .square()
-                .mean()
-            ),
-            "every noise level counts by its own scale, so that small t drown all others: the weight t is missing",
-        ),
-        Mistake(
-            partial(_denoising, at_clean=True),
-            "the gradient is taken at the clean image: it is the noisy one that it has to explain",
-        ),
-        *(
-            Mistake(
-                partial(_denoising, shape=shape),
-                "t (B,) was broadcast along rows or columns of the images: give it the shape (B, 1, 1, 1)",
-            )
-            for shape in ((-1,), (-1, 1))
-        ),
-        *(
-            Mistake(
-                partial(_denoising, **shapes),
-                "only one of the two factors sqrt(t) has the shape (B, 1, 1, 1): the other one was broadcast along "
-                "rows or columns of the images",
-            )
-            for shape in ((-1,), (-1, 1))
-            for shapes in ({"shape_2": shape}, {"shape": shape, "shape_2": (-1, 1, 1, 1)})
-        ),
-        *(
-            Mistake(
-                partial(_denoising, **shapes),
-                "every image meets every noise level, (B, B, H, W): one t per image needs the shape (B, 1, 1, 1)",
-            )
-            for shapes in (
-                {"shape": (-1, 1, 1)},
-                {"shape_2": (-1, 1, 1)},
-                {"shape": (-1, 1, 1), "shape_2": (-1, 1, 1, 1)},
-            )
-        ),
-        Mistake(
-            partial(_denoising, ask=0.5),
-            "grad expects the noise variances t as its second argument, not sigma",
-        ),
+    draw=_draw_images,
+    mistakes=hints(
+        "the noise is too weak where t < 1: z is scaled by a standard deviation, and t is a variance",
+        slip(_denoising, noise=_wide),
+        "t stands where sigma = sqrt(t) belongs, at the noise and before the gradient: t is a variance",
+        slip(_denoising, noise=_wide, weight=_wide),
+        "the sign of z is wrong: the gradient of an ENERGY points where the noise has pushed",
+        slip(_denoising, weight=lambda t: -_sigma(t)),
+        "gradient and noise are compared on different scales: the gradient grows as t falls, z does not",
+        slip(_denoising, weight=lambda t: 1.0),
+        "t times the gradient is the noise sqrt(t) z itself, not z: check the power of t",
+        slip(_denoising, weight=_wide),
+        "every noise level counts by its own scale, so that small t drown all others: the weight t is missing",
+        lambda grad, x, z, t: 0.5 * (grad(x + _sigma(t) * z, t) - z / _sigma(t)).square().mean(),
+        "the gradient is taken at the clean image: it is the noisy one that it has to explain",
+        slip(_denoising, noise=lambda t: 0.0),
+        "t (B,) was broadcast along rows or columns of the images: give it the shape (B, 1, 1, 1)",
+        slip(_denoising, noise=_root(-1), weight=_root(-1)),
+        slip(_denoising, noise=_root(-1, 1), weight=_root(-1, 1)),
+        "only one of the two factors sqrt(t) has the shape (B, 1, 1, 1): the other one was broadcast along rows or "
+        "columns of the images",
+        slip(_denoising, weight=_root(-1)),
+        slip(_denoising, noise=_root(-1)),
+        slip(_denoising, weight=_root(-1, 1)),
+        slip(_denoising, noise=_root(-1, 1)),
+        "every image meets every noise level, (B, B, H, W): one t per image needs the shape (B, 1, 1, 1)",
+        slip(_denoising, noise=_root(-1, 1, 1), weight=_root(-1, 1, 1)),
+        slip(_denoising, weight=_root(-1, 1, 1)),
+        slip(_denoising, noise=_root(-1, 1, 1)),
+        "grad expects the noise variances t as its second argument, not sigma",
+        slip(_denoising, grad=lambda grad: lambda y, t: grad(y, t.sqrt())),
+        "the sum over the pixels is divided by one side of the images: n counts all their pixels, H times W",
+        lambda grad, x, z, t: _denoising(grad, x, z, t) * x.shape[2],
+        lambda grad, x, z, t: _denoising(grad, x, z, t) * x.shape[3],
     ),
-    laws=(Law(lambda loss, *a: float(loss) >= 0, "a mean of squares cannot be negative"),),
+    laws=hints("a mean of squares cannot be negative", lambda loss, *a: float(loss) >= 0),
     factors=lambda grad, x, z, t: {
         "the number of pixels n": x[0].numel(),
         "the batch size B": len(x),
@@ -295,9 +251,9 @@ DENOISING = Exercise(
 # --- 3.4 from t to tau --------------------------------------------------------------------------------------------
 
 
-def _chain_draw(g: torch.Generator) -> tuple:
-    count = int(torch.randint(2, 7, (1,), generator=g))
-    first, second, t = torch.randn(3, count, generator=g, **F64)
+def _draw_derivatives(g):
+    """First and second derivatives in t, and t itself, all (B,)."""
+    first, second, t = torch.randn(3, integer(g, 2, 6), generator=g, **F64)
     return first, second, 0.1 + t.abs()
 
 
@@ -307,60 +263,48 @@ CHAIN = Exercise(
     points=2,
     minutes=8,
     solution=lambda d, dd, t: (2 * t * d, 4 * t * d + 4 * t**2 * dd),
-    draw=_chain_draw,
-    mistakes=(
-        Mistake(
-            lambda d, dd, t: (t * d, t * d + t**2 * dd),
-            "these are the derivatives in log t: tau is the logarithm of sigma, and sigma is the root of t",
-        ),
-        Mistake(
-            lambda d, dd, t: (2 * t * d, 4 * t**2 * dd),
-            "the second derivative lacks a term: the factor of the first derivative depends on tau as well",
-        ),
-        Mistake(
-            lambda d, dd, t: (2 * t * d, 2 * d + 4 * t**2 * dd),
-            "in the second derivative the factor 2 t was differentiated in t: it is the derivative in tau that counts",
-        ),
-        Mistake(
-            lambda d, dd, t: (2 * t * d, 2 * t * d + 4 * t**2 * dd),
-            "the second derivative is nearly right: what is the derivative of 2 t in tau, once more?",
-        ),
-        Mistake(
-            lambda d, dd, t: (2 * t * d, 2 * t * dd),
-            "in the second derivative the chain rule was used once only",
-        ),
+    draw=_draw_derivatives,
+    mistakes=hints(
+        "these are the derivatives in log t: tau is the logarithm of sigma, and sigma is the root of t",
+        lambda d, dd, t: (t * d, t * d + t**2 * dd),
+        "the second derivative lacks a term: the factor of the first derivative depends on tau as well",
+        lambda d, dd, t: (2 * t * d, 4 * t**2 * dd),
+        "in the second derivative the factor 2 t was differentiated in t: it is the derivative in tau that counts",
+        lambda d, dd, t: (2 * t * d, 2 * d + 4 * t**2 * dd),
+        "the second derivative is nearly right: what is the derivative of 2 t in tau, once more?",
+        lambda d, dd, t: (2 * t * d, 2 * t * d + 4 * t**2 * dd),
+        "in the second derivative the chain rule was used once only",
+        lambda d, dd, t: (2 * t * d, 2 * t * dd),
     ),
-    laws=(
-        Law(
-            lambda r, d, dd, t: not torch.allclose(r[0], d / (2 * t)),
-            "the first derivative was divided by dt/dtau: write R as a function of tau and differentiate outside in",
-        ),
-        Law(
-            lambda r, d, dd, t: torch.allclose(r[0], 2 * t * d),
-            "the first derivative is wrong already: what is dt/dtau, if t = exp(2 tau)?",
-        ),
-        Law(
-            lambda r, d, dd, t: torch.allclose(r[1], 4 * t * d + 4 * t**2 * dd),
-            "the first derivative is right, the second is not: differentiate the product 2 t d_t R once more",
-        ),
+    laws=hints(
+        "the first derivative was divided by dt/dtau: write R as a function of tau and differentiate outside in",
+        lambda r, d, dd, t: not torch.allclose(r[0], d / (2 * t)),
+        "the first derivative is wrong already: what is dt/dtau, if t = exp(2 tau)?",
+        lambda r, d, dd, t: torch.allclose(r[0], 2 * t * d),
+        "the first derivative is right, the second is not: differentiate the product 2 t d_t R once more",
+        lambda r, d, dd, t: torch.allclose(r[1], 4 * t * d + 4 * t**2 * dd),
     ),
 )
 
 # --- 3.5 implicit score matching in tau, with its boundary --------------------------------------------------------
 
 
-def _tau_draw(g: torch.Generator) -> tuple:
-    """The three numbers of samples differ."""
-    counts = [int(torch.randint(low, low + 4, (1,), generator=g)) for low in (13, 9, 5)]
+def _draw_samples(g):
+    """Derivatives over the interval and at its ends, in different numbers, and the ends."""
+    counts = [integer(g, low, low + 3) for low in (13, 9, 5)]
     first, second = torch.randn(2, counts[0], generator=g, **F64)
     high, low = (torch.randn(count, generator=g, **F64) + 0.5 for count in counts[1:])
-    tau_min = _number(g, -4, -2)
-    return first, second, high, low, tau_min, tau_min + _number(g, 1.3, 3)
+    tau_min = number(g, -4, -2)
+    return first, second, high, low, tau_min, tau_min + number(g, 1.3, 3)
 
 
-def _tau(first, second, high, low, tau_min, tau_max, *, half=0.5, sign=-1.0, edge=1.0, power=-1):
-    inside = (half * first**2 + sign * second).mean()
-    return inside + edge * (high.mean() - low.mean()) * (tau_max - tau_min) ** power
+def _inside(first, second):
+    return (0.5 * first**2 - second).mean()
+
+
+def _tau(first, second, high, low, a, b):
+    """The implicit loss in tau on [a, b] with its boundary term, one number."""
+    return _inside(first, second) + (high.mean() - low.mean()) / (b - a)
 
 
 BOUNDARY = Exercise(
@@ -369,104 +313,62 @@ BOUNDARY = Exercise(
     points=2,
     minutes=10,
     solution=_tau,
-    draw=_tau_draw,
-    mistakes=(
-        Mistake(
-            partial(_tau, edge=0.0),
-            "this is eq. (7) as printed: what the integration by parts leaves at the two ends is missing",
+    draw=_draw_samples,
+    mistakes=hints(
+        "this is eq. (7) as printed: what the integration by parts leaves at the two ends is missing",
+        lambda first, second, *a: _inside(first, second),
+        "the boundary term has the wrong sign: it must CHARGE for a rise of R at tau_max",
+        lambda first, second, high, low, a, b: _tau(first, second, low, high, a, b),
+        "the boundary term lacks the density of tau, which is not 1 on this interval",
+        lambda first, second, high, low, a, b: _tau(first, second, high, low, 0.0, 1.0),
+        "the boundary term was multiplied by the length of the interval: the density of tau is its inverse",
+        lambda first, second, high, low, a, b: _tau(first, second, high, low, 0.0, 1 / (b - a)),
+        "the second derivative has the wrong sign: for an energy it lowers the loss",
+        slip(_tau, second=lambda second: -second),
+        "the square has lost its factor 1/2: the terms must keep their balance",
+        slip(_tau, first=lambda first: 2**0.5 * first),
+        "the second derivative is halved, too: the factor 1/2 belongs to the square only",
+        slip(_tau, second=lambda second: 0.5 * second),
+        "these are sums over samples: an expectation is estimated by a mean",
+        lambda first, second, high, low, a, b: (
+            len(first) * _inside(first, second) + (high.sum() - low.sum()) / (b - a)
         ),
-        Mistake(
-            partial(_tau, edge=-1.0),
-            "the boundary term has the wrong sign: it must CHARGE for a rise of R at tau_max",
+        "both ends are divided by the number of samples at tau_max: at tau_min there are others",
+        lambda first, second, high, low, a, b: (
+            _inside(first, second) + (high.sum() - low.sum()) / len(high) / (b - a)
         ),
-        Mistake(
-            partial(_tau, power=0),
-            "the boundary term lacks the density of tau, which is not 1 on this interval",
-        ),
-        Mistake(
-            partial(_tau, power=1),
-            "the boundary term was multiplied by the length of the interval: the density of tau is its inverse",
-        ),
-        Mistake(
-            partial(_tau, sign=1.0),
-            "the second derivative has the wrong sign: for an energy it lowers the loss",
-        ),
-        Mistake(
-            partial(_tau, half=1.0), "the square has lost its factor 1/2: the terms must keep their balance"
-        ),
-        Mistake(
-            lambda first, second, high, low, a, b: (
-                (0.5 * first**2 - second).sum() + (high.sum() - low.sum()) / (b - a)
-            ),
-            "these are sums over samples: an expectation is estimated by a mean",
-        ),
-        Mistake(
-            lambda first, second, high, low, a, b: (
-                (0.5 * first**2 - second).mean() + (high.sum() - low.sum()) / (b - a) / len(high)
-            ),
-            "both ends are divided by the number of samples at tau_max: at tau_min there are others",
-        ),
-        Mistake(
-            lambda first, second, high, low, a, b: (
-                (0.5 * first**2 - second).mean() + (high.sum() - low.sum()) / (b - a)
-            ),
-            "at the two ends sums were taken: there, too, an expectation is estimated by a mean",
-        ),
-        Mistake(
-            lambda first, second, high, low, a, b: (
-                (0.5 * first**2 - second).mean() + (high.mean() + low.mean()) / (b - a)
-            ),
-            "both ends come with the same sign: an integral by parts leaves a difference",
-        ),
+        "at the two ends sums were taken: there, too, an expectation is estimated by a mean",
+        slip(_tau, high=lambda high: len(high) * high, low=lambda low: len(low) * low),
+        "both ends come with the same sign: an integral by parts leaves a difference",
+        slip(_tau, low=lambda low: -low),
     ),
 )
 
 # --- 3.6 the joint fit --------------------------------------------------------------------------------------------
 
 
-def _fit_draw(g: torch.Generator) -> tuple:
-    count, size = (int(torch.randint(low, low + 5, (1,), generator=g)) for low in (20, 3))
+def _draw_features(g):
+    """Derivatives of J basis functions in y and in tau at B points, (B, J), the noise z and t (B,), lambda, rho."""
+    count, size = integer(g, 20, 24), integer(g, 3, 7)
     phi_y, phi_tau = torch.randn(2, count, size, generator=g, **F64)
     z = torch.randn(count, generator=g, **F64)
     t = 0.05 + 2 * torch.rand(count, generator=g, **F64)
-    return phi_y, phi_tau, z, t, _number(g, 0.1, 0.8), _number(g, 0.05, 0.5)
+    return phi_y, phi_tau, z, t, number(g, 0.1, 0.8), number(g, 0.05, 0.5)
 
 
-def _fit(
-    phi_y,
-    phi_tau,
-    z,
-    t,
-    lam,
-    ridge,
-    *,
-    root=0.5,
-    right=None,
-    sign=1.0,
-    target=None,
-    in_matrix=None,
-    in_vector=None,
-    count=None,
-    over=None,
-    times=1.0,
-):
-    count = len(z) if count is None else count
-    target = 1 - z**2 if target is None else target
-    rows = t[:, None] ** root * phi_y
-    matrix = rows.T @ rows + (lam if in_matrix is None else in_matrix) * phi_tau.T @ phi_tau
-    image = sign * (t[:, None] ** (root if right is None else right) * phi_y).T @ z
-    vector = image + (lam if in_vector is None else in_vector) * phi_tau.T @ target
-    eye = torch.eye(len(vector), **F64)
-    return torch.linalg.solve(
-        matrix / count + times * ridge * eye, vector / (count if over is None else over)
-    )
+def _regress(rows, target, tau_rows, tau_target, lam, ridge):
+    """The w with the least 1/(2 B) (||rows w - target||^2 + lam ||tau_rows w - tau_target||^2) + ridge/2 ||w||^2."""
+    matrix = (rows.T @ rows + lam * tau_rows.T @ tau_rows) / len(rows)
+    vector = (rows.T @ target + lam * tau_rows.T @ tau_target) / len(rows)
+    return torch.linalg.solve(matrix + ridge * torch.eye(len(vector), **F64), vector)
 
 
-def _slipped(**changes: Callable) -> Callable[..., Tensor]:
-    """The fit with some of its ingredients, functions of (z, lam), exchanged."""
-    return lambda phi_y, phi_tau, z, t, lam, ridge: _fit(
-        phi_y, phi_tau, z, t, lam, ridge, **{name: change(z, lam) for name, change in changes.items()}
-    )
+def _rows(phi_y, t):
+    return t.sqrt()[:, None] * phi_y
+
+
+def _fit(phi_y, phi_tau, z, t, lam, ridge):
+    return _regress(_rows(phi_y, t), z, phi_tau, 1 - z**2, lam, ridge)
 
 
 FIT = Exercise(
@@ -475,84 +377,50 @@ FIT = Exercise(
     points=3,
     minutes=15,
     solution=_fit,
-    draw=_fit_draw,
-    mistakes=(
-        Mistake(
-            _slipped(target=lambda z, lam: z**2 - 1),
-            "the target in tau has the wrong sign: more noise than expected means that R should FALL with tau",
-        ),
-        Mistake(
-            _slipped(target=lambda z, lam: -(z**2)),
-            "the target in tau lacks the number of pixels, here 1: its mean must be zero",
-        ),
-        Mistake(
-            _slipped(target=lambda z, lam: 1 - z),
-            "the target in tau is 1 - z: its mean is one, but E[d_tau F | tau] = 0. Look at the exponent of z",
-        ),
-        Mistake(
-            _slipped(root=lambda z, lam: 0.0),
-            "sqrt(t) is missing before the derivative in y: the rows of the first regression are sqrt(t) phi_y",
-        ),
-        Mistake(
-            _slipped(root=lambda z, lam: 1.0),
-            "the derivative in y is multiplied by t: the regression of z needs a standard deviation there",
-        ),
-        Mistake(
-            _slipped(in_matrix=lambda z, lam: 1.0, in_vector=lambda z, lam: 1.0),
-            "lambda is not used: it weighs the smoothing part against the image part",
-        ),
-        Mistake(
-            _slipped(in_matrix=lambda z, lam: 0.0, in_vector=lambda z, lam: 0.0),
-            "only the image part is fitted: the smoothing part is missing",
-        ),
-        Mistake(
-            _slipped(in_matrix=lambda z, lam: lam**2, in_vector=lambda z, lam: lam**2),
-            "lambda enters squared: if rows are stacked, which factor of a row gives lambda in its square?",
-        ),
-        Mistake(
-            _slipped(in_vector=lambda z, lam: 1.0),
-            "lambda is in the matrix but not in the right-hand side: differentiate the whole loss once more",
-        ),
-        Mistake(
-            _slipped(in_matrix=lambda z, lam: 1.0),
-            "lambda is in the right-hand side but not in the matrix: differentiate the whole loss once more",
-        ),
-        Mistake(
-            _slipped(count=lambda z, lam: 1),
-            "the loss is a mean over samples and the ridge is not: with sums the ridge counts B times too little",
-        ),
-        Mistake(
-            _slipped(over=lambda z, lam: 1),
-            "the matrix is a mean over samples, the right-hand side a sum: divide both by B",
-        ),
-        Mistake(
-            _slipped(count=lambda z, lam: 1, over=lambda z, lam: len(z)),
-            "the matrix is a sum over samples, the right-hand side a mean: divide both by B",
-        ),
-        Mistake(
-            _slipped(sign=lambda z, lam: -1.0),
-            "the target in y has the wrong sign: by (*) sqrt(t) times the gradient of the energy is z, not -z",
-        ),
-        Mistake(
-            _slipped(right=lambda z, lam: 0.0),
-            "in the right-hand side sqrt(t) is missing before phi_y: the same rows as in the matrix meet z there",
-        ),
-        Mistake(
-            _slipped(right=lambda z, lam: 1.0),
-            "t is right in the matrix, but on the right-hand side the rows meet z, and only one of them has a sqrt(t)",
-        ),
-        Mistake(
-            _slipped(times=lambda z, lam: 2.0),
-            "the ridge is twice too large: the derivative of rho/2 ||w||^2 is rho w",
-        ),
-        Mistake(
-            _slipped(times=lambda z, lam: 0.5),
-            "the ridge is half of what it should be: the derivative of rho/2 ||w||^2 is rho w",
-        ),
-        Mistake(
-            lambda phi_y, phi_tau, z, t, lam, ridge: _fit(phi_y, phi_tau, z, t, lam, 0.0),
-            "the ridge is missing: without it whatever the data leave open makes the system singular",
-        ),
+    draw=_draw_features,
+    mistakes=hints(
+        "the target in tau has the wrong sign: more noise than expected means that R should FALL with tau",
+        lambda p, q, z, t, lam, ridge: _regress(_rows(p, t), z, q, z**2 - 1, lam, ridge),
+        "the target in tau lacks the number of pixels, here 1: its mean must be zero",
+        lambda p, q, z, t, lam, ridge: _regress(_rows(p, t), z, q, -(z**2), lam, ridge),
+        "the target in tau is 1 - z: its mean is one, but E[d_tau F | tau] = 0. Look at the exponent of z",
+        lambda p, q, z, t, lam, ridge: _regress(_rows(p, t), z, q, 1 - z, lam, ridge),
+        "sqrt(t) is missing before the derivative in y: the rows of the first regression are sqrt(t) phi_y",
+        slip(_fit, t=torch.ones_like),
+        "the derivative in y is multiplied by t: the regression of z needs a standard deviation there",
+        slip(_fit, t=torch.square),
+        "lambda is not used: it weighs the smoothing part against the image part",
+        slip(_fit, lam=1.0),
+        "only the image part is fitted: the smoothing part is missing",
+        slip(_fit, lam=0.0),
+        "lambda enters squared: if rows are stacked, which factor of a row gives lambda in its square?",
+        slip(_fit, lam=lambda lam: lam**2),
+        "lambda is twice too large: the derivative of lambda/2 (...)^2 is lambda times (...)",
+        slip(_fit, lam=lambda lam: 2 * lam),
+        "lambda is half of what it should be: the derivative of lambda/2 (...)^2 is lambda times (...)",
+        slip(_fit, lam=lambda lam: lam / 2),
+        "lambda is in the matrix but not in the right-hand side: differentiate the whole loss once more",
+        lambda p, q, z, t, lam, ridge: _regress(_rows(p, t), z, q, (1 - z**2) / lam, lam, ridge),
+        "lambda is in the right-hand side but not in the matrix: differentiate the whole loss once more",
+        lambda p, q, z, t, lam, ridge: _regress(_rows(p, t), z, q, lam * (1 - z**2), 1.0, ridge),
+        "the loss is a mean over samples and the ridge is not: with sums the ridge counts B times too little",
+        lambda p, q, z, t, lam, ridge: _fit(p, q, z, t, lam, ridge / len(z)),
+        "the matrix is a mean over samples, the right-hand side a sum: divide both by B",
+        lambda p, q, z, *a: len(z) * _fit(p, q, z, *a),
+        "the matrix is a sum over samples, the right-hand side a mean: divide both by B",
+        lambda p, q, z, t, lam, ridge: _fit(p, q, z, t, lam, ridge / len(z)) / len(z),
+        "the target in y has the wrong sign: by (*) sqrt(t) times the gradient of the energy is z, not -z",
+        slip(_fit, z=lambda z: -z),
+        "in the right-hand side sqrt(t) is missing before phi_y: the same rows as in the matrix meet z there",
+        lambda p, q, z, t, lam, ridge: _regress(_rows(p, t), z / t.sqrt(), q, 1 - z**2, lam, ridge),
+        "t is right in the matrix, but on the right-hand side the rows meet z, and only one of them has a sqrt(t)",
+        lambda p, q, z, t, lam, ridge: _regress(_rows(p, t), z * t.sqrt(), q, 1 - z**2, lam, ridge),
+        "the ridge is twice too large: the derivative of rho/2 ||w||^2 is rho w",
+        slip(_fit, ridge=lambda ridge: 2 * ridge),
+        "the ridge is half of what it should be: the derivative of rho/2 ||w||^2 is rho w",
+        slip(_fit, ridge=lambda ridge: ridge / 2),
+        "the ridge is missing: without it whatever the data leave open makes the system singular",
+        slip(_fit, ridge=0.0),
     ),
 )
 

@@ -1,10 +1,8 @@
-"""Lesson 4, Fields of Experts from scratch: the truths, the random inputs and the usual mistakes."""
+"""Lesson 4, Fields of Experts from scratch: truths, random inputs, usual mistakes."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 import torch
@@ -12,24 +10,8 @@ import torch.nn.functional as F
 from scipy.fft import idctn
 from scipy.interpolate import BSpline
 
-from gnclib.course.engine import Exercise, Law, Mistake
+from gnclib.course.lesson import F64, Exercise, hints, in_turn, integer, number, slip
 from gnclib.spline import quartic_bspline
-
-F64 = {"dtype": torch.float64}
-
-
-def _integer(g: torch.Generator, low: int, high: int) -> int:
-    return int(torch.randint(low, high + 1, (1,), generator=g))
-
-
-def _number(g: torch.Generator, low: float, high: float) -> float:
-    return low + (high - low) * float(torch.rand(1, generator=g, **F64))
-
-
-def _with(message: str, formula: Callable[..., Any], **wrong: Any) -> Mistake:
-    """The mistake of calling a formula with a wrong ingredient."""
-    return Mistake(lambda *arguments: formula(*arguments, **wrong), message)
-
 
 # --- 4.1 the cosine filters -----------------------------------------------------------------------------------------
 
@@ -53,34 +35,28 @@ DCT = Exercise(
     points=2,
     minutes=10,
     solution=_filters,
-    draw=lambda g: (_integer(g, 3, 7),),
-    mistakes=(
-        _with("the row k = 0 has norm sqrt(2), not 1: a constant needs another factor than a cosine",
-              _cosines, first=1.0),
-        _with("these are the bare cosines: scale each row to norm one", _cosines, first=1.0, gain=1.0),
-        _with("the cosines are sampled at n, not in the middle n + 1/2 of a pixel: they are not orthogonal",
-              _cosines, shift=0.0),
-        _with("the cosines are too fast: row k has k HALF periods on the s pixels", _cosines, period=0.5),
-        Mistake(
-            lambda s: _filters(s).transpose(1, 2),
-            "rows and columns are exchanged: a is the frequency from top to bottom, b from left to right",
-        ),
+    draw=lambda g: (integer(g, 3, 7),),
+    mistakes=hints(
+        "the row k = 0 has norm sqrt(2), not 1: a constant needs another factor than a cosine",
+        slip(_cosines, first=1.0),
+        "these are the bare cosines: scale each row to norm one",
+        slip(_cosines, first=1.0, gain=1.0),
+        "the cosines are sampled at n, not in the middle n + 1/2 of a pixel: they are not orthogonal",
+        slip(_cosines, shift=0.0),
+        "the cosines are too fast: row k has k HALF periods on the s pixels",
+        slip(_cosines, period=0.5),
+        "rows and columns are exchanged: a is the frequency from top to bottom, b from left to right",
+        lambda s: _filters(s).transpose(1, 2),
     ),
-    laws=(
-        Law(
-            lambda k, s: torch.allclose(k, _filters(s)) or not torch.allclose(k, _filters(s), atol=1e-5),
-            "right to seven digits: some tensor on the way was in single precision (arange without dtype?)",
-        ),
-        Law(
-            lambda k, s: torch.allclose(k.flatten(1).norm(dim=1), torch.ones(s * s - 1, **F64)),
-            "not all filters have norm one",
-        ),
-        Law(
-            lambda k, s: bool((k.sum((1, 2)).abs() < 1e-8).all()),
-            "not all filters have mean zero: is the constant one still among them?",
-        ),
+    laws=hints(
+        "right to seven digits: some tensor on the way was in single precision (arange without dtype?)",
+        lambda k, s: torch.allclose(k, _filters(s)) or not torch.allclose(k, _filters(s), atol=1e-5),
+        "not all filters have norm one",
+        lambda k, s: torch.allclose(k.flatten(1).norm(dim=1), torch.ones(s * s - 1, **F64)),
+        "not all filters have mean zero: is the constant one still among them?",
+        lambda k, s: bool((k.sum((1, 2)).abs() < 1e-8).all()),
     ),
-)  # fmt: skip
+)
 
 
 # --- 4.2 B-splines --------------------------------------------------------------------------------------------------
@@ -90,7 +66,7 @@ ENDS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], **F64)
 
 def _draw_points(g):
     """Every degree from 0 to 5 in turn; the ends of boxes and hats are among the points of the lowest two."""
-    degree, u = g.initial_seed() % 6, 6 * torch.rand(12, generator=g, **F64) - 3
+    degree, u = in_turn(g, 0, 1, 2, 3, 4, 5), 6 * torch.rand(12, generator=g, **F64) - 3
     return (torch.cat([u, ENDS]) if degree < 2 else u), degree
 
 
@@ -118,43 +94,40 @@ BSPLINE = Exercise(
     minutes=10,
     solution=_bspline,
     draw=_draw_points,
-    mistakes=(
-        Mistake(lambda u, d: _bspline(u, 4), "the degree is not used: this is the quartic spline whatever the degree"),
-        _with("the two splines of lower degree are centred at -1/2 and 1/2: shift u by 1/2",
-              _recursion, shift=1.0),
-        _with("the weights must vanish at the ends of the support, u = +-(d + 1)/2", _recursion, half=0),
-        _with("the weights are exchanged: the one that grows with u belongs to the spline centred at -1/2",
-              _recursion, sign=-1),
-        _with("the box is not centred: it is one on [-1/2, 1/2), not on [0, 1)",
-              _recursion, left=0.0, right=1.0),
-        _with("the box is too wide: it has width one and integrates to one",
-              _recursion, left=-1.0, right=1.0),
+    mistakes=hints(
+        "the degree is not used: this is the quartic spline whatever the degree",
+        lambda u, d: _bspline(u, 4),
+        "the two splines of lower degree are centred at -1/2 and 1/2: shift u by 1/2",
+        slip(_recursion, shift=1.0),
+        "the weights must vanish at the ends of the support, u = +-(d + 1)/2",
+        slip(_recursion, half=0),
+        "the weights are exchanged: the one that grows with u belongs to the spline centred at -1/2",
+        slip(_recursion, sign=-1),
+        "the box is not centred: it is one on [-1/2, 1/2), not on [0, 1)",
+        slip(_recursion, left=0.0, right=1.0),
+        "the box is too wide: it has width one and integrates to one",
+        slip(_recursion, left=-1.0, right=1.0),
     ),
-    laws=(
-        Law(
-            lambda b, u, d: torch.allclose(b, _bspline(u, d)) or not torch.allclose(b[:12], _bspline(u, d)[:12]),
-            "right but for the ends of the boxes: the box is half-open, count its ends once",
-        ),
-        Law(lambda b, u, d: bool((b >= -1e-12).all()), "some values are negative: a B-spline is a density"),
-        Law(
-            lambda b, u, d: bool((b[u.abs() > (d + 1) / 2].abs() < 1e-12).all()),
-            "the support is too wide: it is [-(d + 1)/2, (d + 1)/2]",
-        ),
-        Law(
-            lambda b, u, d: d > 0 or torch.allclose(b[:12], _bspline(u, 0)[:12]),
-            "degree 0 is not yet the box (in a formula with powers, mind that 0 ** 0 is 1)",
-        ),
+    laws=hints(
+        "right but for the ends of the boxes: the box is half-open, count its ends once",
+        lambda b, u, d: torch.allclose(b, _bspline(u, d)) or not torch.allclose(b[:12], _bspline(u, d)[:12]),
+        "some values are negative: a B-spline is a density",
+        lambda b, u, d: bool((b >= -1e-12).all()),
+        "the support is too wide: it is [-(d + 1)/2, (d + 1)/2]",
+        lambda b, u, d: bool((b[u.abs() > (d + 1) / 2].abs() < 1e-12).all()),
+        "degree 0 is not yet the box (in a formula with powers, mind that 0 ** 0 is 1)",
+        lambda b, u, d: d > 0 or torch.allclose(b[:12], _bspline(u, 0)[:12]),
     ),
     factors=lambda u, d: {"degree!": math.factorial(d), "degree": max(d, 1)},
-)  # fmt: skip
+)
 
 
 # --- 4.3 a parabola -------------------------------------------------------------------------------------------------
 
 
 def _draw_nodes(g):
-    h = _number(g, 0.2, 0.9)
-    return _number(g, -3.0, -1.0) + h * torch.arange(_integer(g, 8, 14), **F64), _number(g, 0.3, 2.0)
+    h = number(g, 0.2, 0.9)
+    return number(g, -3.0, -1.0) + h * torch.arange(integer(g, 8, 14), **F64), number(g, 0.3, 2.0)
 
 
 def _parabola(mu, c, variance=5 / 12, power=2):
@@ -168,38 +141,38 @@ QUADRATIC = Exercise(
     minutes=8,
     solution=_parabola,
     draw=_draw_nodes,
-    mistakes=(
-        _with("these are samples of the parabola: their spline lies above it, by c times the variance of the basis",
-              _parabola, variance=0.0),
-        _with("the correction has the wrong sign: samples give too much already",
-              _parabola, variance=-5 / 12),
-        _with("5/12 is the variance of beta(u); in x, where nodes are h apart, it is another number",
-              _parabola, power=0),
-        _with("a variance scales with the square of h, not with h", _parabola, power=1),
-        _with("1/12 is the variance of one uniform variable; beta is the density of a sum of five",
-              _parabola, variance=1 / 12),
-        _with("4/12 would be the variance of a sum of four; degree four is a sum of five",
-              _parabola, variance=4 / 12),
-        Mistake(lambda mu, c: _parabola(mu, 1.0), "the factor c is missing: this is the spline of x^2"),
-        Mistake(lambda mu, c: c * mu**2 - 5 / 12 * (mu[1] - mu[0]) ** 2,
-                "the factor c belongs to the correction, too"),
+    mistakes=hints(
+        "these are samples of the parabola: their spline lies above it, by c times the variance of the basis",
+        slip(_parabola, variance=0.0),
+        "the correction has the wrong sign: samples give too much already",
+        slip(_parabola, variance=-5 / 12),
+        "5/12 is the variance of beta(u); in x, where nodes are h apart, it is another number",
+        slip(_parabola, power=0),
+        "a variance scales with the square of h, not with h",
+        slip(_parabola, power=1),
+        "1/12 is the variance of one uniform variable; beta is the density of a sum of five",
+        slip(_parabola, variance=1 / 12),
+        "4/12 would be the variance of a sum of four; degree four is a sum of five",
+        slip(_parabola, variance=4 / 12),
+        "the factor c is missing: this is the spline of x^2",
+        slip(_parabola, c=1.0),
+        "the factor c belongs to the correction, too",
+        lambda mu, c: c * mu**2 - 5 / 12 * (mu[1] - mu[0]) ** 2,
     ),
-    laws=(
-        Law(
-            lambda a, mu, c: torch.allclose(a.diff(n=2), 2 * c * (mu[1] - mu[0]).square().expand(len(a) - 2)),
-            "the second differences of the coefficients should all be 2 c h^2, and yours are not",
-        ),
+    laws=hints(
+        "the second differences of the coefficients should all be 2 c h^2, and yours are not",
+        lambda a, mu, c: torch.allclose(a.diff(n=2), 2 * c * (mu[1] - mu[0]).square().expand(len(a) - 2)),
     ),
-)  # fmt: skip
+)
 
 
 # --- 4.4 potentials that know the noise level -----------------------------------------------------------------------
 
 
 def _draw_potential(g):
-    b, c, m, n, j = (_integer(g, *r) for r in ((2, 4), (2, 4), (3, 6), (9, 12), (6, 8)))
-    mu = -2.0 + _number(g, 0.3, 0.6) * torch.arange(n, **F64)
-    nu = -4.0 + _number(g, 0.6, 0.9) * torch.arange(j, **F64)
+    b, c, m, n, j = (integer(g, *r) for r in ((2, 4), (2, 4), (3, 6), (9, 12), (6, 8)))
+    mu = -2.0 + number(g, 0.3, 0.6) * torch.arange(n, **F64)
+    nu = -4.0 + number(g, 0.6, 0.9) * torch.arange(j, **F64)
     x = -1.0 + 2.5 * torch.rand(b, c, m, generator=g, **F64)
     tau = -2.5 + 1.5 * torch.rand(b, generator=g, **F64)
     return x, torch.randn(c, n, j, generator=g, **F64), torch.exp(2 * tau), mu, nu
@@ -221,37 +194,34 @@ POTENTIAL = Exercise(
     minutes=12,
     solution=_potential,
     draw=_draw_potential,
-    mistakes=(
-        _with("tau is log sigma, and t is sigma^2: this is twice the right tau", _potential, tau=torch.log),
-        _with("the second basis is one in tau = log sigma, not in t", _potential, tau=torch.clone),
-        _with("the second basis is one in tau = log sigma, not in sigma", _potential, tau=torch.sqrt),
-        _with("tau is the NATURAL logarithm of sigma", _potential, tau=lambda t: 0.5 * t.log10()),
-        _with("tau is the natural logarithm of sigma, not the decimal one of t", _potential, tau=torch.log10),
-        _with("distances from the nodes are measured in spacings: divide by them",
-              _potential, dx=1.0, dtau=1.0),
-        _with("distances in x are measured in spacings of mu, as those in tau are in spacings of nu",
-              _potential, dx=1.0),
-        _with("distances in tau are measured in spacings of nu, as those in x are in spacings of mu",
-              _potential, dtau=1.0),
-        Mistake(
-            lambda x, w, t, mu, nu: _potential(x, w, t, mu, nu, dtau=mu[1] - mu[0]),
-            "the nodes nu have their own spacing, which is not that of mu",
-        ),
-        Mistake(
-            lambda x, w, t, mu, nu: _potential(x, w, t, mu, nu, dx=nu[1] - nu[0]),
-            "the nodes mu have their own spacing, which is not that of nu",
-        ),
-        Mistake(
-            lambda x, w, t, mu, nu: _potential(x, w, t[:1].expand(len(t)), mu, nu),
-            "all images are treated as if they had the noise level of the first",
-        ),
-        Mistake(
-            lambda x, w, t, mu, nu: _potential(x, w[:1].expand(len(w), -1, -1), t, mu, nu),
-            "every channel has coefficients of its own; here all have those of the first",
-        ),
+    mistakes=hints(
+        "tau is log sigma, and t is sigma^2: this is twice the right tau",
+        slip(_potential, tau=torch.log),
+        "the second basis is one in tau = log sigma, not in t",
+        slip(_potential, tau=torch.clone),
+        "the second basis is one in tau = log sigma, not in sigma",
+        slip(_potential, tau=torch.sqrt),
+        "tau is the NATURAL logarithm of sigma",
+        slip(_potential, tau=lambda t: 0.5 * t.log10()),
+        "tau is the natural logarithm of sigma, not the decimal one of t",
+        slip(_potential, tau=torch.log10),
+        "distances from the nodes are measured in spacings: divide by them",
+        slip(_potential, dx=1.0, dtau=1.0),
+        "distances in x are measured in spacings of mu, as those in tau are in spacings of nu",
+        slip(_potential, dx=1.0),
+        "distances in tau are measured in spacings of nu, as those in x are in spacings of mu",
+        slip(_potential, dtau=1.0),
+        "the nodes nu have their own spacing, which is not that of mu",
+        lambda x, w, t, mu, nu: _potential(x, w, t, mu, nu, dtau=mu[1] - mu[0]),
+        "the nodes mu have their own spacing, which is not that of nu",
+        lambda x, w, t, mu, nu: _potential(x, w, t, mu, nu, dx=nu[1] - nu[0]),
+        "all images are treated as if they had the noise level of the first",
+        slip(_potential, t=lambda t: t[:1].expand(len(t))),
+        "every channel has coefficients of its own; here all have those of the first",
+        slip(_potential, w=lambda w: w[:1].expand(len(w), -1, -1)),
     ),
     factors=lambda x, w, t, mu, nu: {"the spacing of mu": mu[1] - mu[0], "the spacing of nu": nu[1] - nu[0]},
-)  # fmt: skip
+)
 
 
 # --- 4.5 the gradient -----------------------------------------------------------------------------------------------
@@ -264,17 +234,21 @@ class _Slope:
         self.a, self.b = 0.5 + torch.rand(2, channels, 1, 1, generator=g, **F64)
 
     def __call__(self, x):
+        if x.ndim != 4 or x.shape[1] != len(self.a):
+            raise TypeError(
+                f"slope(x) wants features of the shape (B, C, h, w), and has got {tuple(x.shape)}"
+            )
         return self.a * x / (1 + x**2) + self.b * x
 
 
 def _draw_kernels(g, size):
-    kernels = torch.randn(_integer(g, 2, 5), 1, size, size, generator=g, **F64)
+    kernels = torch.randn(integer(g, 2, 5), 1, size, size, generator=g, **F64)
     return kernels - kernels.mean((2, 3), keepdim=True)
 
 
 def _draw_field(g):
-    kernels = _draw_kernels(g, _integer(g, 2, 4))
-    y = torch.randn(_integer(g, 1, 3), 1, _integer(g, 6, 8), _integer(g, 9, 11), generator=g, **F64)
+    kernels = _draw_kernels(g, integer(g, 2, 4))
+    y = torch.randn(integer(g, 1, 3), 1, integer(g, 6, 8), integer(g, 9, 11), generator=g, **F64)
     return y, kernels, _Slope(g, len(kernels))
 
 
@@ -294,42 +268,31 @@ GRADIENT = Exercise(
     minutes=12,
     solution=_grad,
     draw=_draw_field,
-    mistakes=(
-        Mistake(
-            lambda y, k, f: _back(f(F.conv2d(y, k)), k),
-            "the stamps are upside down: conv_transpose2d turns the kernels already, as K^T has to; conv2d does not",
-        ),
-        Mistake(
-            lambda y, k, f: _back(f(F.conv2d(y, k)), k.flip(-1)),
-            "flipped along one axis only: conv2d needs each kernel turned by 180 degrees, conv_transpose2d does not",
-        ),
-        Mistake(
-            lambda y, k, f: _back(f(F.conv2d(y, k)), k.flip(-2)),
-            "flipped along one axis only: conv2d needs each kernel turned by 180 degrees, conv_transpose2d does not",
-        ),
-        Mistake(
-            lambda y, k, f: _back(f(F.conv2d(y, k)), k.transpose(-1, -2)),
-            "the transpose of the convolution is meant, not kernels with rows and columns exchanged",
-        ),
-        Mistake(
-            lambda y, k, f: F.conv_transpose2d(F.conv2d(y, k), k),
-            "this is K^T K y, the gradient of a quadratic energy: the slope of the potentials is missing",
-        ),
-        Mistake(
-            lambda y, k, f: F.conv_transpose2d(f(F.conv2d(y, k)) * F.conv2d(y, k), k),
-            "the slope is multiplied with the features once more: phi'(Ky) is what goes back through K^T",
-        ),
+    mistakes=hints(
+        "the stamps are upside down: conv_transpose2d turns the kernels already, as K^T has to; conv2d does not",
+        lambda y, k, f: _back(f(F.conv2d(y, k)), k),
+        "flipped along one axis only: conv2d needs each kernel turned by 180 degrees, conv_transpose2d does not",
+        lambda y, k, f: _back(f(F.conv2d(y, k)), k.flip(-1)),
+        lambda y, k, f: _back(f(F.conv2d(y, k)), k.flip(-2)),
+        "the transpose of the convolution is meant, not kernels with rows and columns exchanged",
+        lambda y, k, f: _back(f(F.conv2d(y, k)), k.transpose(-1, -2)),
+        "this is K^T K y, the gradient of a quadratic energy: the slope of the potentials is missing",
+        lambda y, k, f: F.conv_transpose2d(F.conv2d(y, k), k),
+        "the slope is multiplied with the features once more: phi'(Ky) is what goes back through K^T",
+        lambda y, k, f: F.conv_transpose2d(f(F.conv2d(y, k)) * F.conv2d(y, k), k),
     ),
-    laws=(
-        Law(
-            lambda r, y, k, f: bool((r.sum((1, 2, 3)).abs() < 1e-8).all()),
-            "these kernels have mean zero, so the energy ignores the brightness of the image and its gradient must sum"
-            " to zero over the pixels: yours does not. Did you pad on the way there?",
-        ),
+    laws=hints(
+        "these kernels have mean zero, so the energy ignores the brightness of the image and its gradient must sum"
+        " to zero over the pixels: yours does not. Did you pad on the way there?",
+        lambda r, y, k, f: bool((r.sum((1, 2, 3)).abs() < 1e-8).all()),
     ),
-    factors=lambda y, k, f: {"the number of channels": len(k), "the number of images": len(y),
-                             "the number of pixels": y[0].numel()},
-)  # fmt: skip
+    factors=lambda y, k, f: {
+        "the number of channels": len(k),
+        "the number of images": len(y),
+        "the number of pixels": y[0].numel(),
+    },
+    by_hand=True,
+)
 
 
 # --- 4.6 one step of training ---------------------------------------------------------------------------------------
@@ -337,39 +300,24 @@ GRADIENT = Exercise(
 
 def _draw_training(g):
     kernels = 0.5 * _draw_kernels(g, 3)
-    size = _integer(g, 2, 4), 1, _integer(g, 5, 7), _integer(g, 8, 9)
+    size = integer(g, 2, 4), 1, integer(g, 5, 7), integer(g, 8, 9)
     x, z = torch.rand(size, generator=g, **F64), torch.randn(size, generator=g, **F64)
-    mu = _number(g, 0.4, 0.7) * (torch.arange(13, **F64) - 6)
+    mu = number(g, 0.4, 0.7) * (torch.arange(13, **F64) - 6)
     a = torch.randn(len(kernels), 13, generator=g, **F64)
-    return a, x, z, _number(g, 0.1, 0.6), kernels, mu, _number(g, 0.5, 2.0)
+    return a, x, z, number(g, 0.1, 0.6), kernels, mu, number(g, 0.5, 2.0)
 
 
-def _slope_of_loss(
-    a,
-    x,
-    z,
-    t,
-    kernels,
-    mu,
-    rate=None,
-    noise=0.5,
-    gain=0.5,
-    sign=-1.0,
-    spacing=None,
-    front=None,
-    orders=(1, 1),
-):
-    """In a, without automatic differentiation: the residual goes through K once more.
+def _slope_of_loss(a, x, z, t, kernels, mu, rate, noise=0.5, gain=0.5, front=0.5, sign=-1.0, orders=(1, 1)):
+    """dJ/da without automatic differentiation: the residual goes through K once more.
 
-    noise, gain, front (of the sum): powers of t. orders: of the splines' derivatives in grad R and in the sum.
+    noise, gain, front : powers of t at the noise, before grad R and before the sum; sign : of z in the residual;
+    orders : of the splines' derivatives in grad R and in the sum.
     """
-    features = F.conv2d(x if noise is None else x + t**noise * z, kernels)  # (B, C, h, w)
-    h = mu[1] - mu[0]
-    slopes, again = (quartic_bspline((features[..., None] - mu) / h, k) / (spacing or h) for k in orders)
+    features, h = F.conv2d(x + t**noise * z, kernels), mu[1] - mu[0]  # (B, C, h, w)
+    slopes, again = (quartic_bspline((features[..., None] - mu) / h, order) / h for order in orders)
     gradient = F.conv_transpose2d(torch.einsum("bchwn,cn->bchw", slopes, a), kernels)
     residual = t**gain * gradient + sign * z
-    total = torch.einsum("bchwn,bchw->cn", again, F.conv2d(residual, kernels))
-    return t ** (gain if front is None else front) * total / x.numel()
+    return t**front * torch.einsum("bchwn,bchw->cn", again, F.conv2d(residual, kernels)) / x.numel()
 
 
 def _positions(x, kernels):
@@ -378,7 +326,13 @@ def _positions(x, kernels):
 
 
 def _step(a, x, z, t, kernels, mu, rate, times=lambda x, kernels: 1.0, **wrong):
-    return a - rate * times(x, kernels) * _slope_of_loss(a, x, z, t, kernels, mu, **wrong)
+    return a - rate * times(x, kernels) * _slope_of_loss(a, x, z, t, kernels, mu, rate, **wrong)
+
+
+def _step_without_spacing(a, x, z, t, kernels, mu, rate):
+    """Without 1/h in both slopes: h times as large coefficients, and a slope of the loss that is h times as large."""
+    h = mu[1] - mu[0]
+    return a - rate * h * _slope_of_loss(h * a, x, z, t, kernels, mu, rate)
 
 
 TRAINING = Exercise(
@@ -388,37 +342,51 @@ TRAINING = Exercise(
     minutes=18,
     solution=_step,
     draw=_draw_training,
-    mistakes=(
-        _with("the step goes UP the loss: subtract rate times its gradient", _step, times=lambda x, k: -1.0),
-        _with("the sign in the residual is wrong: grad R is MINUS the score, so sqrt(t) grad R should be +z",
-              _step, sign=1.0),
-        _with("t is the variance of the noise: y is x + sqrt(t) z", _step, noise=1.0),
-        _with("the energy is to be examined at the noisy image y, not at x", _step, noise=None),
-        _with("the loss compares sqrt(t) grad R with z, not t grad R", _step, gain=1.0),
-        _with("the loss compares sqrt(t) grad R with z; here the factor sqrt(t) is missing", _step, gain=0.0),
-        _with("the step is twice too long: where is the 1/2 of the loss?", _step, times=lambda x, k: 2.0),
-        _with("the loss is the mean over all pixels of all images; here it is their sum",
-              _step, times=lambda x, k: x.numel()),
-        _with("the loss is the mean over the pixels, too, not only over the images",
-              _step, times=lambda x, k: x[0].numel()),
-        _with("n counts all pixels of the batch; here it is those of ONE image", _step,
-              times=lambda x, k: len(x)),
-        _with("n counts all pixels of the batch; here it is the positions of a kernel", _step,
-              times=lambda x, k: x.numel() / len(x) / _positions(x, k)),
-        _with("n counts all pixels of the batch; here it is the positions of a kernel in one image", _step,
-              times=lambda x, k: x.numel() / _positions(x, k)),
-        _with("n counts all pixels of the batch; here it is the number of features", _step,
-              times=lambda x, k: x.numel() / len(x) / _positions(x, k) / len(k)),
-        _with("the factor sqrt(t) is missing in front of the sum over the pixels", _step, front=0.0),
-        _with("in front of the sum over the pixels stands sqrt(t), not t", _step, front=1.0),
-        _with("beta was used where its slope beta' belongs, in grad R", _step, orders=(0, 1)),
-        _with("beta was used where its slope beta' belongs, in the derivative of J", _step, orders=(1, 0)),
-        _with("beta was used where its slope beta' belongs", _step, orders=(0, 0)),
-        _with("the slope of a spline is sum_i a_i beta'((x - mu_i)/h) / h: here 1/h is missing",
-              _step, spacing=1.0),
-        _with("this is the gradient of the loss; the new coefficients are wanted", _slope_of_loss),
-        Mistake(lambda a, *_: a, "the coefficients come back unchanged: nothing was learned in this step"),
+    mistakes=hints(
+        "the step goes UP the loss: subtract rate times its gradient",
+        slip(_step, times=lambda x, k: -1.0),
+        "the sign in the residual is wrong: grad R is MINUS the score, so sqrt(t) grad R should be +z",
+        slip(_step, sign=1.0),
+        "t is the variance of the noise: y is x + sqrt(t) z",
+        slip(_step, noise=1.0),
+        "the energy is to be examined at the noisy image y, not at x",
+        slip(_step, noise=math.inf),
+        "the loss compares sqrt(t) grad R with z, not t grad R",
+        slip(_step, gain=1.0, front=1.0),
+        "the loss compares sqrt(t) grad R with z; here the factor sqrt(t) is missing",
+        slip(_step, gain=0.0, front=0.0),
+        "the step is twice too long: where is the 1/2 of the loss?",
+        slip(_step, times=lambda x, k: 2.0),
+        "the loss is the mean over all pixels of all images; here it is their sum",
+        slip(_step, times=lambda x, k: x.numel()),
+        "the loss is the mean over the pixels, too, not only over the images",
+        slip(_step, times=lambda x, k: x[0].numel()),
+        "n counts all pixels of the batch; here it is those of ONE image",
+        slip(_step, times=lambda x, k: len(x)),
+        "n counts all pixels of the batch; here it is the positions of a kernel",
+        slip(_step, times=lambda x, k: x.numel() / len(x) / _positions(x, k)),
+        "n counts all pixels of the batch; here it is the positions of a kernel in one image",
+        slip(_step, times=lambda x, k: x.numel() / _positions(x, k)),
+        "n counts all pixels of the batch; here it is the number of features",
+        slip(_step, times=lambda x, k: x.numel() / len(x) / _positions(x, k) / len(k)),
+        "the factor sqrt(t) is missing in front of the sum over the pixels",
+        slip(_step, front=0.0),
+        "in front of the sum over the pixels stands sqrt(t), not t",
+        slip(_step, front=1.0),
+        "beta was used where its slope beta' belongs, in grad R",
+        slip(_step, orders=(0, 1)),
+        "beta was used where its slope beta' belongs, in the derivative of J",
+        slip(_step, orders=(1, 0)),
+        "beta was used where its slope beta' belongs",
+        slip(_step, orders=(0, 0)),
+        "the slope of a spline is sum_i a_i beta'((x - mu_i)/h) / h: here 1/h is missing",
+        _step_without_spacing,
+        "this is the gradient of the loss; the new coefficients are wanted",
+        _slope_of_loss,
+        "the coefficients come back unchanged: nothing was learned in this step",
+        lambda a, *_: a,
     ),
-)  # fmt: skip
+    keeps_graph=True,
+)
 
 EXERCISES = (DCT, BSPLINE, QUADRATIC, POTENTIAL, GRADIENT, TRAINING)

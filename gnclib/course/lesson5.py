@@ -1,26 +1,19 @@
-"""Lesson 5, inverse problems and schedules: the truths, the random inputs and the usual mistakes."""
+"""Lesson 5, inverse problems and schedules: truths, random inputs, usual mistakes."""
 
 from __future__ import annotations
 
 import math
-from functools import partial
 
 import torch
 from torch import Tensor
 
-from gnclib.course.engine import Exercise, Law, Mistake
+from gnclib.course.lesson import F64, Exercise, hints, in_turn, integer, number, shaped, slip
 from gnclib.restore.schedules import log_schedule
 
-F64 = {"dtype": torch.float64}
 
-
-def _number(g: torch.Generator, low: float, high: float) -> float:
-    return float(low + (high - low) * torch.rand(1, generator=g, **F64))
-
-
-def _images(g: torch.Generator, count: int = 2) -> list[Tensor]:
+def _draw_images(g, count=2):
     """``count`` batches (B, 1, H, W) of values around [0, 1], with as many columns as images but other heights."""
-    b = int(torch.randint(2, 5, (1,), generator=g))
+    b = integer(g, 2, 4)
     shape = (b, 1, b + 2, b)
     return [0.5 + 0.4 * torch.randn(shape, generator=g, **F64) for _ in range(count)]
 
@@ -33,14 +26,19 @@ def _wide(value: float | Tensor) -> Tensor:
 # --- 5.1 peak signal-to-noise ratio -------------------------------------------------------------------------------
 
 
-def _psnr_draw(g: torch.Generator) -> tuple[Tensor, Tensor]:
-    x, noise = _images(g)
-    levels = torch.logspace(-1.5, -0.3, len(x), **F64).reshape(-1, 1, 1, 1)
-    return x + levels * noise, x.clamp(0.02, 0.93)
+def _draw_noisy(g):
+    """Noisy images, at levels that differ, and their references."""
+    x, noise = _draw_images(g)
+    return x + _wide(torch.logspace(-1.5, -0.3, len(x), **F64)) * noise, x.clamp(0.02, 0.93)
 
 
-def _psnr(x, ref, *, peak=1.0, log=torch.log10):
-    return -10 * log((x - ref).square().mean((1, 2, 3)) / torch.as_tensor(peak) ** 2)
+def _psnr(x, ref):
+    """-10 log10 of the mean squared error, (B,)."""
+    return -10 * (x - ref).square().mean((1, 2, 3)).log10()
+
+
+def _decibels(peak):
+    return 20 * torch.as_tensor(peak).log10()
 
 
 PSNR = Exercise(
@@ -49,102 +47,80 @@ PSNR = Exercise(
     points=1,
     minutes=5,
     solution=_psnr,
-    draw=_psnr_draw,
-    mistakes=(
-        Mistake(
-            lambda x, ref: _psnr(x.clamp(0, 1), ref),
-            "the image was clipped to [0, 1] first, which flatters it: measure what the method returned",
-        ),
-        Mistake(partial(_psnr, log=torch.log), "decibels are decimal: this is the natural logarithm"),
-        Mistake(
-            lambda x, ref: -10 * (x - ref).square().sum((1, 2, 3)).log10(),
-            "the squared error was summed, not averaged: the value would depend on the size of the image",
-        ),
-        Mistake(
-            lambda x, ref: _psnr(x, ref, peak=ref.amax((1, 2, 3))),
-            "the peak is 1, the range of the data, not the brightest pixel of the reference",
-        ),
-        Mistake(
-            lambda x, ref: _psnr(x, ref, peak=x.amax((1, 2, 3))),
-            "the peak is 1, the range of the data, not the brightest pixel of x: noise would raise the value",
-        ),
-        Mistake(
-            lambda x, ref: _psnr(x, ref, peak=x.max()),
-            "the peak is 1, the range of the data, not the brightest pixel of x: noise would raise the value",
-        ),
-        Mistake(
-            lambda x, ref: -10 * (x - ref).square().log10().mean((1, 2, 3)),
-            "first the mean over the pixels, then the logarithm: decibels of single pixels are not averaged",
-        ),
-        Mistake(partial(_psnr, peak=255.0), "the peak is 1: grey values are in [0, 1] here, not in 0..255"),
-        Mistake(
-            lambda x, ref: -10 * (x - ref).square().mean().log10().expand(len(x)),
-            "the error was averaged over the batch, too: each image has a value of its own",
-        ),
-        Mistake(
-            lambda x, ref: -20 * (x - ref).abs().mean((1, 2, 3)).log10(),
-            "this is the mean absolute error: the S in MSE stands for squared",
-        ),
+    draw=_draw_noisy,
+    mistakes=hints(
+        "the image was clipped to [0, 1] first, which flatters it: measure what the method returned",
+        slip(_psnr, x=lambda x: x.clamp(0, 1)),
+        "decibels are decimal: this is the natural logarithm",
+        lambda x, ref: math.log(10) * _psnr(x, ref),
+        "the squared error was summed, not averaged: the value would depend on the size of the image",
+        lambda x, ref: -10 * (x - ref).square().sum((1, 2, 3)).log10(),
+        "the peak is 1, the range of the data, not the brightest pixel of the reference",
+        lambda x, ref: _psnr(x, ref) + _decibels(ref.amax((1, 2, 3))),
+        "the peak is 1, the range of the data, not the brightest pixel of x: noise would raise the value",
+        lambda x, ref: _psnr(x, ref) + _decibels(x.amax((1, 2, 3))),
+        lambda x, ref: _psnr(x, ref) + _decibels(x.max()),
+        "first the mean over the pixels, then the logarithm: decibels of single pixels are not averaged",
+        lambda x, ref: -10 * (x - ref).square().log10().mean((1, 2, 3)),
+        "the peak is 1: grey values are in [0, 1] here, not in 0..255",
+        lambda x, ref: _psnr(x, ref) + _decibels(255.0),
+        "the error was averaged over the batch, too: each image has a value of its own",
+        lambda x, ref: -10 * (x - ref).square().mean().log10().expand(len(x)),
+        "this is the mean absolute error: the S in MSE stands for squared",
+        lambda x, ref: -20 * (x - ref).abs().mean((1, 2, 3)).log10(),
     ),
 )
 
 # --- 5.2 the proximal map for denoising ---------------------------------------------------------------------------
 
 
-def _denoising_draw(g: torch.Generator) -> tuple:
-    return *_images(g), _number(g, 0.05, 0.9), 10 ** _number(g, -2, 0.5)
+def _draw_prox(g):
+    """v and y (B, 1, H, W), sigma and the step eta."""
+    return *_draw_images(g), number(g, 0.05, 0.9), 10 ** number(g, -2, 0.5)
 
 
 def _mean(v, y, a, b):
     return (a * v + b * y) / (a + b)
 
 
+def _prox(v, y, sigma, eta):
+    """The x with the least ||x - y||^2 / (2 sigma^2) + ||x - v||^2 / (2 eta)."""
+    return _mean(v, y, sigma**2, eta)
+
+
+_PROX_MISTAKES = hints(
+    "sigma is a standard deviation, and the data term contains the variance",
+    lambda v, y, sigma, eta: _mean(v, y, sigma, eta),
+    "the measurement has twice its weight: a factor 1/2 was lost in D or in the distance to v",
+    slip(_prox, eta=lambda eta: 2 * eta),
+    "v has twice its weight: a factor 1/2 was lost in D or in the distance to v",
+    slip(_prox, eta=lambda eta: eta / 2),
+    "this is an explicit gradient step on D: the gradient must be taken at the RESULT of the step",
+    lambda v, y, sigma, eta: v - eta * (v - y) / sigma**2 if sigma else y,
+    "the weights do not sum to one: if v = y, the result must be y",
+    lambda v, y, sigma, eta: sigma**2 * v + eta * y,
+    "sigma is not used: the noisier the measurement, the less it should count",
+    slip(_prox, sigma=1.0),
+    "the step enters inverted: a LONG step should end near the minimiser of D",
+    slip(_prox, eta=lambda eta: 1 / eta),
+)
+
 DENOISING = Exercise(
     "5.2",
     "proximal map for denoising",
     points=2,
     minutes=8,
-    solution=lambda v, y, sigma, eta: _mean(v, y, sigma**2, eta),
-    draw=_denoising_draw,
-    mistakes=(
-        Mistake(
-            lambda v, y, sigma, eta: _mean(v, y, eta, sigma**2),
-            "the weights are exchanged: what should a very small step eta do to v?",
-        ),
-        Mistake(
-            lambda v, y, sigma, eta: _mean(v, y, sigma, eta),
-            "sigma is a standard deviation, and the data term contains the variance",
-        ),
-        Mistake(
-            lambda v, y, sigma, eta: _mean(v, y, sigma**2, 2 * eta),
-            "the measurement has twice its weight: a factor 1/2 was lost in D or in the distance to v",
-        ),
-        Mistake(
-            lambda v, y, sigma, eta: _mean(v, y, 2 * sigma**2, eta),
-            "v has twice its weight: a factor 1/2 was lost in D or in the distance to v",
-        ),
-        Mistake(
-            lambda v, y, sigma, eta: v - eta * (v - y) / sigma**2,
-            "this is an explicit gradient step on D: the gradient must be taken at the RESULT of the step",
-        ),
-        Mistake(
-            lambda v, y, sigma, eta: sigma**2 * v + eta * y,
-            "the weights do not sum to one: if v = y, the result must be y",
-        ),
-        Mistake(
-            lambda v, y, sigma, eta: _mean(v, y, 1.0, eta),
-            "sigma is not used: the noisier the measurement, the less it should count",
-        ),
-        Mistake(
-            lambda v, y, sigma, eta: _mean(v, y, sigma**2, 1 / eta),
-            "the step enters inverted: a LONG step should end near the minimiser of D",
-        ),
+    solution=_prox,
+    draw=_draw_prox,
+    mistakes=_PROX_MISTAKES
+    | hints(
+        "the weights are exchanged: what should a very small step eta do to v?",
+        lambda v, y, sigma, eta: _mean(v, y, eta, sigma**2),
     ),
-    laws=(
-        Law(
-            lambda p, v, y, sigma, eta: bool((torch.minimum(v, y) - 1e-9 <= p).all()),
-            "the result leaves the interval between v and y, which no proximal map of this D does",
-        ),
+    laws=hints(
+        "the result leaves the interval between v and y, which no proximal map of this D does",
+        lambda p, v, y, sigma, eta: bool((torch.minimum(v, y) - 1e-9 <= p).all()),
+        lambda p, v, y, sigma, eta: bool((p <= torch.maximum(v, y) + 1e-9).all()),
     ),
     factors=lambda v, y, sigma, eta: {"sigma^2": sigma**2, "eta": eta, "sigma^2 + eta": sigma**2 + eta},
 )
@@ -152,16 +128,19 @@ DENOISING = Exercise(
 # --- 5.3 the proximal map with missing pixels ---------------------------------------------------------------------
 
 
-def _mask_draw(g: torch.Generator) -> tuple:
-    v, y = _images(g)
+def _draw_mask(g):
+    """v, y and a mask (B, 1, H, W), sigma, which is 0 (exact pixels) in every third round, and eta."""
+    v, y = _draw_images(g)
     mask = torch.rand(v.shape, generator=g) < 0.4
-    sigma = _number(g, 0.1, 0.9) * float(torch.rand(1, generator=g) < 0.6)  # 0 at times: exact pixels
-    return v, y, mask, sigma, 10 ** _number(g, -1.5, 0.5)
+    return v, y, mask, in_turn(g, 1.0, 1.0, 0.0) * number(g, 0.1, 0.9), 10 ** number(g, -1.5, 0.5)
 
 
-def _masked(v, y, mask, sigma, eta):
-    return torch.where(mask, _mean(v, y, sigma**2, eta), v)
+def _where_known(formula):
+    """``formula(v, y, sigma, eta)`` at the known pixels and v at the others."""
+    return lambda v, y, mask, sigma, eta: torch.where(mask, formula(v, y, sigma, eta), v)
 
+
+_masked = _where_known(_prox)
 
 MASKED = Exercise(
     "5.3",
@@ -169,60 +148,33 @@ MASKED = Exercise(
     points=2,
     minutes=8,
     solution=_masked,
-    draw=_mask_draw,
-    mistakes=(
-        Mistake(
-            lambda v, y, mask, sigma, eta: _masked(v, y, ~mask, sigma, eta),
-            "the mask is the wrong way round: True marks the pixels that were measured",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: torch.where(mask, y, v),
-            "known pixels are taken over as they are, which is right for sigma = 0 only: these carry noise",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: _mean(v, y, sigma**2, eta),
-            "the mask is not used: a missing pixel of y is not a measurement",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: _mean(v, mask * y, sigma**2, eta),
-            "missing pixels are drawn towards zero, as if black had been measured there",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: torch.where(mask, _mean(v, y, sigma**2, eta), 0.5),
-            "missing pixels were put to mid grey, which is how to START: the prox leaves there what the prior did",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: mask * _mean(v, y, sigma**2, eta),
-            "missing pixels have become zero: where there is no data term, which x is closest to v?",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: torch.where(mask, _mean(v, y, eta, sigma**2), v),
-            "the weights of v and y are exchanged: for sigma = 0 the known pixels must come out as measured",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: torch.where(mask, _mean(v, y, sigma, eta), v),
-            "sigma is a standard deviation, and the data term contains the variance",
-        ),
-        Mistake(
-            lambda v, y, mask, sigma, eta: _masked(v, y, mask, sigma, eta) if sigma else y,
-            "right for sigma > 0; for sigma = 0 the missing pixels, where y holds anything, were taken over, too",
-        ),
-    ),
-    laws=(
-        Law(
-            lambda p, v, y, mask, sigma, eta: torch.equal(p[~mask], v[~mask]),
-            "missing pixels must come out as they went in: there the data term is zero",
-        ),
-        Law(
-            lambda p, v, y, mask, sigma, eta: sigma > 0 or torch.allclose(p[mask], y[mask]),
-            "for sigma = 0 the known pixels must come out exactly as measured",
-        ),
-        Law(
-            lambda p, v, y, mask, sigma, eta: (
-                sigma == 0 or torch.allclose(p, _masked(v, y, mask, sigma, eta), atol=1e-8)
-            ),
-            "right for sigma = 0, wrong for sigma > 0: there the known pixels end between v and y, as in exercise 5.2",
-        ),
+    draw=_draw_mask,
+    mistakes=hints(
+        "the mask is the wrong way round: True marks the pixels that were measured",
+        slip(_masked, mask=torch.logical_not),
+        "known pixels are taken over as they are, which is right for sigma = 0 only: these carry noise",
+        lambda v, y, mask, sigma, eta: torch.where(mask, y, v),
+        "the mask is not used: a missing pixel of y is not a measurement",
+        lambda v, y, mask, sigma, eta: _prox(v, y, sigma, eta),
+        "missing pixels are drawn towards zero, as if black had been measured there",
+        lambda v, y, mask, sigma, eta: _prox(v, mask * y, sigma, eta),
+        "missing pixels were put to mid grey, which is how to START: the prox leaves there what the prior did",
+        lambda v, y, mask, sigma, eta: torch.where(mask, _prox(v, y, sigma, eta), 0.5),
+        "missing pixels have become zero: where there is no data term, which x is closest to v?",
+        lambda v, y, mask, sigma, eta: mask * _prox(v, y, sigma, eta),
+        "the weights of v and y are exchanged: for sigma = 0 the known pixels must come out as measured",
+        _where_known(lambda v, y, sigma, eta: _mean(v, y, eta, sigma**2)),
+        "right for sigma > 0; for sigma = 0 the missing pixels, where y holds anything, were taken over, too",
+        lambda v, y, mask, sigma, eta: _masked(v, y, mask, sigma, eta) if sigma else y,
+    )
+    | {hint: list(map(_where_known, formulas)) for hint, formulas in _PROX_MISTAKES.items()},
+    laws=hints(
+        "missing pixels must come out as they went in: there the data term is zero",
+        lambda p, v, y, mask, sigma, eta: torch.allclose(p[~mask], v[~mask]),
+        "for sigma = 0 the known pixels must come out exactly as measured",
+        lambda p, v, y, mask, sigma, eta: sigma > 0 or torch.allclose(p[mask], y[mask]),
+        "right for sigma = 0, wrong for sigma > 0: there the known pixels get the mean of v and y of exercise 5.2",
+        lambda *a: False,
     ),
 )
 
@@ -230,42 +182,65 @@ MASKED = Exercise(
 
 
 class Wells:
-    """A smooth random energy of images with its gradient and its derivative in tau, and a data term beside it."""
+    """A smooth random energy of images, its derivatives, and a data term, all of them image by image.
 
-    def __init__(self, g: torch.Generator):
-        self.s2, self.b, self.c = _number(g, 0.02, 0.15), _number(g, -1.0, 1.0), _number(g, -1.5, 0.5)
-        self.sigma2, (self.y, self.start) = _number(g, 0.02, 0.4), _images(g)
+    Every image has the same measurement, so that they also take one image of a batch. t and the step are numbers or
+    (B,).
+    """
+
+    def __init__(self, g: torch.Generator, rise: float = 0.0):
+        self.s2, self.b, self.rise = number(g, 0.02, 0.15), number(g, -1.0, 1.0), rise
+        self.sigma2, (self.start, y) = number(g, 0.02, 0.4), _draw_images(g)
+        self.y = y[:1]
 
     def grad(self, x: Tensor, t: float | Tensor) -> Tensor:
-        return (x - 0.5) / (self.s2 + _wide(t)) + self.b * torch.sin(5 * x)
+        t = _wide(shaped("grad(x, t)", t, (), (len(x),)))
+        return (x - 0.5) / (self.s2 + t) + self.b * torch.sin(5 * x)
 
     def dtau(self, x: Tensor, t: float | Tensor) -> Tensor:
-        v = self.s2 + _wide(t)
-        return (_wide(t) * (1 / v - (x - 0.5).square() / v**2) + self.c).sum((1, 2, 3))
+        t = _wide(shaped("dtau(x, t)", t, (), (len(x),)))
+        return (self.rise + t / (0.2 + t) * (1 - 2 * (x - 0.5).square())).sum((1, 2, 3))
 
     def prox(self, v: Tensor, step: float | Tensor) -> Tensor:
-        return _mean(v, self.y, self.sigma2, _wide(step))
+        return _mean(v, self.y, self.sigma2, _wide(shaped("prox(v, t)", step, (), (len(v),))))
 
 
-def _flow_draw(g: torch.Generator) -> tuple:
-    wells, steps = Wells(g), int(torch.randint(3, 7, (1,), generator=g))
-    t = log_schedule(_number(g, 0.2, 0.6), 0.01, steps)
+def _draw_flow(g):
+    """Gradient and proximal map, smoothings that need not fall and lengths of steps (I,), and a start (B, 1, H, W)."""
+    wells, steps = Wells(g), integer(g, 3, 6)
+    t = 10 ** (-0.3 - 1.5 * torch.rand(steps, generator=g, **F64))
     return wells.grad, wells.prox, t, t * (0.3 + 0.6 * torch.rand(steps, generator=g, **F64)), wells.start
 
 
-def _flow(grad, prox, t, eta, x0, *, gradient="here", order="gradient first", prox_step=None, sign=1.0):
+def _eq9(grad, prox, x, t, eta):
+    return prox(x - eta * grad(x, t), eta)
+
+
+def _flow(grad, prox, t, eta, x0, step=_eq9):
+    """x_I of eq. (9), or of other steps."""
     x = x0
-    for ti, step, prox_eta in zip(
-        t.tolist(), eta.tolist(), (eta if prox_step is None else prox_step), strict=True
-    ):
-        if order == "gradient first":
-            x = prox(x - sign * step * grad(x if gradient == "here" else x0, ti), prox_eta)
-        elif order == "prox first":
-            x = prox(x, prox_eta)
-            x = x - step * grad(x, ti)
-        else:
-            x = x - step * grad(x, ti)
-    return prox(x, prox_eta) if order == "prox last" else x
+    for t_i, eta_i in zip(t.tolist(), eta.tolist(), strict=True):
+        x = step(grad, prox, x, t_i, eta_i)
+    return x
+
+
+def _prox_first(grad, prox, x, t, eta):
+    v = prox(x, eta)
+    return v - eta * grad(v, t)
+
+
+def _no_prox(grad, prox, x, t, eta):
+    return x - eta * grad(x, t)
+
+
+def _some_steps(which):
+    """Only some of the steps, a slice of t and eta, or all in another order."""
+    return slip(_flow, t=lambda t: t[which], eta=lambda eta: eta[which])
+
+
+def _sorted(grad, prox, t, eta, x0):
+    order = t.argsort(descending=True)
+    return _flow(grad, prox, t[order], eta[order], x0)
 
 
 FLOW = Exercise(
@@ -274,67 +249,59 @@ FLOW = Exercise(
     points=2,
     minutes=10,
     solution=_flow,
-    draw=_flow_draw,
-    mistakes=(
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t, t, x0),
-            "the steps have the length t_i, eta_i is not used: t_i says how smooth, eta_i how far",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t, eta, x0, prox_step=t),
-            "gradient and prox are two halves of ONE step: both have the length eta_i",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, eta, eta, x0),
-            "the gradient is taken at the smoothing eta_i: eta_i is the length of the step",
-        ),
-        Mistake(partial(_flow, sign=-1.0), "the flow climbs: an energy goes down AGAINST its gradient"),
-        Mistake(
-            partial(_flow, order="prox first"),
-            "the data come first and the prior last: eq. (9) does it in the other order",
-        ),
-        Mistake(partial(_flow, order="no prox"), "the data term is missing: this is the flow of Algorithm 1"),
-        Mistake(
-            partial(_flow, order="prox last"), "the prox is used once, at the end: it belongs into every step"
-        ),
-        Mistake(
-            partial(_flow, gradient="at the start"),
-            "the gradient is always taken at x_0: it belongs to the current x",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t[:-1], eta[:-1], x0), "the last step is missing"
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t[1:], eta[1:], x0),
-            "the first entry of the schedule is never used: Python counts from 0",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t[-1:], eta[-1:], x0),
-            "every step sets out from x_0, so that only the last one counts: it must start where the one before ended",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t[:1], eta[:1], x0),
-            "only one step is taken: is the `return` inside the loop, or x never updated?",
-        ),
-        Mistake(
-            lambda grad, prox, t, eta, x0: _flow(grad, prox, t.flip(0), eta.flip(0), x0),
-            "the schedule runs backwards: from strong smoothing to weak",
-        ),
+    draw=_draw_flow,
+    mistakes=hints(
+        "the steps have the length t_i, eta_i is not used: t_i says how smooth, eta_i how far",
+        lambda grad, prox, t, eta, x0: _flow(grad, prox, t, t, x0),
+        "gradient and prox are two halves of ONE step: both have the length eta_i",
+        slip(_flow, step=lambda grad, prox, x, t, eta: prox(x - eta * grad(x, t), t)),
+        slip(_flow, step=lambda grad, prox, x, t, eta: prox(x - t * grad(x, t), eta)),
+        "the gradient is taken at the smoothing eta_i: eta_i is the length of the step",
+        lambda grad, prox, t, eta, x0: _flow(grad, prox, eta, eta, x0),
+        "t_i and eta_i are exchanged: t_i says how smooth, eta_i how far",
+        lambda grad, prox, t, eta, x0: _flow(grad, prox, eta, t, x0),
+        "the flow climbs: an energy goes down AGAINST its gradient",
+        slip(_flow, step=lambda grad, prox, x, t, eta: prox(x + eta * grad(x, t), eta)),
+        "the data come first and the prior last: eq. (9) does it in the other order",
+        slip(_flow, step=_prox_first),
+        "the data term is missing: this is the flow of Algorithm 1",
+        slip(_flow, step=_no_prox),
+        "the prox is used once, at the end: it belongs into every step",
+        lambda grad, prox, t, eta, x0: prox(_flow(grad, prox, t, eta, x0, _no_prox), eta[-1]),
+        "the gradient is always taken at x_0: it belongs to the current x",
+        lambda grad, prox, t, eta, x0: _flow(lambda x, t: grad(x0, t), prox, t, eta, x0),
+        "the last step is missing",
+        _some_steps(slice(-1)),
+        "the first entry of the schedule is never used: Python counts from 0",
+        _some_steps(slice(1, None)),
+        "every step sets out from x_0, so that only the last one counts: it must start where the one before ended",
+        _some_steps(slice(-1, None)),
+        "only one step is taken: is the `return` inside the loop, or x never updated?",
+        _some_steps(slice(1)),
+        "the schedule runs backwards: from strong smoothing to weak",
+        slip(_flow, t=lambda t: t.flip(0), eta=lambda eta: eta.flip(0)),
+        "the schedule is sorted first: take the t_i and eta_i in the order in which they are given",
+        _sorted,
+        slip(_flow, t=lambda t: t.sort(descending=True).values),
     ),
 )
 
 # --- 5.5 a schedule and its clock ---------------------------------------------------------------------------------
 
 
-def _schedule_draw(g: torch.Generator) -> tuple[float, float, int]:
-    """One step at times, though not in the first round."""
-    last = 10 ** _number(g, -4, -2)
-    steps = (6, 1, 3, 9, 12, 2)[int(torch.randint(0, 6, (1,), generator=g))]
-    return last * 10 ** _number(g, 0.7, 3), last, steps
+def _draw_ends(g):
+    """Two ends and a number of steps, which is 1 at times, though not in the first round."""
+    last = 10 ** number(g, -4, -2)
+    return last * 10 ** number(g, 0.7, 3), last, in_turn(g, 6, 1, 3, 9, 12, 2)
 
 
-def _increments(t: Tensor) -> tuple[Tensor, Tensor]:
+def _with_steps(t):
+    """A schedule and by how much it falls in each step."""
     return t, t - torch.cat([t[1:], t.new_zeros(1)])
+
+
+def _clock(first, last, steps):
+    return _with_steps(log_schedule(first, last, steps))
 
 
 SCHEDULE = Exercise(
@@ -342,90 +309,90 @@ SCHEDULE = Exercise(
     "a logarithmic schedule and its clock",
     points=2,
     minutes=10,
-    solution=lambda first, last, steps: _increments(log_schedule(first, last, steps)),
-    draw=_schedule_draw,
-    mistakes=(
-        Mistake(
-            lambda first, last, steps: _increments(torch.linspace(first, last, steps, **F64)),
-            "this schedule is linear: it is log t that shall have equal steps",
-        ),
-        Mistake(
-            lambda first, last, steps: _increments(torch.linspace(first**0.5, last**0.5, steps, **F64) ** 2),
-            "this schedule has equal steps in sigma: it is log t that shall have equal steps",
-        ),
-        Mistake(
-            lambda first, last, steps: _increments(
-                first * (last / first) ** (torch.arange(steps, **F64) / steps)
-            ),
-            "the schedule stops one step before t_last: I numbers have I - 1 gaps",
-        ),
-        Mistake(
-            lambda first, last, steps: (log_schedule(first, last, steps),) * 2,
-            "the t_i are right, but eta_i = t_i is the paper's rule: here a step is as long as t falls",
-        ),
-        Mistake(
-            lambda first, last, steps: (
-                log_schedule(first, last, steps),
-                -_increments(log_schedule(first, last, steps))[1],
-            ),
-            "the t_i are right, the steps have the wrong sign: t falls, and lengths are positive",
-        ),
+    solution=_clock,
+    draw=_draw_ends,
+    mistakes=hints(
+        "this schedule is linear: it is log t that shall have equal steps",
+        lambda first, last, n: _with_steps(torch.linspace(first, last, n, **F64)),
+        "this schedule has equal steps in sigma: it is log t that shall have equal steps",
+        lambda first, last, n: _with_steps(torch.linspace(first**0.5, last**0.5, n, **F64) ** 2),
+        "the schedule stops one step before t_last: I numbers have I - 1 gaps",
+        lambda first, last, n: _with_steps(first * (last / first) ** (torch.arange(n, **F64) / n)),
+        "the t_i are right, but eta_i = t_i is the paper's rule: here a step is as long as t falls",
+        lambda *a: (log_schedule(*a),) * 2,
+        "the t_i are right, the steps have the wrong sign: t falls, and lengths are positive",
+        lambda *a: (log_schedule(*a), -_clock(*a)[1]),
     ),
-    laws=(
-        Law(
-            lambda r, first, last, steps: bool((r[0].diff() <= 0).all()),
-            "the schedule rises: graduated non-convexity goes from strong smoothing to weak",
-        ),
-        Law(
-            lambda r, first, last, steps: torch.allclose(r[0], log_schedule(first, last, steps)),
-            "the t_i are not yet right: they start at t_first, end at t_last and have equal RATIOS",
-        ),
-        Law(
-            lambda r, first, last, steps: bool((r[1] > 0).all()),
-            "the t_i are right, but some step is zero or negative: after t_I comes t = 0, the last step is full",
-        ),
-        Law(
-            lambda r, first, last, steps: abs(float(r[1].sum()) / first - 1) < 1e-5,
-            "the t_i are right, but the steps do not sum to t_1: which t comes after step i, and after step I?",
-        ),
+    laws=hints(
+        "the schedule rises: graduated non-convexity goes from strong smoothing to weak",
+        lambda r, *a: bool((r[0].diff() <= 0).all()),
+        "the t_i are not yet right: they start at t_first, end at t_last and have equal RATIOS",
+        lambda r, *a: torch.allclose(r[0], log_schedule(*a)),
+        "the t_i are right, but some step is zero or negative: after t_I comes t = 0, the last step is full",
+        lambda r, *a: bool((r[1] > 0).all()),
+        "the t_i are right, but the steps do not sum to t_1: which t comes after step i, and after step I?",
+        lambda r, first, *a: abs(float(r[1].sum()) / first - 1) < 1e-5,
     ),
 )
 
 # --- 5.6 one step of Algorithm 2 ----------------------------------------------------------------------------------
 
 
-def _joint_draw(g: torch.Generator) -> tuple:
-    wells = Wells(g)
+def _draw_joint(g):
+    """The functions of an energy with a data term, images, their t (B,), and the ends of its interval.
+
+    The t are spread over the interval, and in turn pass the lower end, the upper end, and move little.
+    """
     t_min, t_max = 0.02, 0.3
-    t = t_min * (t_max / t_min) ** torch.rand(len(wells.start), generator=g, **F64)
-    return wells.grad, wells.dtau, wells.prox, wells.start, t, t_min, t_max
+    wells = Wells(g, rise=in_turn(g, 0.9, -1.3, -0.1))
+    b = len(wells.start)
+    share = (torch.arange(b, **F64) + torch.rand(b, generator=g, **F64)) / b
+    return wells.grad, wells.dtau, wells.prox, wells.start, t_min * (t_max / t_min) ** share, t_min, t_max
 
 
-def _image_step(grad, prox, x, t, at=None):
-    return prox(x - _wide(t) * grad(x, t if at is None else at), t)
+def _image_step(grad, prox, x, t):
+    return prox(x - _wide(t) * grad(x, t), t)
 
 
-def _joint(
-    grad, dtau, prox, x, t, t_min, t_max, *, at="new", n=None, ends=None, sign=1.0, log=2.0, shape=None
-):
-    wide = t.reshape((-1, 1, 1, 1) if shape is None else shape)
-    new = prox(x - wide * grad(x, t), t if shape is None else wide.expand(len(t)))
-    n = 2 * x[0].numel() if n is None else n
-    tau = t.log() / log - sign * dtau(new if at == "new" else x, t) / n
-    low, high = ends or (t_min, t_max)
-    return new, (log * tau).exp().clamp(low, high)
+def _tau_step(t, slope, n):
+    """t after a step in tau = 0.5 log t that is not clipped."""
+    return (t.log() - 2 * slope / (2 * n)).exp()
 
 
-def _tau_first(grad, dtau, prox, x, t, t_min, t_max):
-    t = _joint(grad, dtau, prox, x, t, t_min, t_max, at="old")[1]
+def _joint(grad, dtau, prox, x, t, t_min, t_max, summands=lambda x: x[0].numel()):
+    """One step in x, then one in tau preconditioned by 2 n: x (B, 1, H, W) and t (B,)."""
+    x = _image_step(grad, prox, x, t)
+    return x, _tau_step(t, dtau(x, t), summands(x)).clamp(t_min, t_max)
+
+
+def _old_image(grad, dtau, prox, x, t, t_min, t_max):
+    return _image_step(grad, prox, x, t), _tau_step(t, dtau(x, t), x[0].numel()).clamp(t_min, t_max)
+
+
+def _tau_first(*arguments):
+    grad, _, prox, x, *_ = arguments
+    t = _old_image(*arguments)[1]
     return _image_step(grad, prox, x, t), t
 
 
-def _smoothing_tau(grad, dtau, prox, x, t, t_min, t_max, image=True):
-    """The functions are asked at tau instead of t; with image = False only the second one."""
-    tau = 0.5 * t.log()
-    new = _image_step(grad, prox, x, t, tau if image else t)
-    return new, (2 * (tau - dtau(new, tau) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
+def _clipped_before(grad, dtau, prox, x, t, t_min, t_max):
+    return _joint(grad, dtau, prox, x, t.clamp(t_min, t_max), 0.0, math.inf)
+
+
+def _stepped_t(grad, dtau, prox, x, t, t_min, t_max):
+    x = _image_step(grad, prox, x, t)
+    return x, (t - dtau(x, t) / (2 * x[0].numel())).clamp(t_min, t_max)
+
+
+def _columns(grad, dtau, prox, x, t, t_min, t_max):
+    """t broadcast along the columns, in the gradient step."""
+    x = prox(x - t * grad(x, t), t)
+    return x, _tau_step(t, dtau(x, t), x[0].numel()).clamp(t_min, t_max)
+
+
+def _at_tau(function):
+    """The function asked at tau instead of t."""
+    return lambda x, t: function(x, 0.5 * t.log())
 
 
 JOINT = Exercise(
@@ -434,83 +401,59 @@ JOINT = Exercise(
     points=3,
     minutes=15,
     solution=_joint,
-    draw=_joint_draw,
-    mistakes=(
-        Mistake(
-            partial(_joint, at="old"),
-            "the derivative in tau is taken at the old image: the two steps alternate, the second sees the first",
-        ),
-        Mistake(
-            partial(_joint, ends=(0.0, math.inf)),
-            "t leaves the interval [t_min, t_max]: the step is a PROJECTED one, clipped AFTER it was made",
-        ),
-        Mistake(
-            lambda *a: _joint(*a, ends=(a[5] ** 2, a[6] ** 2)),
-            "tau was clipped to log t_min and log t_max: its ends need the 1/2, too",
-        ),
-        Mistake(_tau_first, "t moved before the image: the image has the first turn, with the old t"),
-        Mistake(_smoothing_tau, "grad and dtau want the variance t, not tau"),
-        Mistake(partial(_smoothing_tau, image=False), "dtau(x, t) wants the variance t, not tau"),
-        Mistake(
-            lambda *a: _joint(*a, n=a[3][0].numel()),
-            "the step in tau is twice as long as Newton's: see the second derivative of the Gaussian's energy",
-        ),
-        Mistake(
-            lambda *a: _joint(*a, n=2 * a[3].numel()),
-            "n counts the pixels of ONE image: this step depends on the size of the batch",
-        ),
-        Mistake(
-            partial(_joint, n=1.0),
-            "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
-        ),
-        Mistake(
-            partial(_joint, n=2.0),
-            "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
-        ),
-        Mistake(partial(_joint, sign=-1.0), "the step in tau climbs: it must go AGAINST the derivative"),
-        Mistake(
-            partial(_joint, log=1.0),
-            "this step was made in log t, which is 2 tau: go from t to tau = 0.5 log t, step, and come back",
-        ),
-        Mistake(
-            lambda grad, dtau, prox, x, t, t_min, t_max: (
-                _joint(grad, dtau, prox, x, t, t_min, t_max)[0],
-                (t - dtau(_joint(grad, dtau, prox, x, t, t_min, t_max)[0], t) / (2 * x[0].numel())).clamp(
-                    t_min, t_max
-                ),
-            ),
-            "t itself was stepped with the derivative in tau: go from t to tau = 0.5 log t, step, and come back",
-        ),
-        Mistake(
-            partial(_joint, shape=(-1,)),
-            "t (B,) was broadcast along the columns of the images: give it the shape (B, 1, 1, 1)",
-        ),
+    draw=_draw_joint,
+    mistakes=hints(
+        "the derivative in tau is taken at the old image: the two steps alternate, the second sees the first",
+        _old_image,
+        "t leaves the interval [t_min, t_max]: the step is a PROJECTED one, clipped AFTER it was made",
+        slip(_joint, t_min=0.0, t_max=math.inf),
+        _clipped_before,
+        "t is clipped at t_max only: it can leave the interval [t_min, t_max] at the lower end, too",
+        slip(_joint, t_min=0.0),
+        "t is clipped at t_min only: it can leave the interval [t_min, t_max] at the upper end, too",
+        slip(_joint, t_max=math.inf),
+        "tau was clipped to log t_min and log t_max: its ends need the 1/2, too",
+        slip(_joint, t_min=lambda t: t**2, t_max=lambda t: t**2),
+        "t moved before the image: the image has the first turn, with the old t",
+        _tau_first,
+        "grad and dtau want the variance t, not tau",
+        slip(_joint, grad=_at_tau, dtau=_at_tau),
+        "dtau(x, t) wants the variance t, not tau",
+        slip(_joint, dtau=_at_tau),
+        "the step in tau is twice as long as Newton's: see the second derivative of the Gaussian's energy",
+        slip(_joint, summands=lambda x: x[0].numel() / 2),
+        "n counts the pixels of ONE image: this step depends on the size of the batch",
+        slip(_joint, summands=lambda x: x.numel()),
+        "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
+        slip(_joint, summands=lambda x: 0.5),
+        slip(_joint, summands=lambda x: 1.0),
+        "the step in tau climbs: it must go AGAINST the derivative",
+        slip(_joint, dtau=lambda dtau: lambda x, t: -dtau(x, t)),
+        "this step was made in log t, which is 2 tau: go from t to tau = 0.5 log t, step, and come back",
+        slip(_joint, summands=lambda x: 2 * x[0].numel()),
+        "t itself was stepped with the derivative in tau: go from t to tau = 0.5 log t, step, and come back",
+        _stepped_t,
+        "t (B,) was broadcast along the columns of the images: give it the shape (B, 1, 1, 1)",
+        _columns,
     ),
-    laws=(
-        Law(
-            lambda r, grad, dtau, prox, x, t, t_min, t_max: (
-                not torch.allclose(r[0], _image_step(grad, prox, x, t, 0.5 * t.log()))
-            ),
-            "grad(x, t) wants the variance t, not tau",
+    laws=hints(
+        "grad(x, t) wants the variance t, not tau",
+        lambda r, grad, dtau, prox, x, t, *a: (
+            not torch.allclose(r[0], prox(x - _wide(t) * _at_tau(grad)(x, t), t))
         ),
-        Law(
-            lambda r, grad, dtau, prox, x, t, t_min, t_max: (
-                not torch.allclose(r[0], x - _wide(t) * grad(x, t))
-            ),
-            "the image has not met its data: after the gradient step comes the prox",
-        ),
-        Law(
-            lambda r, *a: torch.allclose(r[0], _joint(*a)[0]),
-            "the new image is not yet right: it is one step of eq. (9) with eta = t, image by image",
-        ),
-        Law(
-            lambda r, *a: bool(((r[1] >= a[5] - 1e-12) & (r[1] <= a[6] + 1e-12)).all()),
-            "t leaves the interval [t_min, t_max]: was tau returned, or compared with the ends for t?",
-        ),
-        Law(
-            lambda r, *a: torch.allclose(r[1], _joint(*a)[1]),
-            "the new image is right, the new t is not: check n, the 1/2 of tau and the ends of its interval",
-        ),
+        "the image has not met its data: after the gradient step comes the prox",
+        lambda r, grad, dtau, prox, x, t, *a: not torch.allclose(r[0], x - _wide(t) * grad(x, t)),
+        "the new image is not yet right: it is one step of eq. (9) with eta = t, image by image",
+        lambda r, *a: torch.allclose(r[0], _joint(*a)[0]),
+        "t leaves the interval [t_min, t_max]: was tau returned, or compared with the ends for t?",
+        lambda r, *a: bool(((r[1] >= a[5] - 1e-12) & (r[1] <= a[6] + 1e-12)).all()),
+        "the new image is right, the new t is not: check n, the 1/2 of tau and the ends of its interval",
+        lambda *a: False,
+    ),
+    variants=hints(
+        "with the paper's preconditioner read literally, 48 n for the 48 channels of R_1; its steps are 24 times as "
+        "short, so that t has hardly moved at the end of the picture below",
+        slip(_joint, summands=lambda x: 24 * x[0].numel()),
     ),
 )
 

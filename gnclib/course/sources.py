@@ -1,18 +1,17 @@
-"""What is wrong with the notebooks of the course: source against exercises, students' copies against the source.
+"""Rules of the notebooks of the course: source against exercises, students' copies against the source.
 
-See :mod:`gnclib.course.copies` for the rules of the source. Also the table of all exercises for the instructor's page.
+See `gnclib.course.copies` for the rules of the source. Also the table of all exercises for the instructor's page.
 """
 
 from __future__ import annotations
 
 import re
 from collections.abc import Mapping
+from itertools import groupby
 from pathlib import Path
 
 from nbformat import NotebookNode
 
-from gnclib import course as exercises
-from gnclib.course import Exercise
 from gnclib.course.copies import (
     BEGIN,
     END,
@@ -25,93 +24,92 @@ from gnclib.course.copies import (
     student,
     unsolved,
 )
+from gnclib.course.exercises import EXERCISES
+from gnclib.course.lesson import Exercise
 from gnclib.io.files import write_text
 from gnclib.suite import notebooks
 
 __all__ = ["check", "problems", "refresh_page", "table"]
 
+Exercises = Mapping[str, Exercise]
 PAGE = "INSTRUCTOR.md"  # has the table of all exercises between these lines:
 TABLE, END_TABLE = "<!-- table: written by gnc course -->", "<!-- end of table -->"
 STATEMENT = re.compile(r"\*\*Exercise (\d+\.\d+)\*\*\s*\((\d+) points?, (?:about )?(\d+) min")
 
 
-def problems(source: NotebookNode, name: str, known: Mapping[str, Exercise] | None = None) -> list[str]:
+def problems(source: NotebookNode, name: str, known: Exercises = EXERCISES) -> list[str]:
     """What is wrong with a source notebook, in words; [] if it keeps the rules and agrees with the exercises.
 
-    Args:
-        source: the notebook.
-        name: its name, which begins with the number of the lesson: 1_mixtures.
-        known: the exercises by number (default: all there are).
+    Parameters
+    ----------
+    source : NotebookNode
+        The notebook.
+    name : str
+        Its name, which begins with the number of the lesson: 1_mixtures.
+    known : mapping
+        The exercises by number.
     """
-    known = exercises.EXERCISES if known is None else known
     wrong: list[str] = []
-    open_: tuple[str, str] | None = None  # the exercise that waits for its check, and its code
+    open_id, code = "", ""  # the exercise that waits for its check, and its code
     checked: list[str] = []
     for index, cell in enumerate(source.cells):
         place = f"{name}, cell {index}"
         if cell.cell_type == "markdown":
             wrong += [f"{place}: {text}" for text in _announced(cell.source, known)]
             continue
-        if cell.cell_type != "code":
-            continue
         solution, graded = number(cell, "solution"), number(cell, "grade")
-        if solution is None and graded is None:
-            if BEGIN in cell.source or END in cell.source:
-                wrong.append(f"{place}: there is a solution in it, but it is not marked as a solution cell")
-        elif "" in (solution, graded):
+        if "" in (solution, graded):
             wrong.append(f"{place}: the grade id should be like exercise-1-2 or check-1-2")
         elif solution:
-            if open_:
-                wrong.append(f"{place}: exercise {open_[0]} before it has no check")
+            if open_id:
+                wrong.append(f"{place}: exercise {open_id} before it has no check")
             try:
                 unsolved(cell.source, solution)
             except CourseError as error:
                 wrong.append(f"{place}, exercise {solution}: {error}")
-            open_ = (solution, cell.source)
-        else:
-            wrong += [f"{place}: {text}" for text in _check_cell(cell, graded, open_, known)]
+            open_id, code = solution, cell.source
+        elif graded:
+            waits = code if open_id == graded else None
+            wrong += [f"{place}: {text}" for text in _check_cell(cell, graded, waits, known)]
             checked.append(graded)
-            open_ = None
-    if open_:
-        wrong.append(f"{name}: exercise {open_[0]} has no check")
-    wanted = [id for id in known if id.startswith(f"{lesson(name)}.")]
-    wrong += [
-        f"{name}: exercise {id} is in gnclib.course but not in the notebook"
-        for id in wanted
-        if id not in checked
-    ]
-    wrong += [
-        f"{name}: exercise {id} is in the notebook but not in gnclib.course"
-        for id in checked
-        if id not in wanted
-    ]
+            open_id = ""
+        elif BEGIN in cell.source or END in cell.source:
+            wrong.append(f"{place}: there is a solution in it, but it is not marked as a solution cell")
+    if open_id:
+        wrong.append(f"{name}: exercise {open_id} has no check")
+    wanted = [id for id in known if _lesson_of(id) == lesson(name)]
+    here, there = "in gnclib.course but not in the notebook", "in the notebook but not in gnclib.course"
+    wrong += [f"{name}: exercise {id} is {here}" for id in wanted if id not in checked]
+    wrong += [f"{name}: exercise {id} is {there}" for id in checked if id not in wanted]
     if not wrong and checked != wanted:
         wrong.append(f"{name}: the exercises are in the order {', '.join(checked)}, not {', '.join(wanted)}")
     return wrong
 
 
-def _announced(text: str, known: Mapping[str, Exercise]) -> list[str]:
+def _lesson_of(id: str) -> str:
+    """The number of the lesson of an exercise: "1" for 1.2."""
+    return id.split(".")[0]
+
+
+def _announced(text: str, known: Exercises) -> list[str]:
     """Points and minutes in the statement of an exercise against those of the exercise."""
-    wrong = []
-    for id, points, minutes in STATEMENT.findall(text):
-        if id in known and (int(points), int(minutes)) != (known[id].points, known[id].minutes):
-            wrong.append(
-                f"exercise {id} is announced with {points} points and {minutes} minutes, gnclib.course says "
-                f"{known[id].points} points and {known[id].minutes} minutes"
-            )
-    return wrong
+    return [
+        f"exercise {id} is announced with {points} points and {minutes} minutes, gnclib.course says "
+        f"{known[id].points} points and {known[id].minutes} minutes"
+        for id, points, minutes in STATEMENT.findall(text)
+        if id in known and (int(points), int(minutes)) != (known[id].points, known[id].minutes)
+    ]
 
 
-def _check_cell(
-    cell: NotebookNode, id: str, open_: tuple[str, str] | None, known: Mapping[str, Exercise]
-) -> list[str]:
-    if open_ is None or open_[0] != id:
+def _check_cell(cell: NotebookNode, id: str, code: str | None, known: Exercises) -> list[str]:
+    """What is wrong with a check cell; `code` is the solution cell before it, None if that is another one."""
+    if code is None:
         return [f"the check of exercise {id} should follow its solution cell"]
     call = re.fullmatch(rf'check\("{re.escape(id)}", (\w+)\)', cell.source)
     if not call:
         return [f'the check of exercise {id} should be exactly check("{id}", function)']
     wrong = []
-    if not re.search(rf"(?m)^def {call[1]}\(", open_[1]):
+    if not re.search(rf"(?m)^def {call[1]}\(", code):
         wrong.append(f"exercise {id} checks {call[1]}, which its solution cell does not define")
     points = cell.metadata.nbgrader.get("points")
     if id in known and points != known[id].points:
@@ -121,15 +119,17 @@ def _check_cell(
     return wrong
 
 
-def check(where: Path | None = None, known: Mapping[str, Exercise] | None = None) -> list[str]:
+def check(where: Path | None = None, known: Exercises = EXERCISES) -> list[str]:
     """What is wrong with sources and committed students' copies, in words; [] if nothing is. Runs no kernel.
 
-    Args:
-        where: the folder with the copies and with ``source/`` (default: that of the clone).
-        known: as for `problems`.
+    Parameters
+    ----------
+    where : Path
+        The folder with the copies and with ``source/`` (default: that of the clone).
+    known : mapping
+        As for `problems`.
     """
     where = where or folder()
-    known = exercises.EXERCISES if known is None else known
     wrong = []
     found = sources(where=where)
     for name, path in found.items():
@@ -143,9 +143,7 @@ def check(where: Path | None = None, known: Mapping[str, Exercise] | None = None
         ]
     lessons = {lesson(name) for name in found}
     wrong += [
-        f"exercise {id}: there is no notebook of its lesson"
-        for id in known
-        if id.split(".")[0] not in lessons
+        f"exercise {id}: there is no notebook of its lesson" for id in known if _lesson_of(id) not in lessons
     ]
     extra = {path.stem for path in where.glob("[0-9]*.ipynb")} - found.keys()
     wrong += [f"{name}.ipynb: it has no source" for name in sorted(extra)]
@@ -182,14 +180,11 @@ def _wrong_outputs(cell: NotebookNode) -> list[str]:
     return wrong
 
 
-def table(known: Mapping[str, Exercise] | None = None) -> str:
+def table(known: Exercises = EXERCISES) -> str:
     """All exercises with points and minutes, and the sums by lesson, as a Markdown table."""
-    known = exercises.EXERCISES if known is None else known
-    by_lesson: dict[str, list[Exercise]] = {}
-    for item in known.values():
-        by_lesson.setdefault(item.id.split(".")[0], []).append(item)
     lines = ["| exercise | about | points | minutes |", "|---|---|---:|---:|"]
-    for number_, items in by_lesson.items():
+    for number_, group in groupby(known.values(), key=lambda item: _lesson_of(item.id)):
+        items = list(group)
         lines += [f"| {item.id} | {item.title} | {item.points} | {item.minutes} |" for item in items]
         lines.append(_sum(f"lesson {number_}", items))
     return "\n".join([*lines, _sum("the course", list(known.values()))])
@@ -201,14 +196,14 @@ def _sum(title: str, items: list[Exercise]) -> str:
     return f"| **{title}** | {count} | **{points}** | **{minutes}** |"
 
 
-def refresh_page(where: Path | None = None, known: Mapping[str, Exercise] | None = None) -> None:
-    """Put the table into the instructor's page, if there is one; arguments as for `check`."""
+def refresh_page(where: Path | None = None, known: Exercises = EXERCISES) -> None:
+    """Put the table into the instructor's page, if there is one; parameters as for `check`."""
     page = (where or folder()) / PAGE
     if page.is_file() and page.read_text(encoding="utf-8") != (text := _with_table(page, known)):
         write_text(page, text)
 
 
-def _with_table(page: Path, known: Mapping[str, Exercise] | None) -> str:
+def _with_table(page: Path, known: Exercises) -> str:
     before, begin, rest = page.read_text(encoding="utf-8").partition(TABLE)
     _, end, after = rest.partition(END_TABLE)
     if not (begin and end):

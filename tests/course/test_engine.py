@@ -5,11 +5,9 @@ from collections import namedtuple
 import pytest
 import torch
 
-from gnclib import course as exercises
-from gnclib.course import Exercise, Law, Mistake, examine
+from gnclib.course import Exercise, examine, exercises
 from gnclib.course.engine import RIGHT
-
-F64 = {"dtype": torch.float64}
+from gnclib.course.lesson import F64, hints, in_turn, shaped, slip
 
 
 def drawn(g):
@@ -17,13 +15,23 @@ def drawn(g):
 
 
 SCALE = Exercise(
-    "0.1", "rows scaled to sum t", points=3, minutes=5,
+    "0.1",
+    "rows scaled to sum t",
+    points=3,
+    minutes=5,
     solution=lambda x, t: t * x / x.sum(1, keepdim=True),
     draw=drawn,
-    mistakes=(Mistake(lambda x, t: t * x / x.sum(0), "columns, not rows"),),
-    laws=(Law(lambda r, x, t: torch.allclose(r.sum(1), torch.full((4,), t, **F64)), "rows must sum to t"),),
+    mistakes=hints(
+        "columns, not rows",
+        lambda x, t: t * x / x.sum(0),
+        "the sum of all numbers",
+        lambda x, t: t * x / x.sum(),
+        lambda x, t: x / x.sum(),
+    ),
+    laws=hints("rows must sum to t", lambda r, x, t: torch.allclose(r.sum(1), torch.full((4,), t, **F64))),
+    variants=hints("with the largest number at t", lambda x, t: t * x / x.amax(1, keepdim=True)),
     factors=lambda x, t: {"t": t, "sigma": t**0.5},
-)  # fmt: skip
+)
 
 
 def right(x, t):
@@ -49,6 +57,23 @@ def half(x, t):
     return (t * x / x.sum(1, keepdim=True)).half()
 
 
+def keeps_the_graph(x, t):
+    return right(x.clone().requires_grad_(), t)
+
+
+def fails_on_a_later_input(fail, wrong):
+    """Wrong at first, then it fails (on inputs with t > 0.5, of which the first is not one)."""
+    return lambda x, t: fail(x) if t > 0.5 else wrong(x, t)
+
+
+def divides_by_zero(x):
+    return x / 0
+
+
+def stops(x):
+    raise ZeroDivisionError("division by zero")
+
+
 @pytest.mark.parametrize(
     ("function", "message"),
     [
@@ -69,6 +94,13 @@ def half(x, t):
         (lambda x, t: t * x / x.norm(dim=1, keepdim=True), "rows must sum to t"),
         (lambda x, t: right(x, t) + torch.tensor([0.1, -0.1, 0.0]), r"entry \[\d, [01]\] of the result"),
         (half, "in single precision only"),
+        (lambda x, t: right(x.float(), t), "in single precision only"),
+        (lambda x, t: x / x.sum(), "sum of all numbers"),
+        (keeps_the_graph, "carries the graph of automatic differentiation"),
+        (fails_on_a_later_input(divides_by_zero, lambda x, t: t * x / x.sum(0)), "columns, not rows"),
+        (fails_on_a_later_input(stops, lambda x, t: t * x / x.sum(0)), "columns, not rows"),
+        (fails_on_a_later_input(stops, right), "stopped with ZeroDivisionError"),
+        (fails_on_a_later_input(divides_by_zero, right), r"nan or inf on input \d \(t = 0.[5-9]"),
     ],
 )  # fmt: skip
 def test_what_is_wrong_is_said(function, message):
@@ -84,14 +116,56 @@ def test_what_is_wrong_is_said(function, message):
     [
         right,
         lambda x, t: torch.stack([t * row / row.sum() for row in x]),
-        lambda x, t: right(x.requires_grad_(False).clone().requires_grad_(), t),  # carries a graph
-        lambda x, t: right(x.float(), t),  # single precision is good enough here
+        lambda x, t: right(x.clone().requires_grad_(), t).detach(),
     ],
 )
 def test_right_answers_are_right_however_they_are_made(function):
     verdict = examine(SCALE, function)
     assert (verdict.status, verdict.points, verdict.message) == (RIGHT, 3, "")
     assert str(verdict) == "0.1 rows scaled to sum t - right (3 of 3 points)"
+
+
+def test_variants_are_right_with_a_remark():
+    verdict = examine(SCALE, lambda x, t: t * x / x.max(1, keepdim=True).values)
+    assert (verdict.status, verdict.points) == (RIGHT, 3)
+    assert str(verdict).endswith("- right (3 of 3 points): with the largest number at t")
+
+
+def test_automatic_differentiation_where_it_is_forbidden_or_its_graph_allowed():
+    def draw(g):
+        return (torch.rand(5, generator=g, **F64),)
+
+    def by_autograd(x):
+        x = x.clone().requires_grad_()
+        return torch.autograd.grad((x**2).sum(), x)[0]
+
+    by_hand = Exercise("0.3", "slope of x^2", 1, 1, solution=lambda x: 2 * x, draw=draw, by_hand=True)
+    assert examine(by_hand, lambda x: x + x).status == RIGHT
+    assert "by automatic differentiation" in examine(by_hand, by_autograd).message
+    assert "by automatic differentiation" in examine(by_hand, torch.func.grad(lambda x: (x**2).sum())).message
+    assert "the sign is wrong" in examine(by_hand, lambda x: -by_autograd(x)).message
+    loss = Exercise("0.4", "a loss", 1, 1, solution=lambda x: x.sum(), draw=draw, keeps_graph=True)
+    assert examine(loss, lambda x: x.clone().requires_grad_().sum()).status == RIGHT
+
+
+def test_slips_replace_arguments_and_set_switches():
+    def formula(x, t, power=2):
+        return x + t**power
+
+    assert slip(formula, t=3)(1, 2) == 10
+    assert slip(formula, t=lambda t: -t, power=3)(1, 2) == -7
+    assert slip(formula, power=1, x=lambda x: 10 * x)(1, 2) == 12
+
+
+def test_choices_come_in_turn_and_functions_want_the_shape_of_their_docstring():
+    rounds = Exercise("0.5", "", 1, 1, solution=len, draw=lambda g: (in_turn(g, "a", "b", "c"),))
+    assert [rounds.arguments(k)[0] for k in range(5)] == ["a", "b", "c", "a", "b"]
+    assert shaped("f(t)", 2.0, ()).dtype == torch.float64
+    assert shaped("f(t)", torch.ones(3), (), (3,)).shape == (3,)
+    with pytest.raises(
+        TypeError, match=r"f\(t\) wants one number or the shape \(3,\).*got the shape \(3, 1\)"
+    ):
+        shaped("f(t)", torch.ones(3, 1), (), (3,))
 
 
 def test_not_solved_yet_is_no_error():

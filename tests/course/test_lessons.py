@@ -1,5 +1,6 @@
-"""The exercises: solutions in the source pass, plausible wrong solutions are caught and told what is wrong."""
+"""The exercises: right solutions pass and the pictures run with them, wrong ones are caught and told what is wrong."""
 
+import ast
 import importlib
 import re
 from pathlib import Path
@@ -8,44 +9,83 @@ import matplotlib
 import nbformat
 import pytest
 
-from gnclib import course as exercises
+from gnclib.course import EXERCISES, examine, exercise, exercises
+from gnclib.course.copies import number
 
 matplotlib.use("Agg")
 SOURCE = Path(__file__).parents[2] / "notebooks" / "exercises" / "source"
-LESSONS = sorted({item.id.split(".")[0] for item in exercises.EXERCISES.values()})
-WRONG = {
-    id: entries
-    for lesson in LESSONS
-    for id, entries in importlib.import_module(f"tests.course.wrong_solutions.lesson{lesson}").WRONG.items()
-}
-CASES = [(id, k) for id, entries in WRONG.items() for k in range(len(entries))]
+LESSONS = sorted({id.split(".")[0] for id in EXERCISES})
 
 
-def test_every_exercise_has_at_least_four_wrong_solutions():
-    assert WRONG.keys() == exercises.EXERCISES.keys()
+def table(kind: str) -> dict[str, list]:
+    """The solutions of a kind, WRONG or RIGHT, of all lessons by exercise."""
+    modules = (importlib.import_module(f"tests.course.{kind}_solutions.lesson{lesson}") for lesson in LESSONS)
+    return {id: entries for module in modules for id, entries in getattr(module, kind.upper()).items()}
+
+
+WRONG, RIGHT = table("wrong"), table("right")
+
+
+def test_every_exercise_has_right_solutions_and_at_least_four_wrong_ones():
+    assert WRONG.keys() == RIGHT.keys() == EXERCISES.keys()
     for id, entries in WRONG.items():
         assert len({message for _, message in entries}) >= 4, f"{id}: four different messages are wanted"
 
 
-@pytest.mark.parametrize(("id", "k"), CASES)
+@pytest.mark.parametrize(("id", "k"), [(id, k) for id, entries in WRONG.items() for k in range(len(entries))])
 def test_wrong_solutions_are_caught_and_explained(id, k):
     function, message = WRONG[id][k]
-    verdict = exercises.examine(exercises.exercise(id), function)
+    verdict = examine(exercise(id), function)
     assert verdict.status == "not yet", f"{id}: a wrong solution ({message}) was taken for {verdict.status}"
     assert re.search(message, verdict.message), f"{id}: told {verdict.message!r}, expected {message!r}"
 
 
+@pytest.mark.parametrize(("id", "k"), [(id, k) for id, entries in RIGHT.items() for k in range(len(entries))])
+def test_right_solutions_are_right(id, k):
+    verdict = examine(exercise(id), RIGHT[id][k])
+    assert verdict.status == "right", verdict.message
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_every_hint_is_given_to_the_formulas_that_it_is_for(id):
+    """No hint is hidden behind another one, and no draw is so poor that a wrong formula is right on it."""
+    item = exercise(id)
+    for hint, formulas in item.mistakes.items():
+        for formula in formulas:
+            verdict = examine(item, formula)
+            assert verdict.status == "not yet", f"{id}: {hint}"
+            assert verdict.message == hint
+
+
 @pytest.mark.filterwarnings("ignore::DeprecationWarning")  # matplotlib about tensors
 @pytest.mark.parametrize("lesson", LESSONS)
-def test_the_solutions_of_the_source_are_right(lesson, capsys, monkeypatch):
-    """All code cells of the source run in order; every exercise of the lesson is checked and earns all its points."""
+def test_the_source_runs_and_its_pictures_with_every_right_solution(lesson, capsys, monkeypatch):
+    """All code cells run in order and all checks earn their points; what comes after a check runs with the unusual
+    right solutions, too."""
     (path,) = SOURCE.glob(f"{lesson}_*.ipynb")
     monkeypatch.setattr(exercises, "_latest", {})
-    namespace = {"__name__": "__main__"}
+    namespace, checked = {"__name__": "__main__"}, {}
     for cell in nbformat.read(path, 4).cells:
-        if cell.cell_type == "code" and "widget" not in cell.metadata.get("tags", []):
-            exec(compile(cell.source, path.name, "exec"), namespace)
-    matplotlib.pyplot.close("all")
-    wanted = {id for id in exercises.EXERCISES if id.startswith(f"{lesson}.")}
+        if cell.cell_type != "code" or "widget" in cell.metadata.get("tags", []):
+            continue
+        if id := number(cell, "grade"):
+            checked[id] = ast.parse(cell.source).body[0].value.args[1].id
+        code = compile(cell.source, path.name, "exec")
+        if "solved(" in cell.source:
+            for k in range(max(len(RIGHT[id]) for id in checked)):
+                others = {name: RIGHT[id][k] for id, name in checked.items() if k < len(RIGHT[id])}
+                exec(code, namespace | others)
+                matplotlib.pyplot.close("all")
+        exec(code, namespace)
+        matplotlib.pyplot.close("all")
+    wanted = {id for id in EXERCISES if id.startswith(f"{lesson}.")}
     right = {id for id, verdict in exercises._latest.items() if verdict.status == "right"}
     assert right == wanted, capsys.readouterr().out
+
+
+@pytest.mark.parametrize("lesson", LESSONS)
+def test_every_lesson_begins_alike(lesson):
+    (path,) = SOURCE.glob(f"{lesson}_*.ipynb")
+    first = next(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
+    assert first.startswith("import math\n")
+    assert "\ntorch.set_num_threads(1)" in first

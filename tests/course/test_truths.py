@@ -1,12 +1,18 @@
-"""The truths of lessons 1 and 2 that are closed forms of their own, against the library and against autograd."""
+"""The truths that are closed forms of their own, against the library and against autograd."""
+
+import math
+from types import SimpleNamespace
 
 import pytest
 import torch
 from torch.autograd.functional import hessian
 
 from gnclib.course import exercise
-from gnclib.course.lesson1 import CALLS, _bracket, draw_mixture
+from gnclib.course.lesson1 import CALLS, _draw_bracket, draw_mixture
+from gnclib.course.lesson5 import JOINT
 from gnclib.gmm import GaussianMixture
+from gnclib.restore.flow import attainment_map, ddim_flow, gnc_flow
+from gnclib.restore.schedules import log_schedule
 
 
 @pytest.mark.parametrize("seed", range(4))
@@ -48,14 +54,42 @@ def test_bound_and_threshold_are_those_of_the_library(seed):
     pair = GaussianMixture([0.2, 0.8], [-0.8, 0.8], [0.1, 0.1])
     threshold = exercise("1.6").solution(lambda t: pair.min_hessian(t)[0], 0.01, 2.0, 1e-9)
     assert threshold == pytest.approx(0.8**2 - 0.1, abs=1e-7)
-    lowest, t_low, t_high, _ = _bracket(g)
+    lowest, t_low, t_high, _ = _draw_bracket(g)
     assert lowest(t_high) >= 0
     assert t_low < t_high
 
 
 def test_the_check_of_the_threshold_ends_a_loop_that_does_not():
-    lowest, *_ = _bracket(torch.Generator().manual_seed(0))
+    lowest, *_ = _draw_bracket(torch.Generator().manual_seed(0))
     for _ in range(CALLS):
         lowest(1.0)
     with pytest.raises(RuntimeError, match="does your loop ever end"):
         lowest(1.0)
+
+
+@pytest.mark.parametrize(("id", "flow"), [("2.4", gnc_flow), ("2.5", ddim_flow)])
+@pytest.mark.parametrize("k", range(2))
+def test_flows_are_those_of_the_library(id, flow, k):
+    """On falling schedules, on the line (k = 0) and in space (k = 1); the library refuses others."""
+    grad, _, start = exercise(id).arguments(k)
+    schedule = log_schedule(2.0, 1e-3, 5)
+    path = [start, *(state.x for state in flow(SimpleNamespace(grad=grad), schedule, start=start))]
+    torch.testing.assert_close(exercise(id).solution(grad, schedule, start), torch.stack(path))
+
+
+def test_the_attainment_map_is_that_of_the_library():
+    grad, *arguments = exercise("2.6").arguments(0)
+    torch.testing.assert_close(
+        exercise("2.6").solution(grad, *arguments), attainment_map(SimpleNamespace(grad=grad), *arguments)
+    )
+
+
+def test_the_step_of_algorithm_2_is_tried_at_both_ends_and_between_them():
+    free = []
+    for k in range(JOINT.rounds):
+        *functions_and_images, t_min, t_max = JOINT.arguments(k)
+        free.append(JOINT.solution(*functions_and_images, 0.0, math.inf)[1])
+    t = torch.cat(free)
+    assert (t < t_min).sum() >= 2
+    assert ((t > t_min) & (t < t_max)).sum() >= 2
+    assert (t > t_max).sum() >= 2

@@ -260,6 +260,16 @@ WRONG = {
             lambda w, mu, v, y, t: torch.softmax(-((y[:, None] - mu) ** 2) / (2 * (v + t)) + w.log(), 1),
             "does not cancel",
         ),
+        (
+            lambda w, mu, v, y, t: torch.softmax(
+                w.log() - (y[:, None] - mu) ** 2 / (v + t) - (v + t).log() / 2, 1
+            ),
+            "2 in the exponent",
+        ),
+        (
+            lambda w, mu, v, y, t: torch.softmax(w.log() + log_normal(y, mu, (v + t) ** 2), 1),
+            "for a standard dev",
+        ),
         (lambda w, mu, v, y, t: torch.softmax(w.log() + log_normal(y, mu, v + t), 1).T, "shape"),
     ],
     "1.3": [

@@ -32,12 +32,14 @@ def posterior_with_exp(w, mu, v, y, t):
     return torch.stack(rows)
 
 
-def posterior(w, mu, v, y, t, swapped=False, weigh=True, power=None, listen=True, noise=True):
+def posterior(
+    w, mu, v, y, t, swapped=False, weigh=True, power=None, listen=True, noise=True, tiny=1e-9, half=2
+):
     power = mu.shape[1] if power is None else power
-    s = v + t if noise else v + 1e-9
+    s = v + t if noise else v + tiny
     rows = []
     for point in y:
-        logits = -((mu - point) ** 2).sum(1) / (2 * s) - power / 2 * s.log()
+        logits = -((mu - point) ** 2).sum(1) / (half * s) - power / 2 * s.log()
         if weigh:
             logits = logits + w.log()
         g = torch.softmax(logits, 0)
@@ -133,7 +135,7 @@ def flow_from_the_start(grad, schedule, start):
 
 
 def flow_one_ahead(grad, schedule, start):
-    path = torch.empty(len(schedule) + 1, len(start), dtype=start.dtype)
+    path = torch.empty(len(schedule) + 1, *start.shape, dtype=start.dtype)
     path[0] = start
     for i in range(len(schedule)):
         after = schedule[min(i + 1, len(schedule) - 1)]
@@ -141,8 +143,37 @@ def flow_one_ahead(grad, schedule, start):
     return path
 
 
-def flow_forgets_the_start(grad, schedule, start):
+def flow_into_rows_of_numbers(grad, schedule, start):
+    """Right for starts (B,) only."""
     path = torch.zeros(len(schedule) + 1, len(start), dtype=start.dtype)
+    path[0] = start
+    for i, t in enumerate(schedule):
+        path[i + 1] = path[i] - t * grad(path[i], t)
+    return path
+
+
+def flow_keeps_one_tensor_but_the_start(grad, schedule, start):
+    y = start.clone()
+    path = [start]
+    for t in schedule:
+        y -= t * grad(y, t)
+        path.append(y)
+    return torch.stack(path)
+
+
+def flow_sorts(grad, schedule, start):
+    return flow(grad, schedule.sort(descending=True).values, start)
+
+
+def flow_asks_with_an_axis(grad, schedule, start):
+    path = [start]
+    for t in schedule:
+        path.append(path[-1] - t * grad(path[-1], t[None]))
+    return torch.stack(path)
+
+
+def flow_forgets_the_start(grad, schedule, start):
+    path = torch.zeros(len(schedule) + 1, *start.shape, dtype=start.dtype)
     for i, t in enumerate(schedule):
         path[i + 1] = (start if i == 0 else path[i]) - t * grad(start if i == 0 else path[i], t)
     return path
@@ -153,6 +184,14 @@ def ddim(grad, schedule, start, share, end=0.0):
     ts = [*schedule.tolist(), end]
     for t, after in itertools.pairwise(ts):
         y = y - share(t, after) * t * grad(y, t)
+        path.append(y)
+    return torch.stack(path)
+
+
+def ddim_keeps_one_tensor(grad, schedule, start):
+    y, path = start.clone(), [start]
+    for t, after in itertools.pairwise([*schedule.tolist(), 0.0]):
+        y -= (1 - math.sqrt(after / t)) * t * grad(y, t)
         path.append(y)
     return torch.stack(path)
 
@@ -260,7 +299,10 @@ WRONG = {
         (lambda *a: posterior(*a, power=1), r"s\^\(-d/2\)"),
         (lambda *a: posterior(*a, power=0), "is missing in the responsibilities"),
         (lambda *a: posterior(*a, weigh=False), "weights w_i are missing"),
-        (lambda *a: posterior(*a, noise=False), "the result is"),
+        (lambda *a: posterior(*a, noise=False), "noise is missing in the responsibilities"),
+        (lambda *a: posterior(*a, noise=False, tiny=0.0), "noise is missing in the responsibilities"),
+        (lambda *a: posterior(*a, half=1), "2 in the exponent"),
+        (lambda w, mu, *a: posterior(w, mu, *a, power=2 * mu.shape[1]), "-d/2 log s"),
         (posterior_that_overshoots, "lies between them"),
         (lambda *a: posterior(*a).mean(1), "shape"),
     ],
@@ -299,7 +341,12 @@ WRONG = {
         (lambda grad, ts, y: flow(grad, ts, y, length=lambda t: ts[0]), "always the first t"),
         (flow_one_ahead, "both belong to the same t"),
         (lambda grad, ts, y: flow(grad, ts.flip(0), y), "run backwards"),
-        (lambda grad, ts, y: flow(grad, ts, y, at=lambda t: t**0.5), "the first step is wrong already"),
+        (lambda grad, ts, y: flow(grad, ts, y, at=lambda t: t**0.5), "grad expects the variance"),
+        (flow_keeps_one_tensor_but_the_start, "all rows but the first are the last iterate"),
+        (flow_sorts, "sorted first"),
+        (flow_into_rows_of_numbers, "your code stopped with RuntimeError"),
+        (flow_asks_with_an_axis, r"grad\(y, t\) wants one number"),
+        (lambda *a: flow(*a).float(), "in single precision only"),
         (flow_forgets_the_start, "the first row of the path"),
         (lambda *a: flow(*a)[1:], "shape"),
         (lambda *a: flow(*a)[-1], "shape"),
@@ -317,7 +364,15 @@ WRONG = {
         (lambda *a: ddim(*a, share=lambda t, s: 1 - math.sqrt(s / t), end=1e-4), "all steps but the last"),
         (ddim_without_the_last_step, "shape"),
         (ddim_divides_by_the_next, "nan or inf"),
-        (ddim_always_from_the_start, "the first step is right"),
+        (ddim_always_from_the_start, "every step sets out from the start"),
+        (ddim_keeps_one_tensor, "all rows but the first are the last iterate"),
+        (lambda *a: ddim(*a, share=lambda t, s: (1 - math.sqrt(s / t)) / math.sqrt(t)), "of sigma_i grad F"),
+        (
+            lambda grad, ts, y: ddim(
+                grad, ts.sort(descending=True).values, y, lambda t, s: 1 - (s / t) ** 0.5
+            ),
+            "sorted",
+        ),
     ],
     "2.6": [
         (

@@ -65,6 +65,13 @@ def explicit_mixed(grad, m, s2, t, y, q, density=None, score=None):
     return (q * normal.log_prob(y).exp() * t / 2 * (grad(y) + s) ** 2).sum()
 
 
+def explicit_keeps_the_graph(grad, m, s2, t, y, q):
+    y = y.clone().requires_grad_()
+    log_f = torch.distributions.Normal(m, (s2 + t) ** 0.5).log_prob(y)
+    (score,) = torch.autograd.grad(log_f.sum(), y, create_graph=True)
+    return (q * log_f.exp() * t / 2 * (grad(y) + score) ** 2).sum()
+
+
 # --- 3.2 ----------------------------------------------------------------------------------------------------------
 
 
@@ -112,6 +119,20 @@ def implicit_mean_over_axes(energy, y, t):
 def implicit_no_half(energy, y, t):
     y, g = _first(energy, y)
     return t * ((g**2).sum(1) - _trace(y, g)).mean().item()
+
+
+def implicit_half_of_both(energy, y, t):
+    y, g = _first(energy, y)
+    return t * (0.5 * (g**2).sum(1) - 0.5 * _trace(y, g)).mean().item()
+
+
+def implicit_of_bare_points(energy, y, t):
+    """A Hessian per point, of points without their first axis."""
+    total = 0.0
+    for point in y:
+        g = torch.autograd.functional.jacobian(energy, point)
+        total += t * (0.5 * g @ g - torch.autograd.functional.hessian(energy, point).trace())
+    return total / len(y)
 
 
 def implicit_no_graph(energy, y, t):
@@ -171,6 +192,21 @@ def denoising_sum_over_pixels(grad, x, z, t):
 def denoising_mean_over_pixels_only(grad, x, z, t):
     s = t.sqrt()[:, None, None, None]
     return (0.5 * (s * grad(x + s * z, t) - z) ** 2).mean((1, 2, 3)).sum()
+
+
+def denoising_divides_by(grad, x, z, t, count=None):
+    s = t.sqrt()[:, None, None, None]
+    return ((s * grad(x + s * z, t) - z) ** 2).sum((1, 2, 3)).mean() / (2 * count(x))
+
+
+def denoising_t_for_sigma(grad, x, z, t):
+    v = t[:, None, None, None]
+    return (0.5 * (v * grad(x + v * z, t) - z) ** 2).mean()
+
+
+def denoising_asks_with_axes(grad, x, z, t):
+    v = t[:, None, None, None]
+    return (0.5 * (v.sqrt() * grad(x + v.sqrt() * z, v) - z) ** 2).mean()
 
 
 def denoising_at_clean(grad, x, z, t):
@@ -344,6 +380,7 @@ WRONG = {
             "squared as if it were a deviation",
         ),
         (lambda *a: explicit_mixed(*a, density=lambda s2, t: s2 + t), "taken for a standard deviation"),
+        (explicit_keeps_the_graph, "carries the graph"),
     ],
     "3.2": [
         (implicit_score_form, "div s"),
@@ -353,6 +390,8 @@ WRONG = {
         (implicit_sum, "number of points B times too large"),
         (implicit_mean_over_axes, "dimension d times too small"),
         (implicit_no_half, "lost its factor 1/2"),
+        (implicit_half_of_both, "belongs to the square only"),
+        (implicit_of_bare_points, r"energy\(y\) wants points of the shape"),
         (implicit_no_graph, "stopped with RuntimeError"),
         (implicit_per_point, "one number is wanted"),
     ],
@@ -376,6 +415,10 @@ WRONG = {
         (denoising_sum_over_pixels, "number of pixels n times too large"),
         (denoising_mean_over_pixels_only, "batch size B times too large"),
         (denoising_at_clean, "clean image"),
+        (lambda *a: denoising_divides_by(*a, count=lambda x: x.shape[-1]), "one side of the images"),
+        (lambda *a: denoising_divides_by(*a, count=lambda x: x.shape[-2]), "one side of the images"),
+        (denoising_t_for_sigma, "t stands where sigma"),
+        (denoising_asks_with_axes, r"grad\(y, t\) wants the shape \(\d,\)"),
         (denoising_in_place, "changes its argument number 2 in place"),
     ],
     "3.4": [
@@ -393,6 +436,12 @@ WRONG = {
         (tau_edges_swapped, "CHARGE"),
         (tau_no_length, "lacks the density of tau"),
         (tau_plus_second, "lowers the loss"),
+        (
+            lambda d, dd, *a: (
+                tau_printed(d, dd / 2, *a) + a[0].mean() / (a[3] - a[2]) - a[1].mean() / (a[3] - a[2])
+            ),
+            "square only",
+        ),
         (tau_sum_of_ends, "leaves a difference"),
         (tau_sums, "at the two ends sums"),
         (tau_mixed_sizes, "stopped with RuntimeError"),
@@ -405,6 +454,8 @@ WRONG = {
         (fit_no_root, "sqrt.t. is missing"),
         (fit_image_only, "smoothing part is missing"),
         (fit_stacked, "enters squared"),
+        (lambda p, q, z, t, lam, rho: fit_normal(p, q, z, t, 2 * lam, rho), "lambda is twice too large"),
+        (lambda p, q, z, t, lam, rho: fit_normal(p, q, z, t, lam / 2, rho), "lambda is half"),
         (fit_sums, "B times too little"),
         (fit_column, "shape"),
         (fit_no_ridge, "ridge is missing"),

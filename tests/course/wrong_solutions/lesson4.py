@@ -306,6 +306,20 @@ def grad_same_there_and_back(y, kernels, slope):
     return F.conv2d(F.pad(slope(F.conv2d(F.pad(y, pad), kernels)), pad), turned)
 
 
+def grad_by_autograd(y, kernels, slope):
+    v = torch.zeros_like(y).requires_grad_()
+    return torch.autograd.grad((F.conv2d(v, kernels) * slope(F.conv2d(y, kernels))).sum(), v)[0]
+
+
+def grad_by_vjp(y, kernels, slope):
+    features, back = torch.func.vjp(lambda v: F.conv2d(v, kernels), y)
+    return back(slope(features))[0]
+
+
+def grad_of_bare_images(y, kernels, slope):
+    return torch.cat([F.conv_transpose2d(slope(F.conv2d(image, kernels)), kernels)[None] for image in y])
+
+
 # --- 4.6 one step of training ---------------------------------------------------------------------------------------
 
 
@@ -489,6 +503,9 @@ WRONG = {
         (grad_times_features, "once more"),
         (grad_same_padding, "brightness"),
         (grad_slope_of_image, "the result is"),
+        (grad_by_autograd, "by automatic differentiation"),
+        (grad_by_vjp, "by automatic differentiation"),
+        (grad_of_bare_images, r"slope\(x\) wants features of the shape"),
     ],
     "4.6": [
         (step_up, "goes UP"),

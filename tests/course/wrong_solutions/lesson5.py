@@ -78,6 +78,27 @@ def flow_prox_with_t(grad, prox, t, eta, x0):
     return x
 
 
+def flow_gradient_with_t(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x = prox(x - ti * grad(x, ti), ei)
+    return x
+
+
+def flow_exchanged(grad, prox, t, eta, x0):
+    x = x0
+    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
+        x = prox(x - ti * grad(x, ei), ti)
+    return x
+
+
+def flow_sorts(grad, prox, t, eta, x0):
+    x = x0
+    for i in t.argsort(descending=True):
+        x = prox(x - eta[i] * grad(x, t[i]), eta[i])
+    return x
+
+
 def flow_off_by_one(grad, prox, t, eta, x0):
     x = x0
     for i in range(1, len(t)):
@@ -194,6 +215,17 @@ def joint_old_image(grad, dtau, prox, x, t, t_min, t_max):
 def joint_no_ends(grad, dtau, prox, x, t, t_min, t_max):
     x = _image_step(grad, prox, x, t)
     return x, torch.exp(2 * (0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())))
+
+
+def joint_one_end(grad, dtau, prox, x, t, t_min, t_max, lower=None, upper=None):
+    x = _image_step(grad, prox, x, t)
+    return x, torch.exp(t.log() - dtau(x, t) / x[0].numel()).clamp(lower, upper)
+
+
+def joint_asks_with_axes(grad, dtau, prox, x, t, t_min, t_max):
+    wide = t[:, None, None, None]
+    x = prox(x - wide * grad(x, wide), wide)
+    return x, torch.exp(t.log() - dtau(x, t) / x[0].numel()).clamp(t_min, t_max)
 
 
 def joint_n_only(grad, dtau, prox, x, t, t_min, t_max):
@@ -334,6 +366,16 @@ WRONG = {
             "division by zero",
         ),
         (masked_two_cases, "right for sigma > 0"),
+        (
+            lambda v, y, mask, sigma, eta: torch.where(
+                mask, (sigma**2 * v + 2 * eta * y) / (sigma**2 + 2 * eta), v
+            ),
+            "measurement has twice its weight",
+        ),
+        (
+            lambda v, y, mask, sigma, eta: torch.where(mask, (sigma * v + eta * y) / (sigma + eta), v),
+            "standard deviation",
+        ),
         (masked_two_cases_leaves_v, "for sigma = 0 the known pixels"),
         (masked_two_cases_halves, "right for sigma = 0, wrong for sigma > 0"),
         (lambda v, y, mask, sigma, eta: mask * y + (1 - mask) * v, "stopped with RuntimeError"),
@@ -341,6 +383,9 @@ WRONG = {
     "5.4": [
         (flow_full_steps, "how smooth"),
         (flow_prox_with_t, "two halves"),
+        (flow_gradient_with_t, "two halves"),
+        (flow_exchanged, "t_i and eta_i are exchanged"),
+        (flow_sorts, "sorted first"),
         (flow_off_by_one, "never used"),
         (flow_never_updated, "only the last one counts"),
         (flow_in_place, "changes its argument number 5"),
@@ -363,6 +408,9 @@ WRONG = {
     "5.6": [
         (joint_old_image, "old image"),
         (joint_no_ends, "PROJECTED"),
+        (lambda *a: joint_one_end(*a, upper=a[6]), "clipped at t_max only"),
+        (lambda *a: joint_one_end(*a, lower=a[5]), "clipped at t_min only"),
+        (joint_asks_with_axes, r"grad\(x, t\) wants one number or the shape \(\d,\)"),
         (joint_n_only, "twice as long"),
         (joint_whole_batch, "size of the batch"),
         (joint_steps_t, "t itself was stepped"),

@@ -1,0 +1,83 @@
+"""All exercises by number, the check that students call, and their progress."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+from gnclib.course import lesson1, lesson2, lesson3, lesson4, lesson5
+from gnclib.course.engine import RIGHT, Verdict, examine
+from gnclib.course.lesson import Exercise
+
+__all__ = ["EXERCISES", "check", "exercise", "progress", "solved"]
+
+EXERCISES: dict[str, Exercise] = {
+    item.id: item for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5) for item in lesson.EXERCISES
+}
+_latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process
+
+
+def exercise(id: str) -> Exercise:
+    """The exercise of that number.
+
+    Raises
+    ------
+    KeyError
+        There is none; the message lists those there are.
+    """
+    try:
+        return EXERCISES[id]
+    except KeyError:
+        raise KeyError(f"there is no exercise {id!r}; there are {', '.join(EXERCISES)}") from None
+
+
+def check(id: str, function: Callable[..., Any]) -> int:
+    """Examine a solution, print the verdict and return the points earned (which is what nbgrader reads).
+
+    Parameters
+    ----------
+    id : str
+        The number of the exercise, such as "1.1".
+    function : callable
+        The student's function itself.
+
+    Raises
+    ------
+    KeyError
+        An unknown number.
+    TypeError
+        `function` is no function.
+    """
+    verdict = examine(exercise(id), function)
+    _latest[id] = verdict
+    print(verdict)
+    return verdict.points
+
+
+def solved(id: str) -> bool:
+    """Was the exercise right when it was last checked? For pictures that need the student's function.
+
+    Raises
+    ------
+    KeyError
+        An unknown number.
+    """
+    return exercise(id).id in _latest and _latest[id].status == RIGHT
+
+
+def progress(lesson: int) -> None:
+    """Print one line for each exercise of a lesson, as last checked, and the points.
+
+    Raises
+    ------
+    ValueError
+        There is no such lesson.
+    """
+    items = [item for item in EXERCISES.values() if item.id.startswith(f"{lesson}.")]
+    if not items:
+        raise ValueError(f"there is no lesson {lesson!r}")
+    for item in items:
+        status = _latest[item.id].status if item.id in _latest else "not checked"
+        print(f"{item.id:4s} {item.title:44s} {item.points:2d} points   {status}")
+    earned = sum(_latest[item.id].points for item in items if item.id in _latest)
+    print(f"{earned} of {sum(item.points for item in items)} points")
