@@ -9,6 +9,16 @@ from torch import Tensor
 FARTHEST = 30.0
 
 
+def transformed() -> bool:
+    """Whether a transform of torch.func runs: grad, vmap, hessian and the like."""
+    return not torch.compiler.is_compiling() and torch._C._functorch.peek_interpreter_stack() is not None
+
+
+def hidden() -> bool:
+    """Whether values are not there to look at: under torch.compile, torch.export and the transforms of torch.func."""
+    return torch.compiler.is_compiling() or transformed()
+
+
 def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
     """Smoothing parameter ``t`` (a noise *variance*) as one value per sample.
 
@@ -33,6 +43,8 @@ def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
         raise ValueError(
             f"t must be a number or a tensor of shape ({batch},), one per sample, got {tuple(value.shape)}"
         )
+    if hidden():
+        return value
     seen = value.detach()
     if not torch.isfinite(seen).all():
         raise ValueError("t must be finite, got nan or inf")
@@ -62,7 +74,7 @@ def as_images(x: Tensor) -> Tensor:
         )
     if not x.is_floating_point():
         raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; divide by 255 first")
-    if not torch.isfinite(x.detach()).all():
+    if not hidden() and not torch.isfinite(x.detach()).all():
         raise ValueError("images must be finite, got nan or inf")
     return x
 

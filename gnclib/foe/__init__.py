@@ -10,7 +10,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "energy": ["WEIGHTS", "FieldsOfExperts", "spline_sum"],
+        "energy": ["WEIGHTS", "FieldsOfExperts"],
         "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
     },
 )

@@ -33,9 +33,9 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
-from gnclib.checks import as_images, as_time
+from gnclib.checks import as_images, as_time, hidden
 from gnclib.foe import config as foe_config
-from gnclib.foe import hub
+from gnclib.foe import experts, hub
 from gnclib.foe.config import START_ACTIVATIONS, FoEConfig
 from gnclib.foe.filters import (
     convolve,
@@ -51,7 +51,7 @@ from gnclib.io.tensors import demand_tensors
 from gnclib.spline import SplineGrid
 from gnclib.spline import splines as spline
 
-__all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig", "spline_sum"]
+__all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig"]
 
 #: folder of the weights that come with the package
 WEIGHTS = Path(__file__).parents[1] / "weights"
@@ -145,23 +145,22 @@ class FieldsOfExperts(nn.Module):
             ValueError: bad shapes, non-finite images, images smaller than the continuation, t outside of its range.
         """
         y, tau = self._check(y, t, border)
-        h = self._features(y, tau, border)[-1]
-        return (
-            spline_sum(h, self._coefficients(tau)[-1], self.config.grid_x)
-            + h[0, 0].numel() * self._constant(tau)[0]
-        )
+        z, coefficients = self._input(y, tau, border), self._coefficients(tau)
+        return self._value(z, coefficients) + self._count(z) * self._constant(tau)[0]
 
     def grad(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
         """The exact gradient of :meth:`energy` in y, shaped like y: s pad^T K_1^T phi_1' K_2^T ... phi_L'."""
         y, tau = self._check(y, t, border)
-        inputs = self._features(y, tau, border, keep_slopes=True)
-        g = inputs[-1]  # phi_L'(x_L)
-        for l in reversed(range(self.config.layers)):
-            g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
-            if l:
-                g = g * inputs[l - 1]
-        g = self._scale(tau)[0][:, None, None, None] * g
-        return reflect_adjoint(g, self.config.margin) if border == "reflect" else g
+        return self._output(self._slope(self._input(y, tau, border), self._coefficients(tau)), tau, border)
+
+    def energy_and_grad(
+        self, y: Tensor, t: float | Tensor, *, border: str = "reflect"
+    ) -> tuple[Tensor, Tensor]:
+        """:meth:`energy` and :meth:`grad` in little more time than the gradient alone."""
+        y, tau = self._check(y, t, border)
+        z, coefficients = self._input(y, tau, border), self._coefficients(tau)
+        value, slope = self._value_and_slope(z, coefficients)
+        return value + self._count(z) * self._constant(tau)[0], self._output(slope, tau, border)
 
     def inner_grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """:meth:`grad` at the pixels all of whose features lie inside of y, where no border is felt.
@@ -181,12 +180,16 @@ class FieldsOfExperts(nn.Module):
                 f" {4 * self.config.margin} in each direction"
             )
         y, tau = self._check(y, t, "valid")
-        slopes = self._features(y, tau, "valid", keep_slopes=True)
+        z, coefficients = self._input(y, tau, "valid"), self._coefficients(tau)
+        if self._fused(z, coefficients):
+            edge = 2 * self.config.margin
+            return self._output(self._slope(z, coefficients)[..., edge:-edge, edge:-edge], tau, "valid")
+        slopes = self._slopes(z, coefficients)
         g = slopes[-1]
         for l in reversed(range(1, self.config.layers)):
             g = convolve_adjoint_inner(g, self.kernels[l], self.config.dilations[l])
             g = g * crop_to(slopes[l - 1], g)
-        return self._scale(tau)[0][:, None, None, None] * convolve_adjoint_inner(g, self.kernels[0])
+        return self._output(convolve_adjoint_inner(g, self.kernels[0]), tau, "valid")
 
     def dtau(
         self, y: Tensor, t: float | Tensor, *, border: str = "reflect", order: int = 2
@@ -214,16 +217,18 @@ class FieldsOfExperts(nn.Module):
             j.sum((1, 2, 3)) + j[0, 0].numel() * c for j, c in zip(jet[1:], constant[1:], strict=True)
         )
 
-    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
-        """Hessian of :meth:`energy` in y times v, shaped like y: the gradient of <grad(y, t), v>, by symmetry."""
-        as_images(y)
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor, *, border: str = "reflect") -> Tensor:
+        """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of :meth:`grad` along v.
+
+        Features x_l and adjoints g_l carry their derivatives x_l', g_l' along v with them.
+        """
+        y, tau = self._check(y, t, border)
         if v.shape != y.shape or v.dtype != y.dtype:
             raise ValueError(
                 f"v must have the shape and dtype of y, {tuple(y.shape)} {y.dtype}, got {tuple(v.shape)} {v.dtype}"
             )
-        with torch.enable_grad():
-            y = y.detach().requires_grad_()
-            return torch.autograd.grad(self.grad(y, t), y, v)[0]
+        z, v, coefficients = self._input(y, tau, border), self._input(v, tau, border), self._coefficients(tau)
+        return self._output(self._curved(z, v, coefficients), tau, border)
 
     # parts ---------------------------------------------------------------------------------------------------------
 
@@ -242,7 +247,7 @@ class FieldsOfExperts(nn.Module):
             )
         t = as_time(t, y.shape[0], like=y)
         low, high = self.config.sigma_min**2, self.config.sigma_max**2
-        if bool(((t < low * (1 - 1e-5)) | (t > high * (1 + 1e-5))).any()):
+        if not hidden() and bool(((t < low * (1 - 1e-5)) | (t > high * (1 + 1e-5))).any()):
             raise ValueError(
                 f"t = {t.min().item():.4g} .. {t.max().item():.4g} leaves the range [{low:.4g}, {high:.4g}] of noise"
                 " variances on which this energy is defined (t is sigma^2, with grey values in [0, 1])"
@@ -274,21 +279,83 @@ class FieldsOfExperts(nn.Module):
             a + spline.contract(self.offset, tau, self.config.grid_tau, k) for k, a in enumerate(log)
         )
 
-    def _features(self, y: Tensor, tau: Tensor, border: str, keep_slopes: bool = False) -> list[Tensor]:
-        """The inputs x_1 ... x_L of the non-linearities; with ``keep_slopes`` phi_1'(x_1) ... phi_L'(x_L) instead."""
-        coefficients = self._coefficients(tau)
-        h = self._scale(tau)[0][:, None, None, None] * (
-            reflect(y, self.config.margin) if border == "reflect" else y
-        )
-        kept = []
+    def _input(self, y: Tensor, tau: Tensor, border: str) -> Tensor:
+        """What the first convolution sees: y, continued and scaled."""
+        padded = reflect(y, self.config.margin) if border == "reflect" else y
+        return self._scale(tau)[0][:, None, None, None] * padded
+
+    def _output(self, g: Tensor, tau: Tensor, border: str) -> Tensor:
+        """The adjoint of :meth:`_input`."""
+        g = self._scale(tau)[0][:, None, None, None] * g
+        return reflect_adjoint(g, self.config.margin) if border == "reflect" else g
+
+    def _count(self, z: Tensor) -> int:
+        """n, the number of features per channel."""
+        return (z.shape[-2] - 2 * self.config.margin) * (z.shape[-1] - 2 * self.config.margin)
+
+    def _fused(self, z: Tensor, coefficients: list[Tensor]) -> bool:
+        """Whether :mod:`gnclib.foe.experts` serves this energy and these tensors."""
+        return self.config.layers == 1 and experts.usable(z, self.kernels[0], coefficients[0])
+
+    def _value(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
+        """< phi_L(x_L), 1 >: (B,)."""
+        if self._fused(z, coefficients) and not _recorded(*self.kernels, *coefficients):
+            return experts.value(z, self.kernels[0], coefficients[0], self.config.grid_x)
+        for l in range(self.config.layers):
+            x = convolve(z, self.kernels[l], self.config.dilations[l])
+            (z,) = spline.evaluate(x, coefficients[l], self.config.grid_x)
+        return z.sum((1, 2, 3))
+
+    def _slope(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
+        """K_1^T phi_1' K_2^T ... phi_L', shaped like z."""
+        if self._fused(z, coefficients):
+            return experts.slope(z, self.kernels[0], coefficients[0], self.config.grid_x)
+        return self._backward(self._slopes(z, coefficients))
+
+    def _value_and_slope(self, z: Tensor, coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
+        if self._fused(z, coefficients) and not _recorded(z, *self.kernels, *coefficients):
+            return experts.value_and_slope(z, self.kernels[0], coefficients[0], self.config.grid_x)
+        value, slopes = self._slopes(z, coefficients, value=True)
+        return value.sum((1, 2, 3)), self._backward(slopes)
+
+    def _slopes(self, z: Tensor, coefficients: list[Tensor], value: bool = False):
+        """phi_1'(x_1) ... phi_L'(x_L); with ``value`` phi_L(x_L) before them."""
+        slopes, last = [], self.config.layers - 1
         for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
-            x = convolve(h, kernel, dilation)
-            last = l == self.config.layers - 1
-            orders = ((1,) if last else (0, 1)) if keep_slopes else (() if last else (0,))
-            values = spline.evaluate(x, coefficients[l], self.config.grid_x, orders) if orders else ()
-            kept.append(values[-1] if keep_slopes else x)
-            h = values[0] if values else None
-        return kept
+            x = convolve(z, kernel, dilation)
+            orders = (0, 1) if l < last or value else (1,)
+            *values, slope = spline.evaluate(x, coefficients[l], self.config.grid_x, orders)
+            z = values[0] if values else None
+            slopes.append(slope)
+        return (z, slopes) if value else slopes
+
+    def _backward(self, slopes: list[Tensor]) -> Tensor:
+        g = slopes[-1]
+        for l in reversed(range(self.config.layers)):
+            g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
+            if l:
+                g = g * slopes[l - 1]
+        return g
+
+    def _curved(self, z: Tensor, v: Tensor, coefficients: list[Tensor]) -> Tensor:
+        """The derivative of :meth:`_slope` in z along v."""
+        if self._fused(z, coefficients) and not _recorded(z, v, *self.kernels, *coefficients):
+            return experts.curved(z, v, self.kernels[0], coefficients[0], self.config.grid_x)
+        kept, last = [], self.config.layers - 1
+        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
+            x, v = convolve(z, kernel, dilation), convolve(v, kernel, dilation)
+            orders = (0, 1, 2) if l < last else (1, 2)
+            *values, slope, curvature = spline.evaluate(x, coefficients[l], self.config.grid_x, orders)
+            kept.append((slope, curvature * v))
+            z, v = values[0] if values else None, slope * v
+        g, g_v = kept[-1]
+        for l in reversed(range(self.config.layers)):
+            g_v = convolve_adjoint(g_v, self.kernels[l], self.config.dilations[l])
+            if l:
+                g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
+                slope, bent = kept[l - 1]
+                g, g_v = g * slope, g_v * slope + g * bent
+        return g_v
 
     @torch.no_grad()
     def warm_start(
@@ -389,13 +456,13 @@ def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Te
     return grid.fit(m, (m**2 + s**2).sqrt() - s), grid.fit(m, even).transpose(1, 2)
 
 
+def _recorded(*tensors: Tensor) -> bool:
+    """Whether torch records what is done with them."""
+    return torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+
+
 @cache
 def _roughness(count: int) -> tuple[Tensor, Tensor]:
     """Eigenvalues and eigenvectors of D^3^T D^3 for ``count`` nodes."""
     third = torch.eye(count, dtype=torch.float64).diff(n=3, dim=0)
     return torch.linalg.eigh(third.T @ third)
-
-
-def spline_sum(x: Tensor, coefficients: Tensor, grid: SplineGrid) -> Tensor:
-    """< phi(x), 1 > per image: (B, C, H, W) -> (B,)."""
-    return spline.evaluate(x, coefficients, grid)[0].sum((1, 2, 3))

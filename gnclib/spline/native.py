@@ -1,9 +1,10 @@
-"""The compiled spline evaluation on CPU, built on first use; nothing here is needed for a correct result.
+"""Compiled C++ on CPU, built on first use; nothing here is needed for a correct result.
 
-``spline_native.cpp`` is compiled by torch's own extension loader (about two seconds, once; the library is kept in
-torch's extension cache). Where no compiler is at hand, or the build fails, :func:`usable` answers False, a warning
-says so once, and :mod:`gnclib.spline` goes on in plain torch. Set the environment variable ``GNC_NATIVE=0`` to switch
-it off.
+A source beside a module is compiled by torch's own extension loader (a few seconds, once; the library is kept in
+torch's extension cache). Where no compiler is at hand, or a build fails, :func:`library` answers None, a warning
+says so once, and the caller goes on in plain torch. ``GNC_NATIVE=0`` in the environment switches all of it off.
+
+Also here: the compiled form of :mod:`gnclib.spline.reference`.
 """
 
 from __future__ import annotations
@@ -21,6 +22,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gnclib.checks import hidden
 from gnclib.io import files
 from gnclib.spline import reference as spline_reference
 
@@ -30,19 +32,19 @@ _FLAGS = [
     *("-fno-math-errno", "-fno-trapping-math", "-ffp-contract=fast"),
 ]
 _lock = threading.Lock()
-_library: ctypes.CDLL | None = None
-_tried = False
+_libraries: dict[Path, ctypes.CDLL | None] = {}
 
 
-def _name() -> str:
+def _name(source: Path = _SOURCE) -> str:
     """One library per source, flags, torch and processor: building another never replaces one that a process uses."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         processor = next(line for line in lines if line.startswith(("flags", "Features")))
     except (OSError, StopIteration):
         processor = platform.processor()
-    parts = _SOURCE.read_text(), *_FLAGS, torch.__version__, platform.machine(), processor
-    return "gnclib_spline_" + hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    parts = source.read_text(), *_FLAGS, torch.__version__, platform.machine(), processor
+    digest = hashlib.sha256("\n".join(parts).encode()).hexdigest()[:12]
+    return f"gnclib_{source.parent.name}_{source.stem}_{digest}"
 
 
 def _digest(content: bytes) -> str:
@@ -60,10 +62,10 @@ def _whole(root: Path, name: str) -> Path | None:
     return None
 
 
-def _build() -> ctypes.CDLL:
+def _build(source: Path) -> ctypes.CDLL:
     from torch.utils import cpp_extension
 
-    name = _name()
+    name = _name(source)
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR") or cpp_extension.get_default_build_root())
     built = _whole(root, name)
     if built is None:
@@ -73,7 +75,7 @@ def _build() -> ctypes.CDLL:
         with tempfile.TemporaryDirectory(prefix=f"{name}-", dir=root) as folder:
             cpp_extension.load(
                 name,
-                [str(_SOURCE)],
+                [str(source)],
                 extra_cflags=_FLAGS,
                 extra_ldflags=["-fopenmp"],
                 build_directory=folder,
@@ -81,35 +83,48 @@ def _build() -> ctypes.CDLL:
             )
             content = (Path(folder) / f"{name}.so").read_bytes()
             built = files.write_bytes(root / f"{name}-{_digest(content)}.so", content)
-    library = ctypes.CDLL(str(built))
-    pointer, number, integer = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
-    head = [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3
-    library.gnc_spline_forward.argtypes = [*head, integer]
-    library.gnc_spline_backward.argtypes = [*head, pointer, pointer, integer]
-    library.gnc_spline_forward.restype = library.gnc_spline_backward.restype = None
-    return library
+    return ctypes.CDLL(str(built))
 
 
-def library() -> ctypes.CDLL | None:
-    """The compiled library, or None where it is switched off or could not be built (said once, by a warning)."""
-    global _library, _tried
+def library(source: Path = _SOURCE) -> ctypes.CDLL | None:
+    """The compiled source, or None where it is switched off or could not be built (said once, by a warning)."""
     with _lock:
-        if not _tried:
-            _tried = True
+        if source not in _libraries:
+            failed_before = None in _libraries.values()
+            _libraries[source] = None
             if os.environ.get("GNC_NATIVE", "1") != "0":
                 try:
-                    _library = _build()
+                    _libraries[source] = _build(source)
                 except Exception as error:
-                    reason = (
-                        str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-                    )
-                    warnings.warn(
-                        f"gnclib: the compiled splines could not be built ({reason}); plain torch is used instead,"
-                        " several times slower",
-                        RuntimeWarning,
-                        stacklevel=2,
-                    )
-    return _library
+                    reason = (str(error).strip() or type(error).__name__).splitlines()[0]
+                    if not failed_before:
+                        warnings.warn(
+                            f"gnclib: the compiled splines could not be built ({reason}); plain torch is used"
+                            " instead, several times slower",
+                            RuntimeWarning,
+                            stacklevel=2,
+                        )
+        return _libraries[source]
+
+
+@torch.compiler.assume_constant_result
+def available(source: Path = _SOURCE) -> bool:
+    """Whether there is a :func:`library`, as a constant of a traced program."""
+    return library(source) is not None
+
+
+@cache
+def _splines() -> ctypes.CDLL | None:
+    found = library()
+    if found is not None:
+        pointer, number, integer = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
+        head = (
+            [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3
+        )
+        found.gnc_spline_forward.argtypes = [*head, integer]
+        found.gnc_spline_backward.argtypes = [*head, pointer, pointer, integer]
+        found.gnc_spline_forward.restype = found.gnc_spline_backward.restype = None
+    return found
 
 
 def usable(x: Tensor, coefficients: Tensor) -> bool:
@@ -119,7 +134,8 @@ def usable(x: Tensor, coefficients: Tensor) -> bool:
         plain
         and x.device.type == coefficients.device.type == "cpu"
         and x.numel() > 0
-        and library() is not None
+        and not hidden()
+        and available()
     )
 
 
@@ -132,7 +148,7 @@ def forward(x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ...]) -> t
     """:func:`gnclib.spline.reference.evaluate` for tensors which are :func:`usable` and distinct ``orders``."""
     x, coefficients = x.contiguous(), coefficients.contiguous()
     values = {k: torch.empty_like(x) for k in orders}
-    library().gnc_spline_forward(*_arguments(x, coefficients, grid, values), torch.get_num_threads())
+    _splines().gnc_spline_forward(*_arguments(x, coefficients, grid, values), torch.get_num_threads())
     return tuple(values[k] for k in orders)
 
 
@@ -143,7 +159,7 @@ def backward(
     x, coefficients = x.contiguous(), coefficients.contiguous()
     by_order = {k: g.contiguous() for k, g in zip(orders, grads, strict=True)}
     wanted = torch.empty_like(x), torch.empty_like(coefficients)
-    library().gnc_spline_backward(
+    _splines().gnc_spline_backward(
         *_arguments(x, coefficients, grid, by_order),
         *(w.data_ptr() for w in wanted),
         torch.get_num_threads(),

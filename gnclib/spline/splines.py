@@ -27,8 +27,8 @@ environment allows the definition only. ``gnc bench splines`` measures them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
-from functools import cache
 
 import numpy as np
 import torch
@@ -58,7 +58,7 @@ class SplineGrid:
     def __post_init__(self):
         if int(self.count) != self.count or self.count < ORDER:
             raise ValueError(f"a quartic spline needs an integer count of at least 5 nodes, got {self.count}")
-        if not (np.isfinite(self.low) and np.isfinite(self.high) and self.low < self.high):
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
             raise ValueError(f"the range must be finite with low < high, got [{self.low}, {self.high}]")
 
     @property
@@ -94,18 +94,17 @@ class SplineGrid:
         return a + b * mu + c * (mu**2 - 5 / 12 * self.spacing**2)
 
 
-@cache
-def _polynomials(derivative: int) -> tuple[tuple[float, float, tuple[float, ...]], ...]:
-    """The pieces of a derivative of beta on |u|: (from, to, coefficients by rising power of |u|)."""
-    pieces = (
-        (0.0, 0.5, (115 / 192, 0, -5 / 8, 0, 1 / 4)),
-        (0.5, 1.5, (55 / 96, 20 / 96, -120 / 96, 80 / 96, -16 / 96)),
-        (1.5, 2.5, (625 / 384, -125 / 48, 25 / 16, -5 / 12, 1 / 24)),
-    )
-    return tuple(
-        (inner, outer, tuple(map(float, np.polynomial.polynomial.polyder(powers, derivative))))
-        for inner, outer, powers in pieces
-    )
+#: the pieces of beta on |u|: (from, to, coefficients by rising power of |u|)
+_PIECES = (
+    (0.0, 0.5, (115 / 192, 0, -5 / 8, 0, 1 / 4)),
+    (0.5, 1.5, (55 / 96, 20 / 96, -120 / 96, 80 / 96, -16 / 96)),
+    (1.5, 2.5, (625 / 384, -125 / 48, 25 / 16, -5 / 12, 1 / 24)),
+)
+#: the same of each derivative of beta
+_POLYNOMIALS = tuple(
+    tuple((low, high, tuple(np.polynomial.polynomial.polyder(p, k).tolist())) for low, high, p in _PIECES)
+    for k in range(ORDER)
+)
 
 
 def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
@@ -122,12 +121,12 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
     Raises:
         ValueError: a derivative outside of 0..4.
     """
-    if derivative not in range(ORDER):
+    if derivative not in (0, 1, 2, 3, 4):
         raise ValueError(f"derivative must be 0, 1, 2, 3 or 4, got {derivative!r}")
     pieces = torch.zeros_like(u)
     a = u.abs()
     sign = torch.where(u < 0, -1.0, 1.0).to(u.dtype) if derivative % 2 else 1.0
-    for inner, outer, powers in _polynomials(derivative):
+    for inner, outer, powers in _POLYNOMIALS[derivative]:
         value = torch.zeros_like(u)
         for coefficient in powers[::-1]:
             value = value * a + coefficient

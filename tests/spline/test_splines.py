@@ -527,8 +527,7 @@ def test_switched_off_by_the_environment():
 
 def test_without_a_compiler_it_says_so_once_and_goes_on(tmp_path, monkeypatch):
     """A compiler that does not exist and an empty cache of built extensions: torch's own loader fails."""
-    monkeypatch.setattr(spline_native, "_tried", False)
-    monkeypatch.setattr(spline_native, "_library", None)
+    monkeypatch.setattr(spline_native, "_libraries", {})
     monkeypatch.setenv("GNC_NATIVE", "1")
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "empty"))
