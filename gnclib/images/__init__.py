@@ -12,6 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "data": ["add_noise", "bsds68", "embedded", "training_images", "validation_images"],
         "metrics": ["psnr", "ssim"],
-        "writing": ["Picture", "check_writable", "quantise", "read", "write"],
+        "reading": ["Picture", "read"],
+        "writing": ["check_writable", "quantise", "write"],
     },
 )

@@ -13,6 +13,7 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
 from gnclib.score import training as train
 from gnclib.score.training import TrainConfig, TrainState
+from tests.leaves import dead_leaves
 
 PRIOR = FoEConfig(features=6, kernel_size=3, nodes_x=31, nodes_tau=7)
 SHORT = TrainConfig(steps=6, batch=4, patch=14, fraction=0.5, lr=5e-3)
@@ -20,7 +21,7 @@ SHORT = TrainConfig(steps=6, batch=4, patch=14, fraction=0.5, lr=5e-3)
 
 @pytest.fixture(scope="module")
 def images():
-    return {f"leaves{k}": data.dead_leaves(40, 40, torch.Generator().manual_seed(k)) for k in range(2)}
+    return {f"leaves{k}": dead_leaves(40, 40, torch.Generator().manual_seed(k)) for k in range(2)}
 
 
 @pytest.fixture
