@@ -1,6 +1,6 @@
 """Pictures and data sets, in and out, and how alike two pictures are.
 
-Here: image files, BSDS500 and BSDS68, crops, dead leaves, PSNR and SSIM.
+Here: image files, BSDS500 and BSDS68, crops, PSNR and SSIM.
 Never: energies.
 May import: `io`.
 """
