@@ -24,6 +24,7 @@ from gnclib.score import TrainConfig, TrainState, distributed, load_checkpoint
 from gnclib.score import run as training_run
 from gnclib.score.card import Row
 from gnclib.score.training import training
+from tests.leaves import dead_leaves
 
 PRIORS = {"R1": FoEConfig(features=6, kernel_size=3, nodes_x=31, nodes_tau=7)}
 PRIORS["R3"] = replace(PRIORS["R1"], layers=3)
@@ -34,7 +35,7 @@ context.set_forkserver_preload(["gnclib.score.run"])
 
 
 def leaves(size, seed=0):
-    return data.dead_leaves(size, size, torch.Generator().manual_seed(seed))
+    return dead_leaves(size, size, torch.Generator().manual_seed(seed))
 
 
 def offline():

@@ -5,7 +5,7 @@ import math
 import pytest
 import torch
 
-from gnclib.checks import as_images, as_time
+from gnclib.checks import FARTHEST, as_device, as_images, as_measured, as_time
 
 LIKE = torch.zeros(3, dtype=torch.float64)
 
@@ -57,3 +57,22 @@ def test_as_images_returns_the_same_tensor():
 def test_as_images_refuses(x, message):
     with pytest.raises(ValueError, match=message):
         as_images(x)
+
+
+def test_as_measured_takes_strong_noise_but_no_bytes():
+    x = torch.full((1, 1, 3, 3), 0.5)
+    for value in (-FARTHEST, FARTHEST):
+        x[0, 0, 1, 1] = value
+        assert as_measured(x) is x
+        x[0, 0, 1, 1] = 1.01 * value
+        with pytest.raises(ValueError, match="divide by 255"):
+            as_measured(x)
+    with pytest.raises(ValueError, match="shape"):
+        as_measured(torch.zeros(3, 3))
+
+
+def test_as_device():
+    assert as_device("cpu") == torch.device("cpu")
+    for name, message in (("abacus", "abacus"), ("meta", "nothing is computed"), ("cuda:99", "use cpu")):
+        with pytest.raises(ValueError, match=message):
+            as_device(name)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import inspect
 import sys
 from collections.abc import Callable, Iterable
@@ -12,8 +13,19 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
-    *("DEBUG", "PATH", "POSITIVE", "SETTINGS", "Command", "command", "device", "images", "limit", "only"),
-    *("prior", "progress", "repeated", "say"),
+    *(
+        "DEBUG",
+        "PATH",
+        "POSITIVE",
+        "SETTINGS",
+        "Command",
+        "command",
+        "device",
+        "image_set",
+        "only",
+        "progress",
+    ),
+    *("repeated", "say", "task", "together"),
 ]
 
 T = TypeVar("T")
@@ -42,15 +54,9 @@ def command(examples: str) -> Callable[[Callable], click.Command]:
     return click.command(cls=Command, examples=examples)
 
 
-prior = click.option(
-    "--prior",
-    default="R1",
-    metavar="NAME",
-    help="a prior of the package, a folder, or hf:owner/name on the Hugging Face hub",
-)
-device = click.option("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, ...")
-limit = click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images")
-images = click.option("--images", type=PATH, metavar="DIR", help="folder of images (default: BSDS68)")
+def together(*parts: Callable) -> Callable:
+    """One decorator of several arguments and options, which the help shows in this order."""
+    return lambda function: functools.reduce(lambda made, part: part(made), reversed(parts), function)
 
 
 def repeated(*names: str, help: str, **options: Any) -> Callable:
@@ -61,6 +67,19 @@ def repeated(*names: str, help: str, **options: Any) -> Callable:
 def only(what: str) -> Callable:
     """The option --only for things of one kind."""
     return repeated("--only", metavar="NAME", help=what)
+
+
+device = click.option("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, ...")
+task = click.option(
+    "--task",
+    type=click.Choice(["denoise", "inpaint"]),
+    default="denoise",
+    help="remove noise, or fill in pixels",
+)
+image_set = together(
+    click.option("--images", type=PATH, metavar="DIR", help="folder of images (default: BSDS68)"),
+    click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images"),
+)
 
 
 def say(text: str) -> None:

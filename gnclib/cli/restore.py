@@ -28,24 +28,25 @@ SCHEMES = {
 }
 
 
-def scheme_option(*names: str, default: str | None = "gnc", text: str = "") -> Callable:
-    """The option --scheme."""
-    meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in names)
-    return click.option("--scheme", type=click.Choice(names), default=default, help=meanings + text)
+def solver_options(*schemes: str, default: str | None = "gnc", more: str = "") -> Callable:
+    """The options --prior, --scheme, --steps and --device."""
+    meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in schemes)
+    place = "a prior of the package, a folder, or hf:owner/name on the Hugging Face hub"
+    counts = "steps of gnc (default: 10, inpainting 30) and joint (12, 60)"
+    return options.together(
+        click.option("--prior", default="R1", metavar="NAME", help=place),
+        click.option("--scheme", type=click.Choice(schemes), default=default, help=meanings + more),
+        click.option("--steps", type=int, metavar="I", help=counts),
+        options.device,
+    )
 
 
-steps_option = click.option(
-    "--steps", type=int, metavar="I", help="steps of gnc (default: 10, inpainting 30) and joint (12, 60)"
+OUT_HELP = "file to write: png, tif, jpg, bmp; or a folder (existing, or ending in /)"
+file_options = options.together(
+    click.argument("inputs", type=PATH, nargs=-1, required=True, metavar="IN..."),
+    click.option("-o", "--output", required=True, metavar="OUT", help=OUT_HELP),
+    click.option("--force", is_flag=True, help="overwrite OUT if it exists"),
 )
-inputs_argument = click.argument("inputs", type=PATH, nargs=-1, required=True, metavar="IN...")
-output_option = click.option(
-    "-o",
-    "--output",
-    required=True,
-    metavar="OUT",
-    help="file to write: png, tif, jpg, bmp; or a folder (existing, or ending in /)",
-)
-force_option = click.option("--force", is_flag=True, help="overwrite OUT if it exists")
 
 
 # --- files ------------------------------------------------------------------------------------------------
@@ -104,6 +105,9 @@ def _bar() -> Callable[[int, int], None]:
 
 # --- denoise ----------------------------------------------------------------------------------------------
 
+COLOUR_HELP = "denoise brightness and differences of colour, or red, green and blue; auto: as the noise looks"
+NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 if none is given)"
+
 
 @command(
     """
@@ -114,31 +118,14 @@ def _bar() -> Callable[[int, int], None]:
     gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference
     """
 )
-@inputs_argument
-@output_option
-@force_option
+@file_options
+@click.option("--sigma", type=float, metavar="S", help="noise in grey levels of 0..255 (default: estimated)")
+@solver_options(*SCHEMES)
 @click.option(
-    "--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: estimated)"
-)
-@options.prior
-@scheme_option(*SCHEMES)
-@steps_option
-@options.device
-@click.option(
-    "--colour",
-    type=click.Choice(["auto", "opponent", "channels"]),
-    default="auto",
-    help="denoise brightness and differences of colour, or red, green and blue; auto: as the noise looks",
+    "--colour", type=click.Choice(["auto", "opponent", "channels"]), default="auto", help=COLOUR_HELP
 )
 @click.option("--clean", type=PATH, metavar="REF", help="noise-free image to measure the PSNR against")
-@click.option(
-    "--add-noise",
-    type=int,
-    is_flag=False,
-    flag_value=0,
-    metavar="[SEED]",
-    help="take IN as clean: add Gaussian noise of this sigma first (seed: 0 if none is given)",
-)
+@click.option("--add-noise", type=int, is_flag=False, flag_value=0, metavar="[SEED]", help=NOISE_HELP)
 def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
     hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
@@ -152,6 +139,8 @@ def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
     if clean is not None and len(inputs) > 1:
         raise ValueError("--clean is for one image, not for several")
     fraction = None if sigma is None else _fraction(sigma)
+    import torch
+
     from gnclib import images
 
     def work(source: Path, target: Path) -> None:
@@ -166,7 +155,7 @@ def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
                     f" {noisy.shape}: they must agree"
                 )
         elif add_noise is not None:
-            noisy, reference = _with_noise(noisy, fraction, add_noise), noisy
+            noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, add_noise).numpy(), noisy
         made = images.quantise(picture, _denoised(noisy, source, sigma=fraction, **solver))
         if reference is not None:
             kind = "as in the file" if clean else "unclipped"
@@ -215,14 +204,6 @@ def _denoised(pixels, source: Path, sigma: float | None, **solver):
     return found.image
 
 
-def _with_noise(pixels, sigma: float, seed: int):
-    import torch
-
-    from gnclib.images import add_noise
-
-    return add_noise(torch.from_numpy(pixels), sigma, seed).numpy()
-
-
 def _psnr(pixels, reference) -> float:
     """In dB over all channels (C, H, W) together."""
     import torch
@@ -242,19 +223,11 @@ def _psnr(pixels, reference) -> float:
     gnc inpaint noisy80.png --mask holes.png --scheme learned -o whole.png
     """
 )
-@inputs_argument
-@output_option
-@force_option
+@file_options
 @click.option(
-    "--mask",
-    required=True,
-    metavar="MASK",
-    help="image of the same size, not black where IN is missing; or 'alpha'",
+    "--mask", required=True, metavar="MASK", help="image that is not black where IN is missing; or 'alpha'"
 )
-@options.prior
-@scheme_option("gnc", "joint", "learned")
-@steps_option
-@options.device
+@solver_options("gnc", "joint", "learned")
 def inpaint(inputs, output, force, mask, **solver):
     """Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are, and so do
     colour profile, EXIF and resolution where OUT can hold them. The prior sees a few pixels far: scratches, writing
@@ -305,27 +278,14 @@ def _missing(mask: str, source: Path, picture):
     gnc evaluate --sigma 25 --scheme learned --colour opponent             CBSD68, see 'gnc denoise --help'
     """
 )
-@options.prior
-@scheme_option(*SCHEMES, default=None, text=" (default: mmse, for inpainting gnc)")
-@steps_option
-@options.device
-@click.option(
-    "--task",
-    type=click.Choice(["denoise", "inpaint"]),
-    default="denoise",
-    help="denoise: white Gaussian noise; inpaint: missing pixels",
-)
-@options.repeated(
-    "--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255 (default: 25)"
-)
+@solver_options(*SCHEMES, default=None, more=" (default: mmse, for inpainting gnc)")
+@options.task
+@options.repeated("--sigma", type=float, metavar="S", help="noise in grey levels of 0..255 (default: 25)")
 @options.repeated("--missing", type=float, metavar="F", help="fraction of missing pixels (default: 0.8)")
-@options.images
 @click.option(
-    "--colour",
-    type=click.Choice(["opponent", "channels"]),
-    help="images in colour, restored in opponent colours or channel by channel",
+    "--colour", type=click.Choice(["opponent", "channels"]), help="images in colour, restored in this basis"
 )
-@options.limit
+@options.image_set
 @click.option("--json", "file", type=PATH, metavar="FILE", help="write the numbers, image by image, to FILE")
 def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour, limit, file):
     """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;

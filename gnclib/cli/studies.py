@@ -32,8 +32,7 @@ table_option = click.option(
 @options.repeated("--sigma", type=float, metavar="S", help="noise level in grey levels of 0..255")
 @options.repeated("--missing", type=float, metavar="P", help="percent of the pixels that are missing")
 @options.only("a method")
-@options.images
-@options.limit
+@options.image_set
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/field.json)")
 @click.option("--timing", type=POSITIVE, metavar="N", help="instead: time the methods in turns on N images")
 @click.option(
@@ -133,7 +132,7 @@ def _show_results(results: Iterable, name: str, path: Path) -> None:
 @click.option("--prior", default="R1", metavar="NAME", help="a prior of the package or a folder")
 @options.repeated("--task", type=click.Choice(["denoise", "inpaint"]), help="default: both")
 @options.repeated("--set", "sets", type=click.Choice(["embedded", "bsds68"]), help="of images; default: both")
-@options.limit
+@click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of each set")
 @click.option(
     "--crop", type=int, default=160, metavar="PIXELS", help="side of the middle square, 0 for whole images"
 )

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import functools
 import inspect
 import re
 import signal
@@ -50,11 +49,7 @@ def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callab
                 help=f"{text[:1].lower()}{text[1:]} (default: {default})",
             )
         )
-
-    def decorate(function: Callable) -> Callable:
-        return functools.reduce(lambda made, option: option(made), reversed(found), function)
-
-    return decorate
+    return options.together(*found)
 
 
 resume_option = click.option("--resume", is_flag=True, help="go on from the checkpoint in DIR")

@@ -424,7 +424,7 @@ class FieldsOfExperts(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> FieldsOfExperts:
-        """Load a prior of the package ("R1"), from a folder, or from the hub ("owner/name", "owner/name@revision").
+        """Load a prior of the package ("R1"), from a folder, or from the hub ("hf:owner/name@revision").
 
         Looked for in this order (:mod:`gnclib.foe.hub`); a folder is what :meth:`save_pretrained` writes.
 

@@ -1,6 +1,6 @@
 """Pictures and data sets, in and out, and how alike two pictures are.
 
-Here: image files, BSDS500 and BSDS68, crops, dead leaves, PSNR and SSIM.
+Here: image files, BSDS500 and BSDS68, crops, PSNR and SSIM.
 Never: energies.
 May import: `io`.
 """
@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data": ["add_noise", "bsds68", "embedded", "training_images", "validation_images"],
         "folders": ["folder_images", "image_files"],
         "metrics": ["psnr", "ssim"],
-        "writing": ["Picture", "check_writable", "quantise", "read", "write"],
+        "reading": ["Picture", "read"],
+        "writing": ["check_writable", "quantise", "write"],
     },
 )

@@ -1,4 +1,4 @@
-"""Square pieces of images: uniformly random ones for training, and the one in the middle."""
+"""Square pieces of images: random ones for training, and the one in the middle."""
 
 from __future__ import annotations
 
@@ -13,13 +13,24 @@ __all__ = ["PatchSampler", "middle", "patches"]
 class PatchSampler:
     """Uniformly random square crops of a set of images, fast enough for a training loop.
 
-    Every position of every image at which a patch fits is equally likely; with `augment` each crop is also
-    turned or mirrored by one of the 8 symmetries of the square, all equally likely. Images with 8-bit grey
-    values are stored as uint8, so sampling is exact and 400 photographs take 62 MB.
+    Every position of every image at which a patch fits is equally likely. Images with 8-bit grey values are stored as
+    uint8, so sampling is exact and 400 photographs take 62 MB.
 
-    images: dict name -> (1, 1, H, W) or an iterable of such tensors, in [0, 1]; size: side of the patch in
-    pixels; generator: the only source of randomness. Raises ValueError for no images, a wrong shape or dtype,
-    and for a patch larger than an image.
+    Parameters
+    ----------
+    images
+        Mapping name -> (1, 1, H, W) or an iterable of such tensors, in [0, 1].
+    size
+        Side of a patch in pixels.
+    generator
+        The only source of randomness.
+    augment
+        Whether each crop is turned or mirrored by one of the 8 symmetries of the square, all equally likely.
+
+    Raises
+    ------
+    ValueError
+        No images, a wrong shape, dtype or range, or a patch larger than an image.
     """
 
     def __init__(

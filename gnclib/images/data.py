@@ -1,27 +1,27 @@
-"""Images: BSDS500 by split, the BSDS68 benchmark, patches, and pictures that need no network.
+"""BSDS500 by split, the BSDS68 benchmark, photographs that need no network, and noise.
 
-The Berkeley Segmentation Data Set (Arbelaez, Maire, Fowlkes & Malik, TPAMI 2011) has 500 photographs of
-321 x 481 pixels (either way up) in three splits: train (200), val (100) and test (200). The denoising
-benchmark BSDS68 of Roth & Black is a *subset of val*. Priors are therefore trained on train + test only:
-`training_images` refuses val, so a benchmark number is never a number on training data.
+The Berkeley Segmentation Data Set (Arbelaez, Maire, Fowlkes & Malik, TPAMI 2011) has 500 photographs of 321 x 481
+pixels (either way up) in three splits: train (200), val (100) and test (200). The denoising benchmark BSDS68 of Roth &
+Black is a *subset of val*. Priors are therefore trained on train + test only: `training_images` refuses val, so a
+benchmark number is never a number on training data.
 
-The images are not part of this package. They are read from the folder named by the environment variable
-`GNC_DATA_DIR` (which holds `BSDS500/{train,val,test}/*.jpg`) or else downloaded once into pooch's cache from
-a public mirror at a pinned commit. Either way each file is checked against the SHA-256 in `bsds500.sha256`.
+The images are not part of this package. They are read from the folder named by the environment variable `GNC_DATA_DIR`
+(which holds `BSDS500/{train,val,test}/*.jpg`) or else downloaded once into pooch's cache from a public mirror at a
+pinned commit. Either way each file is checked against the SHA-256 in `bsds500.sha256`.
 
-Grey values are PIL's `convert("L")` (ITU-R 601 luma, rounded to 8 bits) divided by 255: float32 in [0, 1],
-shape (1, 1, H, W). That is the grey version which the benchmark uses.
+Grey values are PIL's `convert("L")` (ITU-R 601 luma, rounded to 8 bits) divided by 255: float32 in [0, 1], shape
+(1, 1, H, W). That is the grey version which the benchmark uses.
 """
+
+from __future__ import annotations
 
 import hashlib
 import io
 import math
 import os
 import re
-import time
 import warnings
 from collections.abc import Iterable
-from contextlib import suppress
 from functools import cache
 from importlib.resources import files
 from pathlib import Path
@@ -33,42 +33,28 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnclib.images.crops import PatchSampler, middle, patches
-from gnclib.images.leaves import dead_leaves, leaf_radii
-from gnclib.io.reading import read_bytes
+from gnclib.io import read_bytes
 
 with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them
     warnings.filterwarnings("ignore", message="IProgress not found")
     import pooch
 
 __all__ = [
-    "PatchSampler",
-    "add_noise",
-    "available",
-    "bsds68",
-    "bsds68_ids",
-    "bsds500",
-    "bsds500_ids",
-    "dead_leaves",
-    "embedded",
-    "leaf_radii",
-    "middle",
-    "patches",
-    "refuse_validation",
-    "training_images",
-    "validation_images",
-    "verify",
-]
+    "PatchSampler", "add_noise", "available", "bsds68", "bsds68_ids", "bsds500", "bsds500_ids", "embedded", "middle",
+    "patches", "refuse_validation", "refuse_validation_files", "training_images", "validation_images", "verify",
+]  # fmt: skip
 
 SPLITS = ("train", "val", "test")
 #: bytes; the largest image of BSDS500 has less than a tenth of it
 LARGEST = 2_000_000
 COMMIT = "a04b7c6c3a9f0ace74bf205c72a43d32e1c72722"
 URL = f"https://raw.githubusercontent.com/BIDS/BSDS500/{COMMIT}/BSDS500/data/images/"
+#: photographs of scikit-image
 EMBEDDED = (
     *("astronaut.png", "brick.png", "camera.png", "chelsea.png", "coffee.png", "coins.png"),
     *("grass.png", "gravel.png", "moon.png", "motorcycle_left.png", "rocket.jpg"),
 )
-
+#: those of them that are in colour
 COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
 
 
@@ -109,6 +95,10 @@ def bsds500_ids(split: str) -> tuple[str, ...]:
     if split not in SPLITS:
         raise ValueError(f"there is no split {split!r} of BSDS500: choose one of {', '.join(SPLITS)}")
     return tuple(sorted(Path(name).stem for name in _hashes() if name.startswith(f"{split}/")))
+
+
+def _names(split: str, ids: Iterable[str]) -> list[str]:
+    return [f"{split}/{image}.jpg" for image in ids]
 
 
 # --- where they lie ---------------------------------------------------------------------------------------
@@ -161,15 +151,6 @@ def _read_local(folder: Path, name: str) -> bytes:
     return content
 
 
-def _remove_remains(folder: Path) -> None:
-    """Remove what a killed download left: pooch's temporary files, if an hour old (another may be at work)."""
-    for split in SPLITS:
-        for path in (folder / split).glob("tmp*"):
-            with suppress(OSError):
-                if time.time() - path.stat().st_mtime > 3600:
-                    path.unlink()
-
-
 def _download(names: list[str]) -> Path:
     """Download into pooch's cache what is not there yet; return the folder."""
     folder = _cache_folder()
@@ -177,7 +158,6 @@ def _download(names: list[str]) -> Path:
     if missing:
         fetcher = pooch.create(path=folder, base_url=URL, registry=_hashes(), retry_if_failed=2)
         pooch.get_logger().setLevel("WARNING")
-        _remove_remains(folder)
         try:
             for name in tqdm(missing, desc="BSDS500", unit="image"):
                 fetcher.fetch(name)
@@ -199,13 +179,8 @@ def _contents(names: list[str]) -> dict[str, bytes]:
 
 def _images(split: str, ids: Iterable[str], mode: str = "L") -> dict[str, Tensor]:
     """Images of a split by their ids, in this order; mode as for :func:`_decode`."""
-    return {
-        Path(name).stem: _decode(content, mode) for name, content in _contents(_names(split, ids)).items()
-    }
-
-
-def _names(split: str, ids: Iterable[str]) -> list[str]:
-    return [f"{split}/{image}.jpg" for image in ids]
+    contents = _contents(_names(split, ids))
+    return {Path(name).stem: _decode(content, mode) for name, content in contents.items()}
 
 
 def _decode(content: bytes, mode: str = "L") -> Tensor:
@@ -219,19 +194,42 @@ def _decode(content: bytes, mode: str = "L") -> Tensor:
 
 
 def bsds500(split: str) -> dict[str, Tensor]:
-    """Grey images of one split of BSDS500: a dict id -> float32 tensor (1, 1, H, W) in [0, 1], sorted by id.
+    """Grey images of one split of BSDS500, sorted by id; the files are downloaded if need be (10 to 20 MB per split).
 
-    Reads below GNC_DATA_DIR if that is set; otherwise downloads (about 10 to 20 MB per split) with a progress
-    bar. Raises ValueError for an unknown split or a corrupt file, FileNotFoundError for a missing one, and
-    ConnectionError, saying what to do, when the download fails.
+    Parameters
+    ----------
+    split
+        "train", "val" or "test".
+
+    Returns
+    -------
+    dict
+        Id -> float32 tensor (1, 1, H, W) in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        An unknown split or a corrupt file.
+    FileNotFoundError
+        A file is missing below GNC_DATA_DIR.
+    ConnectionError
+        The download fails; the message says what to do.
     """
     return _images(split, bsds500_ids(split))
 
 
 def bsds68(colour: bool = False) -> dict[str, Tensor]:
-    """The 68 test images of Roth & Black in the benchmark's order: dict id -> (1, 1, H, W). For tests only.
+    """The 68 test images of Roth & Black in the benchmark's order, for tests only. Raises as :func:`bsds500`.
 
-    colour: (3, 1, H, W), red, green and blue: the benchmark that is known as CBSD68.
+    Parameters
+    ----------
+    colour
+        Red, green and blue, the benchmark that is known as CBSD68, instead of grey.
+
+    Returns
+    -------
+    dict
+        Id -> (1, 1, H, W), in colour (3, 1, H, W).
     """
     return _images("val", bsds68_ids(), "RGB" if colour else "L")
 
@@ -242,8 +240,22 @@ def validation_images() -> dict[str, Tensor]:
     return _images("val", [image for image in bsds500_ids("val") if image not in benchmark])
 
 
+def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tensor]:
+    """Images to train on: by default train + test, 400 of them. Raises ValueError for val, which holds BSDS68."""
+    splits = (splits,) if isinstance(splits, str) else tuple(splits)
+    if not splits:
+        raise ValueError("training_images needs at least one split: 'train', 'test' or both")
+    if "val" in splits:
+        raise ValueError("val must not be trained on: it contains the test set BSDS68. Use train and test")
+    images = {}
+    for split in splits:
+        images.update(bsds500(split))
+    refuse_validation(images)
+    return images
+
+
 def refuse_validation(ids: Iterable[str]) -> None:
-    """Raise ValueError if one of these image ids belongs to val, and say so louder if it belongs to BSDS68."""
+    """Raise ValueError if one of these image ids belongs to val; those of BSDS68 are named first."""
     ids = set(ids)
     if leaked := sorted(ids & set(bsds68_ids())):
         raise ValueError(
@@ -269,29 +281,23 @@ def refuse_validation_files(paths: Iterable[Path]) -> None:
         )
 
 
-def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tensor]:
-    """Images to train on: by default train + test, 400 of them. ValueError for val, which holds BSDS68."""
-    splits = (splits,) if isinstance(splits, str) else tuple(splits)
-    if not splits:
-        raise ValueError("training_images needs at least one split: 'train', 'test' or both")
-    if "val" in splits:
-        raise ValueError("val must not be trained on: it contains the test set BSDS68. Use train and test")
-    images = {}
-    for split in splits:
-        images.update(bsds500(split))
-    refuse_validation(images)
-    return images
-
-
 def verify(splits: Iterable[str] = SPLITS) -> int:
     """Check the SHA-256 of every image of these splits (downloading what is absent); return their number."""
     return sum(len(_contents(_names(split, bsds500_ids(split)))) for split in splits)
 
 
 def embedded(colour: bool = False) -> dict[str, Tensor]:
-    """Photographs bundled with scikit-image (no network): dict name -> (1, 1, H, W), grey, float32, [0, 1].
+    """Photographs bundled with scikit-image, which need no network.
 
-    colour: those that are in colour, as they are: (3, 1, H, W), red, green and blue.
+    Parameters
+    ----------
+    colour
+        Only those in colour, as they are, instead of all in grey.
+
+    Returns
+    -------
+    dict
+        Name -> (1, 1, H, W), in colour (3, 1, H, W), float32 in [0, 1].
     """
     folder, mode = files("skimage") / "data", "RGB" if colour else "L"
     names = COLOURED if colour else EMBEDDED
@@ -304,9 +310,20 @@ def embedded(colour: bool = False) -> dict[str, Tensor]:
 def add_noise(x: Tensor, sigma: float, seed: int | torch.Generator) -> Tensor:
     """White Gaussian noise, y = x + sigma z with z ~ N(0, I). The result is *not* clipped to [0, 1].
 
-    x: any floating tensor; sigma >= 0: standard deviation on the scale of the grey values (25/255 for "sigma
-    25"); seed: an integer or a torch.Generator on the CPU. Convention for benchmarks: the noise of image k of
-    BSDS68 (k = 0, ..., 67 in the benchmark's order) has seed k. Raises ValueError for anything else.
+    Parameters
+    ----------
+    x
+        Any floating tensor.
+    sigma
+        Standard deviation >= 0 on the scale of the grey values (25/255 for "sigma 25").
+    seed
+        An integer or a torch.Generator on the CPU. In benchmarks the noise of image k of BSDS68 (k = 0, ..., 67 in the
+        benchmark's order) has seed k.
+
+    Raises
+    ------
+    ValueError
+        Anything else.
     """
     if not torch.is_tensor(x) or not x.is_floating_point():
         raise ValueError("x must be a floating point tensor")

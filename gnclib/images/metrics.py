@@ -1,4 +1,4 @@
-"""Image quality in the conventions used throughout: peak signal-to-noise ratio and structural similarity.
+r"""Peak signal-to-noise ratio and structural similarity, in the conventions used throughout.
 
     PSNR(x, x*) = -10 log10( mean (x - x*)^2 )   [dB],   grey values in [0, 1], so the peak is 1.
 
@@ -26,8 +26,20 @@ WINDOW = 11
 def psnr(x: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in decibels, data range 1, without clipping.
 
-    x, reference: (B, 1, H, W) of the same shape. Returns (B,) in float64; identical images give +inf.
-    Raises ValueError for anything that is not such a pair of finite images.
+    Parameters
+    ----------
+    x, reference
+        (B, 1, H, W) of the same shape.
+
+    Returns
+    -------
+    Tensor
+        (B,) in float64; +inf for identical images.
+
+    Raises
+    ------
+    ValueError
+        Anything that is not such a pair of finite images.
     """
     x, reference = _pair("psnr", x, reference)
     error = (x.double() - reference.double()).square().mean(dim=(1, 2, 3))  # (B,)
@@ -41,8 +53,20 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
     K_1 = 0.01, K_2 = 0.03, data range 1 (so C_1 = 1e-4, C_2 = 9e-4), covariances not corrected for the number of
     pixels, nothing clipped and no subsampling. Computed by scikit-image in float64.
 
-    x, reference: (B, 1, H, W) of the same shape, H and W at least 11. Returns (B,) in float64.
-    Raises ValueError for anything that is not such a pair of finite images.
+    Parameters
+    ----------
+    x, reference
+        (B, 1, H, W) of the same shape, H and W at least 11.
+
+    Returns
+    -------
+    Tensor
+        (B,) in float64.
+
+    Raises
+    ------
+    ValueError
+        Anything that is not such a pair of finite images.
     """
     from skimage.metrics import structural_similarity  # takes a while to load
 
@@ -52,14 +76,8 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
             f"ssim needs images of {WINDOW} x {WINDOW} pixels or more, got {x.shape[-2]} x {x.shape[-1]}"
         )
     pairs = zip(*(image[:, 0].detach().double().cpu().numpy() for image in (x, reference)), strict=True)
-    settings = {
-        "gaussian_weights": True,
-        "sigma": 1.5,
-        "use_sample_covariance": False,
-        "K1": 0.01,
-        "K2": 0.03,
-    }
-    values = [structural_similarity(a, b, data_range=1.0, **settings) for a, b in pairs]
+    window = {"gaussian_weights": True, "sigma": 1.5, "use_sample_covariance": False}
+    values = [structural_similarity(a, b, data_range=1.0, K1=0.01, K2=0.03, **window) for a, b in pairs]
     return torch.tensor(values, dtype=torch.float64)  # (B,)
 
 

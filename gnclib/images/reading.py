@@ -1,6 +1,6 @@
-"""Image files in: grey or colour, 8 or 16 bit, upright, with alpha, colour profile, EXIF and resolution, or an error.
+"""Image files in: grey or colour, 8 or 16 bit, upright, with alpha, colour profile, EXIF and resolution.
 
-What lies in a file is not to be trusted: it may be cut off, damaged, or made to fill the memory. So
+A file may be cut off, damaged, or made to fill the memory. So
 
 * only the formats of :data:`FORMATS` are tried (Pillow knows dozens, one of which starts another program);
 * what the header declares is checked against :data:`MOST_PIXELS` before any pixel is decoded;
@@ -44,10 +44,20 @@ _EXIF_SIZE = (40962, 40963)
 class Picture:
     """An image in memory.
 
-    pixels: float32 (C, H, W), C = 1 (grey) or 3 (red, green, blue), grey values in [0, 1].
-    alpha: (H, W) integers as in the file, or None. depth: bits per channel in the file, 8 or 16.
-    profile: the embedded ICC colour profile, or None. exif: descriptive EXIF without orientation, or None.
-    dpi: resolution (along the width, along the height) in pixels per inch, or None.
+    Attributes
+    ----------
+    pixels
+        float32 (C, H, W), C = 1 (grey) or 3 (red, green, blue), grey values in [0, 1].
+    alpha
+        (H, W) integers as in the file, or None.
+    depth
+        Bits per channel in the file, 8 or 16.
+    profile
+        Embedded ICC colour profile, or None.
+    exif
+        Descriptive EXIF without orientation, or None.
+    dpi
+        Resolution (along the width, along the height) in pixels per inch, or None.
     """
 
     pixels: np.ndarray
@@ -66,7 +76,14 @@ class Picture:
 
 
 def read(path: str | os.PathLike, *, bilevel: bool = False) -> Picture:
-    """Read an image file; `bilevel`: black-and-white ones, too, as masks often are.
+    """Picture in an image file.
+
+    Parameters
+    ----------
+    path
+        Of the file; what is inside counts, not the suffix.
+    bilevel
+        Whether black-and-white files are read, too, as masks often are.
 
     Raises
     ------
@@ -86,7 +103,7 @@ def read(path: str | os.PathLike, *, bilevel: bool = False) -> Picture:
 
 
 def decode(content: bytes, name: str, *, bilevel: bool = False) -> Picture:
-    """The picture in the bytes of a file; `name` is for the messages. Raises ValueError as :func:`read`."""
+    """Picture in the bytes of a file; `name` is for the messages. Raises ValueError as :func:`read`."""
     if not content:
         raise ValueError(f"{name} is empty: no image file")
     for decoder in ("PIL", "tifffile"):  # what they log about damage would land on stderr

@@ -1,4 +1,4 @@
-"""Image files out, with the bit depth, alpha, colour profile, EXIF and resolution that came in.
+"""Image files out: bit depth, alpha, colour profile, EXIF and resolution as they came in.
 
 Every format keeps what it can hold: PNG, JPEG and TIFF all of it (16-bit colour TIFF profile, resolution and the
 plain texts of EXIF), BMP the resolution. JPEG is written with quality 95 and without subsampling.
@@ -14,10 +14,10 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gnclib.images.reading import Picture, read
-from gnclib.io.files import write_bytes
+from gnclib.images.reading import Picture
+from gnclib.io import write_bytes
 
-__all__ = ["Picture", "check_writable", "quantise", "read", "write"]
+__all__ = ["check_writable", "encode", "quantise", "write"]
 
 _LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 _LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -25,7 +25,7 @@ _FORMATS = _LOSSLESS | _LOSSY
 
 
 def check_writable(path: str | os.PathLike, picture: Picture, force: bool = False) -> Path:
-    """Say before the long computation, not after it, that `picture` cannot be written to `path`.
+    """Refuse, before the long computation, a path that the picture cannot be written to; return it as a Path.
 
     Raises
     ------

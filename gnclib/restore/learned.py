@@ -228,7 +228,7 @@ class LearnedSchedule(nn.Module):
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> LearnedSchedule:
-        """Load a schedule of the package ("R1-denoise-25"), from a folder, or from the hub ("owner/name@revision").
+        """Load a schedule of the package ("R1-denoise-25"), from a folder, or from the hub ("hf:owner/name@revision").
 
         Looked for in this order, see :mod:`gnclib.foe.hub`.
 

@@ -1,4 +1,4 @@
-"""Weights by name: the package first, then folders, then the hub, of which a local stand-in copies a folder."""
+"""Weights by name: the package, folders, and the hub, of which a local stand-in copies a folder."""
 
 import hashlib
 import importlib.util
@@ -8,6 +8,7 @@ import shutil
 import subprocess
 import sys
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ import yaml
 from PIL import Image
 
 from gnclib.cli import main as cli
-from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig, hub
+from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
 from gnclib.restore import schemes
 from gnclib.restore.learned import LearnedSchedule, Task
 from gnclib.score.run import weights_sha256
@@ -68,51 +69,64 @@ def same(a, b):
     return all(torch.equal(v, b.state_dict()[k]) for k, v in a.state_dict().items())
 
 
+@pytest.mark.parametrize("name", ["o-1/n.2_x", "owner/name@v1.0", "owner/name@feature/x"])
+def test_what_a_hub_name_is(server, name):
+    with pytest.raises(FileNotFoundError, match="no public repository of the hub"):
+        FieldsOfExperts.from_pretrained(f"hf:{name}")
+    repository, _, revision = name.partition("@")
+    assert server == [(repository, revision or None, PRIOR_FILES)]
+
+
 @pytest.mark.parametrize(
-    ("name", "is_one"),
-    [
-        ("owner/name", True), ("o-1/n.2_x", True), ("owner/name@v1.0", True), ("owner/name@feature/x", True),
-        ("R1", False), ("/owner/name", False), ("./owner/name", False), ("../name", False), ("owner/name/more", False),
-        ("owner/name@", False), ("owner/name/", False), ("~/name", False), ("owner\\name", False), ("a b/c", False),
-    ],
-)  # fmt: skip
-def test_what_a_hub_name_is(name, is_one):
-    assert hub.is_hub_name(name) == is_one
+    "name", ["", "name", "owner/name/more", "/owner/name", "o/n@", "o/n/", "~/name", "a b/c"]
+)
+def test_what_no_hub_name_is(server, name):
+    with pytest.raises(ValueError, match="write hf:owner/name or hf:owner/name@revision"):
+        FieldsOfExperts.from_pretrained(f"hf:{name}")
+    assert server == []
 
 
 def test_prior_and_schedule_from_the_hub(server):
-    assert same(FieldsOfExperts.from_pretrained("somebody/R1"), FieldsOfExperts.from_pretrained("R1"))
-    found = LearnedSchedule.from_pretrained("somebody/R1-denoise-25@v2")
+    assert same(FieldsOfExperts.from_pretrained("hf:somebody/R1"), FieldsOfExperts.from_pretrained("R1"))
+    found = LearnedSchedule.from_pretrained("hf:somebody/R1-denoise-25@v2")
     assert found.t.tolist() == LearnedSchedule.from_pretrained("R1-denoise-25").t.tolist()
     assert server == [
         ("somebody/R1", None, PRIOR_FILES),
         ("somebody/R1-denoise-25", "v2", ("schedule.json",)),
     ]
-    assert weights_sha256("somebody/R1") == weights_sha256("R1")
+    assert weights_sha256("hf:somebody/R1") == weights_sha256("R1")
 
 
-def test_the_order_is_package_folder_hub(server, tmp_path):
+def test_a_name_without_prefix_is_never_looked_for_on_the_hub(server, tmp_path):
     mine = FieldsOfExperts(FoEConfig(features=4, kernel_size=3))
     mine.save_pretrained(tmp_path / "somebody" / "R1")
     mine.save_pretrained(tmp_path / "R1")
     assert same(FieldsOfExperts.from_pretrained("somebody/R1"), mine)
     assert FieldsOfExperts.from_pretrained("R1").config.features == 48  # that of the package
     assert FieldsOfExperts.from_pretrained("./R1").config.features == 4
-    (tmp_path / "somebody" / "R2").mkdir()  # an empty folder is still the folder that was meant
-    with pytest.raises(FileNotFoundError, match=r"config\.json is missing"):
+    (tmp_path / "somebody" / "R2").mkdir()
+    with pytest.raises(FileNotFoundError, match=r"config\.json is missing in"):
         FieldsOfExperts.from_pretrained("somebody/R2")
-    with pytest.raises(FileNotFoundError, match="no prior 'else/where'"):
-        FieldsOfExperts.from_pretrained(tmp_path.__class__("else/where"))  # a Path is never a hub name
+    for name in ("runs/R1", tmp_path / "runs" / "R1"):
+        with pytest.raises(FileNotFoundError) as caught:
+            FieldsOfExperts.from_pretrained(name)
+        said = str(caught.value)
+        assert said.startswith(
+            f"no prior '{name}': there is no folder {tmp_path / 'runs' / 'R1'}; the shipped ones are P1, R1"
+        )
+        assert said.endswith("a repository of the Hugging Face hub is named hf:owner/name")
+    with pytest.raises(FileNotFoundError, match="no prior 'hf:somebody/R1': there is no folder"):
+        FieldsOfExperts.from_pretrained(Path("hf:somebody/R1"))  # a Path is never a hub name
     assert server == []
 
 
 def test_what_is_wrong_is_said(server):
-    with pytest.raises(FileNotFoundError, match="neither a folder nor a public repository"):
-        FieldsOfExperts.from_pretrained("somebody/R9")
+    with pytest.raises(FileNotFoundError, match="no public repository of the hub"):
+        FieldsOfExperts.from_pretrained("hf:somebody/R9")
     with pytest.raises(FileNotFoundError, match=r"holds no schedule\.json"):
-        LearnedSchedule.from_pretrained("somebody/R1")
+        LearnedSchedule.from_pretrained("hf:somebody/R1")
     with pytest.raises(ConnectionError) as caught:
-        FieldsOfExperts.from_pretrained("nowhere/R1@main")
+        FieldsOfExperts.from_pretrained("hf:nowhere/R1@main")
     said = str(caught.value)
     assert "no route to host)" in said
     assert "config.json and model.safetensors from the page of nowhere/R1 there, revision main" in said
@@ -123,17 +137,17 @@ def test_what_is_wrong_is_said(server):
 def test_without_the_library(monkeypatch):
     monkeypatch.setitem(sys.modules, "huggingface_hub", None)
     with pytest.raises(ImportError, match="install huggingface_hub"):
-        FieldsOfExperts.from_pretrained("somebody/R1")
+        FieldsOfExperts.from_pretrained("hf:somebody/R1")
     FieldsOfExperts.from_pretrained("R1")
 
 
 def test_schemes_look_beside_the_prior(server):
     task = Task("denoise", 25)
-    scheme = schemes.load("learned", "somebody/R1@main", task)
+    scheme = schemes.load("learned", "hf:somebody/R1@main", task)
     assert scheme.steps == 10
     assert [ask[:2] for ask in server] == [("somebody/R1-denoise-25", "main"), ("somebody/R1", "main")]
-    with pytest.raises(FileNotFoundError, match="nothing was learned for somebody/R1-denoise-20"):
-        schemes.load("learned", "somebody/R1", Task("denoise", 20))
+    with pytest.raises(FileNotFoundError, match="nothing was learned for hf:somebody/R1-denoise-20"):
+        schemes.load("learned", "hf:somebody/R1", Task("denoise", 20))
     server.clear()
     FieldsOfExperts.from_pretrained("R1").save_pretrained("runs/mine")
     with pytest.raises(FileNotFoundError, match="nothing was learned for runs/mine-denoise-25"):
@@ -146,11 +160,11 @@ def test_schemes_look_beside_the_prior(server):
 def test_the_command_takes_hub_names(server, tmp_path, capsys):
     noise = np.random.default_rng(0).integers(60, 190, (40, 40))
     Image.fromarray(noise.astype(np.uint8)).save("noisy.png")
-    for name, out in (("R1", "a.png"), ("somebody/R1", "b.png")):
+    for name, out in (("R1", "a.png"), ("hf:somebody/R1", "b.png")):
         assert cli.main(["denoise", "noisy.png", "--sigma", "25", "-o", out, "--prior", name]) == 0
     assert (tmp_path / "a.png").read_bytes() == (tmp_path / "b.png").read_bytes()
-    assert cli.main(["denoise", "noisy.png", "--sigma", "25", "-o", "c.png", "--prior", "nowhere/R1"]) == 1
-    assert capsys.readouterr().err.startswith("gnc: error: the prior nowhere/R1 could not be fetched")
+    assert cli.main(["denoise", "noisy.png", "--sigma", "25", "-o", "c.png", "--prior", "hf:nowhere/R1"]) == 1
+    assert capsys.readouterr().err.startswith("gnc: error: the prior hf:nowhere/R1 could not be fetched")
 
 
 # --- the real library, without a network ------------------------------------------------------------------
@@ -180,7 +194,7 @@ def test_the_real_library_offline(tmp_path):
     (repository / "refs" / "main").write_text(commit)
     for file in PRIOR_FILES:
         shutil.copy(WEIGHTS / "R1" / file, snapshot)
-    names = ["somebody/R1", f"somebody/R1@{commit}", "somebody/R1@other", "somebody/R3"]
+    names = ["hf:somebody/R1", f"hf:somebody/R1@{commit}", "hf:somebody/R1@other", "hf:somebody/R3"]
     environment = os.environ | {"HF_HOME": str(tmp_path), "HF_HUB_OFFLINE": "1"}
     done = subprocess.run(
         [sys.executable, "-c", OFFLINE, *names], capture_output=True, text=True, env=environment, cwd=tmp_path

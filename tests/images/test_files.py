@@ -7,7 +7,7 @@ import pytest
 import tifffile
 from PIL import Image
 
-from gnclib.images import writing as images
+from gnclib import images
 
 
 def levels(shape, depth, seed=0):

@@ -139,7 +139,7 @@ from pathlib import Path
 import numpy as np
 import tifffile
 from PIL import Image
-from gnclib.images import writing as images
+from gnclib import images
 
 def chunk(kind, body):
     return struct.pack(">I", len(body)) + kind + body + struct.pack(">I", zlib.crc32(kind + body))

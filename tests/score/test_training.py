@@ -14,6 +14,7 @@ from gnclib.images import data
 from gnclib.io import save_checkpoint
 from gnclib.score import OBJECTIVES, TrainConfig, TrainState, load_checkpoint
 from gnclib.score import training as train
+from tests.leaves import dead_leaves
 
 PRIOR = FoEConfig(features=6, kernel_size=3, nodes_x=31, nodes_tau=7)
 SHORT = TrainConfig(steps=6, batch=4, patch=14, fraction=0.5, lr=5e-3)
@@ -21,7 +22,7 @@ SHORT = TrainConfig(steps=6, batch=4, patch=14, fraction=0.5, lr=5e-3)
 
 @pytest.fixture(scope="module")
 def images():
-    return {f"leaves{k}": data.dead_leaves(40, 40, torch.Generator().manual_seed(k)) for k in range(2)}
+    return {f"leaves{k}": dead_leaves(40, 40, torch.Generator().manual_seed(k)) for k in range(2)}
 
 
 @pytest.fixture

@@ -15,6 +15,7 @@ from gnclib.score import TrainConfig, TrainState
 from gnclib.score.training import training
 from gnclib.studies import ablation_run, ablations
 from gnclib.studies.ablations import Judge, Variant
+from tests.leaves import dead_leaves
 
 TINY = FoEConfig(features=4, kernel_size=3, nodes_x=21, nodes_tau=5)
 BRIEF = TrainConfig(steps=3, batch=4, patch=12, fraction=0.5)
@@ -115,11 +116,11 @@ JUDGE = Judge(sigmas=(0.1, 0.3), levels=3, patches=5, size=10, curvature_at=(0.3
 
 
 def leaves(count=2):
-    return {str(k): data.dead_leaves(32, 32, torch.Generator().manual_seed(k)) for k in range(count)}
+    return {str(k): dead_leaves(32, 32, torch.Generator().manual_seed(k)) for k in range(count)}
 
 
 def test_sweep_repeats_itself_and_judges_what_it_trained():
-    held_out = [data.dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
     variants = [Variant("dct", TINY, BRIEF), Variant("random", TINY, BRIEF, "random")]
     first, again = (list(ablations.sweep(variants, [0, 1], leaves(), held_out, JUDGE)) for _ in range(2))
     assert [(r.variant, r.seed) for r in first] == [("dct", 0), ("random", 0), ("dct", 1), ("random", 1)]
@@ -141,7 +142,7 @@ def test_sweep_repeats_itself_and_judges_what_it_trained():
 
 
 def test_sweep_skips_what_is_known():
-    held_out = [data.dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
     variants = [Variant("a", TINY, BRIEF), Variant("b", TINY, replace(BRIEF, lr=0.01))]
     known = {("a", 0), ("b", 1)}
     everything = list(ablations.sweep(variants, [0, 1], leaves(), held_out, JUDGE))
@@ -151,7 +152,7 @@ def test_sweep_skips_what_is_known():
 
 def test_a_warm_start_sets_out_from_the_trained_shallow_variant():
     """With a vanishing learning rate a warm start keeps the kernels, potentials and constant that it starts from."""
-    held_out = [data.dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
     shallow = Variant("shallow", TINY, BRIEF)
     still = replace(BRIEF, patch=16, lr=1e-9, lr_constant=1e-9, lr_last=1e-9)
     deep = Variant("deep", replace(TINY, layers=2), still, warm=shallow)
@@ -168,7 +169,7 @@ def test_a_warm_start_sets_out_from_the_trained_shallow_variant():
 
 
 def test_averaged_weights_are_what_is_judged():
-    held_out = [data.dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
     averaged = Variant("averaged", TINY, replace(BRIEF, averaging=0.9))
     last, mean = ablations.sweep([Variant("last", TINY, BRIEF), averaged], [2], leaves(), held_out, JUDGE)
     state = TrainState(ablations.build(averaged, 2), replace(averaged.config, seed=2))

@@ -18,6 +18,7 @@ from gnclib.restore.flow import last
 from gnclib.restore.joint import joint_descent
 from gnclib.studies import figure3, figure3_run
 from gnclib.studies.figure3 import ALGORITHMS, TASKS, Settings
+from tests.leaves import dead_leaves
 
 TINY = FoEConfig(features=4, kernel_size=3, nodes_x=21, nodes_tau=5, sigma_min=0.02)
 SMALL = Settings(
@@ -35,7 +36,7 @@ def tiny(seed=0):
 
 
 def leaves(seed=3, size=20):
-    return data.dead_leaves(size, size, torch.Generator().manual_seed(seed))
+    return dead_leaves(size, size, torch.Generator().manual_seed(seed))
 
 
 # --- one job ----------------------------------------------------------------------------------------------
