@@ -10,6 +10,7 @@ import ast
 import os
 import re
 import tempfile
+import warnings
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -63,9 +64,11 @@ def load(path: Path) -> Any:
         content = read_json(path, "notebook", dict, LARGEST)
         if content.get("nbformat") != 4:
             raise ValueError("it is not of version 4")
-        nbformat.validate(content)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a cell without an id, or with that of another
+            nbformat.validate(content)
         return nbformat.v4.rwbase.rejoin_lines(nbformat.from_dict(content))
-    except (ValueError, nbformat.ValidationError, RecursionError, TypeError, AttributeError) as error:
+    except Exception as error:  # nbformat stumbles over much
         reason = str(error).removeprefix(f"{path} is no notebook: ").strip() or type(error).__name__
         raise NotebookError(f"{path} is not a notebook: {reason.splitlines()[0]}") from None
 
