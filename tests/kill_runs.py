@@ -102,9 +102,7 @@ def patches(folder):
 
 def figures(folder):
     manifest = {name: reproduce.Figure(f"0{k}_tiny", name) for k, name in ((1, "one"), (2, "two"))}
-    reproduce.run(
-        out=folder / "out", progress=False, manifest=manifest, folder=folder.parent / "notebooks", jobs=2
-    )
+    reproduce.run(out=folder / "out", manifest=manifest, folder=folder.parent / "notebooks", jobs=2)
 
 
 def download(folder):

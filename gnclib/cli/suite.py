@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import sys
 import tempfile
 from pathlib import Path
 
@@ -57,11 +56,14 @@ def figures(only, full, out, check, jobs, listed):
         )
     count = len(reproduce.select(only))
     say(f"running {count} notebook(s), {min(jobs, count)} at a time; each takes a minute or two")
-    settings = {"only": only, "full": full, "progress": sys.stderr.isatty(), "say": say, "jobs": jobs}
+    settings = {"only": only, "full": full, "say": say, "jobs": jobs}
     if not check:
         done = reproduce.run(out=out, **settings)
         changed = [name for item in done for name in item.changed]
-        news = f"changed: {', '.join(changed)}" if changed else "every file is, byte for byte, the one before"
+        redrawn = [name for item in done for name in item.redrawn]
+        news = f"changed: {', '.join(changed)}" if changed else "no number has changed"
+        if redrawn:
+            news += f"; kept although drawn otherwise here: {', '.join(redrawn)} (delete a file to have it drawn anew)"
         say(f"{sum(len(item.figures) for item in done)} figures and claims.md are in {out}; {news}")
         return
     with tempfile.TemporaryDirectory(prefix="gnc-figures-") as folder:

@@ -90,7 +90,7 @@ def sources(only: Iterable[str] = (), where: Path | None = None) -> dict[str, Pa
 def read(path: Path) -> NotebookNode:
     """A notebook; CourseError if the file is none."""
     try:
-        return notebooks.node_of(path)
+        return notebooks.load(path)
     except notebooks.NotebookError as error:
         raise CourseError(str(error)) from None
 

@@ -1,6 +1,13 @@
 """The executable paper as files: notebooks, figures, the ledger of claims.
 
-Here: running notebooks, the manifest of figures, plots, claims and their verdicts.
+Here: running notebooks, what each figure is and who makes it, plots, the claims with their rules and verdicts.
 Never: mathematics of the paper.
 May import: `io`.
 """
+
+import lazy_loader
+
+__getattr__, __dir__, __all__ = lazy_loader.attach(
+    __name__,
+    submodules=["claims", "compare", "figure2", "ledger", "manifest", "notebooks", "plots", "reproduce"],
+)

@@ -1,50 +1,51 @@
-"""The ledger file: records of claims taken from executed notebooks, kept in claims.json, shown in claims.md.
-
-`collect` reads the records out of a notebook's outputs, `merge` puts those of freshly run notebooks in place of their
-older ones and keeps the rest, and `to_markdown` writes the page that the README links to.
-"""
+"""The ledger of claims: what the notebooks recorded, in claims.json and, for readers, in claims.md."""
 
 from __future__ import annotations
 
-import ast
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
-from gnclib.io.files import dumps, write_text
-from gnclib.io.reading import read_json
-from gnclib.suite.claims import CLAIMS, MIME, VERDICTS, Record, cell, claim
+from typing_extensions import TypedDict
 
-__all__ = ["collect", "load", "merge", "save", "to_markdown", "worst"]
+from gnclib.io import decode, dumps, encode, read_json, write_text
+from gnclib.suite.claims import CLAIMS, MIME, Record, Stored, cell, claim
+from gnclib.suite.compare import differences
+from gnclib.suite.verdicts import UNDECIDED, VERDICTS
 
-MODES = ("quick", "full")
-Entry = dict[str, Any]  # what Record.to_json gives, and "mode": "quick" or "full"
+__all__ = ["changes", "collect", "load", "merge", "save", "to_markdown"]
+
+
+class Entry(Stored):
+    """A record, the notebook that made it, and how that was run."""
+
+    notebook: str
+    mode: Literal["quick", "full"]
+
+
+class _File(TypedDict):
+    records: list[Entry]
 
 
 def collect(notebook: Mapping[str, Any], name: str, mode: str) -> list[Entry]:
-    """The records in the outputs of an executed notebook (as a dict), in order.
+    """The records in the outputs of an executed notebook, in order.
 
     Raises
     ------
     ValueError
-        A record under the wrong notebook's name, a claim recorded twice, a verdict that does not follow from its
-        evidence, or a claim that the source records but no output shows (it would get lost silently).
+        A claim recorded twice, a verdict that does not follow from its evidence, or a claim that the source records
+        but no output shows.
     """
     entries: list[Entry] = []
     expected: list[str] = []
     for item in notebook["cells"]:
         if item["cell_type"] != "code":
             continue
-        expected += _recorded_ids("".join(item["source"]))
-        for output in item["outputs"]:
-            data = output.get("data", {}).get(MIME)
-            if data is not None:
-                entries.append(Record.from_json(data).to_json() | {"mode": mode})
-    for entry in entries:
-        claim(entry["id"])
-        if entry["notebook"] != name:
-            raise ValueError(f"{name} records claim {entry['id']} as notebook {entry['notebook']!r}")
+        expected += re.findall(r"\brecord\(\s*[\"']([\w.-]+)[\"']", "".join(item["source"]))
+        found = [output["data"][MIME] for output in item["outputs"] if MIME in output.get("data", {})]
+        entries += [Record.from_json(data).to_json() | {"notebook": name, "mode": mode} for data in found]
     counts = Counter(entry["id"] for entry in entries)
     if twice := [id for id, count in counts.items() if count > 1]:
         raise ValueError(f"{name} records a claim twice: {', '.join(twice)}")
@@ -56,23 +57,8 @@ def collect(notebook: Mapping[str, Any], name: str, mode: str) -> list[Entry]:
     return entries
 
 
-def _recorded_ids(source: str) -> list[str]:
-    """The ids in calls of `record("ID", ...)` or `claims.record("ID", ...)` in the source of a cell."""
-    try:
-        tree = ast.parse(source)
-    except SyntaxError:  # a cell with IPython magic
-        return []
-    ids = []
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Call) and node.args and isinstance(node.args[0], ast.Constant):
-            called = getattr(node.func, "attr", None) or getattr(node.func, "id", None)
-            if called == "record" and node.args[0].value in {c.id for c in CLAIMS}:
-                ids.append(node.args[0].value)
-    return ids
-
-
 def load(path: Path) -> list[Entry]:
-    """The records of a claims.json, [] where there is none. Verdicts are computed anew.
+    """The entries of a claims.json, [] where there is none. Verdicts are computed anew.
 
     Raises
     ------
@@ -81,35 +67,45 @@ def load(path: Path) -> list[Entry]:
     """
     if not Path(path).exists():
         return []
-    entries = read_json(path, "claims ledger (delete it and run 'gnc figures')", {"records": [dict]})[
+    entries = read_json(path, "claims ledger (delete it and run 'gnc figures')", _File, plain=False)[
         "records"
     ]
     try:
-        return [Record.from_json(entry).to_json() | {"mode": _mode(entry)} for entry in entries]
+        for e in entries:
+            Record.from_json(e)
     except ValueError as error:
         raise ValueError(f"{path} is no claims ledger: {error}; delete it and run 'gnc figures'") from None
+    return [encode(entry) for entry in entries]
 
 
-def _mode(entry: Entry) -> str:
-    if (mode := entry.get("mode")) not in MODES:
-        raise ValueError(f"the mode of a record must be one of {', '.join(MODES)}, got {mode!r}")
-    return mode
+def changes(old: Entry, new: Entry) -> list[str]:
+    """What differs between two entries of a claim beyond its tolerance, in words."""
+    item = claim(old["id"])
+    if old["verdict"] != new["verdict"]:
+        return [f"{new['verdict']!r} instead of {old['verdict']!r}"]
+    return differences(decode(old["evidence"]), decode(new["evidence"]), item.rtol, item.atol)
 
 
 def merge(
     old: Iterable[Entry], new: Iterable[Entry], run: Iterable[str], known: Iterable[str]
 ) -> list[Entry]:
-    """Replace what the notebooks in `run` said before by `new`; keep the rest of `known` notebooks; ledger order."""
+    """Put the `new` entries of the notebooks in `run` in place of their old ones; the order is that of the claims.
+
+    An old entry stays where the new one says the same within the tolerance, and so do those of the other notebooks
+    that are `known`.
+    """
     run, known = set(run), set(known)
-    ids = {item.id: place for place, item in enumerate(CLAIMS)}
-    kept = [e for e in old if e["notebook"] not in run and e["notebook"] in known and e["id"] in ids]
-    return sorted([*kept, *new], key=lambda e: (ids[e["id"]], e["notebook"]))
-
-
-def worst(entries: Iterable[Entry]) -> str:
-    """The verdict on a claim with several records: the least favourable one; "not yet tested" with none."""
-    verdicts = [entry["verdict"] for entry in entries]
-    return max(verdicts, key=VERDICTS.index) if verdicts else VERDICTS[-1]
+    before = {entry["id"]: entry for entry in old}
+    merged = {id: entry for id, entry in before.items() if entry["notebook"] in known - run}
+    for entry in new:
+        last = before.get(entry["id"])
+        same = (
+            last
+            and all(last[key] == entry[key] for key in ("note", "mode", "notebook"))
+            and not changes(last, entry)
+        )
+        merged[entry["id"]] = last if same else entry
+    return [merged[id] for id in CLAIMS if id in merged]
 
 
 def save(out: Path, entries: list[Entry]) -> None:
@@ -123,19 +119,27 @@ _INTRO = """\
 # Claims ledger
 
 What Kobler & Pock 2023 claim, and what the notebooks of this repository measured. Written by `gnc figures`: every
-verdict is computed from the evidence by the rule printed beside it. A claim with several records gets the least
-favourable of their verdicts. "Quick" numbers come from the notebooks' small default settings, "full" ones from
-`gnc figures --full`. The numbers of the paper's experiments are not known here; settings are this project's choice.
+verdict is computed from the evidence by the rule printed beside it. A *verified identity* is true by algebra and was
+checked to rounding. `graded(a, b)` holds if a is true, and with a caveat if only b is: in a narrower range.
+`beyond_noise(margins, noise)` holds if all margins are larger than the noise, *does not hold* if one is as far below
+zero, is a caveat if some are larger and the others positive, and else *undecided*. "Quick" numbers come from the
+notebooks' small default settings, "full" ones from `gnc figures --full`. The numbers of the paper's experiments are not
+known here; settings are this project's choice.
 """
 
 
 def to_markdown(entries: list[Entry]) -> str:
     """The ledger as a Markdown page: counts, one table per source, then evidence and rule of every tested claim."""
-    by_id = {item.id: [e for e in entries if e["id"] == item.id] for item in CLAIMS}
+    by_id = {entry["id"]: entry for entry in entries}
+    untested = {"verdict": UNDECIDED, "notebook": "-", "mode": "not run"}
     lines = [_INTRO, "| | " + " | ".join(VERDICTS) + " |", "|---|" + "---:|" * len(VERDICTS)]
     for source, title in _SOURCES.items():
-        counts = Counter(worst(by_id[item.id]) for item in CLAIMS if item.source == source)
-        lines.append(f"| {title} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
+        verdicts = [
+            by_id.get(id, untested)["verdict"] for id, item in CLAIMS.items() if item.source == source
+        ]
+        lines.append(
+            f"| {title} | " + " | ".join(str(verdicts.count(verdict)) for verdict in VERDICTS) + " |"
+        )
     for source, title in _SOURCES.items():
         lines += [
             "",
@@ -144,25 +148,20 @@ def to_markdown(entries: list[Entry]) -> str:
             "| id | claim | where | verdict | notebook |",
             "|---|---|---|---|---|",
         ]
-        for item in CLAIMS:
-            if item.source == source:
-                tested = by_id[item.id]
-                books = ", ".join(f"{e['notebook']} ({e['mode']})" for e in tested) or "-"
-                row = (item.id, cell(item.sentence), cell(item.where), worst(tested), books)
-                lines.append("| " + " | ".join(row) + " |")
+        for item in [item for item in CLAIMS.values() if item.source == source]:
+            e = by_id.get(item.id, untested)
+            row = (
+                item.id,
+                cell(item.sentence),
+                cell(item.where),
+                e["verdict"],
+                f"{e['notebook']} ({e['mode']})",
+            )
+            lines.append("| " + " | ".join(row) + " |")
     lines += ["", "## Evidence and rules"]
-    for item in CLAIMS:
-        for entry in by_id[item.id]:
-            lines += ["", f"### {item.id}: {entry['verdict']} ({entry['notebook']}, {entry['mode']})", ""]
-            lines += [item.sentence, "", *_details(entry)]
+    for e in entries:
+        made, item = Record.from_json(e), claim(e["id"])
+        lines += ["", f"### {item.id}: {e['verdict']} ({e['notebook']}, {e['mode']})", "", item.sentence, ""]
+        lines += [f"- evidence: {made.evidence_text()}", f"- rule: `{item.rule_text()}`"]
+        lines += [f"- note: {cell(made.note)}"] if made.note else []
     return "\n".join(lines) + "\n"
-
-
-def _details(entry: Entry) -> list[str]:
-    item = Record.from_json(entry)
-    lines = [f"- evidence: {item.evidence_text()}", f"- holds if: `{item.holds}`"]
-    if item.caveat:
-        lines.append(f"- holds with caveat if: `{item.caveat}`")
-    if item.note:
-        lines.append(f"- note: {' '.join(item.note.split())}")
-    return lines

@@ -1,22 +1,21 @@
 """Notebooks as files: run one with parameters, refresh a committed one, and check what is committed.
 
 Committed notebooks are executed, so that a reader sees the figures without running anything, and cleaned of everything
-that changes from run to run (timings, versions, traces of papermill). `check` says in words what is wrong with one.
+that changes from run to run (timings, versions, traces of papermill).
 """
 
 from __future__ import annotations
 
 import ast
-import contextlib
 import os
 import re
 import tempfile
-from collections.abc import Iterator, Mapping
+import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from gnclib.io.files import write_bytes
-from gnclib.io.reading import demand, read_json
+from gnclib.io import read_json, write_bytes
 
 __all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "parameters", "refresh", "run"]
 
@@ -27,7 +26,6 @@ CLEAN_KEYS = (
 )
 #: bytes of the largest notebook that is read
 LARGEST = 50_000_000
-KERNEL = {"kernel_name": "python3", "extra_arguments": ["--log-level=ERROR"]}
 
 
 class NotebookError(RuntimeError):
@@ -44,8 +42,7 @@ def find(folder: Path | None = None) -> dict[str, Path]:
     """
     places = [folder] if folder else [Path(__file__).parents[2] / "notebooks", Path.cwd() / "notebooks"]
     for place in places:
-        found = {path.stem: path.resolve() for path in sorted(place.glob("[0-9]*.ipynb"))}
-        if found:
+        if found := {path.stem: path.resolve() for path in sorted(place.glob("[0-9]*.ipynb"))}:
             return found
     raise FileNotFoundError(
         f"no notebooks in {' or '.join(map(str, places))}: they are part of the repository, not of the installed "
@@ -53,32 +50,53 @@ def find(folder: Path | None = None) -> dict[str, Path]:
     )
 
 
-def parameters(path: Path) -> dict[str, Any]:
-    """Names and defaults of the cell tagged `parameters`, as papermill sees them.
+def load(path: Path) -> Any:
+    """The notebook as nbformat's object, with the source of each cell as one string.
 
     Raises
     ------
     NotebookError
-        There is no such cell, or more than one.
+        The file is no notebook of version 4.
+    """
+    import nbformat
+
+    try:
+        content = read_json(path, "notebook", dict, LARGEST)
+        if content.get("nbformat") != 4:
+            raise ValueError("it is not of version 4")
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")  # a cell without an id, or with that of another
+            nbformat.validate(content)
+        return nbformat.v4.rwbase.rejoin_lines(nbformat.from_dict(content))
+    except Exception as error:  # nbformat stumbles over much
+        reason = str(error).removeprefix(f"{path} is no notebook: ").strip() or type(error).__name__
+        raise NotebookError(f"{path} is not a notebook: {reason.splitlines()[0]}") from None
+
+
+def parameters(path: Path) -> dict[str, Any]:
+    """Names and defaults of the cell tagged `parameters`.
+
+    Raises
+    ------
+    NotebookError
+        There is no such cell, or more than one, or its values are no plain literals.
     """
     cells = [c for c in load(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
     if len(cells) != 1:
         raise NotebookError(f"{path.name} has {len(cells)} cells tagged 'parameters', expected exactly one")
-    import papermill
-
+    found = {}
     try:
-        found = papermill.inspect_notebook(str(path))
-    except Exception as error:  # whatever else it stumbles over
-        raise NotebookError(f"{path.name} is not a notebook: {type(error).__name__}: {error}") from None
-    try:
-        return {name: ast.literal_eval(item["default"]) for name, item in found.items()}
-    except (ValueError, SyntaxError, TypeError, RecursionError, MemoryError):
+        for node in ast.parse(cells[0]["source"]).body:
+            (target,) = node.targets
+            found[target.id] = ast.literal_eval(node.value)
+    except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError):
         raise NotebookError(
             f"{path.name}: the parameters must be plain literals such as 3, 0.1, 'R1' or False"
         ) from None
+    return found
 
 
-def execute(path: Path, output: Path, given: Mapping[str, Any], progress: bool = False) -> dict[str, Any]:
+def execute(path: Path, output: Path, given: Mapping[str, Any] | None = None) -> Any:
     """Run a notebook by papermill with parameters; the executed copy goes to `output` and is returned.
 
     The source is not touched. The notebook runs in an empty temporary folder, so that one which depends on the
@@ -87,13 +105,10 @@ def execute(path: Path, output: Path, given: Mapping[str, Any], progress: bool =
     Raises
     ------
     NotebookError
-        A parameter the notebook does not have, `output` is the source, a cell failed, or the kernel died.
+        A parameter the notebook does not have, a cell failed, or the kernel died.
     """
-    path, output = Path(path).resolve(), Path(output).resolve()
-    if path == output:
-        raise NotebookError(f"{path.name}: the executed copy would overwrite the notebook itself")
-    known = parameters(path)
-    for name, value in given.items():
+    known = parameters(path) if given else {}
+    for name, value in (given or {}).items():
         if name not in known:
             raise NotebookError(f"{path.name} has no parameter {name!r}; it has: {', '.join(known)}")
         if type(value) is not type(known[name]):
@@ -101,81 +116,48 @@ def execute(path: Path, output: Path, given: Mapping[str, Any], progress: bool =
     import papermill
     from nbclient.exceptions import CellTimeoutError, DeadKernelError
 
-    bar = {"desc": path.stem, "unit": "cell", "leave": True} if progress else False
+    backend = os.environ.pop("MPLBACKEND", None)  # the kernel shows its figures in the notebook
     try:
-        with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd, _inline_figures():
+        with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd:
             papermill.execute_notebook(
-                str(path), str(output), parameters=dict(given), cwd=cwd, progress_bar=bar, **KERNEL
-            )
+                str(path), str(output), dict(given or {}), cwd=cwd, progress_bar=False, kernel_name="python3",
+                extra_arguments=["--log-level=CRITICAL"], execution_timeout=900, coalesce_streams=True,
+            )  # fmt: skip
     except papermill.PapermillExecutionError as error:
-        raise NotebookError(_failure(path, error)) from None
+        raise NotebookError(_failure(path, error, inserted=bool(given))) from None
     except (DeadKernelError, CellTimeoutError) as error:
         raise NotebookError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
-    return load(output)
-
-
-@contextlib.contextmanager
-def _inline_figures() -> Iterator[None]:
-    """Kernels started meanwhile show figures in the notebook, whatever MPLBACKEND says outside."""
-    backend = os.environ.pop("MPLBACKEND", None)
-    try:
-        yield
     finally:
         if backend is not None:
             os.environ["MPLBACKEND"] = backend
+    return load(output)
 
 
-def _failure(path: Path, error: Any) -> str:
+def _failure(path: Path, error: Any, inserted: bool) -> str:
     """One short message: notebook, cell, failing line, exception."""
     lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
     arrows = [line.strip() for line in lines if re.match(r"\s*-+>\s*\d+", line)]
     place = re.sub(r"^-+>\s*\d+\s*", "", arrows[0]) if arrows else error.source.strip().splitlines()[0]
     reason = str(error.evalue).strip() or "(no message)"
-    # papermill inserts a cell with the given parameters, so the count in the notebook itself is one less
-    count = error.exec_count - 1 if error.exec_count else "?"
+    # the cell that papermill inserts for given parameters is counted, too
+    count = error.exec_count - inserted if error.exec_count else "?"
     return f"{path.name}, cell In [{count}], at '{place}': {error.ename}: {reason}"
 
 
-def load(path: Path) -> dict[str, Any]:
-    """The notebook as plain data; a file that is none is a NotebookError."""
-    try:
-        content = read_json(path, "notebook", dict, LARGEST)
-        demand(content.get("metadata"), dict, "metadata")
-        if content.get("nbformat") != 4 or not isinstance(content.get("nbformat_minor"), int):
-            raise ValueError("it is not of version 4")
-        for number, cell in enumerate(demand(content.get("cells"), [dict], "cells")):
-            _check_cell(cell, f"cell {number}")
-    except ValueError as error:
-        reason = str(error).removeprefix(f"{path} is no notebook: ")  # of read_json
-        raise NotebookError(f"{path} is not a notebook: {reason}") from None
-    return content
+def run(node: Any, name: str) -> Any:
+    """Run all cells of a notebook, as nbformat's object, and return it with its outputs.
 
-
-def node_of(path: Path) -> Any:
-    """The notebook as nbformat's object; a file that is none is a NotebookError."""
+    Raises
+    ------
+    NotebookError
+        A cell failed or the kernel died; `name` says which notebook it was.
+    """
     import nbformat
 
-    load(path)
-    try:
-        return nbformat.read(path, as_version=4)
-    except Exception as error:  # whatever else it stumbles over
-        raise NotebookError(f"{path} is not a notebook: {type(error).__name__}: {error}") from None
-
-
-def _check_cell(cell: dict[str, Any], name: str) -> None:
-    """Raise ValueError unless the cell has what the functions of this project look at."""
-    if demand(cell.get("cell_type"), str, f"{name}: cell_type") not in ("code", "markdown", "raw"):
-        raise ValueError(f"{name} is of no known type")
-    demand(cell.get("source"), (str, [str]), f"{name}: source")
-    demand(demand(cell.get("metadata"), dict, f"{name}: metadata").get("tags", []), [str], f"{name}: tags")
-    if cell["cell_type"] == "code":
-        demand(cell.get("execution_count"), (int, None), f"{name}: execution_count")
-        for output in demand(cell.get("outputs"), [dict], f"{name}: outputs"):
-            needed = {"error": ("ename", "evalue"), "stream": ("name", "text")}
-            kind = demand(output.get("output_type"), str, f"{name}: output_type")
-            for key in needed.get(kind, ()):
-                demand(output.get(key), (str, [str]), f"{name}: {key}")
-            demand(output.get("data", {}), dict, f"{name}: data")
+    with tempfile.TemporaryDirectory(prefix="gnc-run-") as folder:
+        source = Path(folder) / name
+        nbformat.write(node, source)
+        return execute(source, Path(folder) / f"done-{name}")
 
 
 def clean(content: bytes) -> bytes:
@@ -185,43 +167,21 @@ def clean(content: bytes) -> bytes:
 
     node = nbformat.reads(content.decode("utf-8"), as_version=nbformat.NO_CONVERT)
     node = strip_output(node, keep_output=True, keep_count=True, keep_id=True, extra_keys=CLEAN_KEYS)
+    for cell in node.cells:
+        if cell.metadata.get("tags") == []:  # papermill
+            del cell.metadata["tags"]
     return (nbformat.writes(node).rstrip("\n") + "\n").encode()
-
-
-def run(node: Any, name: str) -> Any:
-    """Run all cells of a notebook in an empty temporary folder and return it with its outputs.
-
-    Raises
-    ------
-    NotebookError
-        A cell failed or the kernel died; `name` says which notebook it was.
-    """
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, DeadKernelError
-
-    with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd, _inline_figures():
-        client = NotebookClient(node, timeout=900, resources={"metadata": {"path": cwd}}, **KERNEL)
-        try:
-            return client.execute()
-        except CellExecutionError as error:
-            raise NotebookError(
-                f"{name}: {error.ename}: {error.evalue}; the notebook was left as it was"
-            ) from None
-        except DeadKernelError as error:
-            raise NotebookError(f"{name}: {error}; the notebook was left as it was") from None
 
 
 def refresh(path: Path) -> None:
     """Run a committed notebook with its own defaults, clean it, and put it in place of the old one in one step."""
     import nbformat
 
-    node = run(node_of(path), path.name)
-    write_bytes(path, clean(nbformat.writes(node).encode()))
+    write_bytes(path, clean(nbformat.writes(run(load(path), path.name)).encode()))
 
 
 def check(path: Path) -> list[str]:
     """What is wrong with a committed notebook, in words; [] if it is executed, in order, clean and parameterised."""
-    content = Path(path).read_bytes()
     wrong: list[str] = []
     try:
         defaults = parameters(path)
@@ -231,7 +191,7 @@ def check(path: Path) -> list[str]:
         wrong.append(str(error).removeprefix(f"{path.name} "))
     counts = []
     for number, cell in enumerate(load(path)["cells"]):
-        if cell["cell_type"] != "code" or not "".join(cell["source"]).strip():
+        if cell["cell_type"] != "code" or not cell["source"].strip():
             continue
         counts.append(cell["execution_count"])
         if cell["execution_count"] is None:
@@ -240,12 +200,12 @@ def check(path: Path) -> list[str]:
             if output["output_type"] == "error":
                 wrong.append(f"cell {number} ended in {output['ename']}: {output['evalue']}")
             if output.get("name") == "stderr":
-                text = "".join(output["text"]).strip().splitlines()
-                wrong.append(f"cell {number} wrote to stderr: {text[0] if text else ''}")
-        if "NBVAL_CHECK_OUTPUT" in "".join(cell["source"]) and not cell["outputs"]:
+                wrong.append(f"cell {number} wrote to stderr: {output['text'].strip().partition(chr(10))[0]}")
+        if "NBVAL_CHECK_OUTPUT" in cell["source"] and not cell["outputs"]:
             wrong.append(f"cell {number} is marked NBVAL_CHECK_OUTPUT but has no output")
     if None not in counts and counts != list(range(1, len(counts) + 1)):
         wrong.append("its cells were not run once each from top to bottom")
+    content = Path(path).read_bytes()
     if clean(content) != content:
         wrong.append("it is not clean")
     return [f"{path.name}: {text}; run 'gnc notebooks --only {path.stem}'" for text in wrong]

@@ -14,13 +14,15 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from gnclib.io.files import dumps, write_bytes, write_text
+from gnclib.io import dumps, write_bytes, write_text
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["STYLE", "save", "tau_colours", "use_style"]
+__all__ = ["COLLECT", "STYLE", "save", "tau_colours", "use_style"]
 
+#: names a folder to which figures and claims go when a notebook is run without one of its own, as by ``make test``
+COLLECT = "GNC_COLLECT"
 STYLE = Path(__file__).with_name("gnclib.mplstyle")
 _DIGITS = 8  # significant digits kept in NAME.json
 _METADATA = {
@@ -37,10 +39,7 @@ def use_style() -> None:
 
 
 def save(
-    fig: Figure,
-    name: str,
-    out: str | os.PathLike | None,
-    numbers: Mapping[str, Any] | None = None,
+    fig: Figure, name: str, out: str | os.PathLike | None, numbers: Mapping[str, Any] | None = None
 ) -> list[Path]:
     """Write a figure to ``out/name.png`` and ``out/name.pdf``, and its numbers to ``out/name.json``.
 
@@ -51,14 +50,15 @@ def save(
     name
         File name without suffix: lower case letters, digits, ``_`` and ``-``.
     out
-        Folder, made where it is missing. ``""`` or None writes nothing: what a notebook run by hand wants.
+        Folder, made where it is missing. ``""`` or None writes nothing, unless the variable `COLLECT` of the
+        environment names a folder.
     numbers
         What the figure shows, by name: numbers, lists, arrays or tensors (8 significant digits are kept).
 
     Returns
     -------
     list of Path
-        The files written, [] when `out` is empty.
+        The files written.
 
     Raises
     ------
@@ -72,7 +72,8 @@ def save(
             f"figure name {name!r}: use lower case letters, digits, '_' and '-', without a suffix"
         )
     text = None if numbers is None else dumps(dict(numbers), _DIGITS)
-    if out is None or str(out) == "":
+    out = out or os.environ.get(COLLECT)
+    if not out:
         return []
     folder = Path(out)
     if folder.exists() and not folder.is_dir():
@@ -105,5 +106,4 @@ def tau_colours(k: int) -> list[tuple[float, float, float, float]]:
         raise ValueError(f"tau_colours needs a whole number of curves >= 1, got {k!r}")
     from matplotlib import colormaps
 
-    cmap = colormaps["plasma"]
-    return [tuple(float(v) for v in cmap(0.6 * i / max(k - 1, 1))) for i in range(k)]
+    return [tuple(map(float, colormaps["plasma"](0.6 * i / max(k - 1, 1)))) for i in range(k)]

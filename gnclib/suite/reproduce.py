@@ -1,27 +1,24 @@
 """From notebooks to figures: what ``gnc figures`` does.
 
-`gnclib.suite.manifest` declares every figure with the notebook that makes it. `run` executes notebooks in temporary
-copies, each with an empty staging folder as its `out`. A notebook counts as done only if every figure
-declared for it lies there, complete and made just now; then its files move to the output folder, one atomic
-step each, and the claims it recorded enter the ledger. A notebook that fails leaves everything as it was, and
-the others still run.
+`run` executes notebooks in temporary copies, each with an empty staging folder as its `out`. A notebook counts as done
+only if every figure declared for it (`gnclib.suite.manifest`) lies there, complete. Where the numbers of a figure agree
+with those in the output folder, its files stay as they are, so that another processor does not change their last
+digits; the others move there, one atomic step each, and so do the claims. A notebook that fails leaves everything as it
+was, and the others still run.
 """
 
 from __future__ import annotations
 
 import difflib
 import os
-import re
-import shutil
 import tempfile
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing import get_context
 from pathlib import Path
-from typing import Any
 
 from gnclib.io import files
 from gnclib.suite import compare, ledger, notebooks
@@ -36,16 +33,24 @@ PAGES = {"claims.json", "claims.md", "README.md"}
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one notebook: its figures and seconds, or the reason why it failed.
+    """What became of one notebook.
 
-    changed: the figures of which a file is not, byte for byte, the one that lay there before.
+    Attributes
+    ----------
+    notebook, seconds, failure
+        Its name, how long it ran, and the reason why it failed, if it did.
+    figures, changed
+        The figures that it makes; those that were written, each with the first difference from the one before.
+    redrawn
+        Figures that were kept because their numbers agree, although the picture differs in some byte.
     """
 
     notebook: str
     seconds: float
     figures: tuple[str, ...] = ()
     failure: str | None = None
-    changed: tuple[str, ...] = ()
+    changed: Mapping[str, str] = field(default_factory=dict)
+    redrawn: tuple[str, ...] = ()
 
 
 def select(
@@ -80,7 +85,6 @@ def run(
     only: Iterable[str] = (),
     full: bool = False,
     out: str | os.PathLike = "figures",
-    progress: bool = True,
     *,
     jobs: int = 1,
     manifest: Mapping[str, Figure] = MANIFEST,
@@ -97,14 +101,12 @@ def run(
         Run with `full = True` instead of the quick defaults.
     out
         Folder for NAME.png, NAME.pdf, NAME.json, claims.json, claims.md and README.md; made where it is missing.
-    progress
-        Show one bar per notebook, counting cells; with several jobs one bar that counts notebooks.
     jobs
         Notebooks that run at the same time, each in a process of its own.
     manifest, folder
         Other declarations and another folder of notebooks (tests use these).
     say
-        Called with one line of text per finished notebook.
+        Called with one line of text per finished notebook, and one per figure that changed.
 
     Raises
     ------
@@ -123,25 +125,26 @@ def run(
         raise NotADirectoryError(f"{out} is a file: give a folder for the figures")
     out.mkdir(parents=True, exist_ok=True)
     with files.held(out, "another 'gnc figures'"):
-        _remove_remains(out)
-        return _run(chosen, full, out, progress, jobs, manifest, notebooks.find(folder), say)
-
-
-def _run(chosen, full, out, progress, jobs, manifest, known, say) -> list[Done]:
-    """:func:`run` on what it has chosen, while it holds the folder."""
-    records = ledger.load(out / "claims.json")
-    tasks = [
-        (name, path, tuple(key for key, item in manifest.items() if item.notebook == name), full, out)
-        for name, path in chosen.items()
-    ]
-    done = []
-    for item, new in _results(tasks, min(jobs, len(tasks)), progress):
-        if item.failure is None:
-            records = ledger.merge(records, new, [item.notebook], known)
-            ledger.save(out, records)
-            files.write_text(out / "README.md", gallery(manifest))
-        done.append(item)
-        say(_summary(item))
+        records = ledger.load(out / "claims.json")
+        tasks = [
+            (path, {key: item for key, item in manifest.items() if item.notebook == name}, full, out)
+            for name, path in chosen.items()
+        ]
+        done = []
+        for item, new in _results(tasks, min(jobs, len(tasks))):
+            if item.failure is None:
+                records = ledger.merge(records, new, [item.notebook], notebooks.find(folder))
+                ledger.save(out, records)
+                files.write_text(out / "README.md", gallery(manifest))
+            done.append(item)
+            result = (
+                f"FAILED: {item.failure}"
+                if item.failure
+                else ", ".join(item.figures) or "no figures declared"
+            )
+            say(f"{item.notebook:<26}{item.seconds:6.1f} s  {result}")
+            for name, reason in item.changed.items():
+                say(f"  changed: {name}: {reason}")
     if failed := [item for item in done if item.failure]:
         reasons = "\n".join(f"  {item.failure}" for item in failed)
         raise NotebookError(
@@ -150,33 +153,19 @@ def _run(chosen, full, out, progress, jobs, manifest, known, say) -> list[Done]:
     return done
 
 
-def _remove_remains(out: Path) -> None:
-    """Remove the staging folders of a run into the same folder that was killed."""
-    mine = re.compile(rf"\.gnc-{re.escape(out.name)}\.[a-z0-9_]{{8}}")
-    for entry in list(os.scandir(out.parent)):
-        if entry.is_dir(follow_symlinks=False) and mine.fullmatch(entry.name):
-            shutil.rmtree(entry.path, ignore_errors=True)
-
-
-def _results(tasks: list[tuple], jobs: int, progress: bool) -> Iterator[tuple[Done, list[ledger.Entry]]]:
+def _results(tasks: list[tuple], jobs: int) -> Iterator[tuple[Done, list[ledger.Entry]]]:
     """The results of `_attempt` for all tasks, as they become ready."""
     if jobs == 1:
-        for task in tasks:
-            yield _attempt(*task, progress=progress)
+        yield from (_attempt(*task) for task in tasks)
         return
-    from tqdm import tqdm
-
     # Kernels inherit the environment: share the cores among them, or each would start a thread for every core.
     threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    pool = ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_share_cores, initargs=(threads,))
-    with pool, tqdm(total=len(tasks), unit="notebook", disable=not progress) as bar:
+    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_worker, initargs=(threads,)) as pool:
         for future in as_completed([pool.submit(_attempt, *task) for task in tasks]):
-            bar.update()
-            with tqdm.external_write_mode():
-                yield future.result()
+            yield future.result()
 
 
-def _share_cores(threads: str) -> None:
+def _worker(threads: str) -> None:
     os.environ.setdefault("OMP_NUM_THREADS", threads)
     parent = os.getppid()
 
@@ -189,60 +178,55 @@ def _share_cores(threads: str) -> None:
 
 
 def _attempt(
-    name: str, path: Path, figures: tuple[str, ...], full: bool, out: Path, progress: bool = False
+    path: Path, figures: Mapping[str, Figure], full: bool, out: Path
 ) -> tuple[Done, list[ledger.Entry]]:
-    """`_run_one`, with what became of it instead of an exception."""
-    start = time.monotonic()
+    """Execute one notebook into a staging folder, check what it made, and move to `out` what has changed.
+
+    Returns what became of it and the claims that it recorded.
+    """
+    name, start = path.stem, time.monotonic()
     try:
-        records, changed = _run_one(name, path, figures, full, out, progress)
+        with tempfile.TemporaryDirectory(prefix="gnc-figures-") as temporary:
+            staging = Path(temporary) / "out"
+            staging.mkdir()
+            executed = notebooks.execute(
+                path, Path(temporary) / path.name, {"full": full, "out": str(staging)}
+            )
+            _check_made(name, figures, staging)
+            records = ledger.collect(executed, name, "full" if full else "quick")
+            changed, redrawn = {}, []
+            for key, figure in figures.items():
+                made = {f"{key}{suffix}": (staging / f"{key}{suffix}").read_bytes() for suffix in SUFFIXES}
+                if reason := _change(out / f"{key}.json", staging / f"{key}.json", figure):
+                    changed[key] = reason
+                    for file, content in made.items():
+                        files.write_bytes(out / file, content)
+                elif any((out / file).read_bytes() != content for file, content in made.items()):
+                    redrawn.append(key)
     except (NotebookError, ValueError) as error:
         return Done(name, time.monotonic() - start, failure=str(error)), []
-    return Done(name, time.monotonic() - start, figures, changed=changed), records
+    return Done(name, time.monotonic() - start, tuple(figures), None, changed, tuple(redrawn)), records
 
 
-def _summary(item: Done) -> str:
-    result = f"FAILED: {item.failure}" if item.failure else ", ".join(item.figures) or "no figures declared"
-    return f"{item.notebook:<26}{item.seconds:6.1f} s  {result}"
-
-
-def _run_one(
-    name: str, path: Path, figures: tuple[str, ...], full: bool, out: Path, progress: bool
-) -> tuple[list[ledger.Entry], tuple[str, ...]]:
-    """Execute one notebook into a staging folder beside `out`, check what it made, then move it to `out`.
-
-    Returns the claims that it recorded, and those of its figures that changed.
-    """
-    with tempfile.TemporaryDirectory(prefix=f".gnc-{out.name}.", dir=out.parent) as temporary:
-        staging = Path(temporary) / "out"
-        staging.mkdir()
-        begun = time.time()
-        given = {"full": full, "out": str(staging)}
-        executed = notebooks.execute(path, Path(temporary) / path.name, given, progress)
-        _check_made(name, figures, staging, begun)
-        records = ledger.collect(executed, name, "full" if full else "quick")
-        changed = set()
-        for file in sorted(staging.iterdir()):
-            old = out / file.name
-            if not (old.is_file() and old.read_bytes() == file.read_bytes()):
-                changed.add(file.stem)
-            os.replace(file, old)
-    return records, tuple(name for name in figures if name in changed)
-
-
-def _check_made(name: str, figures: tuple[str, ...], staging: Path, begun: float) -> None:
-    """Every declared figure is there, not empty and made after `begun`; nothing undeclared lies beside them."""
-    for figure in figures:
-        for suffix in SUFFIXES:
-            file = staging / f"{figure}{suffix}"
-            if not file.is_file() or file.stat().st_size == 0:
-                raise NotebookError(f"{name} ran, but did not make {file.name}, which the manifest declares")
-            if file.stat().st_mtime < begun - 2:  # some file systems keep times to two seconds
-                raise NotebookError(f"{name}: {file.name} is stale, it was not made by this run")
+def _check_made(name: str, figures: Iterable[str], staging: Path) -> None:
+    """Every declared figure is there and not empty; nothing undeclared lies beside them."""
     declared = {f"{figure}{suffix}" for figure in figures for suffix in SUFFIXES}
-    if extra := sorted({file.name for file in staging.iterdir()} - declared):
-        raise NotebookError(
-            f"{name} wrote {', '.join(extra)}, which gnclib/manifest.py does not declare for it"
-        )
+    made = {file.name for file in staging.iterdir() if file.stat().st_size}
+    if missing := sorted(declared - made):
+        raise NotebookError(f"{name} ran, but did not make {', '.join(missing)}, which the manifest declares")
+    if extra := sorted(made - declared):
+        raise NotebookError(f"{name} wrote {', '.join(extra)}, which figures.toml does not declare for it")
+
+
+def _change(old: Path, new: Path, figure: Figure) -> str | None:
+    """Why the figure at `new` has to replace the one at `old`: the first difference; None if the numbers agree."""
+    if not all(old.with_suffix(suffix).is_file() for suffix in SUFFIXES):
+        return "new"
+    try:
+        found, reason = compare.compare_files(old, new, figure.rtol, figure.atol)
+    except ValueError as error:
+        return str(error)
+    return reason or next(iter(found), None)
 
 
 def compare_runs(
@@ -253,7 +237,7 @@ def compare_runs(
     manifest: Mapping[str, Figure] = MANIFEST,
     folder: Path | None = None,
 ) -> tuple[list[str], list[str]]:
-    """Compare a fresh run in `value` with the one kept in `reference`: numbers within tolerance, verdicts exactly.
+    """Compare a fresh run in `value` with the one kept in `reference`: numbers and evidence within their tolerance.
 
     Returns
     -------
@@ -275,17 +259,15 @@ def compare_runs(
         if reason:
             remarks.append(f"{name}: not compared, {reason}")
             skipped.add(figure.notebook)
-    old, new = (_verdicts(path / "claims.json", chosen) for path in (reference, value))
-    for key in sorted(old.keys() | new.keys()):
-        if key[1] not in skipped and old.get(key) != new.get(key):
-            kept, now = old.get(key, "no record"), new.get(key, "no record")
-            wrong.append(f"claim {key[0]} ({key[1]}): {now!r} instead of {kept!r}")
+    old, new = (
+        {e["id"]: e for e in ledger.load(path / "claims.json") if e["notebook"] in chosen.keys() - skipped}
+        for path in (reference, value)
+    )
+    wrong += [f"claim {id}: recorded in only one of the two" for id in sorted(old.keys() ^ new.keys())]
+    for id in old.keys() & new.keys():
+        wrong += [f"claim {id} ({old[id]['notebook']}): {text}" for text in ledger.changes(old[id], new[id])]
     if not only:
         declared = {name + suffix for name in manifest for suffix in SUFFIXES} | PAGES
         there = {path.name for path in reference.iterdir() if path.is_file()} if reference.is_dir() else set()
         wrong += [f"{file}: left over, not in the manifest: delete it" for file in sorted(there - declared)]
     return wrong, remarks
-
-
-def _verdicts(path: Path, chosen: Mapping[str, Any]) -> dict[tuple[str, str], str]:
-    return {(e["id"], e["notebook"]): e["verdict"] for e in ledger.load(path) if e["notebook"] in chosen}

@@ -1,4 +1,4 @@
-"""nbgrader grades the course: `make grade-check` runs this where it is installed, elsewhere it is skipped.
+"""nbgrader grades the course: `make integrations` runs this where it is installed, elsewhere it is skipped.
 
 One student hands in lesson 4 with a right, a wrong and an untouched exercise, one the copy from the repository.
 """
@@ -23,7 +23,7 @@ RIGHT_BUT_LOUD = """
 """
 
 if importlib.util.find_spec("nbgrader") is None:
-    pytest.skip("nbgrader is not installed: make grade-check", allow_module_level=True)
+    pytest.skip("nbgrader is not installed: make integrations", allow_module_level=True)
 
 
 def nbgrader(folder: Path, *words: str) -> str:

@@ -134,7 +134,7 @@ def test_figures_without_a_home_in_a_folder_with_an_odd_name(tmp_path):
     code = (
         "import sys; from pathlib import Path; from gnclib.suite import reproduce\n"
         "here = Path(sys.argv[1]); manifest = {'one': reproduce.Figure('01_tiny', 'One')}\n"
-        "reproduce.run(out=here / 'out put', progress=False, manifest=manifest, folder=here / 'notebooks')"
+        "reproduce.run(out=here / 'out put', manifest=manifest, folder=here / 'notebooks')"
     )
     kept = {k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ}
     done = subprocess.run(
@@ -223,7 +223,7 @@ def test_a_second_gnc_figures_in_the_same_folder_is_refused(tmp_path):
     write(tmp_path / "notebooks", "01_tiny", saving("one"))
     manifest, out = {"one": reproduce.Figure("01_tiny", "One")}, tmp_path / "figures"
     out.mkdir()
-    options = {"progress": False, "manifest": manifest, "folder": tmp_path / "notebooks"}
+    options = {"manifest": manifest, "folder": tmp_path / "notebooks"}
     with (
         files.held(out, "another 'gnc figures'"),
         pytest.raises(RuntimeError, match=r"is at work in .*figures already"),

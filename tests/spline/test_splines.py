@@ -430,7 +430,7 @@ def test_another_build_has_another_name(monkeypatch):
     assert spline_native._name() != name
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 def test_torch_compile_against_scipy(compiled, monkeypatch):
     """The engine for CUDA, compiled for the CPU: two graphs, forward and backward, serve points of any number."""
     monkeypatch.setattr(spline, "_engine", lambda *tensors: spline_compiled)

@@ -88,6 +88,14 @@ def test_empty_folder_writes_nothing(figure, tmp_path, out, monkeypatch):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_the_environment_takes_what_has_none(figure, tmp_path, monkeypatch):
+    monkeypatch.setenv(plots.COLLECT, str(tmp_path / "collected"))
+    plots.save(figure, "demo", "", {"a": 1})
+    plots.save(figure, "demo", tmp_path / "own", {"a": 2})
+    for place, value in (("collected", 1), ("own", 2)):
+        assert json.loads((tmp_path / place / "demo.json").read_text()) == {"a": value}
+
+
 @pytest.mark.parametrize("name", ["figure1.png", "../figure1", "", "Figure 1"])
 def test_bad_names(figure, tmp_path, name):
     with pytest.raises(ValueError, match="figure name"):

@@ -1,0 +1,346 @@
+"""The rules of the claims: functions of the evidence, each named like its claim in claims.toml ("F1-steps": f1_steps).
+
+A rule returns True ("holds"), False ("does not hold") or a verdict of its own. A caveat names a narrower range in which
+the sentence is true. It never covers a failure that is larger than the noise which the evidence states.
+"""
+
+from gnclib.suite.verdicts import FAILS, HOLDS, UNDECIDED, beyond_noise, graded
+
+
+def t2_2(e):
+    return e.mixtures >= 100 and e.smallest_scaled_eigenvalue >= 0
+
+
+def t2_2_sufficient(e):
+    return e.points_where_S_holds > 1000 and e.smallest_scaled_eigenvalue >= 0
+
+
+def c2_3(e):
+    return e.largest_t_star_over_diam2 <= 1 and e.smallest_scaled_eigenvalue >= 0
+
+
+def t2_2_gradual(e):
+    return e.valleys_at_0 >= 2 and e.largest_drop_at_once == 1 and e.increases == 0 and e.convex_from_t > 0
+
+
+def a1_tweedie(e):
+    return e.largest_difference < 1e-9
+
+
+def a1_one_step(e):
+    return e.spread_at_t_100 < 0.01 and e.distance_to_mean_at_t_100 < 0.01
+
+
+def a1_arrive(e):
+    there = e.figure1_share == 1
+    return graded(
+        there and e.random_mixtures_share == 1,
+        there and e.random_mixtures_share > e.gradient_descent_share,
+    )
+
+
+def f1_left(e):
+    return e.valleys_at_0 >= 2 and e.lowest_at_small_t < 0 < e.lowest_at_large_t
+
+
+def f1_steps(e):
+    falls = e.increases_from_t_star_to_t_bar == 0
+    return graded(
+        falls and e.increases_beyond_t_bar == 0 and e.N_at_1000 < e.N_at_t_star,
+        falls and e.N_at_t_bar < e.N_at_t_star,
+    )
+
+
+def f1_threshold(e):
+    return e.lowest_at_small_t < 0 and e.sign_changes == 1 and e.t_star < e.t_bar
+
+
+def p_splines(e):
+    return max(e.partition_of_unity, e.error_of_identity, e.error_of_quadratic) < 1e-12
+
+
+def p_smooth(e):
+    jumps = (e.jump_of_derivative_0, e.jump_of_derivative_1, e.jump_of_derivative_2, e.jump_of_derivative_3)
+    return max(jumps) < 1e-7 and e.jump_of_derivative_4 > 0.5
+
+
+def j_split(e):
+    return e.relative_difference < 1e-12
+
+
+def j_denoising(e):
+    return e.largest_deviation < 1e-8 and e.spread_of_losses > 0.1
+
+
+def j_implicit(e):
+    return e.spread_of_difference < 0.01 * e.spread_of_losses
+
+
+def j_recovers(e):
+    limit = 1.2 * e.worst_tau_explicit
+    return graded(e.worst_tau_largest_lambda < limit, e.worst_tau_smallest_lambda < limit)
+
+
+def j_joint(e):
+    return graded(e.error_of_printed < 0.05, e.error_of_printed_in_middle_half < 0.05)
+
+
+def i_lipschitz(e):
+    largest = max(e.each("largest_R_"))
+    return graded(largest <= 1.25, largest < 2)
+
+
+def i_joint_descends(e):
+    share = e.share_of_steps_that_decrease
+    return graded(share == 1, share > 0.9 and e.largest_rise < 0.01 * e.total_fall)
+
+
+def i_palm(e):
+    behind = e.final_minus_final_of_algorithm_2 / e.total_fall
+    return e.largest_rise < 1e-4 and graded(behind < 0.02, behind < 0.1)
+
+
+def i_mmse(e):
+    off = e.largest_deviation_of_factor
+    right = off < 0.05 and 0.9 < e.best_told_sigma_over_true < 1.1
+    return e.smallest_gain_db > 0 and graded(right, off < 0.2)
+
+
+def i_learned(e):
+    wins = e.learned_db > e.paper_rule_best_db
+    return graded(wins and e.learned_db > e.increment_rule_db, wins)
+
+
+def i_finetune(e):
+    gains = e.finetuned_db > e.learned_db
+    return graded(gains and e.images_that_gain > 0.9 * e.images, gains)
+
+
+def r_convex(e):
+    seen = [*e.each("convex_at_clean_from_"), *e.each("segments_from_")]
+    return graded(max(e.each("convex_from_")) <= e.largest_sigma, max(seen) <= e.largest_sigma)
+
+
+def f2_quadratic(e):
+    red, blue = e.each("median_red_"), e.each("median_blue_")
+    closer = all(r < b for r, b in zip(red, blue, strict=True))
+    return graded(min(e.each("share_close_")) >= 0.95 and closer, max(red) < 0.1)
+
+
+def f2_nonconvex(e):
+    nearly = max(e.each("median_gap_red_")) < 0.02 and max(e.each("worst_gap_red_")) < 0.1
+    return min(e.each("nonconvex_blue_")) > 0.5 and graded(min(e.each("convex_red_")) == 1, nearly)
+
+
+def f2_linear(e):
+    red, blue = e.each("red_"), e.each("blue_")
+    falls = all(r < b for r, b in zip(red, blue, strict=True))
+    return graded(max(red) < 0.1 and falls, falls)
+
+
+def f2_simpler(e):
+    return graded(e.minima_R_3 < e.minima_R_2 < e.minima_R_1, e.minima_R_3 < e.minima_R_1)
+
+
+def f3_similar(e):
+    psnr, energy = max(e.each("psnr_apart_at_64_steps_")), max(e.each("energy_apart_at_64_steps_"))
+    return graded(psnr < 0.5 and energy < 0.1, max(e.each("best_psnr_apart_")) < 0.5)
+
+
+def f3_attain(e):
+    lag = max(
+        e.best_rate_gnc - e.rate_gnc_at_largest_t0_and_steps,
+        e.best_rate_joint - e.rate_joint_at_largest_t0_and_steps,
+    )
+    within_noise = lag < 0.1  # two standard errors of a rate over 68 images
+    return graded(within_noise and e.images >= 68, within_noise)
+
+
+def f3_early(e):
+    lost, gap = min(e.each("psnr_lost_")), min(e.each("energy_gap_at_best_psnr_"))
+    return graded(e.images >= 68 and lost > 0.1 and gap > e.tolerance, lost > 0.1)
+
+
+def f3_inpainting(e):
+    pairs = [
+        (e.inpaint_gnc_lost_db, e.denoise_gnc_lost_db),
+        (e.inpaint_joint_lost_db, e.denoise_joint_lost_db),
+    ]
+    half = all(inpaint < 0.5 * denoise for inpaint, denoise in pairs)
+    return graded(e.images >= 68 and half, all(inpaint < denoise for inpaint, denoise in pairs))
+
+
+def f4_energy(e):
+    gap = max(e.gnc_gap, e.joint_gap)
+    return graded(gap < 0.02, gap < 0.05)
+
+
+def f4_learned_energy(e):
+    others = max(e.gnc_gap, e.joint_gap)
+    return graded(e.learned_gap > 0.02 and e.learned_gap > 2 * others, e.learned_gap > others)
+
+
+def f4_learned_psnr(e):
+    photograph = e.learned_db > max(e.gnc_db, e.joint_db)
+    crops = e.learned_db_mean_of_crops > max(e.gnc_db_mean_of_crops, e.joint_db_mean_of_crops)
+    return graded(photograph and crops, photograph)
+
+
+def f4_last_step(e):
+    last = [e.best_step_of_the_photograph == e.last_step, e.best_step_of_the_mean_of_crops == e.last_step]
+    return graded(all(last), any(last))
+
+
+def p_wiener(e):
+    return e.difference_to_wiener < 1e-6 and e.difference_of_KtK < 1e-10
+
+
+def p_gain(e):
+    return beyond_noise([e.smallest_gain_in_standard_errors], [2])
+
+
+def p_deeper(e):
+    return beyond_noise([e.smallest_gain_in_standard_errors], [2])
+
+
+def j_gap(e):
+    steep = 5 * e.typical_true_slope
+    return e.slope_at_tau_max > steep and e.slope_at_tau_min < -steep
+
+
+def j_boundary(e):
+    return e.relative_difference_from_explicit < 1e-4
+
+
+def j_vanishing(e):
+    return e.relative_difference_from_explicit < 1e-4
+
+
+def j_identity(e):
+    return e.largest_mean < 1e-9 * e.typical_size
+
+
+def j_calibrated(e):
+    return e.largest_mean < 0.05
+
+
+def j_tau_denoising(e):
+    return e.largest_deviation < 1e-8 and e.spread_of_losses > 0.1
+
+
+def a_lambda(e):
+    lost = e.calibration_error_without > 2 * e.calibration_error_recipe
+    change = e.psnr_change_at_10_lambda
+    return lost and graded(change < -e.threshold_dB, change <= e.threshold_dB)
+
+
+def a_boundary(e):
+    return (
+        e.largest_psnr_difference <= e.psnr_threshold
+        and e.largest_calibration_difference <= e.calibration_threshold
+        and e.largest_joint_psnr_difference <= e.joint_psnr_between_seeds
+    )
+
+
+def a_dct(e):
+    return beyond_noise([-change for change in e.each("change_at_")], e.each("threshold_at_"))
+
+
+def a_scaled(e):
+    return beyond_noise([-change for change in e.each("change_at_")], e.each("threshold_at_"))
+
+
+def a_nodes(e):
+    if e.psnr_change_nodes_21 > e.threshold_dB:
+        return FAILS
+    return beyond_noise([-e.psnr_change_nodes_5], [e.threshold_dB])
+
+
+def a_smooth(e):
+    if e.psnr_change_without >= e.threshold_dB:
+        return FAILS
+    return HOLDS if e.eigenvalue_recipe > e.eigenvalue_without else UNDECIDED  # the worst seed, and the best
+
+
+def a_warm(e):
+    return beyond_noise([-e.psnr_change_cold], [e.threshold_dB])
+
+
+def a_deep(e):
+    changes = [e.psnr_change_lambda, e.psnr_change_magnitudes, e.psnr_change_dilation]
+    return beyond_noise(changes, [e.threshold_dB] * len(changes))
+
+
+def x_popoviciu(e):
+    return e.smallest_scaled_eigenvalue >= -1e-12 and e.largest_ratio <= 0.25 + 1e-9
+
+
+def x_tight(e):
+    return max(e.largest_error_two_components, e.largest_relative_error_two_points) < 1e-9
+
+
+def x_certificate(e):
+    window = e.proved_on_the_window and e.bound_on_the_window > 0 > e.hessian_at_witness_in_the_window
+    line = e.proved_on_the_line and e.bound_on_the_line > 0 > e.hessian_at_witness_on_the_line
+    narrow = max(e.width_on_the_window, e.width_on_the_line) < 1.1e-6
+    sound = e.false_statement_on_a_window_refused and e.false_statement_on_the_line_refused
+    return window and line and min(e.each("bound_on_the_tail_")) > 0 and narrow and sound
+
+
+def x_once(e):
+    return e.non_convex_at_first >= 1 and e.most_sign_changes_on_the_line <= 1
+
+
+def x_outside(e):
+    window = e.t >= e.t_bar_on_X and e.min_hessian_on_X > 0
+    return window and e.min_hessian_on_the_line < 0 and e.attained_at_distance > 0.5
+
+
+def x_vp(e):
+    return abs(e.by_bisection - e.by_formula) < 1e-8 and e.of_the_theorem < e.by_formula
+
+
+def x_edge(e):
+    triangle = max(abs(e.triangle_below - 0.25), abs(e.triangle_above - 0.25)) < 1e-9
+    return triangle and e.largest_eigenvalue_times_t < 0 and e.search_between_the_bounds
+
+
+def x_patches(e):
+    cube = e.cube_over_popoviciu_largest < 0.5
+    return e.edge_over_popoviciu_smallest > 0.7 and cube and e.smallest_edge_margin > 1e-6
+
+
+def x_ddim(e):
+    shares = e.largest_error_of_ddim_shares < 0.03 and e.gnc_share_in_deepest_valley == 1
+    return e.difference_to_denoise_and_renoise < 1e-10 and shares
+
+
+def x_control(e):
+    cheaper = e.evaluations_to_99_percent_gnc < e.evaluations_to_99_percent_restarts
+    return e.gradient_descent_best_arrives < e.gnc_arrives and cheaper
+
+
+def x_failure(e):
+    missed = e.distance_to_global_minimiser > 0.5 and e.energy_too_high_by > 0.1
+    return missed and e.agreement_with_cusp_line > 0.9
+
+
+def x_attain(e):
+    harder = e.gnc_few_components > e.gnc_many_components
+    return e.gnc > e.no_smoothing + 0.1 and harder and e.cells_where_gnc_is_worse <= 0.1 * e.cells
+
+
+def x_far(e):
+    wrong = e.noise_at_small_t < e.photograph_at_small_t - 0.5
+    right = e.noise_at_large_t > e.photograph_at_large_t + 0.5
+    return wrong and right and e.flow_db > e.without_graduation_db + 10
+
+
+def x_deep(e):
+    loses = e.smallest_loss_of_R3_db > 1 and e.largest_loss_of_R1_db < 0.5
+    return graded(loses, e.smallest_loss_of_R3_db > e.largest_loss_of_R1_db)
+
+
+def x_problems(e):
+    gains = [*e.each("standard_errors_above_tv_"), *e.each("standard_errors_above_no_gnc_")]
+    return beyond_noise(gains, [2] * len(gains))
