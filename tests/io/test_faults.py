@@ -315,7 +315,7 @@ def test_a_folder_that_is_read_only_for_everybody(tmp_path):
     trial = ["unshare", "-m", "sh", "-c", f'{mount} && ! touch "$0/x" 2>/dev/null', str(tmp_path / "ro")]
     if not shutil.which("unshare") or subprocess.run(trial, capture_output=True).returncode:
         pytest.skip("no read-only mount can be made here")
-    inside = f'{mount} && exec "$@"'
+    inside = f'{mount} && cd "$0" && exec "$@"'  # the folder from before the mount could be written to
     for words in (
         ["denoise", "a.png", "--sigma", "25", "--scheme", "mmse", "-o", "out.png"],
         ["figures", "--only", "figure1", "--out", "figures"],
@@ -333,7 +333,7 @@ def test_a_folder_that_is_read_only_for_everybody(tmp_path):
             *words,
         ]
         environment = os.environ | {
-            "PYTHONPATH": str(Path(cli.__file__).parents[1]),
+            "PYTHONPATH": str(Path(cli.__file__).parents[2]),
             "GNC_DATA_DIR": str(tmp_path),
         }
         done = subprocess.run(
