@@ -22,7 +22,7 @@ One function, three engines with the same results up to rounding (tests say so),
 * :mod:`gnclib.spline.compiled`, torch.compile: float32 on CUDA.
 
 Where an engine cannot be built a warning says so once and the definition takes over; ``GNC_NATIVE=0`` in the
-environment allows the definition only. ``gnc bench splines`` measures them.
+environment allows the definition only. ``benchmarks/splines.py`` measures them.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-r"""How fast the spline operation is, as ratios measured in one run: ``gnc bench splines``.
+r"""How fast the spline operation is, as ratios measured in one run: ``python benchmarks/splines.py``.
 
 The task is that of a layer of the energy: phi and phi' at all pixels of all channels, then the gradients in x and in
 the coefficients of sum < g, phi > + < g', phi' >. Measured are
@@ -20,7 +20,9 @@ candidate allocates its results, as in use. Its values and gradients are first c
 
 from __future__ import annotations
 
+import argparse
 import json
+import os
 import platform
 import subprocess
 import sys
@@ -32,6 +34,7 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
+from gnclib.io import files
 from gnclib.spline import SplineGrid
 from gnclib.spline import compiled as spline_compiled
 from gnclib.spline import native as spline_native
@@ -271,11 +274,13 @@ def step_memory(prior: str, batch: int = 16, patch: int = 48, threads: int = 1) 
     """Peak memory of a training step in bytes, above what the process held before it, measured in a new process.
 
     The step is that of :func:`gnclib.score.training.training` with its default loss, on random images: two
-    steps, so that the
-    optimiser's state is there. None where the system does not tell. Raises RuntimeError if the process fails.
+    steps, so that the optimiser's state is there. None where the system does not tell. Raises RuntimeError if the process fails.
     """
-    code = f"from gnclib.studies import bench; bench._steps({prior!r}, {batch}, {patch}, {threads})"
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    code = f"import splines; splines._steps({prior!r}, {batch}, {patch}, {threads})"
+    path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
+    done = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, env=os.environ | {"PYTHONPATH": path}
+    )
     if done.returncode:
         said = done.stderr.strip().splitlines()  # nothing if the system killed it, for want of memory perhaps
         reason = said[-1] if said else f"exit status {done.returncode}"
@@ -319,7 +324,7 @@ def _processor() -> str:
 
 
 def report(result: dict, memory: dict | None = None) -> str:
-    """The table that ``gnc bench splines`` prints. ``memory``: batch, patch and bytes per prior, or None."""
+    """The table that the command prints. ``memory``: batch, patch and bytes per prior, or None."""
     s = result["settings"]
     clock = {"wall": "wall clock", "cpu": "processor time / threads"}[s["clock"]]
     lines = [
@@ -367,8 +372,18 @@ def report(result: dict, memory: dict | None = None) -> str:
     return "\n".join(lines)
 
 
-def main(args) -> None:
-    """Run ``gnc bench splines``."""
+def main() -> None:
+    """Measure, print the table, and write the numbers where ``--json`` says."""
+    parser = argparse.ArgumentParser(
+        description="The spline operation against torch.compile and the bandwidth."
+    )
+    parser.add_argument("--only", action="append", default=[], choices=CANDIDATES, help="may be repeated")
+    for name, default in (("threads", 2), ("nodes", 63), ("size", 96), ("rounds", 15)):
+        parser.add_argument(f"--{name}", type=int, default=default)
+    parser.add_argument("--clock", choices=sorted(CLOCKS), default="wall")
+    parser.add_argument("--memory", action="store_true", help="of a training step of each prior")
+    parser.add_argument("--json", type=Path)
+    args = parser.parse_args()
     result = measure(
         threads=args.threads, nodes=args.nodes, size=args.size, rounds=args.rounds, clock=args.clock,
         names=tuple(args.only) or CANDIDATES,
@@ -380,6 +395,8 @@ def main(args) -> None:
         memory = {"batch": batch, "patch": patch, "peak": peak}
     print(report(result, memory))
     if args.json:
-        from gnclib.io import files
-
         files.write_text(args.json, json.dumps(result | {"memory": memory}, indent=2) + "\n")
+
+
+if __name__ == "__main__":
+    main()
