@@ -274,7 +274,8 @@ def step_memory(prior: str, batch: int = 16, patch: int = 48, threads: int = 1) 
     """Peak memory of a training step in bytes, above what the process held before it, measured in a new process.
 
     The step is that of :func:`gnclib.score.training.training` with its default loss, on random images: two
-    steps, so that the optimiser's state is there. None where the system does not tell. Raises RuntimeError if the process fails.
+    steps, so that the optimiser's state is there. None where the system does not tell.
+    Raises RuntimeError if the process fails.
     """
     code = f"import splines; splines._steps({prior!r}, {batch}, {patch}, {threads})"
     path = os.pathsep.join([str(Path(__file__).parent), *filter(None, [os.environ.get("PYTHONPATH")])])
