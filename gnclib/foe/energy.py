@@ -99,6 +99,21 @@ class FieldsOfExperts(nn.Module):
         self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
         self.project()
 
+    @property
+    def sigma_min(self) -> float:
+        """Smallest noise level at which the energy is defined, a grey value."""
+        return self.config.sigma_min
+
+    @property
+    def sigma_max(self) -> float:
+        """Largest noise level at which the energy is defined."""
+        return self.config.sigma_max
+
+    @property
+    def margin(self) -> int:
+        """How far a feature sees, in pixels; the gradient sees twice as far."""
+        return self.config.margin
+
     @torch.no_grad()
     def project(self) -> None:
         """Put K_1 back to zero mean and norm at most 1 per kernel, in place."""

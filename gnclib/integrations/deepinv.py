@@ -137,9 +137,9 @@ class EnergyDenoiser(Denoiser):
     def __init__(self, energy: str | os.PathLike | torch.nn.Module = "R1", *, steps: int = 1):
         super().__init__()
         self.energy, self.steps = _energy(energy), as_count(steps)
-        if self.steps > 1 and not hasattr(self.energy, "config"):
+        if self.steps > 1 and not hasattr(self.energy, "sigma_min"):
             raise ValueError(
-                f"{type(self.energy).__name__} has no range of noise levels (config): it denoises in one step only"
+                f"{type(self.energy).__name__} has no sigma_min and sigma_max: it denoises in one step only"
             )
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
@@ -158,7 +158,7 @@ class EnergyDenoiser(Denoiser):
         return result.reshape(x.shape)
 
     def _flow(self, y: Tensor, sigma: float) -> Tensor:
-        ts, etas = predefined(self.energy.config, Task("denoise", 255 * sigma), self.steps)
+        ts, etas = predefined(self.energy, Task("denoise", 255 * sigma), self.steps)
         return last(gnc_flow(self.energy, ts, Denoising(y, sigma), step_sizes=etas)).x
 
 

@@ -135,7 +135,7 @@ def choose_planes(channels: np.ndarray, sigma: float | None = None, colour: str 
         prior = FieldsOfExperts.from_pretrained("R1")
         cut_off = _cut_off(channels) if mixed else None
         found = [estimate_sigma(_tensor(plane), prior, cut_off) for plane in values]
-        noisy = [s > prior.config.sigma_min for s in found]
+        noisy = [s > prior.sigma_min for s in found]
         alike = all(noisy) and max(found) <= UNEQUAL * min(found)
         if mixed and colour == "auto" and any(noisy) and not alike:
             return replace(choose_planes(channels, sigma, "channels"), unlike=True)

@@ -58,7 +58,7 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
     """
     x = x.to(scheme.device)
     data, back = _in_basis(scheme.task.measure(x, torch.Generator().manual_seed(seed)), basis)
-    t_min = scheme.prior.config.sigma_min**2
+    t_min = scheme.prior.sigma_min**2
     path, seconds, states, begun = [], 0.0, scheme.states(data), time.perf_counter()
     for state in states:
         if x.is_cuda:  # which returns before it is done

@@ -31,10 +31,10 @@ from gnclib.restore.schedules import as_count, as_schedule, linear_schedule, log
 
 __all__ = [
     "DataTerm",
+    "Energy",
     "Prior",
     "State",
     "attained",
-    "attainment",
     "attainment_map",
     "ddim_flow",
     "gnc_flow",
@@ -52,6 +52,24 @@ class Prior(Protocol):
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor: ...
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor: ...
+
+
+class Energy(Prior, Protocol):
+    """The contract of a learned energy of images: all that this package asks of the priors that it loads.
+
+    sigma_min, sigma_max: the noise levels between which it is defined, grey values; t = sigma^2.
+    margin: how many pixels away a term of the energy sees; the gradient sees twice as far.
+    """
+
+    sigma_min: float
+    sigma_max: float
+    margin: int
+
+    def energy_and_grad(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]: ...
+
+    def dtau(self, y: Tensor, t: float | Tensor, *, order: int) -> tuple[Tensor, ...]: ...
+
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor: ...
 
 
 class DataTerm(Protocol):
@@ -130,17 +148,7 @@ def gnc_flow(
         raise ValueError(
             f"one step size per schedule entry: shapes {tuple(etas.shape)} and {tuple(ts.shape)} differ"
         )
-    return _gnc_steps(prior, ts, etas, data, x)
-
-
-def _gnc_steps(prior: Prior, ts: Tensor, etas: Tensor, data: DataTerm | None, x: Tensor) -> Iterator[State]:
-    for i, (t, eta) in enumerate(zip(ts, etas, strict=True), start=1):
-        t, _ = _time_and_step(t, x)
-        eta, step = _time_and_step(eta, x)
-        with torch.no_grad():  # not around the yield: the caller's gradient mode is the caller's
-            x = x - step * prior.grad(x, t)
-            x = x if data is None else data.prox(x, eta)
-        yield State(i, t, x, prior, data)
+    return _steps(prior, ts, etas, data, x)
 
 
 def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -> Iterator[State]:
@@ -157,16 +165,7 @@ def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -
     if bool((ts.diff(dim=0) > 0).any()):
         raise ValueError("ddim_flow removes noise: its schedule must not rise")
     sigmas = torch.cat([ts.sqrt(), torch.zeros_like(ts[:1])])  # (I + 1,) or (I + 1, B)
-    return _ddim_steps(prior, ts, 1 - sigmas[1:] / sigmas[:-1], x)
-
-
-def _ddim_steps(prior: Prior, ts: Tensor, fractions: Tensor, x: Tensor) -> Iterator[State]:
-    for i, (t, fraction) in enumerate(zip(ts, fractions, strict=True), start=1):
-        _, share = _time_and_step(fraction, x)
-        t, step = _time_and_step(t, x)
-        with torch.no_grad():
-            x = x - share * step * prior.grad(x, t)
-        yield State(i, t, x, prior)
+    return _steps(prior, ts, (1 - sigmas[1:] / sigmas[:-1]) * ts, None, x)
 
 
 def proximal_gradient(
@@ -194,16 +193,17 @@ def proximal_gradient(
     step = t if step is None else step
     if not (math.isfinite(step) and step > 0):
         raise ValueError(f"the step must be finite and > 0, got {step}")
-    return _descent_steps(prior, float(t), data, x, float(step), as_count(steps))
+    ts, etas = torch.tensor([[t], [step]], dtype=torch.float64).expand(2, as_count(steps))
+    return _steps(prior, ts, etas, data, x)
 
 
-def _descent_steps(
-    prior: Prior, t: float, data: DataTerm | None, x: Tensor, step: float, steps: int
-) -> Iterator[State]:
-    for i in range(1, steps + 1):
-        with torch.no_grad():
-            x = x - step * prior.grad(x, t)
-            x = x if data is None else data.prox(x, step)
+def _steps(prior: Prior, ts: Tensor, etas: Tensor, data: DataTerm | None, x: Tensor) -> Iterator[State]:
+    """Eq. 9 for schedules and step sizes (I,) or (I, B), float64."""
+    for i, pair in enumerate(zip(ts, etas, strict=True), start=1):
+        t, eta = (v.to(x) if v.ndim else float(v) for v in pair)
+        with torch.no_grad():  # not around the yield: the caller's gradient mode is the caller's
+            x = x - wide(eta, x) * prior.grad(x, t)
+            x = x if data is None else data.prox(x, eta)
         yield State(i, t, x, prior, data)
 
 
@@ -222,17 +222,9 @@ def checked_start(prior: Prior, data: DataTerm | None, start: Tensor | None) -> 
     return start.detach().clone()
 
 
-def _time_and_step(t: Tensor, x: Tensor) -> tuple[float | Tensor, float | Tensor]:
-    """One schedule entry as the prior wants it (float or (B,)), and as a factor that broadcasts against x."""
-    if t.ndim == 0:
-        return float(t), float(t)
-    t = t.to(x)
-    return t, wide(t, x)
-
-
-def wide(per_sample: Tensor, x: Tensor) -> Tensor:
-    """(B,) as a factor that broadcasts against x, (B, ...)."""
-    return per_sample.reshape(-1, *[1] * (x.ndim - 1))
+def wide(value: float | Tensor, x: Tensor) -> float | Tensor:
+    """A number as it is, or (B,) as a factor that broadcasts against x, (B, ...)."""
+    return value.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(value, Tensor) else value
 
 
 # --------------------------------------------------------------------------------------------- attainment
@@ -256,14 +248,6 @@ def attained(x: Tensor, target: Tensor | float, tolerance: float) -> Tensor:
     if target.shape not in (x.shape[1:], torch.Size([])):
         raise ValueError(f"the target is one point of shape {tuple(x.shape[1:])}, got {tuple(target.shape)}")
     return (x - target).flatten(1).norm(dim=1) <= tolerance if x.ndim > 1 else (x - target).abs() <= tolerance
-
-
-def attainment(
-    prior: Prior, starts: Tensor, schedule: Tensor | Sequence[float], target: Tensor | float, tolerance: float
-) -> float:
-    """Fraction of the starts (B, ...) whose GNC flow ends within `tolerance` of the target; in [0, 1]."""
-    end = last(gnc_flow(prior, schedule, start=starts))
-    return attained(end.x, target, tolerance).double().mean().item()
 
 
 def attainment_map(

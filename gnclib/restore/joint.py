@@ -64,7 +64,7 @@ def joint_descent(
     prior: with `energy`, `grad` and `dtau(y, t, order=1)`.
     t_first: t_0, where the search starts and the largest t allowed; of the range of the prior where it has one.
     data, start: as for `gnclib.restore.flow.gnc_flow`.
-    steps: I >= 1. t_last: t_min, in (0, t_first); sigma_min^2 of the prior's `config` where it is not given.
+    steps: I >= 1. t_last: t_min, in (0, t_first); sigma_min^2 of the prior where it is not given.
 
     Raises ValueError for bad input, at the call.
     """
@@ -176,20 +176,20 @@ def _checked(
                 f"joint optimisation needs {need}(y, t) of the prior, {type(prior).__name__} has none"
             )
     x = checked_start(prior, data, start)
-    config = getattr(prior, "config", None)
+    knows = hasattr(prior, "sigma_min")
     if t_last is None:
-        if config is None:
+        if not knows:
             raise ValueError(
                 f"{type(prior).__name__} has no range of t of its own: pass t_last, the smallest t"
             )
-        t_last = config.sigma_min**2
+        t_last = prior.sigma_min**2
     if not (math.isfinite(t_first) and 0 < t_last < t_first):
         raise ValueError(
             f"t must fall from t_first to t_last > 0, got t_first = {t_first}, t_last = {t_last}"
         )
-    if config is not None and not config.sigma_min**2 * (1 - 1e-6) <= t_last < t_first <= config.sigma_max**2:
+    if knows and not prior.sigma_min**2 * (1 - 1e-6) <= t_last < t_first <= prior.sigma_max**2:
         raise ValueError(
-            f"this prior knows t from {config.sigma_min**2:g} to {config.sigma_max**2:g} (noise variances, grey values"
+            f"this prior knows t from {prior.sigma_min**2:g} to {prior.sigma_max**2:g} (noise variances, grey values"
             f" in [0, 1]), got t_first = {t_first}, t_last = {t_last}"
         )
     return x, 0.5 * math.log(t_last), 0.5 * math.log(t_first)

@@ -201,9 +201,9 @@ def start(
         There is no such prior or schedule.
     """
     model = FieldsOfExperts.from_pretrained(prior).to(device)
-    low, high = model.config.sigma_min, model.config.sigma_max
+    low, high = model.sigma_min, model.sigma_max
     if task.kind == "denoise":
-        check_sigma(task.level, low, high)
+        check_sigma(task.level, model)
     if schedule:
         begun = LearnedSchedule.from_pretrained(schedule)
         begun.demand_fit(model)
@@ -254,7 +254,7 @@ def learning(state: LearnState, images) -> Iterator[Step]:
     FloatingPointError
         The iterates, the loss or its gradient are no longer finite; the parameters are then as before that update.
     """
-    config, need = state.config, state.model.config.margin + 1
+    config, need = state.config, state.model.margin + 1
     if config.patch < need:
         raise ValueError(f"patches of {config.patch} pixels are too small: this prior needs {need} or more")
     if hasattr(images, "keys"):

@@ -90,8 +90,8 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tens
     if isinstance(prior, str):
         prior = FieldsOfExperts.from_pretrained(prior)
     y = as_measured(y)
-    seen, border = _windows(y, clipped(y) if cut_off is None else cut_off, prior.config.margin)
-    weight = prior.kernels[0]
+    seen, border = _windows(y, clipped(y) if cut_off is None else cut_off, prior.margin)
+    weight = next(prior.parameters())
     seen = seen.to(weight.device, weight.dtype)
 
     def slope(tau: float) -> float:
@@ -100,13 +100,13 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tens
             (found,) = prior.dtau(seen, math.exp(2 * tau), border=border, order=1)
         return found.double().sum().item() / pixels
 
-    margin = 0 if border == "reflect" else 2 * prior.config.margin
+    margin = 0 if border == "reflect" else 2 * prior.margin
     pixels = len(seen) * (seen.shape[-2] - margin) * (seen.shape[-1] - margin)
-    lowest, tau = (math.log(s) for s in (prior.config.sigma_min, prior.config.sigma_max))
+    lowest, tau = (math.log(s) for s in (prior.sigma_min, prior.sigma_max))
     above = None
     while (r := slope(tau)) > 0:
         if tau == lowest:
-            return prior.config.sigma_min
+            return prior.sigma_min
         above, tau = tau, max(lowest, tau + math.log(min(max(1 - 2 * r, 0.5), LEAST)))
     return math.exp(tau if above is None else brentq(slope, tau, above, xtol=ACCURACY))
 

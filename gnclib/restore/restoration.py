@@ -236,7 +236,7 @@ def inpaint_channels(
         raise ValueError("the mask says that every pixel is missing (True is MISSING): is it inverted?")
     box = ...
     if loaded.name != "joint":
-        reach = 2 * loaded.prior.config.margin
+        reach = 2 * loaded.prior.margin
         profiles = (np.flatnonzero(missing.any(axis)) for axis in (1, 0))
         box = tuple(slice(max(0, at[0] - reach), at[-1] + reach + 1) for at in profiles)
     hole, tick = missing[box], _ticker(progress, len(channels) * loaded.steps)

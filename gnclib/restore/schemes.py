@@ -30,8 +30,7 @@ from torch import Tensor
 
 from gnclib.checks import as_device
 from gnclib.foe import WEIGHTS, FieldsOfExperts, hub
-from gnclib.foe.config import FoEConfig
-from gnclib.restore.flow import State, gnc_flow
+from gnclib.restore.flow import Energy, State, gnc_flow
 from gnclib.restore.joint import joint_descent
 from gnclib.restore.learned import ETA_RANGE, LearnedSchedule, Task
 from gnclib.restore.operators import Denoising, Inpainting
@@ -62,7 +61,7 @@ class Scheme:
     """
 
     name: str
-    prior: FieldsOfExperts | Tiled
+    prior: Energy
     task: Task
     steps: int
     schedule: LearnedSchedule | None = None
@@ -76,7 +75,7 @@ class Scheme:
     def device(self) -> torch.device:
         """Where measurements have to lie."""
         model = self.prior.prior if isinstance(self.prior, Tiled) else self.prior
-        return model.offset.device
+        return next(model.parameters()).device
 
     def states(self, data: Denoising | Inpainting, start: Tensor | None = None) -> Iterator[State]:
         """The iterates for a measurement; the last one is the result. Raises ValueError for data of another task."""
@@ -86,34 +85,34 @@ class Scheme:
         if self.name == "mmse":
             return gnc_flow(self.prior, [self.task.sigma**2], start=data.start() if start is None else start)
         if self.name == "joint":
-            return joint_descent(self.prior, self.prior.config.sigma_max**2, data, start, steps=self.steps)
+            return joint_descent(self.prior, self.prior.sigma_max**2, data, start, steps=self.steps)
         if self.schedule is not None:
             return self.schedule.states(self.prior, data, start)
-        ts, etas = predefined(self.prior.config, self.task, self.steps)
+        ts, etas = predefined(self.prior, self.task, self.steps)
         return gnc_flow(self.prior, ts, data, start, step_sizes=etas)
 
 
-def predefined(config: FoEConfig, task: Task, steps: int) -> tuple[Tensor, Tensor]:
+def predefined(prior: Energy, task: Task, steps: int) -> tuple[Tensor, Tensor]:
     """t_i and eta_i of the predefined schedule, float64 (I,) each; see the module.
 
     With sigma = sigma_min there is nowhere to go: all t_i are t_min, and all but the last step have length 0, which
     stands here as the smallest double.
     """
-    t_min = config.sigma_min**2
+    t_min = prior.sigma_min**2
     if task.kind != "denoise":
-        ts = log_schedule(min(T_FIRST_INPAINTING, config.sigma_max**2), t_min, steps)
+        ts = log_schedule(min(T_FIRST_INPAINTING, prior.sigma_max**2), t_min, steps)
         return ts, step_sizes(ts, "full")
     ts = log_schedule(max(task.sigma**2, t_min), t_min, steps)
     ts = ts.clamp(min=t_min).cummin(0).values  # close to t_min the logarithms round
     return ts, step_sizes(ts, "increment").clamp(min=torch.finfo(ts.dtype).tiny)
 
 
-def check_sigma(levels: float, sigma_min: float, sigma_max: float) -> None:
-    """Raise ValueError unless a noise level in 8-bit grey levels, over 255, lies in [sigma_min, sigma_max].
+def check_sigma(levels: float, prior: Energy) -> None:
+    """Raise ValueError unless a noise level in 8-bit grey levels, over 255, lies in the range of the prior.
 
     The ends count as inside up to a relative rounding of 1e-6: 2.55 / 255 and 0.01 are two numbers.
     """
-    low, high = 255 * sigma_min, 255 * sigma_max
+    low, high = 255 * prior.sigma_min, 255 * prior.sigma_max
     if not low * (1 - 1e-6) <= levels <= high * (1 + 1e-6):
         raise ValueError(
             f"sigma {levels:g} is outside of this prior's range, {low:.3g} to {high:.3g} (in grey levels of 0..255)"
@@ -164,7 +163,7 @@ def load(
     if schedule is not None:
         schedule.demand_fit(model)
     if task.kind == "denoise":
-        check_sigma(task.level, model.config.sigma_min, model.config.sigma_max)
+        check_sigma(task.level, model)
     if schedule is not None:
         count = len(schedule)
     elif name == "mmse":

@@ -35,9 +35,9 @@ class Tiled:
         if self.tile < 1:
             raise ValueError(f"the side of a tile must be at least 1 pixel, got {self.tile}")
 
-    @property
-    def config(self):
-        return self.prior.config
+    sigma_min = property(lambda self: self.prior.sigma_min)
+    sigma_max = property(lambda self: self.prior.sigma_max)
+    margin = property(lambda self: self.prior.margin)
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
         """R(y, t), (B,): the sum over the tiles of the features that lie in each."""
@@ -50,7 +50,7 @@ class Tiled:
 
     def _parts(self, y: Tensor) -> Iterator[Tensor]:
         """Tiles of the image continued by reflection, each with what its features see beyond it."""
-        margin = self.prior.config.margin
+        margin = self.prior.margin
         if min(y.shape[-2:]) <= margin:
             raise ValueError(
                 f"images of {y.shape[-2]}x{y.shape[-1]} pixels are too small: this energy needs"
@@ -68,7 +68,7 @@ class Tiled:
         height, width = y.shape[-2:]
         if max(height, width) <= self.tile:
             return self.prior.grad(y, t)
-        margin, result = 2 * self.prior.config.margin, torch.empty_like(y)
+        margin, result = 2 * self.prior.margin, torch.empty_like(y)
         for rows, inner_rows in _cuts(height, self.tile, margin):
             for columns, inner_columns in _cuts(width, self.tile, margin):
                 part = self.prior.grad(y[..., slice(*rows), slice(*columns)].contiguous(), t)

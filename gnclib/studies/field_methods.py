@@ -72,7 +72,7 @@ def _ours(prior: str, name: str, task: Task) -> Method:
             settings["x_0"] = scheme.schedule.x_0
         parameters += 2 * scheme.steps
     elif name == "gnc":
-        t, eta = schemes.predefined(scheme.prior.config, task, scheme.steps)
+        t, eta = schemes.predefined(scheme.prior, task, scheme.steps)
     else:
         t = eta = None
         settings["steps"] = scheme.steps

@@ -278,7 +278,7 @@ def test_denoiser_is_tweedie_s_formula_and_the_predefined_flow(deepinv, ours, en
         s, grey = sigma[b].item(), y[b][:, None]
         expected = grey - s**2 * energy.grad(grey, s**2)
         torch.testing.assert_close(one(y, sigma)[b], expected[:, 0], rtol=0, atol=1e-12)
-        ts, etas = schemes.predefined(energy.config, Task("denoise", 255 * s), 4)
+        ts, etas = schemes.predefined(energy, Task("denoise", 255 * s), 4)
         term = operators.Denoising(grey, s)
         expected = solvers.last(solvers.gnc_flow(energy, ts, term, step_sizes=etas)).x
         torch.testing.assert_close(flow(y, sigma)[b], expected[:, 0], rtol=0, atol=1e-9)

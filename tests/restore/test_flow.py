@@ -11,7 +11,6 @@ from scipy.integrate import quad
 from gnclib.gmm import figure1_mixture
 from gnclib.restore.flow import (
     attained,
-    attainment,
     attainment_map,
     ddim_flow,
     gnc_flow,
@@ -339,7 +338,6 @@ def test_attainment_map_against_numpy():
     ]
     np.testing.assert_array_equal(found.numpy(), expected)
     assert 0 < found[0, -1] < 1  # the map is not trivial
-    assert attainment(mixture, points, log_schedule(0.3, 1e-4, 9), target, tolerance) == found[1, 1]
 
 
 def test_steps_until_all_arrive():
@@ -361,8 +359,6 @@ def test_attained_measures_the_norm():
 def test_bad_tolerance(tolerance):
     with pytest.raises(ValueError, match="tolerance"):
         attained(starts(), 0.3, tolerance)
-    with pytest.raises(ValueError, match="tolerance"):
-        attainment(Gaussian(), starts(), [0.1], 0.3, tolerance)
 
 
 def test_bad_targets_and_maps():

@@ -201,10 +201,10 @@ def test_samples_of_a_batch_do_not_meet(solver):
 
 
 @pytest.mark.parametrize("solver", SOLVERS)
-def test_t_stays_in_its_interval_and_the_config_gives_its_lower_end(solver):
+def test_t_stays_in_its_interval_and_the_prior_gives_its_lower_end(solver):
     prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3, nodes_x=31, nodes_tau=5))
     ts = torch.stack([s.t for s in solver(prior, 0.3, Denoising(noisy().float(), 0.1), steps=9)])
-    low = prior.config.sigma_min**2
+    low = prior.sigma_min**2
     assert bool(((ts >= low * (1 - 1e-5)) & (ts <= 0.3 * (1 + 1e-5))).all())
 
 

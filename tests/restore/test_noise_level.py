@@ -1,7 +1,6 @@
 """Noise levels are found: against the truth, a closed form, a brute-force search, and the wavelet estimator."""
 
 import math
-from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,12 +20,13 @@ def photo(name="camera", side=128):
     return data.embedded()[name][..., 60 : 60 + side, 100 : 100 + side]
 
 
-class White:
+class White(torch.nn.Module):
     """The exact joint energy of images of independent pixels N(0, s^2): R = n tau' + ||y||^2 / (2 (s^2 + t))."""
 
     def __init__(self, s):
-        self.s, self.config = s, SimpleNamespace(sigma_min=0.01, sigma_max=1.0, margin=2)
-        self.kernels = [torch.zeros((), dtype=torch.float64)]
+        super().__init__()
+        self.s, self.sigma_min, self.sigma_max, self.margin = s, 0.01, 1.0, 2
+        self.weight = torch.nn.Parameter(torch.zeros((), dtype=torch.float64))
 
     def dtau(self, y, t, *, border, order):
         y = y if border == "reflect" else y[..., 4:-4, 4:-4]
@@ -61,7 +61,7 @@ def test_photographs(prior, sigma):
 def test_it_is_the_largest_local_minimum_of_the_energy(prior):
     """Brute force: the energy on a fine grid of tau, walked down from the top until it rises."""
     y = data.add_noise(photo(side=64), 15 / 255, 3)
-    taus = torch.linspace(math.log(prior.config.sigma_max), math.log(prior.config.sigma_min), 200)
+    taus = torch.linspace(math.log(prior.sigma_max), math.log(prior.sigma_min), 200)
     with torch.no_grad():
         energies = torch.cat([prior.energy(y, (2 * tau).exp()) for tau in taus])
     first = int((energies.diff() > 0).nonzero()[0])
@@ -72,10 +72,10 @@ def test_nothing_to_find(prior):
     flat = torch.full((1, 1, 40, 40), 0.4)
     slope = torch.linspace(0, 1, 40).expand(1, 1, 40, 40)
     for clean in (flat, 0 * flat, flat + 0.6):
-        assert estimate_sigma(clean, prior) == prior.config.sigma_min
-    assert estimate_sigma(slope, prior) < 1.1 * prior.config.sigma_min
+        assert estimate_sigma(clean, prior) == prior.sigma_min
+    assert estimate_sigma(slope, prior) < 1.1 * prior.sigma_min
     noisy = flat + torch.randn(flat.shape, generator=torch.Generator().manual_seed(0)) / 255  # one grey level
-    assert estimate_sigma(noisy, prior) == prior.config.sigma_min
+    assert estimate_sigma(noisy, prior) == prior.sigma_min
 
 
 def test_windows_of_a_large_image_tell_the_same(prior, monkeypatch):

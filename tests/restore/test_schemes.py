@@ -170,7 +170,7 @@ def test_the_ends_of_the_range_of_the_prior_are_in_it(folder, level):
     for name in ("mmse", "gnc"):
         scheme = schemes.load(name, folder, task)
         assert bool(last(scheme.states(Denoising(y, task.sigma))).x.isfinite().all())
-    ts, etas = schemes.predefined(scheme.prior.config, task, 10)
+    ts, etas = schemes.predefined(scheme.prior, task, 10)
     assert bool((ts.diff() <= 0).all())
     assert etas.sum().item() == pytest.approx(task.sigma**2)
 
@@ -237,7 +237,7 @@ def test_refuses_an_unknown_prior_and_data_of_another_task(folder):
     with pytest.raises(ValueError, match="side of a tile"):
         schemes.load("gnc", folder, DENOISE, tile=0)
     with pytest.raises(ValueError, match="sigma nan is outside"):
-        schemes.check_sigma(float("nan"), 0.01, 1.0)
+        schemes.check_sigma(float("nan"), FieldsOfExperts.from_pretrained("R1"))
 
 
 @pytest.mark.parametrize("device", ["teapot", "cuda:99", "meta", "cpu:1:1", ""])
