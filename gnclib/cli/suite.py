@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import os
-import tempfile
-from pathlib import Path
 
 import click
 
@@ -49,31 +47,24 @@ def figures(only, full, out, check, jobs, listed):
         return
     clone = next(iter(notebooks.find().values())).parents[1]  # not where an installed package lies
     out = out or clone / "figures" / ("full" if full else "")
-    jobs = jobs or min(4, os.cpu_count() or 1)
     if check and not out.is_dir():
         raise FileNotFoundError(
             f"there is no folder {out} to compare with: run 'gnc figures --out {out}' first"
         )
-    count = len(reproduce.select(only))
+    jobs, count = jobs or min(4, os.cpu_count() or 1), len(reproduce.select(only))
     say(f"running {count} notebook(s), {min(jobs, count)} at a time; each takes a minute or two")
-    settings = {"only": only, "full": full, "say": say, "jobs": jobs}
-    if not check:
-        done = reproduce.run(out=out, **settings)
-        changed = [name for item in done for name in item.changed]
-        redrawn = [name for item in done for name in item.redrawn]
-        news = f"changed: {', '.join(changed)}" if changed else "no number has changed"
-        if redrawn:
-            news += f"; kept although drawn otherwise here: {', '.join(redrawn)} (delete a file to have it drawn anew)"
-        say(f"{sum(len(item.figures) for item in done)} figures and claims.md are in {out}; {news}")
+    done = reproduce.run(only, full, out, jobs=jobs, keep=not check, say=say)
+    changed = [name for item in done for name in item.changed]
+    if check:
+        if changed:
+            raise RuntimeError(f"{len(changed)} differences from the figures and claims in {out}, see above")
+        say(f"the fresh run agrees with {out}")
         return
-    with tempfile.TemporaryDirectory(prefix="gnc-figures-") as folder:
-        reproduce.run(out=folder, **settings)
-        wrong, remarks = reproduce.compare_runs(out, Path(folder), only)
-    for line in (*remarks, *wrong):
-        say(line)
-    if wrong:
-        raise RuntimeError(f"{len(wrong)} differences from the figures in {out}, see above")
-    say(f"the fresh run agrees with {out}")
+    redrawn = [name for item in done for name in item.redrawn]
+    news = f"changed: {', '.join(changed)}" if changed else "no number has changed"
+    if redrawn:
+        news += f"; kept although drawn otherwise here: {', '.join(redrawn)} (delete a file to have it drawn anew)"
+    say(f"{sum(len(item.figures) for item in done)} figures and claims.md are in {out}; {news}")
 
 
 @command(
@@ -84,23 +75,28 @@ def figures(only, full, out, check, jobs, listed):
     """
 )
 @options.only("a notebook")
-@click.option("--check", is_flag=True, help="run nothing, exit 1 if a notebook is not executed or clean")
+@click.option(
+    "--check",
+    is_flag=True,
+    help="run nothing, exit 1 if a notebook is not executed or clean, or disagrees with the ledger",
+)
 def notebooks(only, check):
     """Run the notebooks of the clone with their quick defaults and store them executed and cleaned, each in one
-    step; or, with --check, only say which of them are not."""
-    from gnclib.suite import notebooks, reproduce
+    step; or, with --check, only say which of them are not, or show claims other than those of figures/claims.json."""
+    from gnclib.suite import ledger, notebooks, reproduce
 
     chosen = reproduce.select(only)
     if not check:
         for path in progress(chosen.values(), "notebook"):
             notebooks.refresh(path)
         return
-    wrong = [line for path in chosen.values() for line in notebooks.check(path)]
+    records = ledger.load(next(iter(chosen.values())).parents[1] / "figures" / "claims.json")
+    wrong = [line for path in chosen.values() for line in notebooks.check(path, records)]
     for line in wrong:
         say(line)
     if wrong:
         raise RuntimeError(f"{len(wrong)} things are wrong with the committed notebooks, see above")
-    say(f"{len(chosen)} notebooks are executed and clean")
+    say(f"{len(chosen)} notebooks are executed, clean, and agree with the ledger")
 
 
 @command(

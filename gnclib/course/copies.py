@@ -14,15 +14,15 @@ the instructor. In them
 
 from __future__ import annotations
 
+import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from pathlib import Path
 
-import nbformat
 from nbformat import NotebookNode
 
-from gnclib.io.files import write_bytes, write_text
+from gnclib.io import write_text
 from gnclib.suite import notebooks
 
 __all__ = [
@@ -178,11 +178,11 @@ def write_executed(node: NotebookNode, path: Path) -> None:
     NotebookError
         A cell failed; nothing is written.
     """
-    node = notebooks.run(node, path.name)
+    asyncio.run(notebooks.execute(node, path.name))
     for cell in node.cells:
         if _has_tag(cell, "widget"):
             cell.outputs = []
-    write_bytes(path, notebooks.clean(nbformat.writes(node).encode()))
+    notebooks.write(node, path)
 
 
 def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
@@ -203,7 +203,7 @@ def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
     written = []
     for name, source in nodes.items():
         path = out / "source" / f"lesson{lesson(name)}" / f"{name}.ipynb"
-        written.append(write_bytes(path, notebooks.clean(nbformat.writes(for_nbgrader(source)).encode())))
+        written.append(notebooks.write(for_nbgrader(source), path))
     if not (out / "nbgrader_config.py").exists():
         written.append(write_text(out / "nbgrader_config.py", CONFIG))
     return written

@@ -12,35 +12,50 @@ from __future__ import annotations
 
 import ast
 import inspect
+import math
 import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from pydantic import AllowInfNan
-from typing_extensions import TypedDict
 
-from gnclib.io import check, decode, dumps, encode, write_text
+from gnclib.io import decode, dumps, encode, settings, write_text
 from gnclib.suite import rules
 from gnclib.suite.plots import COLLECT
-from gnclib.suite.verdicts import FAILS, HOLDS, IDENTITY, UNDECIDED, VERDICTS, Evidence, NotANumber
 
-__all__ = ["CLAIMS", "MIME", "Claim", "Record", "Stored", "cell", "claim", "record"]
+__all__ = ["CLAIMS", "MIME", "Claim", "Evidence", "Record", "cell", "claim", "record"]
 
 MIME = "application/vnd.gnclib.claim+json"
-Value = bool | int | float | str
 
 
-class Stored(TypedDict):
-    """A record as it is stored."""
+class NotANumber(Exception):
+    """A rule asked for a value that is nan: nothing follows from it."""
 
-    id: str
-    evidence: dict[str, bool | int | Annotated[float, AllowInfNan(True)] | str]
-    note: str
-    verdict: str
+
+class Evidence:
+    """Read access for rules: `e.name` is one value, `e.each("prefix")` all whose names begin so."""
+
+    def __init__(self, values: Mapping[str, Any]) -> None:
+        self._values = values
+
+    def __getattr__(self, name: str) -> Any:
+        if name not in self._values:
+            raise ValueError(f"the evidence lacks {name}; it has: {', '.join(self._values)}")
+        value = self._values[name]
+        if isinstance(value, float) and math.isnan(value):
+            raise NotANumber(name)
+        return value
+
+    def each(self, prefix: str) -> list[Any]:
+        """The values whose names begin with `prefix`, in the order of the evidence; at least one."""
+        found = [getattr(self, name) for name in self._values if name.startswith(prefix)]
+        if not found:
+            raise ValueError(f"the evidence has no name that begins with {prefix}")
+        return found
 
 
 @dataclass(frozen=True)
@@ -54,7 +69,7 @@ class Claim:
     source
         "paper" for what Kobler & Pock 2023 say, "ours" for what goes beyond it.
     rule
-        Function of the evidence: true, false, or one of `gnclib.suite.verdicts.VERDICTS`.
+        Function of the evidence: true, false, or one of `gnclib.suite.rules.VERDICTS`.
     identity
         The statement is true by algebra; its verdict is "verified identity" or "does not hold".
     rtol, atol
@@ -81,12 +96,12 @@ class Claim:
         try:
             found = self.rule(Evidence(evidence))
         except NotANumber:
-            return UNDECIDED
+            return rules.UNDECIDED
         except (TypeError, ArithmeticError, ValueError) as error:
             raise ValueError(f"claim {self.id}: {error}") from None
-        if found in VERDICTS:
+        if found in rules.VERDICTS:
             return found
-        return (IDENTITY if self.identity else HOLDS) if found else FAILS
+        return (rules.IDENTITY if self.identity else rules.HOLDS) if found else rules.FAILS
 
     def rule_text(self) -> str:
         """The body of the rule as one line of Python, for the reader."""
@@ -96,14 +111,13 @@ class Claim:
 
 
 def _declared() -> dict[str, Claim]:
-    text = Path(__file__).with_name("claims.toml").read_text(encoding="utf-8")
-    found = [
-        (id, source, item) for source, items in tomllib.loads(text).items() for id, item in items.items()
-    ]
-    return {
-        id: Claim(id=id, source=source, rule=getattr(rules, re.sub(r"\W", "_", id).lower()), **item)
-        for id, source, item in found
-    }
+    sources = tomllib.loads(Path(__file__).with_name("claims.toml").read_text(encoding="utf-8"))
+    found = {}
+    for source, items in sources.items():
+        for id, item in items.items():
+            rule = getattr(rules, item.pop("rule", re.sub(r"\W", "_", id).lower()))
+            found[id] = Claim(id=id, source=source, rule=rule, **item)
+    return found
 
 
 #: every claim by its id: the paper's first, then those of this project
@@ -117,23 +131,34 @@ def claim(id: str) -> Claim:
     return CLAIMS[id]
 
 
-@dataclass(frozen=True)
+@settings
 class Record:
-    """One test of a claim: its id, the evidence by name, and a note for the reader."""
+    """One test of a claim.
+
+    Attributes
+    ----------
+    id, evidence, note
+        The claim; numbers, booleans and text by name; a remark for the reader.
+    notebook, mode
+        Where it was recorded and with which settings; empty until the notebook has been collected.
+    """
 
     id: str
-    evidence: Mapping[str, Value]
+    evidence: dict[str, bool | int | Annotated[float, AllowInfNan(True)] | str]
     note: str = ""
+    notebook: str = ""
+    mode: Literal["", "quick", "full"] = ""
 
     @property
     def verdict(self) -> str:
-        """One of `gnclib.suite.verdicts.VERDICTS`, computed from the evidence."""
+        """One of `gnclib.suite.rules.VERDICTS`, computed from the evidence."""
         return claim(self.id).verdict(self.evidence)
 
     def to_json(self) -> dict[str, Any]:
-        """Plain data for the ledger; `from_json` reads it back."""
-        names = ("id", "evidence", "note", "verdict")
-        return {name: encode(getattr(self, name)) for name in names}
+        """Plain data for the ledger and for the output of a cell; `from_json` reads it back."""
+        data = encode(asdict(self) | {"verdict": self.verdict})
+        names = ("id", "evidence", "note", "verdict", *(("notebook", "mode") if self.notebook else ()))
+        return {name: data[name] for name in names}
 
     @classmethod
     def from_json(cls, data: Any) -> Record:
@@ -144,12 +169,12 @@ class Record:
         ValueError
             The data are no record, or the stored verdict does not follow from the evidence.
         """
-        own = {name: value for name, value in dict(data).items() if name in Stored.__annotations__}
-        data = check(decode(own), Stored, "record")
-        made = cls(data["id"], data["evidence"], data["note"])
-        if made.verdict != data["verdict"]:
+        fields = decode(dict(data))
+        stored = fields.pop("verdict", None)
+        made = cls(**fields)
+        if made.verdict != stored:
             raise ValueError(
-                f"claim {made.id}: stored verdict {data['verdict']!r}, but the numbers give {made.verdict!r}"
+                f"claim {made.id}: stored verdict {stored!r}, but the numbers give {made.verdict!r}"
             )
         return made
 
@@ -212,18 +237,13 @@ def record(id: str, evidence: Mapping[str, Any], note: str = "") -> Record:
     return made
 
 
-def _value(id: str, name: Any, value: Any) -> Value:
-    if not isinstance(name, str) or not name.isidentifier():
-        raise ValueError(f"claim {id}: evidence name {name!r} must be a plain Python name")
-    if not isinstance(value, Value) and hasattr(value, "item"):
-        try:
-            value = value.item()
-        except (ValueError, RuntimeError):
-            raise ValueError(
-                f"claim {id}: evidence {name} has more than one element: give one number"
-            ) from None
-    if not isinstance(value, Value):
-        raise ValueError(
-            f"claim {id}: evidence {name} is a {type(value).__name__}: give a number, a boolean or text"
-        )
-    return value if isinstance(value, (bool, str)) else int(value) if isinstance(value, int) else float(value)
+def _value(id: str, name: str, value: Any) -> bool | int | float | str:
+    """One value of the evidence as plain Python; of numpy and torch those with one element."""
+    try:
+        value = value.item() if hasattr(value, "item") else value
+    except (ValueError, RuntimeError):
+        pass
+    if not isinstance(value, bool | int | float | str):
+        kind = type(value).__name__
+        raise ValueError(f"claim {id}: evidence {name} is a {kind}: give one number, a boolean or text")
+    return value

@@ -5,114 +5,18 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 from typing_extensions import TypedDict
 
-from gnclib.io import decode, dumps, encode, read_json, write_text
-from gnclib.suite.claims import CLAIMS, MIME, Record, Stored, cell, claim
+from gnclib.io import dumps, read_json, write_text
+from gnclib.suite.claims import CLAIMS, MIME, Record, cell, claim
 from gnclib.suite.compare import differences
-from gnclib.suite.verdicts import UNDECIDED, VERDICTS
+from gnclib.suite.rules import UNDECIDED, VERDICTS
 
 __all__ = ["changes", "collect", "load", "merge", "save", "to_markdown"]
-
-
-class Entry(Stored):
-    """A record, the notebook that made it, and how that was run."""
-
-    notebook: str
-    mode: Literal["quick", "full"]
-
-
-class _File(TypedDict):
-    records: list[Entry]
-
-
-def collect(notebook: Mapping[str, Any], name: str, mode: str) -> list[Entry]:
-    """The records in the outputs of an executed notebook, in order.
-
-    Raises
-    ------
-    ValueError
-        A claim recorded twice, a verdict that does not follow from its evidence, or a claim that the source records
-        but no output shows.
-    """
-    entries: list[Entry] = []
-    expected: list[str] = []
-    for item in notebook["cells"]:
-        if item["cell_type"] != "code":
-            continue
-        expected += re.findall(r"\brecord\(\s*[\"']([\w.-]+)[\"']", "".join(item["source"]))
-        found = [output["data"][MIME] for output in item["outputs"] if MIME in output.get("data", {})]
-        entries += [Record.from_json(data).to_json() | {"notebook": name, "mode": mode} for data in found]
-    counts = Counter(entry["id"] for entry in entries)
-    if twice := [id for id, count in counts.items() if count > 1]:
-        raise ValueError(f"{name} records a claim twice: {', '.join(twice)}")
-    if lost := [id for id in expected if id not in counts]:
-        raise ValueError(
-            f"{name} records {', '.join(lost)} but does not show the record: make it the last expression of its "
-            "cell, or display() it"
-        )
-    return entries
-
-
-def load(path: Path) -> list[Entry]:
-    """The entries of a claims.json, [] where there is none. Verdicts are computed anew.
-
-    Raises
-    ------
-    ValueError
-        The file is no ledger, or a verdict in it does not follow from its numbers.
-    """
-    if not Path(path).exists():
-        return []
-    entries = read_json(path, "claims ledger (delete it and run 'gnc figures')", _File, plain=False)[
-        "records"
-    ]
-    try:
-        for e in entries:
-            Record.from_json(e)
-    except ValueError as error:
-        raise ValueError(f"{path} is no claims ledger: {error}; delete it and run 'gnc figures'") from None
-    return [encode(entry) for entry in entries]
-
-
-def changes(old: Entry, new: Entry) -> list[str]:
-    """What differs between two entries of a claim beyond its tolerance, in words."""
-    item = claim(old["id"])
-    if old["verdict"] != new["verdict"]:
-        return [f"{new['verdict']!r} instead of {old['verdict']!r}"]
-    return differences(decode(old["evidence"]), decode(new["evidence"]), item.rtol, item.atol)
-
-
-def merge(
-    old: Iterable[Entry], new: Iterable[Entry], run: Iterable[str], known: Iterable[str]
-) -> list[Entry]:
-    """Put the `new` entries of the notebooks in `run` in place of their old ones; the order is that of the claims.
-
-    An old entry stays where the new one says the same within the tolerance, and so do those of the other notebooks
-    that are `known`.
-    """
-    run, known = set(run), set(known)
-    before = {entry["id"]: entry for entry in old}
-    merged = {id: entry for id, entry in before.items() if entry["notebook"] in known - run}
-    for entry in new:
-        last = before.get(entry["id"])
-        same = (
-            last
-            and all(last[key] == entry[key] for key in ("note", "mode", "notebook"))
-            and not changes(last, entry)
-        )
-        merged[entry["id"]] = last if same else entry
-    return [merged[id] for id in CLAIMS if id in merged]
-
-
-def save(out: Path, entries: list[Entry]) -> None:
-    """Write out/claims.json and out/claims.md, each atomically."""
-    write_text(Path(out) / "claims.json", dumps({"records": entries}))
-    write_text(Path(out) / "claims.md", to_markdown(entries))
-
 
 _SOURCES = {"paper": "The paper's claims", "ours": "Beyond the paper"}
 _INTRO = """\
@@ -128,18 +32,110 @@ known here; settings are this project's choice.
 """
 
 
-def to_markdown(entries: list[Entry]) -> str:
+class _File(TypedDict):
+    records: list[dict[str, Any]]
+
+
+def collect(notebook: Mapping[str, Any], name: str, mode: str) -> list[Record]:
+    """The records in the outputs of an executed notebook, in order.
+
+    Parameters
+    ----------
+    notebook
+        As nbformat's object.
+    name, mode
+        Of the notebook, and how it was run, "quick" or "full": both go into the records.
+
+    Raises
+    ------
+    ValueError
+        A claim recorded twice, a verdict that does not follow from its evidence, or a claim that the source records
+        but no output shows.
+    """
+    cells = [item for item in notebook["cells"] if item["cell_type"] == "code"]
+    shown = [output["data"] for item in cells for output in item["outputs"] if "data" in output]
+    records = [
+        replace(Record.from_json(data[MIME]), notebook=name, mode=mode) for data in shown if MIME in data
+    ]
+    counts = Counter(record.id for record in records)
+    if twice := [id for id, count in counts.items() if count > 1]:
+        raise ValueError(f"{name} records a claim twice: {', '.join(twice)}")
+    source = "\n".join("".join(item["source"]) for item in cells)
+    if lost := [id for id in re.findall(r"\brecord\(\s*[\"']([\w.-]+)[\"']", source) if id not in counts]:
+        raise ValueError(
+            f"{name} records {', '.join(lost)} but does not show the record: make it the last expression of its "
+            "cell, or display() it"
+        )
+    return records
+
+
+def load(path: Path) -> list[Record]:
+    """The records of a claims.json, [] where there is none. Verdicts are computed anew.
+
+    Raises
+    ------
+    ValueError
+        The file is no ledger, or a verdict in it does not follow from its numbers.
+    """
+    if not Path(path).exists():
+        return []
+    hint = "delete it and run 'gnc figures'"
+    found = read_json(path, f"claims ledger ({hint})", _File, plain=False)
+    try:
+        return [Record.from_json(data) for data in found["records"]]
+    except ValueError as error:
+        raise ValueError(f"{path} is no claims ledger: {error}; {hint}") from None
+
+
+def changes(old: Iterable[Record], new: Iterable[Record]) -> dict[str, str]:
+    """The claims that two ledgers do not agree on, each with the first difference.
+
+    Verdicts must be equal, and the evidence within the tolerance of the claim.
+    """
+    before, after = ({record.id: record for record in records} for records in (old, new))
+    found = dict.fromkeys(sorted(before.keys() ^ after.keys()), "recorded in only one of the two")
+    for id in before.keys() & after.keys():
+        item, a, b = claim(id), before[id], after[id]
+        if a.verdict != b.verdict:
+            found[id] = f"{b.verdict!r} instead of {a.verdict!r}"
+        elif unlike := differences(a.evidence, b.evidence, item.rtol, item.atol):
+            found[id] = unlike[0]
+    return found
+
+
+def merge(
+    old: Iterable[Record], new: Iterable[Record], run: Iterable[str], known: Iterable[str]
+) -> list[Record]:
+    """Put the `new` records of the notebooks in `run` in place of their old ones; the order is that of the claims.
+
+    An old record stays where the new one says the same within the tolerance, and so do those of the other notebooks
+    that are `known`.
+    """
+    run, known = set(run), set(known)
+    before = {record.id: record for record in old}
+    merged = {id: record for id, record in before.items() if record.notebook in known - run}
+    for record in new:
+        last = before.get(record.id)
+        same = last and replace(record, evidence=last.evidence) == last and not changes([last], [record])
+        merged[record.id] = last if same else record
+    return [merged[id] for id in CLAIMS if id in merged]
+
+
+def save(out: Path, records: Iterable[Record]) -> None:
+    """Write out/claims.json and out/claims.md, each atomically."""
+    records = list(records)
+    write_text(Path(out) / "claims.json", dumps({"records": [record.to_json() for record in records]}))
+    write_text(Path(out) / "claims.md", to_markdown(records))
+
+
+def to_markdown(records: Iterable[Record]) -> str:
     """The ledger as a Markdown page: counts, one table per source, then evidence and rule of every tested claim."""
-    by_id = {entry["id"]: entry for entry in entries}
-    untested = {"verdict": UNDECIDED, "notebook": "-", "mode": "not run"}
+    tested = {record.id: record for record in records}
+    verdicts = {id: tested[id].verdict if id in tested else UNDECIDED for id in CLAIMS}
     lines = [_INTRO, "| | " + " | ".join(VERDICTS) + " |", "|---|" + "---:|" * len(VERDICTS)]
     for source, title in _SOURCES.items():
-        verdicts = [
-            by_id.get(id, untested)["verdict"] for id, item in CLAIMS.items() if item.source == source
-        ]
-        lines.append(
-            f"| {title} | " + " | ".join(str(verdicts.count(verdict)) for verdict in VERDICTS) + " |"
-        )
+        counts = Counter(verdicts[id] for id, item in CLAIMS.items() if item.source == source)
+        lines.append(f"| {title} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
     for source, title in _SOURCES.items():
         lines += [
             "",
@@ -148,20 +144,14 @@ def to_markdown(entries: list[Entry]) -> str:
             "| id | claim | where | verdict | notebook |",
             "|---|---|---|---|---|",
         ]
-        for item in [item for item in CLAIMS.values() if item.source == source]:
-            e = by_id.get(item.id, untested)
-            row = (
-                item.id,
-                cell(item.sentence),
-                cell(item.where),
-                e["verdict"],
-                f"{e['notebook']} ({e['mode']})",
-            )
-            lines.append("| " + " | ".join(row) + " |")
+        for id, item in CLAIMS.items():
+            if item.source == source:
+                made = f"{tested[id].notebook} ({tested[id].mode})" if id in tested else "- (not run)"
+                row = (id, cell(item.sentence), cell(item.where), verdicts[id], made)
+                lines.append("| " + " | ".join(row) + " |")
     lines += ["", "## Evidence and rules"]
-    for e in entries:
-        made, item = Record.from_json(e), claim(e["id"])
-        lines += ["", f"### {item.id}: {e['verdict']} ({e['notebook']}, {e['mode']})", "", item.sentence, ""]
-        lines += [f"- evidence: {made.evidence_text()}", f"- rule: `{item.rule_text()}`"]
+    for id, made in tested.items():
+        lines += ["", f"### {id}: {verdicts[id]} ({made.notebook}, {made.mode})", "", claim(id).sentence, ""]
+        lines += [f"- evidence: {made.evidence_text()}", f"- rule: `{claim(id).rule_text()}`"]
         lines += [f"- note: {cell(made.note)}"] if made.note else []
     return "\n".join(lines) + "\n"

@@ -6,24 +6,42 @@ that changes from run to run (timings, versions, traces of papermill).
 
 from __future__ import annotations
 
-import ast
+import asyncio
 import os
 import re
+import signal
 import tempfile
 import warnings
-from collections.abc import Mapping
+from collections.abc import Iterable
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 from gnclib.io import read_json, write_bytes
+from gnclib.suite import ledger
 
-__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "parameters", "refresh", "run"]
+__all__ = [
+    *(
+        "NotebookError",
+        "check",
+        "clean",
+        "execute",
+        "find",
+        "load",
+        "parameters",
+        "refresh",
+        "unfinished",
+        "write",
+    ),
+]
 
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
     *("cell.metadata.papermill", "cell.metadata.execution", "cell.metadata.ExecuteTime"),
     *("cell.metadata.collapsed", "cell.metadata.scrolled"),
 )
+#: what the cell of the parameters says of these two
+_DEFAULTS = (r"^full = False\b", r"^out = (\"\"|'')")
 #: bytes of the largest notebook that is read
 LARGEST = 50_000_000
 
@@ -73,91 +91,76 @@ def load(path: Path) -> Any:
         raise NotebookError(f"{path} is not a notebook: {reason.splitlines()[0]}") from None
 
 
-def parameters(path: Path) -> dict[str, Any]:
-    """Names and defaults of the cell tagged `parameters`.
+def parameters(node: Any, name: str) -> Any:
+    """The cell of a notebook that is tagged `parameters`, with the quick defaults of `full` and `out`.
 
     Raises
     ------
     NotebookError
-        There is no such cell, or more than one, or its values are no plain literals.
+        There is no such cell, or more than one, or it has other defaults.
     """
-    cells = [c for c in load(path)["cells"] if "parameters" in c["metadata"].get("tags", [])]
-    if len(cells) != 1:
-        raise NotebookError(f"{path.name} has {len(cells)} cells tagged 'parameters', expected exactly one")
-    found = {}
-    try:
-        for node in ast.parse(cells[0]["source"]).body:
-            (target,) = node.targets
-            found[target.id] = ast.literal_eval(node.value)
-    except (ValueError, SyntaxError, TypeError, AttributeError, RecursionError, MemoryError):
+    cells = [cell for cell in node.cells if "parameters" in cell.metadata.get("tags", [])]
+    if len(cells) != 1 or not all(re.search(line, cells[0].source, re.M) for line in _DEFAULTS):
         raise NotebookError(
-            f"{path.name}: the parameters must be plain literals such as 3, 0.1, 'R1' or False"
-        ) from None
-    return found
+            f"{name} has {len(cells)} cells tagged 'parameters'; there must be one, with full = False and out = ''"
+        )
+    return cells[0]
 
 
-def execute(path: Path, output: Path, given: Mapping[str, Any] | None = None) -> Any:
-    """Run a notebook by papermill with parameters; the executed copy goes to `output` and is returned.
+async def execute(node: Any, name: str, threads: int = 0) -> None:
+    """Run all cells of a notebook, and put their outputs into it.
 
-    The source is not touched. The notebook runs in an empty temporary folder, so that one which depends on the
-    folder it is started from does not pass.
+    It runs in an empty temporary folder, so that one which depends on the folder it is started from does not pass.
+
+    Parameters
+    ----------
+    node
+        The notebook, as nbformat's object.
+    name
+        Of its file, for messages.
+    threads
+        How many a computation in the kernel may use; 0 leaves that to the environment.
 
     Raises
     ------
     NotebookError
-        A parameter the notebook does not have, a cell failed, or the kernel died.
+        A cell failed, or the kernel died.
     """
-    known = parameters(path) if given else {}
-    for name, value in (given or {}).items():
-        if name not in known:
-            raise NotebookError(f"{path.name} has no parameter {name!r}; it has: {', '.join(known)}")
-        if type(value) is not type(known[name]):
-            raise NotebookError(f"{path.name}: parameter {name} is {known[name]!r} by default, got {value!r}")
-    import papermill
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+    from nbclient import NotebookClient
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    backend = os.environ.pop("MPLBACKEND", None)  # the kernel shows its figures in the notebook
+    environment = {
+        key: value for key, value in os.environ.items() if key != "MPLBACKEND"
+    }  # figures are shown
+    if threads:
+        environment.setdefault("OMP_NUM_THREADS", str(threads))
+    client = NotebookClient(
+        node, timeout=900, kernel_name="python3", extra_arguments=["--log-level=CRITICAL"],
+        coalesce_streams=True, on_notebook_start=_signals_as_ever,
+    )  # fmt: skip
     try:
         with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd:
-            papermill.execute_notebook(
-                str(path), str(output), dict(given or {}), cwd=cwd, progress_bar=False, kernel_name="python3",
-                extra_arguments=["--log-level=CRITICAL"], execution_timeout=900, coalesce_streams=True,
-            )  # fmt: skip
-    except papermill.PapermillExecutionError as error:
-        raise NotebookError(_failure(path, error, inserted=bool(given))) from None
+            await client.async_execute(cwd=cwd, env=environment)
+    except CellExecutionError as error:
+        reason = f"{error.ename}: {error.evalue.strip() or '(no message)'}"
+        raise NotebookError(f"{name}, {_place(error.traceback)}: {reason}") from None
     except (DeadKernelError, CellTimeoutError) as error:
-        raise NotebookError(f"{path.name}: {str(error).strip().splitlines()[-1]}") from None
-    finally:
-        if backend is not None:
-            os.environ["MPLBACKEND"] = backend
-    return load(output)
+        raise NotebookError(f"{name}: {str(error).strip().splitlines()[-1]}") from None
 
 
-def _failure(path: Path, error: Any, inserted: bool) -> str:
-    """One short message: notebook, cell, failing line, exception."""
-    lines = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(error.traceback)).splitlines()
-    arrows = [line.strip() for line in lines if re.match(r"\s*-+>\s*\d+", line)]
-    place = re.sub(r"^-+>\s*\d+\s*", "", arrows[0]) if arrows else error.source.strip().splitlines()[0]
-    reason = str(error.evalue).strip() or "(no message)"
-    # the cell that papermill inserts for given parameters is counted, too
-    count = error.exec_count - inserted if error.exec_count else "?"
-    return f"{path.name}, cell In [{count}], at '{place}': {error.ename}: {reason}"
+def _signals_as_ever(notebook: Any) -> None:
+    """Take away nbclient's handlers of Ctrl-C and SIGTERM, which stop the kernel that was started last and go on."""
+    with suppress(RuntimeError):  # there are none on Windows
+        for number in (signal.SIGINT, signal.SIGTERM):
+            asyncio.get_running_loop().remove_signal_handler(number)
 
 
-def run(node: Any, name: str) -> Any:
-    """Run all cells of a notebook, as nbformat's object, and return it with its outputs.
-
-    Raises
-    ------
-    NotebookError
-        A cell failed or the kernel died; `name` says which notebook it was.
-    """
-    import nbformat
-
-    with tempfile.TemporaryDirectory(prefix="gnc-run-") as folder:
-        source = Path(folder) / name
-        nbformat.write(node, source)
-        return execute(source, Path(folder) / f"done-{name}")
+def _place(traceback: str) -> str:
+    """The cell that failed, and the line in it, from IPython's traceback."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", traceback)
+    cell = re.search(r"Cell In ?\[(\d+)\]", text)
+    line = re.search(r"^-+> *\d+ (.*)$", text, re.M)
+    return f"cell In [{cell[1] if cell else '?'}]" + (f", at '{line[1].strip()}'" if line else "")
 
 
 def clean(content: bytes) -> bytes:
@@ -173,39 +176,63 @@ def clean(content: bytes) -> bytes:
     return (nbformat.writes(node).rstrip("\n") + "\n").encode()
 
 
-def refresh(path: Path) -> None:
-    """Run a committed notebook with its own defaults, clean it, and put it in place of the old one in one step."""
+def write(node: Any, path: Path) -> Path:
+    """Write a notebook to `path`, clean, in one step."""
     import nbformat
 
-    write_bytes(path, clean(nbformat.writes(run(load(path), path.name)).encode()))
+    return write_bytes(path, clean(nbformat.writes(node).encode()))
 
 
-def check(path: Path) -> list[str]:
-    """What is wrong with a committed notebook, in words; [] if it is executed, in order, clean and parameterised."""
-    wrong: list[str] = []
+def refresh(path: Path) -> None:
+    """Run a committed notebook with its own defaults and put it, executed and clean, in place of the old one."""
+    node = load(path)
+    asyncio.run(execute(node, path.name))
+    write(node, path)
+
+
+def check(path: Path, records: Iterable[ledger.Record]) -> list[str]:
+    """What is wrong with a committed notebook, in words.
+
+    Parameters
+    ----------
+    path
+        Of the notebook.
+    records
+        The ledger: what the notebook shows of its claims must agree with it, verdicts and evidence.
+
+    Returns
+    -------
+    list of str
+        Empty if the notebook is executed, in order, clean and parameterised, and agrees with the ledger.
+    """
+    wrong, node = [], load(path)
     try:
-        defaults = parameters(path)
-        if defaults.get("full") is not False or defaults.get("out") != "":
-            wrong.append("the parameters cell must set full = False and out = ''")
-    except NotebookError as error:
+        parameters(node, path.name)
+        shown = ledger.collect(node, path.stem, "quick")
+        kept = [record for record in records if record.notebook == path.stem]
+        wrong += [f"claim {id}: {text}" for id, text in ledger.changes(kept, shown).items()]
+    except (NotebookError, ValueError) as error:
         wrong.append(str(error).removeprefix(f"{path.name} "))
-    counts = []
-    for number, cell in enumerate(load(path)["cells"]):
-        if cell["cell_type"] != "code" or not cell["source"].strip():
+    wrong += unfinished(node, path.read_bytes())
+    return [f"{path.name}: {text}; run 'gnc notebooks --only {path.stem}'" for text in wrong]
+
+
+def unfinished(node: Any, content: bytes) -> list[str]:
+    """Why a notebook, and the content of its file, are not fit to be committed; [] if they are executed and clean."""
+    wrong, counts = [], []
+    for number, cell in enumerate(node.cells):
+        if cell.cell_type != "code" or not cell.source.strip():
             continue
-        counts.append(cell["execution_count"])
-        if cell["execution_count"] is None:
-            wrong.append(f"cell {number} was not executed")
-        for output in cell["outputs"]:
-            if output["output_type"] == "error":
-                wrong.append(f"cell {number} ended in {output['ename']}: {output['evalue']}")
+        counts.append(cell.execution_count)
+        for output in cell.outputs:
+            if output.output_type == "error":
+                wrong.append(f"cell {number} ended in {output.ename}: {output.evalue}")
             if output.get("name") == "stderr":
-                wrong.append(f"cell {number} wrote to stderr: {output['text'].strip().partition(chr(10))[0]}")
-        if "NBVAL_CHECK_OUTPUT" in cell["source"] and not cell["outputs"]:
+                wrong.append(f"cell {number} wrote to stderr: {output.text.strip().partition(chr(10))[0]}")
+        if "NBVAL_CHECK_OUTPUT" in cell.source and not cell.outputs:
             wrong.append(f"cell {number} is marked NBVAL_CHECK_OUTPUT but has no output")
-    if None not in counts and counts != list(range(1, len(counts) + 1)):
+    if counts != list(range(1, len(counts) + 1)):
         wrong.append("its cells were not run once each from top to bottom")
-    content = Path(path).read_bytes()
     if clean(content) != content:
         wrong.append("it is not clean")
-    return [f"{path.name}: {text}; run 'gnc notebooks --only {path.stem}'" for text in wrong]
+    return wrong

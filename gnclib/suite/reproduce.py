@@ -1,61 +1,84 @@
-"""From notebooks to figures: what ``gnc figures`` does.
+"""Figures and claims from notebooks: what ``gnc figures`` does.
 
-`run` executes notebooks in temporary copies, each with an empty staging folder as its `out`. A notebook counts as done
-only if every figure declared for it (`gnclib.suite.manifest`) lies there, complete. Where the numbers of a figure agree
-with those in the output folder, its files stay as they are, so that another processor does not change their last
-digits; the others move there, one atomic step each, and so do the claims. A notebook that fails leaves everything as it
-was, and the others still run.
+A figure is three files, NAME.png, NAME.pdf and NAME.json (the numbers behind it), written by `gnclib.suite.plots.save`,
+and declared with its notebook in figures.toml.
+
+`run` executes notebooks, each with an empty staging folder as its `out`. A notebook counts as done only if exactly the
+figures that are declared for it lie there, complete. Where the numbers of a figure agree with those in the output
+folder, its files stay as they are, so that another processor does not change their last digits; the others move there,
+one atomic step each, and so do the claims. A notebook that fails leaves everything as it was, and the others still run.
 """
 
 from __future__ import annotations
 
+import asyncio
 import difflib
 import os
 import tempfile
-import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from concurrent.futures import ProcessPoolExecutor, as_completed
+import tomllib
+from collections.abc import Callable, Iterable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
-from multiprocessing import get_context
 from pathlib import Path
 
 from gnclib.io import files
-from gnclib.suite import compare, ledger, notebooks
-from gnclib.suite.manifest import MANIFEST, SUFFIXES, Figure, gallery
+from gnclib.suite import ledger, notebooks
+from gnclib.suite.compare import compare_files
 from gnclib.suite.notebooks import NotebookError
 
-__all__ = ["MANIFEST", "PAGES", "SUFFIXES", "Done", "Figure", "compare_runs", "run", "select"]
+__all__ = ["MANIFEST", "PAGES", "SUFFIXES", "Done", "Figure", "compared", "gallery", "run", "select"]
 
+SUFFIXES = (".png", ".pdf", ".json")
 #: what lies beside the figures: the ledger, and the gallery
 PAGES = {"claims.json", "claims.md", "README.md"}
 
 
 @dataclass(frozen=True)
-class Done:
-    """What became of one notebook.
-
-    Attributes
-    ----------
-    notebook, seconds, failure
-        Its name, how long it ran, and the reason why it failed, if it did.
-    figures, changed
-        The figures that it makes; those that were written, each with the first difference from the one before.
-    redrawn
-        Figures that were kept because their numbers agree, although the picture differs in some byte.
-    """
+class Figure:
+    """A declared figure: its notebook, its title, and the tolerance of its numbers (`gnclib.suite.compare`)."""
 
     notebook: str
-    seconds: float
-    figures: tuple[str, ...] = ()
-    failure: str | None = None
-    changed: Mapping[str, str] = field(default_factory=dict)
-    redrawn: tuple[str, ...] = ()
+    title: str
+    rtol: float = 1e-3
+    atol: float = 1e-9
 
 
-def select(
-    only: Iterable[str], manifest: Mapping[str, Figure] = MANIFEST, folder: Path | None = None
-) -> dict[str, Path]:
+def _declared() -> dict[str, Figure]:
+    by_notebook = tomllib.loads(Path(__file__).with_name("figures.toml").read_text(encoding="utf-8"))
+    return {
+        name: Figure(notebook, **({"title": item} if isinstance(item, str) else item))
+        for notebook, figures in by_notebook.items()
+        for name, item in figures.items()
+    }
+
+
+#: every figure by its name
+MANIFEST = _declared()
+Manifest = Mapping[str, Figure]
+
+
+def gallery(manifest: Manifest = MANIFEST) -> str:
+    """A Markdown page for the folder of the figures: each with its title and files, under its notebook."""
+    lines = [
+        "# Figures",
+        "",
+        "All of them, by the notebook that makes them; written by `gnc figures`, as are the numbers behind each figure",
+        "(JSON) and the [ledger of claims](claims.md).",
+    ]
+    for notebook in dict.fromkeys(figure.notebook for figure in manifest.values()):
+        lines += ["", f"## {notebook}"]
+        for name, figure in _of(notebook, manifest).items():
+            lines += ["", f"![{figure.title}]({name}.png)", ""]
+            lines += [f"*{figure.title}.* [pdf]({name}.pdf), [numbers]({name}.json)"]
+    return "\n".join(lines) + "\n"
+
+
+def _of(notebook: str, manifest: Manifest) -> dict[str, Figure]:
+    return {name: figure for name, figure in manifest.items() if figure.notebook == notebook}
+
+
+def select(only: Iterable[str], manifest: Manifest = MANIFEST, folder: Path | None = None) -> dict[str, Path]:
     """The notebooks that make what `only` names (figures or notebooks); all of them if it is empty.
 
     Raises
@@ -81,17 +104,76 @@ def select(
     return {name: path for name, path in found.items() if not wanted or name in wanted}
 
 
+@dataclass(frozen=True)
+class Done:
+    """What became of one notebook.
+
+    Attributes
+    ----------
+    notebook, seconds, failure
+        Its name, how long it ran, and the reason why it failed, if it did.
+    figures
+        Those that it makes.
+    changed
+        Figures and claims that differ from those before, each with the first difference.
+    elsewhere
+        Figures that were made from other images than those before, which cannot be compared, each with its reason.
+    redrawn
+        Figures whose numbers agree, although the picture differs in some byte.
+    """
+
+    notebook: str
+    seconds: float
+    figures: tuple[str, ...] = ()
+    failure: str | None = None
+    changed: Mapping[str, str] = field(default_factory=dict)
+    elsewhere: Mapping[str, str] = field(default_factory=dict)
+    redrawn: tuple[str, ...] = ()
+
+
+def compared(
+    notebook: str, old: Path, new: Path, manifest: Manifest = MANIFEST
+) -> tuple[dict[str, str], dict[str, str]]:
+    """Compare figures and claims of one notebook in two folders: numbers and evidence within their tolerance.
+
+    Returns
+    -------
+    changed, elsewhere : dict
+        As in `Done`. Where a figure was made from other images, the claims of its notebook are not compared either.
+    """
+    changed, elsewhere = {}, {}
+    for name, figure in _of(notebook, manifest).items():
+        try:
+            unlike, reason = compare_files(
+                old / f"{name}.json", new / f"{name}.json", figure.rtol, figure.atol
+            )
+        except (FileNotFoundError, ValueError) as error:
+            unlike, reason = [str(error)], None
+        if reason:
+            elsewhere[name] = reason
+        elif unlike:
+            changed[name] = unlike[0]
+    if not elsewhere:
+        records = (
+            [record for record in ledger.load(folder / "claims.json") if record.notebook == notebook]
+            for folder in (old, new)
+        )
+        changed |= {f"claim {id}": reason for id, reason in ledger.changes(*records).items()}
+    return changed, elsewhere
+
+
 def run(
     only: Iterable[str] = (),
     full: bool = False,
     out: str | os.PathLike = "figures",
     *,
     jobs: int = 1,
-    manifest: Mapping[str, Figure] = MANIFEST,
+    keep: bool = True,
+    manifest: Manifest = MANIFEST,
     folder: Path | None = None,
     say: Callable[[str], None] = lambda text: None,
 ) -> list[Done]:
-    """Execute notebooks and bring their figures and claims to `out`.
+    """Execute notebooks, compare their figures and claims with those in `out`, and bring there what has changed.
 
     Parameters
     ----------
@@ -102,49 +184,52 @@ def run(
     out
         Folder for NAME.png, NAME.pdf, NAME.json, claims.json, claims.md and README.md; made where it is missing.
     jobs
-        Notebooks that run at the same time, each in a process of its own.
+        Notebooks that run at the same time, each in a kernel of its own.
+    keep
+        False only compares, and leaves `out` as it is.
     manifest, folder
         Other declarations and another folder of notebooks (tests use these).
     say
-        Called with one line of text per finished notebook, and one per figure that changed.
+        Called with one line of text per finished notebook, and one per figure or claim that changed.
 
     Raises
     ------
     ValueError, NotADirectoryError
-        A wrong name in `only`, fewer than one job; `out` is a file.
+        A wrong name in `only`; `out` is a file.
     RuntimeError
         Another run works in `out`.
     NotebookError
         One or more notebooks failed. All were tried, and the successful ones are in `out`.
     """
-    if jobs < 1:
-        raise ValueError(f"the number of jobs must be at least 1, got {jobs}")
     chosen = select(only, manifest, folder)
     out = Path(out).resolve()
     if out.exists() and not out.is_dir():
         raise NotADirectoryError(f"{out} is a file: give a folder for the figures")
-    out.mkdir(parents=True, exist_ok=True)
-    with files.held(out, "another 'gnc figures'"):
-        records = ledger.load(out / "claims.json")
-        tasks = [
-            (path, {key: item for key, item in manifest.items() if item.notebook == name}, full, out)
-            for name, path in chosen.items()
-        ]
-        done = []
-        for item, new in _results(tasks, min(jobs, len(tasks))):
-            if item.failure is None:
-                records = ledger.merge(records, new, [item.notebook], notebooks.find(folder))
-                ledger.save(out, records)
-                files.write_text(out / "README.md", gallery(manifest))
-            done.append(item)
-            result = (
-                f"FAILED: {item.failure}"
-                if item.failure
-                else ", ".join(item.figures) or "no figures declared"
-            )
-            say(f"{item.notebook:<26}{item.seconds:6.1f} s  {result}")
-            for name, reason in item.changed.items():
-                say(f"  changed: {name}: {reason}")
+    jobs = max(1, min(jobs, len(chosen)))
+    threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0  # the kernels share the cores
+    known, done = notebooks.find(folder), []
+
+    async def one(path: Path, slots: asyncio.Semaphore) -> None:
+        async with slots:
+            with tempfile.TemporaryDirectory(prefix="gnc-figures-") as staging:
+                item = await _attempt(path, full, out, Path(staging), manifest, threads)
+                if keep and not item.failure:
+                    _bring(item, Path(staging), out, known, manifest)
+        done.append(item)
+        say(f"{item.notebook:<26}{item.seconds:6.1f} s  {_outcome(item)}")
+        for name, reason in item.changed.items():
+            say(f"  changed: {name}: {reason}")
+        for name, reason in item.elsewhere.items():
+            say(f"  not compared: {name}: {reason}")
+
+    async def everything() -> None:
+        slots = asyncio.Semaphore(jobs)
+        await asyncio.gather(*(one(path, slots) for path in chosen.values()))
+
+    if keep:
+        out.mkdir(parents=True, exist_ok=True)
+    with files.held(out, "another 'gnc figures'") if keep else nullcontext():
+        asyncio.run(everything())
     if failed := [item for item in done if item.failure]:
         reasons = "\n".join(f"  {item.failure}" for item in failed)
         raise NotebookError(
@@ -153,59 +238,35 @@ def run(
     return done
 
 
-def _results(tasks: list[tuple], jobs: int) -> Iterator[tuple[Done, list[ledger.Entry]]]:
-    """The results of `_attempt` for all tasks, as they become ready."""
-    if jobs == 1:
-        yield from (_attempt(*task) for task in tasks)
-        return
-    # Kernels inherit the environment: share the cores among them, or each would start a thread for every core.
-    threads = str(max(1, (os.cpu_count() or 1) // jobs))
-    with ProcessPoolExecutor(jobs, get_context("spawn"), initializer=_worker, initargs=(threads,)) as pool:
-        for future in as_completed([pool.submit(_attempt, *task) for task in tasks]):
-            yield future.result()
+def _outcome(item: Done) -> str:
+    if item.failure:
+        return f"FAILED: {item.failure}"
+    return ", ".join(item.figures) or "no figures declared"
 
 
-def _worker(threads: str) -> None:
-    os.environ.setdefault("OMP_NUM_THREADS", threads)
-    parent = os.getppid()
-
-    def watch() -> None:  # a worker whose parent was killed would wait for its next task for ever
-        while os.getppid() == parent:
-            time.sleep(0.5)
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True).start()
-
-
-def _attempt(
-    path: Path, figures: Mapping[str, Figure], full: bool, out: Path
-) -> tuple[Done, list[ledger.Entry]]:
-    """Execute one notebook into a staging folder, check what it made, and move to `out` what has changed.
-
-    Returns what became of it and the claims that it recorded.
-    """
-    name, start = path.stem, time.monotonic()
+async def _attempt(
+    path: Path, full: bool, out: Path, staging: Path, manifest: Manifest, threads: int
+) -> Done:
+    """Execute one notebook into a staging folder, check what it made, and compare that with `out`."""
+    name, start, figures = path.stem, time.monotonic(), _of(path.stem, manifest)
     try:
-        with tempfile.TemporaryDirectory(prefix="gnc-figures-") as temporary:
-            staging = Path(temporary) / "out"
-            staging.mkdir()
-            executed = notebooks.execute(
-                path, Path(temporary) / path.name, {"full": full, "out": str(staging)}
-            )
-            _check_made(name, figures, staging)
-            records = ledger.collect(executed, name, "full" if full else "quick")
-            changed, redrawn = {}, []
-            for key, figure in figures.items():
-                made = {f"{key}{suffix}": (staging / f"{key}{suffix}").read_bytes() for suffix in SUFFIXES}
-                if reason := _change(out / f"{key}.json", staging / f"{key}.json", figure):
-                    changed[key] = reason
-                    for file, content in made.items():
-                        files.write_bytes(out / file, content)
-                elif any((out / file).read_bytes() != content for file, content in made.items()):
-                    redrawn.append(key)
+        node = notebooks.load(path)
+        notebooks.parameters(node, path.name).source += f"\nfull = {full}\nout = {str(staging)!r}"
+        await notebooks.execute(node, path.name, threads)
+        _check_made(name, figures, staging)
+        ledger.save(staging, ledger.collect(node, name, "full" if full else "quick"))
+        changed, elsewhere = compared(name, out, staging, manifest)
+        new = [key for key in figures if not all((out / f"{key}{suffix}").is_file() for suffix in SUFFIXES)]
+        changed |= dict.fromkeys(new, "new")
     except (NotebookError, ValueError) as error:
-        return Done(name, time.monotonic() - start, failure=str(error)), []
-    return Done(name, time.monotonic() - start, tuple(figures), None, changed, tuple(redrawn)), records
+        return Done(name, time.monotonic() - start, failure=str(error))
+    redrawn = tuple(
+        key
+        for key in figures
+        if key not in changed | elsewhere
+        and any((out / (key + s)).read_bytes() != (staging / (key + s)).read_bytes() for s in SUFFIXES)
+    )
+    return Done(name, time.monotonic() - start, tuple(figures), None, changed, elsewhere, redrawn)
 
 
 def _check_made(name: str, figures: Iterable[str], staging: Path) -> None:
@@ -218,56 +279,11 @@ def _check_made(name: str, figures: Iterable[str], staging: Path) -> None:
         raise NotebookError(f"{name} wrote {', '.join(extra)}, which figures.toml does not declare for it")
 
 
-def _change(old: Path, new: Path, figure: Figure) -> str | None:
-    """Why the figure at `new` has to replace the one at `old`: the first difference; None if the numbers agree."""
-    if not all(old.with_suffix(suffix).is_file() for suffix in SUFFIXES):
-        return "new"
-    try:
-        found, reason = compare.compare_files(old, new, figure.rtol, figure.atol)
-    except ValueError as error:
-        return str(error)
-    return reason or next(iter(found), None)
-
-
-def compare_runs(
-    reference: Path,
-    value: Path,
-    only: Iterable[str] = (),
-    *,
-    manifest: Mapping[str, Figure] = MANIFEST,
-    folder: Path | None = None,
-) -> tuple[list[str], list[str]]:
-    """Compare a fresh run in `value` with the one kept in `reference`: numbers and evidence within their tolerance.
-
-    Returns
-    -------
-    (wrong, remarks)
-        Lines of text; the run reproduces the reference if `wrong` is empty. Remarks tell what was not compared.
-    """
-    chosen = select(only, manifest, folder)
-    wrong, remarks, skipped = [], [], set()
-    for name, figure in manifest.items():
-        if figure.notebook not in chosen:
-            continue
-        try:
-            found, reason = compare.compare_files(
-                reference / f"{name}.json", value / f"{name}.json", figure.rtol, figure.atol
-            )
-        except (FileNotFoundError, ValueError) as error:
-            found, reason = [str(error)], None
-        wrong += [f"{name}: {text}" for text in found]
-        if reason:
-            remarks.append(f"{name}: not compared, {reason}")
-            skipped.add(figure.notebook)
-    old, new = (
-        {e["id"]: e for e in ledger.load(path / "claims.json") if e["notebook"] in chosen.keys() - skipped}
-        for path in (reference, value)
-    )
-    wrong += [f"claim {id}: recorded in only one of the two" for id in sorted(old.keys() ^ new.keys())]
-    for id in old.keys() & new.keys():
-        wrong += [f"claim {id} ({old[id]['notebook']}): {text}" for text in ledger.changes(old[id], new[id])]
-    if not only:
-        declared = {name + suffix for name in manifest for suffix in SUFFIXES} | PAGES
-        there = {path.name for path in reference.iterdir() if path.is_file()} if reference.is_dir() else set()
-        wrong += [f"{file}: left over, not in the manifest: delete it" for file in sorted(there - declared)]
-    return wrong, remarks
+def _bring(item: Done, staging: Path, out: Path, known: Iterable[str], manifest: Manifest) -> None:
+    """Write to `out` the figures that changed, and the claims."""
+    for key in set(item.figures) & (item.changed | item.elsewhere).keys():
+        for suffix in SUFFIXES:
+            files.write_bytes(out / f"{key}{suffix}", (staging / f"{key}{suffix}").read_bytes())
+    before, now = (ledger.load(folder / "claims.json") for folder in (out, staging))
+    ledger.save(out, ledger.merge(before, now, [item.notebook], known))
+    files.write_text(out / "README.md", gallery(manifest))

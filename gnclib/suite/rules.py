@@ -1,10 +1,39 @@
-"""The rules of the claims: functions of the evidence, each named like its claim in claims.toml ("F1-steps": f1_steps).
+"""The rules of the claims, and the verdicts that they give.
 
-A rule returns True ("holds"), False ("does not hold") or a verdict of its own. A caveat names a narrower range in which
-the sentence is true. It never covers a failure that is larger than the noise which the evidence states.
+A rule is a function of the evidence, named like its claim in claims.toml ("F1-steps": f1_steps) unless that names
+another one. It returns True ("holds"), False ("does not hold") or a verdict of its own. A caveat names a narrower range
+in which the sentence is true. It never covers a failure that is larger than the noise which the evidence states.
 """
 
-from gnclib.suite.verdicts import FAILS, HOLDS, UNDECIDED, beyond_noise, graded
+from collections.abc import Iterable
+
+IDENTITY, HOLDS, CAVEAT = "verified identity", "holds", "holds with caveat"
+UNDECIDED, FAILS = "undecided", "does not hold"
+#: from the most to the least favourable; an identity is true by algebra, and checked to rounding
+VERDICTS = (IDENTITY, HOLDS, CAVEAT, UNDECIDED, FAILS)
+
+
+def graded(holds: bool, caveat: bool) -> str:
+    """`HOLDS`, else `CAVEAT` if the sentence is true in the narrower range of `caveat`, else `FAILS`."""
+    return HOLDS if holds else CAVEAT if caveat else FAILS
+
+
+def beyond_noise(margins: Iterable[float], noise: Iterable[float]) -> str:
+    """Verdict on "every margin is positive", where a margin up to its `noise` happens by chance.
+
+    All beyond the noise: it holds. One beyond it on the wrong side: it does not. Else a caveat if some are beyond it
+    and the others at least positive; else undecided.
+    """
+    pairs = list(zip(margins, noise, strict=True))
+    if any(margin < -limit for margin, limit in pairs):
+        return FAILS
+    shown = [margin > limit for margin, limit in pairs]
+    if all(shown):
+        return HOLDS
+    return CAVEAT if any(shown) and all(margin > 0 for margin, _ in pairs) else UNDECIDED
+
+
+# --- the rules ------------------------------------------------------------------------------------------
 
 
 def t2_2(e):
@@ -199,10 +228,6 @@ def p_gain(e):
     return beyond_noise([e.smallest_gain_in_standard_errors], [2])
 
 
-def p_deeper(e):
-    return beyond_noise([e.smallest_gain_in_standard_errors], [2])
-
-
 def j_gap(e):
     steep = 5 * e.typical_true_slope
     return e.slope_at_tau_max > steep and e.slope_at_tau_min < -steep
@@ -212,20 +237,12 @@ def j_boundary(e):
     return e.relative_difference_from_explicit < 1e-4
 
 
-def j_vanishing(e):
-    return e.relative_difference_from_explicit < 1e-4
-
-
 def j_identity(e):
     return e.largest_mean < 1e-9 * e.typical_size
 
 
 def j_calibrated(e):
     return e.largest_mean < 0.05
-
-
-def j_tau_denoising(e):
-    return e.largest_deviation < 1e-8 and e.spread_of_losses > 0.1
 
 
 def a_lambda(e):
@@ -243,10 +260,6 @@ def a_boundary(e):
 
 
 def a_dct(e):
-    return beyond_noise([-change for change in e.each("change_at_")], e.each("threshold_at_"))
-
-
-def a_scaled(e):
     return beyond_noise([-change for change in e.each("change_at_")], e.each("threshold_at_"))
 
 

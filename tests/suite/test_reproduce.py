@@ -1,7 +1,13 @@
 """What ``gnc figures`` promises, on tiny notebooks: figures fresh and complete, failures clear, nothing old lost."""
 
 import json
+import os
 import shutil
+import signal
+import subprocess
+import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import nbformat
@@ -59,20 +65,21 @@ def test_figures_and_claims_arrive_and_a_partial_run_keeps_the_rest(tmp_path):
     assert [line.split()[0] for line in lines if line[0] != " "] == ["01_tiny", "02_tiny"]
     made = {name + suffix for name in ("one", "two") for suffix in reproduce.SUFFIXES}
     assert files(out).keys() == made | reproduce.PAGES
-    (entry,) = ledger.load(out / "claims.json")
-    assert (entry["verdict"], entry["mode"], entry["evidence"]["steps"]) == ("verified identity", "quick", 4)
+    (record,) = ledger.load(out / "claims.json")
+    assert (record.verdict, record.mode, record.evidence["steps"]) == ("verified identity", "quick", 4)
     assert source.read_bytes() == before
     assert sorted(path.name for path in tmp_path.iterdir()) == [
         "figures",
         "notebooks",
     ]  # nothing left lying about
 
-    assert [item.changed for item in done] == [{"one": "new"}, {"two": "new"}]
+    claim = {"claim A1-tweedie": "recorded in only one of the two"}
+    assert [item.changed for item in done] == [{"one": "new"}, {"two": "new"} | claim]
     reproduce.run(["one"], full=True, out=out, manifest=manifest, folder=folder)
-    assert [e["mode"] for e in ledger.load(out / "claims.json")] == ["quick"]
+    assert [record.mode for record in ledger.load(out / "claims.json")] == ["quick"]
     reproduce.run(["02_tiny"], full=True, out=out, manifest=manifest, folder=folder)
-    (entry,) = ledger.load(out / "claims.json")
-    assert (entry["mode"], entry["evidence"]["steps"]) == ("full", 3)
+    (record,) = ledger.load(out / "claims.json")
+    assert (record.mode, record.evidence["steps"]) == ("full", 3)
 
 
 def test_what_agrees_stays_and_what_changed_is_named(tmp_path):
@@ -169,22 +176,60 @@ assert (place / "OTHER").exists()"""
     assert {item.notebook for item in done} == {"01_tiny", "02_tiny"}
 
 
-def test_parameters_are_validated(tmp_path):
-    path = write(tmp_path, "01_tiny", parameters='full = False\nout = ""\nsteps = 3')
-    assert notebooks.parameters(path) == {"full": False, "out": "", "steps": 3}
-    with pytest.raises(NotebookError, match=r"no parameter 'step'; it has: full, out, steps"):
-        notebooks.execute(path, tmp_path / "done.ipynb", {"step": 4})
-    with pytest.raises(NotebookError, match="steps is 3 by default, got '4'"):
-        notebooks.execute(path, tmp_path / "done.ipynb", {"steps": "4"})
-    computed = write(tmp_path, "02_tiny", parameters="full = False\nout = str(3)")
-    with pytest.raises(NotebookError, match="plain literals"):
-        notebooks.parameters(computed)
-    computed.write_text("no json")
+def test_two_kernels_share_the_cores_and_show_their_figures(tmp_path, monkeypatch):
+    monkeypatch.delenv("OMP_NUM_THREADS", raising=False)
+    monkeypatch.setenv("MPLBACKEND", "agg")
+    cell = (
+        "import os\nassert os.environ['OMP_NUM_THREADS'] == '3'\nassert 'inline' in os.environ['MPLBACKEND']"
+    )
+    monkeypatch.setattr(reproduce.os, "cpu_count", lambda: 6)
+    for name in ("01_tiny", "02_tiny"):
+        write(tmp_path / "notebooks", name, cell)
+    reproduce.run(out=tmp_path / "out", manifest={}, folder=tmp_path / "notebooks", jobs=2)
+    assert (os.environ["MPLBACKEND"], os.environ.get("OMP_NUM_THREADS")) == ("agg", None)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="signals are for Unix")
+def test_ctrl_c_stops_all_notebooks_and_their_kernels(tmp_path):
+    waiting = "import os, pathlib, time\npathlib.Path(PLACE, str(os.getpid())).touch()\ntime.sleep(60)"
+    for name in ("01_tiny", "02_tiny", "03_tiny"):
+        write(tmp_path / "notebooks", name, waiting.replace("PLACE", repr(str(tmp_path / "kernels"))))
+    (tmp_path / "kernels").mkdir()
+    code = (
+        "import sys; from pathlib import Path; from gnclib.suite import reproduce\n"
+        "here = Path(sys.argv[1])\n"
+        "reproduce.run(out=here / 'out', manifest={}, folder=here / 'notebooks', jobs=2)"
+    )
+    process = subprocess.Popen([sys.executable, "-c", code, str(tmp_path)], stderr=subprocess.PIPE)
+    until = time.monotonic() + 60
+    while len(kernels := list((tmp_path / "kernels").iterdir())) < 2 and time.monotonic() < until:
+        time.sleep(0.05)
+    process.send_signal(signal.SIGINT)
+    error = process.communicate(timeout=30)[1].decode()
+    assert process.returncode != 0
+    assert error.rstrip().endswith("KeyboardInterrupt")
+    assert len(kernels) == len(list((tmp_path / "kernels").iterdir())) == 2  # the third was not begun
+    for path in kernels:
+        with pytest.raises(ProcessLookupError):
+            os.kill(int(path.name), 0)
+    assert list((tmp_path / "out").iterdir()) == []
+
+
+def test_parameters_and_files_that_are_no_notebook(tmp_path):
+    path = write(tmp_path, "01_tiny", parameters='full = False  # small\nout = ""\nsteps = 3')
+    assert "steps = 3" in notebooks.parameters(notebooks.load(path), path.name).source
+    for parameters in ("full = True\nout = ''", "full = False", "out = ''"):
+        other = write(tmp_path, "02_tiny", parameters=parameters)
+        with pytest.raises(
+            NotebookError, match=r"02_tiny.ipynb has 1 cells .* with full = False and out = ''"
+        ):
+            notebooks.parameters(notebooks.load(other), other.name)
+    other.write_text("no json")
     with pytest.raises(NotebookError, match=r"02_tiny\.ipynb is not a notebook: Expecting value"):
-        notebooks.parameters(computed)
-    computed.write_text('{"metadata": {}, "nbformat": 3, "nbformat_minor": 0, "cells": []}')
+        notebooks.load(other)
+    other.write_text('{"metadata": {}, "nbformat": 3, "nbformat_minor": 0, "cells": []}')
     with pytest.raises(NotebookError, match=r"02_tiny\.ipynb is not a notebook: it is not of version 4"):
-        notebooks.load(computed)
+        notebooks.load(other)
 
 
 def test_wrong_names_are_explained(tmp_path):
@@ -198,17 +243,15 @@ def test_wrong_names_are_explained(tmp_path):
         reproduce.select([], {"a": Figure("03_absent", "")}, tmp_path)
     with pytest.raises(FileNotFoundError, match="no notebooks in"):
         notebooks.find(tmp_path / "empty")
-    with pytest.raises(ValueError, match="jobs must be at least 1"):
-        reproduce.run(jobs=0, out=tmp_path / "out", manifest=manifest, folder=tmp_path)
     with pytest.raises(NotADirectoryError, match="is a file"):
         reproduce.run(out=tmp_path / "02_tiny.ipynb", manifest=manifest, folder=tmp_path)
 
 
 def test_refresh_and_check(tmp_path):
     path = write(tmp_path, "01_tiny", "# NBVAL_CHECK_OUTPUT\nprint(1 + 1)", "", "full")
-    assert any("was not executed" in line for line in notebooks.check(path))
+    assert any("run once each" in line for line in notebooks.check(path, []))
     notebooks.refresh(path)
-    assert notebooks.check(path) == []
+    assert notebooks.check(path, []) == []
     first = path.read_bytes()
     notebooks.refresh(path)
     assert path.read_bytes() == first
@@ -219,12 +262,17 @@ def test_refresh_and_check(tmp_path):
         copy = json.loads(first)
         change(copy)
         path.write_text(json.dumps(copy, indent=1, ensure_ascii=False) + "\n")
-        return "\n".join(notebooks.check(path))
+        return "\n".join(notebooks.check(path, []))
 
     code = [i for i, cell in enumerate(node["cells"]) if cell["cell_type"] == "code"]
     error = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": []}
     stderr = {"output_type": "stream", "name": "stderr", "text": ["UserWarning: no\n"]}
     assert spoiled(lambda nb: None) == ""
+    shown = [claims.record("A1-tweedie", {"largest_difference": 0.0})._repr_mimebundle_()]
+    recorded = {"output_type": "display_data", "data": shown[0], "metadata": {}}
+    assert "claim A1-tweedie: recorded in only one" in spoiled(
+        lambda nb: nb["cells"][code[1]]["outputs"].append(recorded)
+    )
     assert "run once each" in spoiled(lambda nb: nb["cells"][code[1]].update(execution_count=7))
     assert "ended in KeyError" in spoiled(lambda nb: nb["cells"][code[1]]["outputs"].append(error))
     assert "wrote to stderr: UserWarning" in spoiled(
@@ -267,35 +315,48 @@ def test_differences(value, found):
 
 
 def test_comparison_of_two_runs(tmp_path):
-    def entry(value):
+    def record(value):
         evidence = {"largest_t_star_over_diam2": 0.25, "smallest_scaled_eigenvalue": value}
-        return claims.record("C2.3", evidence).to_json() | {"notebook": "02_tiny", "mode": "quick"}
+        return replace(claims.record("C2.3", evidence), notebook="02_tiny", mode="quick")
 
-    write(tmp_path / "notebooks", "02_tiny")
-    options = {"manifest": {"two": Figure("02_tiny", "")}, "folder": tmp_path / "notebooks"}
+    def compared():
+        return reproduce.compared("02_tiny", old, new, {"two": Figure("02_tiny", "")})
+
     old, new = tmp_path / "old", tmp_path / "new"
     for folder, value in ((old, 1.0), (new, 1.0 + 1e-5)):
         folder.mkdir()
-        for suffix in reproduce.SUFFIXES:
-            (folder / f"two{suffix}").write_text(json.dumps({"data": "bsds68", "value": value}))
-        ledger.save(folder, [entry(value)])
-    assert reproduce.compare_runs(old, new, **options) == ([], [])
+        (folder / "two.json").write_text(json.dumps({"data": "bsds68", "value": value}))
+        ledger.save(folder, [record(value)])
+    assert compared() == ({}, {})
 
     (new / "two.json").write_text(json.dumps({"data": "bsds68", "value": 1.01}))
-    ledger.save(new, [entry(1.01)])
-    (old / "gone.png").write_bytes(b"x")
-    wrong, _ = reproduce.compare_runs(old, new, **options)
-    assert [line.split(":")[0] for line in wrong] == ["two", "claim C2.3 (02_tiny)", "gone.png"]
+    ledger.save(new, [record(1.01)])
+    changed, elsewhere = compared()
+    assert (list(changed), elsewhere) == (["two", "claim C2.3"], {})
+    assert changed["claim C2.3"].startswith("smallest_scaled_eigenvalue: off by 0.01, allowed 0.001")
 
     (new / "two.json").write_text(json.dumps({"data": "embedded", "value": 9.0}))
-    (old / "gone.png").unlink()
-    wrong, remarks = reproduce.compare_runs(old, new, **options)
-    assert wrong == []
-    assert remarks == ["two: not compared, made from embedded here, from bsds68 in the reference"]
+    assert compared() == ({}, {"two": "made from embedded here, from bsds68 in the reference"})
 
     (new / "two.json").unlink()
-    wrong, _ = reproduce.compare_runs(old, new, **options)
-    assert "is missing" in wrong[0]
+    assert "there is no file" in compared()[0]["two"]
+
+
+def test_a_check_says_what_differs_and_changes_nothing(tmp_path):
+    folder, out = tmp_path / "notebooks", tmp_path / "figures"
+    write(folder, "02_tiny", saving("two"), CLAIM)
+    options = {"manifest": {"two": Figure("02_tiny", "Two")}, "folder": folder, "out": out}
+    reproduce.run(**options)
+    (same,) = reproduce.run(**options, keep=False)
+    assert (same.changed, same.elsewhere, same.redrawn) == ({}, {}, ())
+    (out / "two.json").write_text('{"values": [1.0, 2.1]}')
+    stored = json.loads((out / "claims.json").read_text())
+    stored["records"][0]["evidence"]["steps"] = 5
+    (out / "claims.json").write_text(json.dumps(stored))
+    before = files(out)
+    (item,) = reproduce.run(**options, keep=False)
+    assert list(item.changed) == ["two", "claim A1-tweedie"]
+    assert files(out) == before
 
 
 def test_one_run_of_a_notebook_is_compared_with_its_figures_and_claims(tmp_path, monkeypatch):
@@ -303,22 +364,26 @@ def test_one_run_of_a_notebook_is_compared_with_its_figures_and_claims(tmp_path,
     monkeypatch.setattr(whole.tempfile, "mkdtemp", lambda prefix: str(tmp_path))
     monkeypatch.setenv(whole.FOLDER, "")
     stored, name = whole.ROOT / "figures", "02_gnc_flow"
-    entries = [e for e in ledger.load(stored / "claims.json") if e["notebook"] == name]
+    records = {r.id: r for r in ledger.load(stored / "claims.json") if r.notebook == name}
+
+    def write_claim(record):
+        (tmp_path / "claims" / f"{record.id}.json").write_text(json.dumps(record.to_json()))
+
     (tmp_path / "claims").mkdir()
     for figure in (key for key, item in reproduce.MANIFEST.items() if item.notebook == name):
         shutil.copy(stored / f"{figure}.json", tmp_path)
-    for entry in entries:
-        (tmp_path / "claims" / f"{entry['id']}.json").write_text(json.dumps(entry))
+    for record in records.values():
+        write_claim(record)
     found = whole.Whole()
     found.compare([name])
-    assert (found.figures, found.claims, found.unlike, found.lines) == (7, len(entries), 0, [])
+    assert (found.figures, found.claims, found.unlike, found.lines) == (7, len(records), 0, [])
 
-    (entry,) = [e for e in entries if e["id"] == "X-failure"]
-    entry["evidence"]["energy_too_high_by"] *= 1.01  # the verdict stays
-    (tmp_path / "claims" / "X-failure.json").write_text(json.dumps(entry))
+    failure = records["X-failure"]
+    evidence = failure.evidence | {"energy_too_high_by": 1.01 * failure.evidence["energy_too_high_by"]}
+    write_claim(replace(failure, evidence=evidence))  # the verdict stays
     numbers = json.loads((tmp_path / "steps_needed.json").read_text())
     numbers["t_0"][-1] *= 2
     (tmp_path / "steps_needed.json").write_text(json.dumps(numbers))
     found.compare([name])
     assert found.unlike == 2
-    assert [line.split(":")[0] for line in found.lines] == ["steps_needed", "claim X-failure (02_gnc_flow)"]
+    assert [line.split(":")[0] for line in found.lines] == ["steps_needed", "claim X-failure"]

@@ -10,11 +10,12 @@ import json
 import os
 import shutil
 import tempfile
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
-from gnclib.suite import ledger, reproduce
+from gnclib.suite import claims, ledger, reproduce
 from gnclib.suite.plots import COLLECT
 
 ROOT = Path(__file__).parents[2]
@@ -50,19 +51,27 @@ class Whole:
                 session.exitstatus = pytest.ExitCode.TESTS_FAILED
 
     def compare(self, names):
-        stored = {entry["id"]: entry for entry in ledger.load(ROOT / "figures" / "claims.json")}
-        records = [json.loads(path.read_text()) for path in sorted((self.folder / "claims").glob("*.json"))]
-        entries = [
-            r | {k: stored[r["id"]][k] for k in ("notebook", "mode")} for r in records if r["id"] in stored
+        stored = {record.id: record for record in ledger.load(ROOT / "figures" / "claims.json")}
+        fresh = [
+            claims.Record.from_json(json.loads(path.read_text()))
+            for path in sorted((self.folder / "claims").glob("*.json"))
         ]
-        ledger.save(self.folder, entries)
-        wrong, remarks = reproduce.compare_runs(ROOT / "figures", self.folder, names)
-        wrong += [f"claim {r['id']}: not in figures/claims.json" for r in records if r["id"] not in stored]
-        self.lines = [*remarks, *wrong]
+        unknown = [record.id for record in fresh if record.id not in stored]
+        known = [record for record in fresh if record.id in stored]
+        ledger.save(
+            self.folder,
+            [replace(r, notebook=stored[r.id].notebook, mode=stored[r.id].mode) for r in known],
+        )
+        wrong = {f"claim {id}": "not in figures/claims.json" for id in unknown}
+        for name in names:
+            changed, elsewhere = reproduce.compared(name, ROOT / "figures", self.folder)
+            wrong |= changed
+            self.lines += [f"{key}: not compared, {reason}" for key, reason in elsewhere.items()]
+            self.not_compared += len(elsewhere)
+        self.lines += [f"{key}: {reason}" for key, reason in wrong.items()]
         self.figures = sum(figure.notebook in names for figure in reproduce.MANIFEST.values())
-        self.claims = sum(entry["notebook"] in names for entry in stored.values())
-        self.unlike = len({line.partition(": ")[0] for line in wrong})
-        self.not_compared = len(remarks)
+        self.claims = sum(record.notebook in names for record in stored.values())
+        self.unlike = len(wrong)
 
     def pytest_terminal_summary(self, terminalreporter):
         if self.lines:
