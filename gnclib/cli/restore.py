@@ -142,6 +142,7 @@ def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
     import torch
 
     from gnclib import images
+    from gnclib.restore import denoise_channels, evaluate
 
     def work(source: Path, target: Path) -> None:
         picture = images.read(source)
@@ -156,10 +157,13 @@ def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
                 )
         elif add_noise is not None:
             noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, add_noise).numpy(), noisy
-        made = images.quantise(picture, _denoised(noisy, source, sigma=fraction, **solver))
+        pixels, planes = denoise_channels(noisy, fraction, progress=_bar(), **solver)
+        _say_found(source, planes, sigma is None)
+        made = images.quantise(picture, pixels)
         if reference is not None:
             kind = "as in the file" if clean else "unclipped"
-            before, after = (_psnr(a, reference) for a in (noisy, made.pixels))
+            truth = torch.from_numpy(reference)
+            before, after = (evaluate.psnr(torch.from_numpy(a), truth) for a in (noisy, made.pixels))
             say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
         images.write(target, made, force)
         say(f"{target}: {made}")
@@ -182,35 +186,21 @@ def _fraction(sigma: float) -> float:
     return sigma / 255
 
 
-def _denoised(pixels, source: Path, sigma: float | None, **solver):
-    """The pixels (C, H, W) without their noise, and a line about what was estimated."""
-    from gnclib.restore import denoise_channels
-
-    found = denoise_channels(pixels, sigma, progress=_bar(), **solver)
-    if found.unlike and sigma is not None:
-        say(
-            f"{source}: the noise of red, green and blue does not look independent: they are denoised one by one"
-        )
-    if sigma is not None:
-        return found.image
-    if not any(found.levels):
+def _say_found(source: Path, planes, estimated: bool) -> None:
+    """Lines about the planes of a picture and the noise in them."""
+    if not estimated:
+        if planes.unlike:
+            noise = "the noise of red, green and blue does not look independent"
+            say(f"{source}: {noise}: they are denoised one by one")
+        return
+    if not any(planes.levels):
         say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
-        return found.image
-    words = ", ".join("below 2.55" if level is None else f"{255 * level:.1f}" for level in found.levels)
-    planes = "brightness, two differences of colour" if found.basis == "opponent" else "red, green, blue"
-    say(f"{source}: sigma {words}{f' ({planes})' if len(found.levels) == 3 else ''} of 255, estimated")
-    if 255 * max(level or 0 for level in found.levels) > STRANGE:
+        return
+    words = ", ".join("below 2.55" if level is None else f"{255 * level:.1f}" for level in planes.levels)
+    names = "brightness, two differences of colour" if planes.basis == "opponent" else "red, green, blue"
+    say(f"{source}: sigma {words}{f' ({names})' if len(planes.levels) == 3 else ''} of 255, estimated")
+    if 255 * max(level or 0 for level in planes.levels) > STRANGE:
         say("warning: that is very strong noise; if the image is no photograph, give --sigma yourself")
-    return found.image
-
-
-def _psnr(pixels, reference) -> float:
-    """In dB over all channels (C, H, W) together."""
-    import torch
-
-    from gnclib.images import psnr
-
-    return psnr(*(torch.from_numpy(a).flatten(0, 1)[None, None] for a in (pixels, reference))).item()
 
 
 # --- inpaint ----------------------------------------------------------------------------------------------
@@ -290,10 +280,9 @@ def _missing(mask: str, source: Path, picture):
 def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour, limit, file):
     """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;
     nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder."""
+    from gnclib import io
     from gnclib.images import bsds68, folder_images
-    from gnclib.io import files
-    from gnclib.restore import schemes
-    from gnclib.restore.learned import Task
+    from gnclib.restore import Task, schemes
 
     denoising = task == "denoise"
     option, other = ("sigma", "missing") if denoising else ("missing", "sigma")
@@ -304,21 +293,23 @@ def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour,
     scheme = scheme or ("mmse" if denoising else "gnc")
     levels = (sigma or [25]) if denoising else (missing or [0.8])
     loaded = [schemes.load(scheme, prior, Task(task, level), steps, device=device) for level in levels]
-    coloured, basis = colour is not None, colour or "channels"
-    found = folder_images(images, coloured) if images else bsds68(coloured)
+    found = folder_images(images, colour is not None) if images else bsds68(colour is not None)
     found = dict(list(found.items())[:limit])
-    numbers = {f"{level:g}": _measured(one, found, basis) for level, one in zip(levels, loaded, strict=True)}
+    numbers = {f"{one.task.level:g}": _measured(one, found, colour or "channels") for one in loaded}
     if file:
-        about = {"prior": prior, "scheme": scheme}
-        about |= {"steps": loaded[0].steps} if loaded[0].steps > 1 else {}
-        about |= {"task": task} | ({"colour": colour} if coloured else {})
-        about |= {
+        about = {
+            "prior": prior,
+            "scheme": scheme,
+            "steps": loaded[0].steps if loaded[0].steps > 1 else None,
+            "task": task,
+            "colour": colour,
             "clipping": "none",
             "noise": "image k has torch.Generator seed k",
-            "set": str(images or ("CBSD68" if coloured else "BSDS68")),
+            "set": str(images or ("CBSD68" if colour else "BSDS68")),
             "energy": "D + R at the smallest t of the prior, nats per pixel",
+            f"psnr_by_{option}": numbers,
         }
-        files.write_text(file, files.dumps({**about, f"psnr_by_{option}": numbers}))
+        io.write_text(file, io.dumps({name: value for name, value in about.items() if value is not None}))
 
 
 def _measured(scheme, images, basis: str) -> dict:
@@ -327,22 +318,23 @@ def _measured(scheme, images, basis: str) -> dict:
 
     items = progress(images.items(), "image", desc=str(scheme.task))
     done = {name: evaluate.restoration(scheme, x, k, basis) for k, (name, x) in enumerate(items)}
-    mean = {key: fmean(getattr(r, key) for r in done.values()) for key in ("start", "ssim", "seconds")}
-    per_step = {
-        key: [fmean(column) for column in zip(*(getattr(r, key) for r in done.values()), strict=True)]
-        for key in ("psnr", "energy")
-    }
+
+    def mean(key: str) -> float | list[float]:
+        values = [getattr(r, key) for r in done.values()]
+        return list(map(fmean, zip(*values, strict=True))) if isinstance(values[0], tuple) else fmean(values)
+
+    psnrs, similarity = mean("psnr"), mean("ssim")
     level = f"sigma {scheme.task.level:>4g}" if scheme.task.kind == "denoise" else str(scheme.task)
     say(
-        f"{level}: {per_step['psnr'][-1]:.2f} dB, SSIM {mean['ssim']:.4f}, mean of {len(done)} images, not clipped;"
-        f" {mean['seconds']:.2f} s and {scheme.evaluations} gradient(s) per image"
+        f"{level}: {psnrs[-1]:.2f} dB, SSIM {similarity:.4f}, mean of {len(done)} images, not clipped;"
+        f" {mean('seconds'):.2f} s and {scheme.evaluations} gradient(s) per image"
     )
     return {
-        "mean": per_step["psnr"][-1],
-        "mean_ssim": mean["ssim"],
-        "mean_psnr_of_measurement": mean["start"],
-        "mean_psnr_per_step": per_step["psnr"],
-        "mean_energy_per_step": per_step["energy"],
+        "mean": psnrs[-1],
+        "mean_ssim": similarity,
+        "mean_psnr_of_measurement": mean("start"),
+        "mean_psnr_per_step": psnrs,
+        "mean_energy_per_step": mean("energy"),
         "gradients_per_image": scheme.evaluations,
         "images": {name: r.psnr[-1] for name, r in done.items()},
     }

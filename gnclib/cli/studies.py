@@ -46,7 +46,7 @@ def compare(sigma, missing, only, images, limit, out, timing, tune_tv, table):
     BM3D needs the package bm3d (pip install 'gnclib[compare]'), which is free for non-commercial use only."""
     _one_thread()
     from gnclib.images import bsds68, folder_images
-    from gnclib.restore.learned import Task
+    from gnclib.restore import Task
     from gnclib.studies import field, field_run
 
     if table:

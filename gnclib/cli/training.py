@@ -204,8 +204,8 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     those of 'gnc train'."""
     from gnclib.checks import as_device
     from gnclib.io import signals
+    from gnclib.restore import Task
     from gnclib.restore import learn as learning
-    from gnclib.restore.learned import Task
     from gnclib.score.settings import LearnConfig
 
     if (missing if task == "denoise" else sigma) is not None:

@@ -2,7 +2,7 @@
 
 Here: everything between a measurement and an image, and the functions on numpy arrays.
 Never: comparisons over data sets.
-May import: `foe`, `score`, `images`, `io`.
+May import: `foe`, `spline`, `score`, `images`, `io`.
 """
 
 import lazy_loader
@@ -10,11 +10,14 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc"],
-        "flow": ["gnc_flow"],
-        "joint": ["joint_descent"],
+        "operators": ["Denoising", "Inpainting", "Task"],
+        "linear": ["LinearMeasurement"],
+        "schedules": ["linear_schedule", "log_schedule", "step_sizes"],
+        "flow": ["State", "ddim_flow", "gnc_flow", "last", "proximal_gradient"],
+        "joint": ["joint_descent", "palm"],
         "learned": ["LearnedSchedule"],
-        "operators": ["Denoising", "Inpainting"],
+        "proximal": ["proximal_point"],
         "noise_level": ["estimate_sigma"],
+        "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc"],
     },
 )

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from gnclib.images.metrics import psnr, ssim
+from gnclib.images import metrics
 from gnclib.restore import colour
 from gnclib.restore.operators import Denoising, Inpainting
 from gnclib.restore.schemes import Scheme
@@ -24,12 +24,15 @@ from gnclib.restore.schemes import Scheme
 class Restoration:
     """How one image went.
 
-    Attributes:
-        psnr: in dB, after each step; start: that of the measurement.
-        energy: D(x_i) + R(x_i, t_min) in nats per pixel after each step, t_min the smallest t of the prior (eq. 9).
-        t: noise variance of each step. ssim: of the result.
-        seconds: wall clock of the solver alone, without what is measured here.
-        image: the result, shaped like the image.
+    Attributes
+    ----------
+    start : PSNR of the measurement in dB
+    psnr : PSNR after each step
+    energy : D(x_i) + R(x_i, t_min) in nats per pixel after each step, t_min the smallest t of the prior (eq. 9)
+    t : noise variance of each step
+    ssim : of the result
+    seconds : wall clock of the solver alone, without what is measured here
+    image : the result, shaped like the image
     """
 
     start: float
@@ -46,15 +49,19 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
 
     Noise and masks are drawn on the CPU, so that they are the same everywhere; the rest happens where the scheme is.
 
-    Args:
-        scheme: what restores.
-        x: (1, 1, H, W), or the channels of a colour image (3, 1, H, W), whose PSNR is that of all channels together,
-            whose SSIM is their mean.
-        seed: of noise or mask, drawn for each channel anew.
-        basis: "opponent" restores the planes of :mod:`gnclib.restore.colour` instead of the channels.
+    Parameters
+    ----------
+    scheme : Scheme
+    x : (1, 1, H, W), or the channels of a colour image (3, 1, H, W)
+        The PSNR of a colour image is that of all channels together, its SSIM their mean.
+    seed : of noise or mask, drawn for each channel anew
+    basis : {"channels", "opponent"}
+        "opponent" restores the planes of :mod:`gnclib.restore.colour` instead of the channels.
 
-    Raises:
-        ValueError: as the solvers do; another basis, or "opponent" for inpainting.
+    Raises
+    ------
+    ValueError
+        As the solvers; another basis, or "opponent" for inpainting.
     """
     x = x.to(scheme.device)
     data, back = _in_basis(scheme.task.measure(x, torch.Generator().manual_seed(seed)), basis)
@@ -67,10 +74,12 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
         with torch.no_grad():
             energy = (data.energy(state.x) + scheme.prior.energy(state.x, t_min)).sum().item() / x.numel()
         found = back(state.x)
-        path.append((_psnr(found, x), energy, float(state.t)))
+        path.append((psnr(found, x), energy, float(state.t)))
         begun = time.perf_counter()
     per_step = tuple(map(tuple, zip(*path, strict=True)))
-    return Restoration(_psnr(back(data.start()), x), *per_step, ssim(found, x).mean().item(), seconds, found)
+    return Restoration(
+        psnr(back(data.start()), x), *per_step, metrics.ssim(found, x).mean().item(), seconds, found
+    )
 
 
 def _in_basis(
@@ -88,6 +97,6 @@ def _in_basis(
     return data, lambda x: torch.from_numpy(join(x.cpu().numpy())).to(x)
 
 
-def _psnr(found: Tensor, x: Tensor) -> float:
-    """In dB, over all channels (C, 1, H, W) together."""
-    return psnr(*(v.flatten(0, 2)[None, None] for v in (found, x))).item()
+def psnr(found: Tensor, x: Tensor) -> float:
+    """PSNR in dB over all channels (C, 1, H, W) or (C, H, W) together, data range 1, nothing clipped."""
+    return metrics.psnr(*(v.flatten(0, -2)[None, None] for v in (found, x))).item()

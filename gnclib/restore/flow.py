@@ -1,19 +1,18 @@
-"""Descent on a smoothed energy: GNC flow and what it is compared with.
+"""GNC flow (Algorithm 1, eq. 9) and the descents that it is compared with.
 
-Every solver is a generator: it computes one step, yields a frozen `State` and waits. The caller owns the
-loop, and with it stopping, plots and progress bars. All have one signature,
+Every solver is a generator: it computes one step, yields a frozen `State` and waits. The caller owns the loop, and with
+it stopping, plots and progress bars. All have one signature,
 
     solver(prior, smoothing, data=None, start=None, *, ...)  ->  Iterator[State],
 
-where the smoothing is a schedule (`gnc_flow`, `ddim_flow`), one fixed t (`proximal_gradient`), or the t from which
-a search over t sets out (`gnclib.restore.joint`). The prior is anything with `grad(y, t)`, t being the noise
-variance; the data term anything of `gnclib.restore.operators`.
+where the smoothing is a schedule (`gnc_flow`, `ddim_flow`), one fixed t (`proximal_gradient`), or the t from which a
+search over t sets out (`gnclib.restore.joint`). The prior is anything with `grad(y, t)`, t being the noise variance;
+the data term anything of `gnclib.restore.operators`. Bad input raises ValueError at the call, before the first step.
 
     GNC flow  x_i = prox_{t_i D}( x_{i-1} - t_i grad_1 R(x_{i-1}, t_i) )   (Kobler & Pock 2023, Alg. 1, eq. 9)
 
 Without data the prox is the identity and, by Tweedie's formula, each step is the posterior mean
-E[ X | X + sqrt(t_i) Z = x_{i-1} ]: the flow denoises its own iterate, again and again, believing in less and
-less noise.
+E[ X | X + sqrt(t_i) Z = x_{i-1} ]: the flow denoises its own iterate with less and less noise in mind.
 """
 
 from __future__ import annotations
@@ -27,31 +26,20 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gnclib.restore.schedules import as_count, as_schedule, linear_schedule, log_schedule
+from gnclib.restore.schedules import as_count, as_schedule, log_schedule
 
 __all__ = [
-    "DataTerm",
-    "Energy",
-    "Prior",
-    "State",
-    "attained",
-    "attainment_map",
-    "ddim_flow",
-    "gnc_flow",
-    "last",
-    "linear_schedule",
-    "log_schedule",
-    "proximal_gradient",
-    "steps_until_all_arrive",
-]
+    "DataTerm", "Energy", "Prior", "State", "attained", "attainment_map", "ddim_flow", "gnc_flow", "last",
+    "proximal_gradient", "steps_until_all_arrive",
+]  # fmt: skip
 
 
 class Prior(Protocol):
-    """What the solvers need of an energy; the energy itself only where a State is asked for it."""
-
-    def grad(self, y: Tensor, t: float | Tensor) -> Tensor: ...
+    """An energy as the solvers need it: R(y, t) only where a State is asked for it, and its gradient in y."""
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor: ...
+
+    def grad(self, y: Tensor, t: float | Tensor) -> Tensor: ...
 
 
 class Energy(Prior, Protocol):
@@ -73,7 +61,7 @@ class Energy(Prior, Protocol):
 
 
 class DataTerm(Protocol):
-    """What the solvers need of a data term (see gnclib.restore.operators)."""
+    """A data term as the solvers need it (see gnclib.restore.operators)."""
 
     def energy(self, x: Tensor) -> Tensor: ...
 
@@ -84,11 +72,17 @@ class DataTerm(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """Where a solver stands after `step` steps (counted from 1).
+    """Where a solver stands after a step.
 
-    t: the noise variance of that step, a float, or (B,) where every sample has one of its own.
-    x: the iterate, shaped like the start.
-    prior, data: what is minimised; the energies below are computed from them when first asked for.
+    Attributes
+    ----------
+    step : int
+        How many steps were taken, counted from 1.
+    t : float, or (B,) where every sample has one of its own
+        Noise variance of that step.
+    x : iterate, shaped like the start
+    prior, data
+        What is minimised; the energies are computed from them when first asked for.
     """
 
     step: int
@@ -110,7 +104,7 @@ class State:
             return self.data_term + self.prior.energy(self.x, self.t)
 
 
-# ------------------------------------------------------------------------------------------------ solvers
+# --- solvers ----------------------------------------------------------------------------------------------
 
 
 def gnc_flow(
@@ -122,20 +116,28 @@ def gnc_flow(
     step_sizes: Tensor | Sequence[float] | None = None,
     rising: bool = False,
 ) -> Iterator[State]:
-    """GNC flow: one State per schedule entry (the start itself is not yielded).
+    """GNC flow, one State per schedule entry (Kobler & Pock 2023, eq. 9; without data Algorithm 1).
 
-        x_i = prox_{eta_i D}( x_{i-1} - eta_i grad_1 R(x_{i-1}, t_i) ),   i = 1..I     (Kobler & Pock 2023, eq. 9)
+        x_i = prox_{eta_i D}( x_{i-1} - eta_i grad_1 R(x_{i-1}, t_i) ),   i = 1..I
 
-    prior: an energy with grad(y, t).
-    schedule: noise variances t_1..t_I, (I,), or (I, B) for one schedule per sample; from a t_1 at which R is convex,
-        and not rising.
-    data: a data term (gnclib.restore.operators), or None: the prox is then the identity, which is Algorithm 1.
-    start: (B, ...) floating; data.start() where it is not given.
-    step_sizes: eta_1..eta_I > 0, shaped like the schedule; the paper's eta_i = t_i where they are not given. See
-        `gnclib.restore.schedules.step_sizes` for rules.
-    rising: True allows schedules that rise, as learned ones do at times.
+    Parameters
+    ----------
+    prior : energy with grad(y, t)
+    schedule : (I,), or (I, B) for one schedule per sample
+        Noise variances t_1 .. t_I, from a t_1 at which R is convex, and not rising.
+    data : data term, optional
+        None: the prox is the identity.
+    start : (B, ...), floating, optional
+        x_0; data.start() where it is not given. It is copied, and not yielded.
+    step_sizes : shaped like the schedule, optional
+        eta_1 .. eta_I > 0; the paper's eta_i = t_i by default. Rules: :func:`gnclib.restore.schedules.step_sizes`.
+    rising : bool
+        True allows schedules that rise, as learned ones do at times.
 
-    Nothing is computed before the first `next`; bad input raises ValueError at the call already.
+    Raises
+    ------
+    ValueError
+        A schedule that rises or is not finite and > 0, another shape of step sizes, no start, no gradient.
     """
     x = checked_start(prior, data, start)
     ts = as_schedule(schedule, x.shape[0])
@@ -152,13 +154,12 @@ def gnc_flow(
 
 
 def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -> Iterator[State]:
-    """Deterministic DDIM for the variance-exploding process: the same gradient, a shorter step.
+    """Deterministic DDIM for the variance-exploding process: the gradient of `gnc_flow`, a shorter step.
 
-        x_i = x_{i-1} - (1 - sigma_{i+1} / sigma_i) t_i grad_1 R(x_{i-1}, t_i),    sigma_{I+1} = 0
+        x_i = x_{i-1} - (1 - sigma_{i+1} / sigma_i) t_i grad_1 R(x_{i-1}, t_i),    sigma_i = t_i^(1/2), sigma_{I+1} = 0
 
-    with sigma_i = sqrt(t_i). It moves the iterate to where a sample of the next noise level would be, where
-    GNC flow goes all the way to the denoised point. The last step is the full one. The schedule must not rise
-    (ValueError); otherwise as `gnc_flow` without data.
+    It moves the iterate to where a sample of the next noise level would be, where GNC flow goes all the way to the
+    denoised point. The last step is the full one. Arguments and errors as for `gnc_flow` without data.
     """
     x = checked_start(prior, None, start)
     ts = as_schedule(schedule, x.shape[0])
@@ -177,15 +178,22 @@ def proximal_gradient(
     steps: int,
     step: float | None = None,
 ) -> Iterator[State]:
-    """Proximal gradient descent on D + R(., t) at one fixed t, the control without graduated non-convexity:
+    """Proximal gradient descent on D + R(., t) at one fixed t: the control without graduated non-convexity.
 
         x_i = prox_{step D}( x_{i-1} - step grad_1 R(x_{i-1}, t) )
 
-    Without data it is plain gradient descent. It decreases the energy for steps up to 1 / (Lipschitz constant of
+    Without data it is plain gradient descent. The energy falls for steps up to 1 / (Lipschitz constant of
     grad_1 R(., t)).
 
-    t: >= 0, where the prior allows 0. step: > 0; t where it is not given (for a true smoothed energy t Hess R <= 1,
-    so that t is 1 / Lipschitz wherever the Hessian is not much below -1/t). steps: >= 1. Raises ValueError else.
+    Parameters
+    ----------
+    prior, data, start
+        As for `gnc_flow`.
+    t : float >= 0, where the prior allows 0
+    steps : int >= 1
+    step : float > 0, optional
+        t by default: for a true smoothed energy t Hess R <= 1, so that t is 1 / Lipschitz wherever the Hessian is not
+        much below -1/t.
     """
     x = checked_start(prior, data, start)
     if not (math.isfinite(t) and t >= 0):
@@ -208,7 +216,7 @@ def _steps(prior: Prior, ts: Tensor, etas: Tensor, data: DataTerm | None, x: Ten
 
 
 def checked_start(prior: Prior, data: DataTerm | None, start: Tensor | None) -> Tensor:
-    """What all solvers check: a prior with a gradient, and a start, which comes back as a detached copy."""
+    """The start as a detached copy, checked as by all solvers, as is that the prior has a gradient."""
     if not callable(getattr(prior, "grad", None)):
         raise ValueError(f"the prior must offer grad(y, t), {type(prior).__name__} does not")
     if start is None:
@@ -227,11 +235,8 @@ def wide(value: float | Tensor, x: Tensor) -> float | Tensor:
     return value.reshape(-1, *[1] * (x.ndim - 1)) if isinstance(value, Tensor) else value
 
 
-# --------------------------------------------------------------------------------------------- attainment
-
-
 def last(states: Iterator[State]) -> State:
-    """Run a solver to its end and return the last state. Raises ValueError if there is none."""
+    """The last state of a solver run to its end. Raises ValueError if there is none."""
     state = None
     for state in states:  # noqa: B007
         pass
@@ -240,14 +245,17 @@ def last(states: Iterator[State]) -> State:
     return state
 
 
+# --- attainment -------------------------------------------------------------------------------------------
+
+
 def attained(x: Tensor, target: Tensor | float, tolerance: float) -> Tensor:
-    """Which samples lie at the target: ||x_b - target|| <= tolerance. x: (B, ...), returns boolean (B,)."""
+    """Which samples lie at the target, ||x_b - target|| <= tolerance: (B, ...) -> boolean (B,)."""
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"the tolerance is a distance: it must be finite and > 0, got {tolerance}")
     target = torch.as_tensor(target, dtype=x.dtype, device=x.device)
     if target.shape not in (x.shape[1:], torch.Size([])):
         raise ValueError(f"the target is one point of shape {tuple(x.shape[1:])}, got {tuple(target.shape)}")
-    return (x - target).flatten(1).norm(dim=1) <= tolerance if x.ndim > 1 else (x - target).abs() <= tolerance
+    return (x - target).reshape(len(x), -1).norm(dim=1) <= tolerance
 
 
 def attainment_map(
@@ -259,10 +267,22 @@ def attainment_map(
     tolerance: float,
     t_last: float = 1e-4,
 ) -> Tensor:
-    """Figure 1 (centre): attainment over initial smoothing t_0 and number of steps I, logarithmic schedules.
+    """Attainment over initial smoothing t_0 and number of steps I (Figure 1, centre).
 
-    starts: (B, ...). t_firsts: (M,), steps: (N,). Returns float64 (M, N) in [0, 1]. The final value t_last of
-    all schedules is our choice, the paper's is not known. All t_0 run as one batch of M * B samples.
+    Parameters
+    ----------
+    starts : (B, ...)
+    t_firsts : (M,), noise variances t_0 at which the logarithmic schedules start
+    steps : (N,), numbers of steps I
+    target, tolerance
+        As for :func:`attained`.
+    t_last : float
+        Final value of all schedules; our choice, the paper's is not known.
+
+    Returns
+    -------
+    Tensor, float64 (M, N)
+        Fraction of the starts whose flow ends at the target. All t_0 run as one batch of M * B samples.
     """
     t_firsts = [float(t) for t in t_firsts]
     if not t_firsts or len(steps) == 0:
@@ -280,15 +300,20 @@ def attainment_map(
 def steps_until_all_arrive(arrival: Tensor, steps: Sequence[int]) -> list[float]:
     """N(t_0): the smallest number of steps such that all starts arrive with it and with every larger one tried.
 
-    arrival: (M, N) from `attainment_map`; steps: the N numbers of steps of its columns, rising. Returns M
-    numbers, nan where not even the largest is enough. Raises ValueError for shapes that do not match.
+    Parameters
+    ----------
+    arrival : (M, N), from :func:`attainment_map`
+    steps : (N,), numbers of steps of its columns, rising
+
+    Returns
+    -------
+    list of M numbers
+        nan where not even the largest number is enough.
     """
     if arrival.ndim != 2 or arrival.shape[1] != len(steps) or list(steps) != sorted(steps):
         raise ValueError(
             f"an attainment map of shape {tuple(arrival.shape)} needs one rising number of steps per column, "
             f"got {len(steps)}"
         )
-    late = (
-        (arrival == 1).flip(1).cumprod(dim=1).sum(dim=1).tolist()
-    )  # how many columns, from the last one, are 1
-    return [float(steps[len(steps) - n]) if n else math.nan for n in late]
+    full = (arrival == 1).flip(1).cumprod(dim=1).sum(dim=1).tolist()  # columns of 1, from the last one
+    return [float(steps[len(steps) - n]) if n else math.nan for n in full]

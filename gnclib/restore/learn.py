@@ -1,6 +1,6 @@
 """Learning of schedules (``gnc learn``).
 
-For clean patches x, a measurement of each (:class:`gnclib.restore.learned.Task`) and x_I from eq. (9) of
+For clean patches x, a measurement of each (:class:`gnclib.restore.operators.Task`) and x_I from eq. (9) of
 Kobler & Pock 2023,
 
     minimise  E || x_I(t, eta) - x ||^2 / n   over t_1 .. t_I, eta_1 .. eta_I
@@ -34,8 +34,10 @@ from gnclib import io
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data, psnr
 from gnclib.restore import learned_card
-from gnclib.restore.flow import last, log_schedule
-from gnclib.restore.learned import STARTS, LearnedSchedule, Task, weights_sha256
+from gnclib.restore.flow import last
+from gnclib.restore.learned import STARTS, LearnedSchedule, weights_sha256
+from gnclib.restore.operators import Task
+from gnclib.restore.schedules import log_schedule
 from gnclib.restore.schemes import check_sigma
 from gnclib.score import LearnConfig, learning_rate, mmse, training_set
 
@@ -140,15 +142,7 @@ class _Checkpoint(io.Checkpoint):
 
 
 def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> LearnState:
-    """The state that :func:`gnclib.io.save_checkpoint` wrote, its prior on ``device``.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    ValueError
-        It cannot be read.
-    """
+    """The state that :func:`gnclib.io.save_checkpoint` wrote, its prior on ``device``; errors as of :func:`export`."""
 
     def build(meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> LearnState:
         model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["model"]), parts.pop("model", {}))
@@ -221,15 +215,10 @@ def start(
         t, eta, x_0 = log_schedule(t_first, low**2, steps), None, STARTS[task.kind][-1]
         rule = f"t_i logarithmic from {t_first:g} to {low**2:g}, eta_i = t_i"
     digest = weights_sha256(model)
+    named = {"prior": Path(prior).resolve().name, "prior_sha256": digest}
+    origin = _Origin(start=rule, learned_from=digest)
     learned = LearnedSchedule(
-        t,
-        eta,
-        t_range=(low**2, high**2),
-        task=task,
-        x_0=x_0,
-        prior=Path(prior).resolve().name,
-        prior_sha256=digest,
-        provenance=_Origin(start=rule, learned_from=digest),
+        t, eta, t_range=(low**2, high**2), task=task, x_0=x_0, provenance=origin, **named
     )
     return LearnState(learned, model, config)
 

@@ -1,11 +1,11 @@
-r"""Learned schedules: the GNC flow of I steps, with what it does in each step learned (a variational network).
+r"""Learned schedules: the GNC flow of I steps with learned smoothings and step sizes (a variational network).
 
     x_i = prox_{eta_i D}( x_{i-1} - eta_i grad_1 R(x_{i-1}, t_i) ),   i = 1..I        (Kobler & Pock 2023, eq. 9)
 
-A predefined schedule lets t_i fall and steps by eta_i = t_i, with the minimum of D + R(., t_I) in mind. The third
-scheme of section 5 has no such aim: all t_i and eta_i, 2 I numbers, are those that make x_I the best estimate of the
-clean image in the mean square, over training pairs of one :class:`Task`. The prior stays as it is, or is fine-tuned
-as well (:mod:`gnclib.restore.learn`).
+A predefined schedule lets t_i fall and steps by eta_i = t_i, with the minimum of D + R(., t_I) in mind. A learned one
+has no such aim: all t_i and eta_i, 2 I numbers, are those that make x_I the best estimate of the clean image in the
+mean square, over training pairs of one task. The prior stays as it is, or is fine-tuned as well
+(:mod:`gnclib.restore.learn`).
 
 *Parameters.* t and eta live on logarithmic scales, and learning moves them from where it began,
 
@@ -15,99 +15,64 @@ a_i being a shift in tau = 0.5 log t. The constraints t_min <= t_i <= t_max, whe
 are boxes on these scales: the values are clamped, and :meth:`LearnedSchedule.project` takes the parameters back after
 an update. Unlike a sigmoid this does not slow down at the ends, at which schedules begin, and what is written to a file
 is read back to the bit.
+
+*Noise levels in between.* :func:`find_schedule` mixes the schedules of the two nearest levels (:func:`between`), and
+scales that of the nearest one just beyond them (:func:`scaled`).
 """
 
 from __future__ import annotations
 
+import glob
 import hashlib
 import math
 import os
-import re
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any, Literal, NotRequired
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
+from typing_extensions import TypedDict
 
 from gnclib.foe import WEIGHTS, FieldsOfExperts, hub
-from gnclib.images.data import add_noise
-from gnclib.io import files, reading
+from gnclib.io import dumps, read_json, write_text
 from gnclib.restore.flow import State, gnc_flow
-from gnclib.restore.operators import Denoising, Inpainting
+from gnclib.restore.operators import LEVELS, Denoising, Inpainting, Task
 
-__all__ = ["ETA_RANGE", "LearnedSchedule", "Task", "weights_sha256"]
+__all__ = ["ETA_RANGE", "LearnedSchedule", "between", "find_schedule", "scaled", "weights_sha256"]
 
 #: step sizes that a schedule may have, in squared grey values
 ETA_RANGE = (1e-8, 1e2)
+#: where the steps may begin
+STARTS = {"denoise": ("start",), "inpaint": ("start", "guess")}
+#: how far beyond a learned noise level its schedule is scaled
+NEAR = 1.25
 SCHEDULE = "schedule.json"
 #: a schedule.json of more bytes than this is refused unread
 LARGEST = 1_000_000
 
 
-@dataclass(frozen=True)
-class Task:
-    """The inverse problem that a schedule is learned for.
-
-    Attributes:
-        kind: "denoise" (white Gaussian noise) or "inpaint" (pixels are missing independently of each other).
-        level: standard deviation of the noise in grey levels of 0..255, or the fraction of missing pixels.
-
-    Raises:
-        ValueError: another kind, a noise level outside of (0, 255] or a fraction outside of (0, 1).
-    """
-
-    kind: str
-    level: float
-
-    def __post_init__(self) -> None:
-        if self.kind not in LEVELS:
-            raise ValueError(f"the task must be one of {', '.join(LEVELS)}, got {self.kind!r}")
-        object.__setattr__(self, "level", float(self.level))
-        if self.kind == "denoise" and not 0 < self.level <= 255:
-            raise ValueError(f"sigma is in grey levels of 0..255 and must lie in (0, 255], got {self.level}")
-        if self.kind == "inpaint" and not 0 < self.level < 1:
-            raise ValueError(f"the fraction of missing pixels must lie in (0, 1), got {self.level}")
-
-    def __str__(self) -> str:
-        """ "denoise-25" or "inpaint-80": the name of a shipped schedule after that of its prior."""
-        return f"{self.kind}-{self.level if self.kind == 'denoise' else 100 * self.level:g}"
-
-    @property
-    def sigma(self) -> float:
-        """Standard deviation of the noise in grey values of [0, 1]; 0 for inpainting."""
-        return self.level / 255 if self.kind == "denoise" else 0.0
-
-    def measure(self, x: Tensor, generator: torch.Generator) -> Denoising | Inpainting:
-        """The data term of a measurement of clean images (B, 1, H, W): noise or mask are drawn from the generator."""
-        if self.kind == "denoise":
-            return Denoising(add_noise(x, self.sigma, generator), self.sigma)
-        mask = torch.rand(x.shape, generator=generator).to(x.device) < 1 - self.level  # True: observed
-        return Inpainting(torch.where(mask, x, torch.zeros_like(x)), mask)
-
-
-#: the name of a task's level in schedule.json
-LEVELS = {"denoise": "sigma_255", "inpaint": "missing"}
-#: where the steps may begin
-STARTS = {"denoise": ("start",), "inpaint": ("start", "guess")}
-
-
 class LearnedSchedule(nn.Module):
     """The 2 I numbers t_i and eta_i of eq. (9), for one prior and one task; see the module for the formulas.
 
-    Args:
-        t: noise variances t_1 .. t_I, each in [t_min, t_max].
-        eta: step sizes, as many, each within :data:`ETA_RANGE`; None for eta_i = t_i, the GNC flow.
-        t_range: (t_min, t_max), the squares of the prior's sigma_min and sigma_max.
-        task: what the schedule is for.
-        x_0: "start" for x_0 = data.start(), the noisy image, or mid grey where pixels are missing; "guess" for the
-            guess of missing pixels, data.guess().
-        prior: name of the prior; prior_sha256: SHA-256 of its weights (:func:`weights_sha256`); "" where not known.
-        provenance: how the schedule was made, as JSON data.
+    Parameters
+    ----------
+    t : (I,), noise variances, each in [t_min, t_max]
+    eta : (I,), step sizes, each within :data:`ETA_RANGE`, optional
+        None for eta_i = t_i, the GNC flow.
+    t_range : (t_min, t_max), the squares of the prior's sigma_min and sigma_max
+    task : what the schedule is for
+    x_0 : {"start", "guess"}
+        data.start(), the noisy image, or mid grey where pixels are missing; or data.guess() of missing pixels.
+    prior, prior_sha256 : str
+        Name of the prior, SHA-256 of its weights (:func:`weights_sha256`); "" where not known.
+    provenance : how the schedule was made, as JSON data
 
-    Raises:
-        ValueError: a value outside of its range, different numbers of t and eta, or no such x_0 for this task.
+    Raises
+    ------
+    ValueError
+        A value outside of its range, different numbers of t and eta, or no such x_0 for this task.
     """
 
     def __init__(
@@ -168,10 +133,8 @@ class LearnedSchedule(nn.Module):
     def forward(self, prior, data: Denoising | Inpainting, start: Tensor | None = None) -> Tensor:
         """x_I of eq. (9), differentiable in t, eta and what of the prior requires a gradient.
 
-        Args:
-            prior: an energy with `grad(y, t)`, differentiable in t, which is given as a tensor.
-            data: the data term of the measurement.
-            start: x_0, shaped like the measurement (B, 1, H, W); where it is not given, that of the schedule.
+        prior: an energy with `grad(y, t)`, differentiable in t, which is given as a tensor. start: x_0, shaped like the
+        measurement (B, 1, H, W); that of the schedule by default.
         """
         x = self._begin(data) if start is None else start
         for t, eta in zip(*(v.to(x) for v in self._values()), strict=True):
@@ -179,40 +142,28 @@ class LearnedSchedule(nn.Module):
         return x
 
     def states(self, prior, data: Denoising | Inpainting, start: Tensor | None = None) -> Iterator[State]:
-        """The steps of :meth:`forward` one by one, without gradients: the `gnc_flow` with these t and eta.
-
-        prior: anything with `grad(y, t)`, :class:`gnclib.restore.tiles.Tiled` for instance.
-        """
+        """The steps of :meth:`forward` one by one, without gradients: the `gnc_flow` with these t and eta."""
         begin = self._begin(data) if start is None else start
         return gnc_flow(prior, self.t, data, begin, step_sizes=self.eta, rising=True)
 
     def _begin(self, data: Denoising | Inpainting) -> Tensor:
         return data.guess() if self.x_0 == "guess" else data.start()
 
-    # which prior it is for -----------------------------------------------------------------------------------------
+    def fits(self, prior: FieldsOfExperts) -> bool:
+        """Whether these are the weights that the schedule was learned with."""
+        return self.prior_sha256 == weights_sha256(prior)
 
-    def fits(self, prior: FieldsOfExperts | str) -> bool:
-        """Whether these are the weights that the schedule was learned with.
-
-        prior: the prior, or the SHA-256 of its weights.
-        """
-        return self.prior_sha256 == (prior if isinstance(prior, str) else weights_sha256(prior))
-
-    def demand_fit(self, prior: FieldsOfExperts | str) -> None:
+    def demand_fit(self, prior: FieldsOfExperts) -> None:
         """Raise ValueError, saying what to do, unless the schedule :meth:`fits`."""
         if not self.fits(prior):
-            digest = prior if isinstance(prior, str) else weights_sha256(prior)
             raise ValueError(
                 f"this schedule ({self.task}) was learned with other weights of the prior {self.prior or '?'}: with"
-                f" SHA-256 {self.prior_sha256[:12] or '?'}.., these have {digest[:12]}..; learn it again with"
-                " 'gnc learn'"
+                f" SHA-256 {self.prior_sha256[:12] or '?'}.., these have {weights_sha256(prior)[:12]}..; learn it again"
+                " with 'gnc learn'"
             )
 
-    # files ---------------------------------------------------------------------------------------------------------
-
     def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write `schedule.json` into the folder, whole or not at all. Of a fine-tuned prior the folder holds the
-        prior as well (:meth:`FieldsOfExperts.save_pretrained`)."""
+        """Write `schedule.json` into the folder, whole or not at all; a fine-tuned prior lies in it as well."""
         values = {
             "task": self.task.kind,
             LEVELS[self.task.kind]: self.task.level,
@@ -224,23 +175,23 @@ class LearnedSchedule(nn.Module):
             "eta": self.eta.tolist(),
             "provenance": self.provenance,
         }
-        files.write_text(Path(folder) / SCHEDULE, files.dumps(values))
+        write_text(Path(folder) / SCHEDULE, dumps(values))
 
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> LearnedSchedule:
-        """Load a schedule of the package ("R1-denoise-25"), from a folder, or from the hub ("hf:owner/name@revision").
+        """A schedule of the package ("R1-denoise-25"), of a folder, or of the hub.
 
-        Looked for in this order, see :mod:`gnclib.foe.hub`.
-
-        Raises:
-            FileNotFoundError: none of the three, or no schedule.json there.
-            ConnectionError: the hub cannot be reached. ImportError: a hub name without ``huggingface_hub``.
-            ValueError: the file is no schedule; the message says why.
+        Raises
+        ------
+        FileNotFoundError, ConnectionError, ImportError
+            It is not found (:func:`gnclib.foe.hub.locate`), or has no schedule.json.
+        ValueError
+            The file is no schedule; the message says why.
         """
         path = hub.locate(name, WEIGHTS, (SCHEDULE,), "learned schedule") / SCHEDULE
-        content = reading.read_bytes(path, LARGEST)
+        values = read_json(path, "learned schedule", _File, LARGEST)
         try:
-            schedule = cls(**_arguments(reading.parse_json(content)))
+            schedule = cls(**_arguments(values))
         except ValueError as error:
             raise ValueError(f"{path} is no learned schedule: {error}") from error
         return schedule.requires_grad_(False).eval()
@@ -265,19 +216,110 @@ def _column(name: str, values, bounds: tuple[float, float]) -> Tensor:
     return column
 
 
-def _arguments(values: dict) -> dict[str, Any]:
+class _File(TypedDict):
+    """The content of schedule.json; the name of the level depends on the task, :data:`LEVELS`."""
+
+    task: Literal["denoise", "inpaint"]
+    sigma_255: NotRequired[float]
+    missing: NotRequired[float]
+    x_0: NotRequired[str]
+    prior: str
+    prior_sha256: Annotated[str, Field(pattern=r"^([0-9a-f]{64})?$")]
+    t_range: Annotated[list[float], Field(min_length=2, max_length=2)]
+    t: list[float]
+    eta: list[float]
+    provenance: dict[str, Any]
+
+
+def _arguments(values: dict[str, Any]) -> dict[str, Any]:
     """The arguments of :class:`LearnedSchedule` from the content of a schedule.json. Raises ValueError."""
-    kind = reading.demand(values, dict).get("task")
-    if not isinstance(kind, str) or kind not in LEVELS:
-        raise ValueError(f"task must be one of {', '.join(LEVELS)}, got {kind!r}")
-    numbers = {"t_range": [float], "t": [float], "eta": [float]}
-    texts = {"task": str, "x_0?": str, "prior": str, "prior_sha256": str}
-    reading.demand(values, {**texts, LEVELS[kind]: float, **numbers, "provenance": dict})
-    if not re.fullmatch(r"([0-9a-f]{64})?", values["prior_sha256"]):
-        raise ValueError(f"prior_sha256 must be 64 hexadecimal digits, got {values['prior_sha256'][:80]!r}")
-    if len(values["t_range"]) != 2:
-        raise ValueError(f"t_range must hold two numbers, got {len(values['t_range'])}")
-    names = ("t", "eta", "t_range", "x_0", "prior", "prior_sha256", "provenance")
-    return {name: values[name] for name in names if name in values} | {
-        "task": Task(kind, values[LEVELS[kind]])
-    }
+    level = LEVELS[values["task"]]
+    if (named := values.keys() & set(LEVELS.values())) != {level}:
+        raise ValueError(f"its level must be called {level}, got {', '.join(sorted(named)) or 'none'}")
+    return values | {"task": Task(values["task"], values.pop(level))}
+
+
+# --- which schedule for which task ------------------------------------------------------------------------
+
+
+def find_schedule(name: str | Path, task: Task) -> LearnedSchedule:
+    """The schedule `name` of the package, a folder or the hub; where there is none, one made from those nearby.
+
+    Raises
+    ------
+    FileNotFoundError
+        Nothing was learned for this task, nor for noise levels near enough.
+    ValueError
+        The schedule is for another task, or the file is none.
+    """
+    try:
+        schedule = LearnedSchedule.from_pretrained(name)
+    except FileNotFoundError:
+        schedule = _nearby(name, task)
+        if schedule is None:
+            known = sorted(path.parent.name for path in WEIGHTS.glob("*/schedule.json"))
+            raise FileNotFoundError(
+                f"nothing was learned for {name}, nor for noise levels below and above: 'gnc learn' learns into a"
+                f" folder of that name, beside the prior; the package has, for its priors, {', '.join(known) or 'none'}"
+            ) from None
+    if str(schedule.task) != str(task):  # 25.000001 is 25
+        raise ValueError(f"the schedule {name} was learned for {schedule.task}, not for {task}")
+    return schedule
+
+
+def _nearby(name: str | Path, task: Task) -> LearnedSchedule | None:
+    levels = {} if hub.is_hub_name(name) else _learned_levels(str(name), task)
+    below, above = ([v for v in levels if (v < task.level) == lower] for lower in (True, False))
+    if below and above:
+        return between(levels[max(below)], levels[min(above)], task)
+    near = [v for v in levels if task.level / NEAR <= v <= NEAR * task.level]
+    return scaled(levels[min(near, key=lambda v: abs(math.log(v / task.level)))], task) if near else None
+
+
+def _learned_levels(name: str, task: Task) -> dict[float, LearnedSchedule]:
+    """The schedules of the same prior for denoising, by their noise level."""
+    if task.kind != "denoise" or not name.endswith(f"-{task}"):
+        return {}
+    stem = Path(name.removesuffix(str(task)))
+    places = [stem.parent]
+    if stem.name == str(stem):
+        places.append(WEIGHTS)  # the package has the last word
+    pattern = f"{glob.escape(stem.name)}denoise-*/{SCHEDULE}"
+    folders = [file.parent for place in places for file in sorted(place.glob(pattern))]
+    found = [LearnedSchedule.from_pretrained(folder) for folder in folders]
+    return {s.task.level: s for s in found if s.task.kind == "denoise"}
+
+
+def scaled(schedule: LearnedSchedule, task: Task) -> LearnedSchedule:
+    """A schedule for a noise level beyond those that were learned: all t_i and eta_i in proportion to sigma^2.
+
+    Raises ValueError for another task than denoising, and for levels more than a factor :data:`NEAR` apart.
+    """
+    ratio = task.level / schedule.task.level
+    if {schedule.task.kind, task.kind} != {"denoise"} or not 1 / NEAR <= ratio <= NEAR:
+        raise ValueError(f"{schedule.task} is too far from {task} to be scaled to it")
+    t, eta = (ratio**2 * values for values in (schedule.t, schedule.eta))
+    origin = {"scaled": str(schedule.task)}
+    return _made(t.clamp(*schedule.t_range), eta.clamp(*ETA_RANGE), schedule, task, origin)
+
+
+def between(low: LearnedSchedule, high: LearnedSchedule, task: Task) -> LearnedSchedule:
+    """A schedule for a noise level between those of two learned ones: log t_i and log eta_i linear in log sigma.
+
+    Raises ValueError for different numbers of steps or priors, or a level that is not between theirs.
+    """
+    if len(low) != len(high) or low.prior_sha256 != high.prior_sha256:
+        raise ValueError(
+            "schedules can be mixed only if they are of one prior and have the same number of steps"
+        )
+    denoising = {low.task.kind, task.kind, high.task.kind} == {"denoise"}
+    if not (denoising and low.task.level <= task.level <= high.task.level > low.task.level):
+        raise ValueError(f"{task} does not lie between {low.task} and {high.task}")
+    weight = math.log(task.level / low.task.level) / math.log(high.task.level / low.task.level)
+    t, eta = (getattr(low, k) ** (1 - weight) * getattr(high, k) ** weight for k in ("t", "eta"))
+    return _made(t, eta, low, task, {"between": [str(low.task), str(high.task)]})
+
+
+def _made(t: Tensor, eta: Tensor, like: LearnedSchedule, task: Task, origin: dict) -> LearnedSchedule:
+    kept = {"t_range": like.t_range, "prior": like.prior, "prior_sha256": like.prior_sha256}
+    return LearnedSchedule(t, eta, task=task, provenance=origin, **kept).requires_grad_(False)

@@ -24,40 +24,30 @@ def write(folder: Path) -> Path:
     """Write ``README.md`` beside a ``schedule.json`` that :func:`gnclib.restore.learn.export` has written."""
     values = io.read_json(folder / SCHEDULE, "learned schedule", dict)
     run, settings = values["provenance"], values["provenance"]["settings"]
-    level, tuned = values.get("sigma_255"), settings["lr_prior"] > 0
+    level, lr, lr_prior = values.get("sigma_255"), settings["lr"], settings["lr_prior"]
     task = (
         f"denoising, sigma {level:g}/255"
         if level
         else f"inpainting, {values['missing']:.0%} of the pixels missing"
     )
+    named, tuned = _named(values["prior"], run["learned_from"]), lr_prior > 0
     kind = "kernels and potentials as well" if tuned else "all t_i and eta_i"
-    named = _named(values["prior"], run["learned_from"])
     rows = [
         ("task", task),
         ("prior", named + (", fine-tuned: model.safetensors beside this file" if tuned else "")),
         ("weights of the prior", f"SHA-256 {values['prior_sha256']}"),
-    ]
-    if tuned:
-        rows.append(("fine-tuned from", f"{named}, SHA-256 {run['learned_from']}"))
-    rows += [
+        ("fine-tuned from", f"{named}, SHA-256 {run['learned_from']}" if tuned else None),
         ("learned numbers", f"{run['parameters']} ({kind})"),
         ("training data", run["images"]),
         ("loss", "squared error of x_I per pixel, all pixels of the patches"),
         ("start", run["start"]),
-    ]
-    if not level:
-        rows.append(("x_0", X_0[values.get("x_0", "start")]))
-    lr, lr_prior = settings["lr"], settings["lr_prior"]
-    rows += [
+        ("x_0", None if level else X_0[values.get("x_0", "start")]),
         (
             "iterations",
             f"{run['iterations']} of batch {settings['batch']}, patches of side {settings['patch']}",
         ),
         ("optimiser", f"Adam, cosine from {lr:g} to {FINAL * lr:g} (tau and log eta)"),
-    ]
-    if tuned:
-        rows.append(("", f"and from {lr_prior:g} to {FINAL * lr_prior:g} (prior)"))
-    rows += [
+        ("", f"and from {lr_prior:g} to {FINAL * lr_prior:g} (prior)" if tuned else None),
         ("seed", settings["seed"]),
         ("time", f"{run['hours']} h"),
         ("machine", run["machine"]),
@@ -74,7 +64,7 @@ def write(folder: Path) -> Path:
         "t_i and eta_i of x_i = prox_{eta_i D}(x_{i-1} - eta_i grad R(x_{i-1}, t_i)) (Kobler & Pock 2023, eq. 9),",
         "learned. Written by `gnclib.restore.learned_card` from `schedule.json`.",
         "",
-        *card.table(rows),
+        *card.table([row for row in rows if row[1] is not None]),
         "",
         f"Validation: mean PSNR over {held_out}, of each the upper left 256 x 256 pixels,",
         "noise or mask of image k with seed k, nothing clipped.",

@@ -23,18 +23,13 @@ from torch import Tensor
 from gnclib.checks import as_images, as_time
 
 __all__ = [
-    "Blur",
-    "LinearMeasurement",
-    "LinearOperator",
-    "LowResolution",
-    "Projections",
-    "SampledTransform",
+    "Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "Projections", "SampledTransform",
     "gaussian_kernel",
-]
+]  # fmt: skip
 
 
 class LinearOperator(Protocol):
-    """A linear map of images of one size (H, W)."""
+    """Linear map of images of one size (H, W)."""
 
     size: tuple[int, int]
 
@@ -48,7 +43,7 @@ class LinearOperator(Protocol):
 def gaussian_kernel(sigma: float, side: int | None = None) -> Tensor:
     """Samples of a Gaussian of standard deviation ``sigma`` pixels on a square, sum 1: (side, side), float64.
 
-    side: odd; 2 ceil(3 sigma) + 1 where it is not given. Raises ValueError for a sigma <= 0 or an even side.
+    The side is odd, 2 ceil(3 sigma) + 1 by default. Raises ValueError for a sigma <= 0 or an even side.
     """
     if not (math.isfinite(sigma) and sigma > 0):
         raise ValueError(f"sigma must be a finite number of pixels > 0, got {sigma}")
@@ -60,25 +55,26 @@ def gaussian_kernel(sigma: float, side: int | None = None) -> Tensor:
     return torch.outer(bell, bell) / bell.sum() ** 2
 
 
-def _kernel(kernel) -> Tensor:
-    kernel = torch.as_tensor(kernel, dtype=torch.float64)
-    if kernel.ndim != 2 or kernel.numel() == 0 or not torch.isfinite(kernel).all():
-        raise ValueError(f"a kernel must be a finite matrix (kh, kw), got shape {tuple(kernel.shape)}")
-    return kernel
-
-
 class Blur:
     """Convolution with a known kernel, seen through a window: only pixels whose whole neighbourhood is in the image.
 
     ``(A x)(p) = sum_q k(q) x(p - q)`` on the (H - kh + 1) x (W - kw + 1) pixels where this needs nothing from outside:
     a photograph does not continue periodically, nor is it zero beyond its border.
 
-    kernel: (kh, kw), finite; a blur sums to 1. size: (H, W) of the sharp image. stride: keep every stride-th pixel.
-    Raises ValueError for a kernel that is no matrix or larger than the image.
+    Parameters
+    ----------
+    kernel : (kh, kw), finite, not larger than the image; a blur sums to 1
+    size : (H, W) of the sharp image
+    stride : int >= 1, every so many-th pixel is kept
     """
 
     def __init__(self, kernel, size: tuple[int, int], stride: int = 1) -> None:
-        self.kernel, self.size, self.stride = _kernel(kernel), tuple(size), int(stride)
+        self.kernel = torch.as_tensor(kernel, dtype=torch.float64)
+        self.size, self.stride = tuple(size), int(stride)
+        if self.kernel.ndim != 2 or self.kernel.numel() == 0 or not torch.isfinite(self.kernel).all():
+            raise ValueError(
+                f"a kernel must be a finite matrix (kh, kw), got shape {tuple(self.kernel.shape)}"
+            )
         if any(k > n for k, n in zip(self.kernel.shape, self.size, strict=True)):
             raise ValueError(
                 f"a kernel of {tuple(self.kernel.shape)} does not fit into images of {self.size}"
@@ -99,10 +95,14 @@ class Blur:
 
 
 class LowResolution(Blur):
-    """Every ``factor``-th pixel of the image blurred by a Gaussian: what a coarser camera sees, for super-resolution.
+    """Every ``factor``-th pixel of the image blurred by a Gaussian: a coarser camera, for super-resolution.
 
-    factor: 2, 3, ... size: (H, W) of the fine image. sigma: of the Gaussian in fine pixels; 0.5 factor by default (our
-    choice: little aliasing, little blur).
+    Parameters
+    ----------
+    factor : int >= 2
+    size : (H, W) of the fine image
+    sigma : float, optional
+        Of the Gaussian in fine pixels; 0.5 factor by default (our choice: little aliasing, little blur).
     """
 
     def __init__(self, factor: int, size: tuple[int, int], sigma: float | None = None) -> None:
@@ -117,7 +117,11 @@ class SampledTransform:
     D flips the signs of random pixels, C is the orthonormal 2D DCT-II, S keeps a random part of the coefficients:
     ``A A^T = I``, and every measurement sees all pixels.
 
-    size: (H, W). fraction: of coefficients kept, in (0, 1]. generator: of signs and choice.
+    Parameters
+    ----------
+    size : (H, W)
+    fraction : float in (0, 1], of coefficients kept
+    generator : torch.Generator, of signs and choice
     """
 
     def __init__(self, size: tuple[int, int], fraction: float, generator: torch.Generator) -> None:
@@ -148,7 +152,11 @@ class Projections:
     Ray (angle, offset) samples the image bilinearly at steps of half a pixel; all rays together are one sparse matrix,
     so that the adjoint is its transpose exactly. The disc inscribed in the image is seen by all views.
 
-    size: (H, W). views: number of angles, equally spaced in [0, pi). bins: rays per view; max(H, W) by default.
+    Parameters
+    ----------
+    size : (H, W)
+    views : int >= 1, number of angles, equally spaced in [0, pi)
+    bins : int >= 1, rays per view; max(H, W) by default
     """
 
     def __init__(self, size: tuple[int, int], views: int, bins: int | None = None) -> None:
@@ -202,12 +210,20 @@ def _sized(x: Tensor, size: tuple[int, int]) -> Tensor:
 
 
 class LinearMeasurement:
-    """``D(x) = ||A x - y||^2 / (2 sigma^2)`` for a linear operator A (Kobler & Pock 2023, section 4: y = A x + noise).
+    """Data term ``D(x) = ||A x - y||^2 / (2 sigma^2)`` of y = A x + noise (Kobler & Pock 2023, section 4).
 
-    operator: A. y: what was measured, (B, ...) as the operator returns it. sigma: noise level of y, > 0.
-    accuracy: of the conjugate gradients, relative residual. iterations: at most.
+    Parameters
+    ----------
+    operator : LinearOperator A
+    y : (B, ...), finite, shaped as the operator returns it
+    sigma : float > 0, noise level of y
+    accuracy, iterations
+        Of the conjugate gradients: relative residual, and how many at most.
 
-    Raises ValueError for a measurement that does not fit the operator, nan, or a sigma <= 0.
+    Raises
+    ------
+    ValueError
+        A measurement that does not fit the operator, nan, or a sigma <= 0.
     """
 
     def __init__(

@@ -1,50 +1,46 @@
-"""Data terms D of the inverse problems of section 5: what the measurement says about the image.
+"""Data terms D of the inverse problems of section 4, and the tasks that they come from.
 
 A reconstruction minimises D(x) + R(x, t). The solvers touch D only through its proximal map
 
     prox_{eta D}(v) = argmin_x  D(x) + ||x - v||^2 / (2 eta),      eta = the step,
 
-so a data term is three methods: `energy(x) -> (B,)`, `prox(v, step)` shaped like v, and `start()`, the image
-at which a reconstruction begins. Images are (B, 1, H, W) with grey values in [0, 1].
+so a data term is three methods: `energy(x) -> (B,)`, `prox(v, step)` shaped like v, and `start()`, the image at which a
+reconstruction begins. Images are (B, 1, H, W) with grey values in [0, 1]. Other linear measurements:
+:mod:`gnclib.restore.linear`.
 """
 
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from gnclib.checks import as_images, as_measured, as_time
+from gnclib.images.data import add_noise
 
+__all__ = ["LEVELS", "Denoising", "Inpainting", "Task", "first_guess"]
 
-def _like(y: Tensor, v: Tensor) -> Tensor:
-    """Check that v is an image batch of the shape, type and device of the measurement y; return it."""
-    v = as_images(v)
-    if v.shape != y.shape:
-        raise ValueError(f"the measurement has shape {tuple(y.shape)}, the image {tuple(v.shape)}")
-    if v.dtype != y.dtype or v.device != y.device:
-        raise ValueError(
-            f"the measurement is {y.dtype} on {y.device}, the image {v.dtype} on {v.device}; "
-            "convert one of them with .to(...)"
-        )
-    return v
-
-
-def _step(step: float | Tensor, v: Tensor) -> Tensor:
-    """The step eta >= 0 as (B, 1, 1, 1)."""
-    try:
-        return as_time(step, v.shape[0], like=v).reshape(-1, 1, 1, 1)
-    except ValueError as error:
-        raise ValueError(f"bad prox step (a float or one per image is wanted): {error}") from error
+#: the kinds of tasks, and the name of the level of each in files
+LEVELS = {"denoise": "sigma_255", "inpaint": "missing"}
 
 
 class Denoising:
-    """Gaussian noise of known level: D(x) = ||x - y||^2 / (2 sigma^2)   (Kobler & Pock 2023, section 5).
+    """Gaussian noise of known level: D(x) = ||x - y||^2 / (2 sigma^2)   (Kobler & Pock 2023, section 4).
 
-    y: (B, 1, H, W) noisy image, not clipped. sigma: noise standard deviation in grey values (25/255 = 0.098).
-    Raises ValueError unless y is a finite image batch, in [0, 1] up to noise, and sigma a finite positive number.
+    Parameters
+    ----------
+    y : (B, 1, H, W)
+        Noisy image, in [0, 1] up to noise, not clipped.
+    sigma : float > 0
+        Standard deviation of the noise in grey values (25/255 = 0.098).
+
+    Raises
+    ------
+    ValueError
+        Another y or sigma.
     """
 
     def __init__(self, y: Tensor, sigma: float) -> None:
@@ -71,11 +67,19 @@ class Denoising:
 
 
 class Inpainting:
-    """Noise-free pixels under a mask: D = indicator{ m x = m y }   (Kobler & Pock 2023, section 5).
+    """Noise-free pixels under a mask: D = indicator{ m x = m y }   (Kobler & Pock 2023, section 4).
 
-    y: (B, 1, H, W) image of which only the pixels under the mask are looked at.
-    mask: boolean or {0, 1} values, True = observed; (B, 1, H, W) or what broadcasts to it, such as (H, W).
-    Raises ValueError for other values or shapes.
+    Parameters
+    ----------
+    y : (B, 1, H, W)
+        Image of which only the observed pixels are looked at.
+    mask : boolean or {0, 1}, (B, 1, H, W) or what broadcasts to it, such as (H, W)
+        True = OBSERVED.
+
+    Raises
+    ------
+    ValueError
+        Other values or shapes.
     """
 
     def __init__(self, y: Tensor, mask: Tensor) -> None:
@@ -116,8 +120,8 @@ def first_guess(y: Tensor, known: Tensor) -> Tensor:
     """The missing pixels of y (B, 1, H, W) from means of the known ones around them, coarse to fine.
 
     Half the resolution: each pixel the mean of the known ones among its four. What is still missing there is guessed in
-    the same way first; what is missing here is then interpolated from there. A prior sees a few pixels far, so from
-    mid grey it takes many steps to the middle of a hole. An image of which nothing is known is mid grey. known: bool,
+    the same way first; what is missing here is then interpolated from there. A prior sees a few pixels far, so from mid
+    grey it takes many steps to the middle of a hole. An image of which nothing is known is mid grey. known: bool,
     shaped like y.
     """
     if bool(known.all()):
@@ -131,3 +135,70 @@ def first_guess(y: Tensor, known: Tensor) -> Tensor:
     mean = total / weight.clamp(min=0.25)  # of four pixels at least one is known, or none
     fine = F.interpolate(first_guess(mean, weight > 0), scale_factor=2, mode="bilinear")
     return torch.where(known, y, fine[..., :height, :width])
+
+
+@dataclass(frozen=True)
+class Task:
+    """An inverse problem for images that are known: which kind, how hard.
+
+    Attributes
+    ----------
+    kind : {"denoise", "inpaint"}
+        White Gaussian noise, or pixels missing independently of each other.
+    level : float
+        Standard deviation of the noise in grey levels, in (0, 255], or fraction of missing pixels, in (0, 1).
+
+    Raises
+    ------
+    ValueError
+        Another kind or level.
+    """
+
+    kind: str
+    level: float
+
+    def __post_init__(self) -> None:
+        if self.kind not in LEVELS:
+            raise ValueError(f"the task must be one of {', '.join(LEVELS)}, got {self.kind!r}")
+        object.__setattr__(self, "level", float(self.level))
+        if self.kind == "denoise" and not 0 < self.level <= 255:
+            raise ValueError(f"sigma is in grey levels of 0..255 and must lie in (0, 255], got {self.level}")
+        if self.kind == "inpaint" and not 0 < self.level < 1:
+            raise ValueError(f"the fraction of missing pixels must lie in (0, 1), got {self.level}")
+
+    def __str__(self) -> str:
+        """ "denoise-25" or "inpaint-80": the name of a shipped schedule after that of its prior."""
+        return f"{self.kind}-{self.level if self.kind == 'denoise' else 100 * self.level:g}"
+
+    @property
+    def sigma(self) -> float:
+        """Standard deviation of the noise in grey values of [0, 1]; 0 for inpainting."""
+        return self.level / 255 if self.kind == "denoise" else 0.0
+
+    def measure(self, x: Tensor, generator: torch.Generator) -> Denoising | Inpainting:
+        """The data term of a measurement of clean images (B, 1, H, W): noise or mask are drawn from the generator."""
+        if self.kind == "denoise":
+            return Denoising(add_noise(x, self.sigma, generator), self.sigma)
+        mask = torch.rand(x.shape, generator=generator).to(x.device) < 1 - self.level  # True: observed
+        return Inpainting(torch.where(mask, x, torch.zeros_like(x)), mask)
+
+
+def _like(y: Tensor, v: Tensor) -> Tensor:
+    """The image batch v, checked to have the shape, type and device of the measurement y."""
+    v = as_images(v)
+    if v.shape != y.shape:
+        raise ValueError(f"the measurement has shape {tuple(y.shape)}, the image {tuple(v.shape)}")
+    if v.dtype != y.dtype or v.device != y.device:
+        raise ValueError(
+            f"the measurement is {y.dtype} on {y.device}, the image {v.dtype} on {v.device}; "
+            "convert one of them with .to(...)"
+        )
+    return v
+
+
+def _step(step: float | Tensor, v: Tensor) -> Tensor:
+    """The step eta >= 0 as (B, 1, 1, 1)."""
+    try:
+        return as_time(step, v.shape[0], like=v).reshape(-1, 1, 1, 1)
+    except ValueError as error:
+        raise ValueError(f"bad prox step (a float or one per image is wanted): {error}") from error

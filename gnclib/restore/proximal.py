@@ -1,4 +1,4 @@
-r"""The proximal map of an energy, by gradient descent with a checked step.
+r"""Proximal map of an energy, by gradient descent with a checked step.
 
     prox_{eta R}(v) = argmin_x F(x),     F(x) = eta R(x, t) + 1/2 ||x - v||^2,     G = eta grad_1 R + (x - v)
 
@@ -6,12 +6,12 @@ Splitting methods (ADMM, Douglas-Rachford, forward-backward with the data term i
 is no closed form for a learned energy, so :func:`proximal_point` descends on F from v. The length of each step is
 Barzilai and Borwein's, two secant estimates of 1 / curvature in turn, halved until F falls by a share ``DECREASE`` of
 what its slope promises. Close to the end F no longer resolves the change, being a sum over all pixels; there a step
-counts as good if F stays level to rounding and the slope along the step has not turned steeper than it was
-(the approximate Wolfe condition of Hager & Zhang 2005): gradients keep their digits where values lose them.
+counts as good if F stays level to rounding and the slope along the step has not turned steeper than it was (the
+approximate Wolfe condition of Hager & Zhang 2005): gradients keep their digits where values lose them.
 
-*Where it stops.* The residual is the root mean square of G over the pixels, in grey values. Where F is convex with
-R convex, ``||x - x*|| <= ||G(x)||``, so the residual bounds the distance to the exact point. Where R is not convex the
-result is a stationary point of F below v: F(x) <= F(v) up to rounding, and not always the global minimum.
+*Where it stops.* The residual is the root mean square of G over the pixels, in grey values. Where R is convex,
+``||x - x*|| <= ||G(x)||``, so the residual bounds the distance to the exact point. Where R is not convex the result is
+a stationary point of F below v: F(x) <= F(v) up to rounding, and not always the global minimum.
 """
 
 from __future__ import annotations
@@ -39,13 +39,14 @@ LONGEST = 10.0
 
 @dataclass(frozen=True)
 class Proximal:
-    """What :func:`proximal_point` found.
+    """Result of :func:`proximal_point`.
 
-    Attributes:
-        x: the points, shaped like v.
-        residual: (B,), root mean square of G over the pixels.
-        reached: (B,) boolean, residual <= tolerance; false where the gradient is nan.
-        steps: taken, the largest number within the batch.
+    Attributes
+    ----------
+    x : points, shaped like v
+    residual : (B,), root mean square of G over the pixels
+    reached : (B,), boolean: residual <= tolerance; false where the gradient is nan
+    steps : number of steps taken, the largest within the batch
     """
 
     x: Tensor
@@ -67,16 +68,23 @@ def proximal_point(
 
     Every sample has its own steps and stops on its own, so that the result does not depend on the rest of the batch.
 
-    Args:
-        prior: anything with ``energy`` and ``grad``.
-        v: (B,), (B, d) or (B, 1, H, W), left as it is; the result is detached from it.
-        t: noise variance at which the energy is taken, a float or (B,), > 0.
-        step: eta >= 0, a float or (B,); 0 gives v.
-        tolerance: of the residual, > 0, in grey values. iterations: at most, >= 1; each costs an energy and a gradient,
-            more where steps are halved.
+    Parameters
+    ----------
+    prior : energy with ``energy`` and ``grad``
+    v : (B,), (B, d) or (B, 1, H, W)
+        Left as it is; the result is detached from it.
+    t : float or (B,), > 0, noise variance at which the energy is taken
+    step : float or (B,), >= 0
+        eta; 0 gives v.
+    tolerance : float > 0, of the residual, in grey values
+        It is no error if it is not reached: see ``reached``.
+    iterations : int >= 1, at most
+        Each costs an energy and a gradient, more where steps are halved.
 
-    Raises:
-        ValueError: an argument outside of its range. No error if the tolerance is not reached: see ``reached``.
+    Raises
+    ------
+    ValueError
+        An argument outside of its range.
     """
     v = checked_start(prior, None, v)
     t, eta = as_time(t, len(v), like=v), as_time(step, len(v), like=v)
@@ -89,22 +97,21 @@ def proximal_point(
 
 
 def _descend(prior: Prior, v: Tensor, t: Tensor, eta: Tensor, tolerance: float, iterations: int) -> Proximal:
-    def value(x: Tensor) -> Tensor:
-        return eta * prior.energy(x, t) + 0.5 * _dot(x - v, x - v)
+    def aim(x: Tensor) -> tuple[Tensor, Tensor]:
+        """F and its gradient G."""
+        value = eta * prior.energy(x, t) + 0.5 * _dot(x - v, x - v)
+        return value, wide(eta, x) * prior.grad(x, t) + (x - v)
 
-    def slope(x: Tensor) -> Tensor:
-        return wide(eta, x) * prior.grad(x, t) + (x - v)
-
-    x, f, g = v, value(v), slope(v)
-    noise = 8 * torch.finfo(v.dtype).eps * f.abs()  # rounding of a sum as large as F
-    lowest, pixels = f, v[0].numel()
+    x, (f, g) = v, aim(v)
+    noise = 8 * torch.finfo(x.dtype).eps * f.abs()  # rounding of a sum as large as F
+    lowest, pixels = f, x[0].numel()
     length = 1 / (1 + eta / t)  # t Hess R <= 1 for every smoothed energy
     for k in range(iterations + 1):
         residual = (_dot(g, g) / pixels).sqrt()
         moving = residual > tolerance
         if k == iterations or not bool(moving.any()):
             break
-        new, f, g_new, length = _step(value, slope, x, f, g, length * moving, lowest + noise)
+        new, f, g_new, length = _step(aim, x, f, g, length * moving, lowest + noise)
         dx, dg = new - x, g_new - g
         x, g, lowest = new, g_new, torch.minimum(lowest, f)
         curvature = _dot(dx, dg)
@@ -114,19 +121,13 @@ def _descend(prior: Prior, v: Tensor, t: Tensor, eta: Tensor, tolerance: float, 
 
 
 def _step(
-    value: Callable[[Tensor], Tensor],
-    slope: Callable[[Tensor], Tensor],
-    x: Tensor,
-    f: Tensor,
-    g: Tensor,
-    length: Tensor,
-    level: Tensor,
+    aim: Callable, x: Tensor, f: Tensor, g: Tensor, length: Tensor, level: Tensor
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     """x - length g with a length, per sample, that is halved until it is good; F and G there; the length."""
     promised = _dot(g, g)
     for _ in range(HALVINGS):
         new = x - wide(length, x) * g
-        f_new, g_new = value(new), slope(new)
+        f_new, g_new = aim(new)
         falls = f_new <= f - DECREASE * length * promised
         level_and_flat = (f_new <= level) & (_dot(g_new, g) >= -(1 - 2 * DECREASE) * promised)
         good = falls | level_and_flat

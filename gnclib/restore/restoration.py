@@ -17,10 +17,8 @@ approached by the schemes of :mod:`gnclib.restore.schemes`. The rules of scikit-
 
 Both are thin faces of a pair of functions on channels (C, H, W) of float grey values, which the command line uses too:
 
-    denoise_channels(channels, sigma=None, *, prior="R1", scheme="gnc", steps=None, colour="auto", device="cpu",
-                     tile=512, progress=None)  ->  Denoised(image, levels, basis, unlike)
-    inpaint_channels(channels, missing, *, prior="R1", scheme="gnc", steps=None, device="cpu", tile=512,
-                     progress=None)            ->  image
+    denoise_channels(channels, sigma=None, *, progress=None, ...)  ->  image, Planes
+    inpaint_channels(channels, missing, *, progress=None, ...)     ->  image
 
 ``progress(done, total)`` is called before the first step and after each one, steps being counted over all planes.
 """
@@ -28,20 +26,19 @@ Both are thin faces of a pair of functions on channels (C, H, W) of float grey v
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
 
 from gnclib.checks import as_measured
 from gnclib.foe import FieldsOfExperts
-from gnclib.restore.colour import choose_planes
-from gnclib.restore.learned import Task
-from gnclib.restore.operators import Denoising, Inpainting
-from gnclib.restore.schemes import Scheme, load
+from gnclib.restore.colour import Planes, as_tensor, choose_planes
+from gnclib.restore.flow import State
+from gnclib.restore.operators import Denoising, Inpainting, Task
+from gnclib.restore.schemes import load
 
-__all__ = ["Denoised", "denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc"]
+__all__ = ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc"]
 
 #: called with the number of steps done and that of all steps
 Progress = Callable[[int, int], object]
@@ -72,21 +69,17 @@ def denoise_gnc(
         Standard deviation of the noise in the units of the float image, in the range of the prior ([0.01, 1] for the
         shipped ones). None: estimated in each plane alone; a plane with no noise that the prior could remove is then
         left as it is.
-    prior : str
-        A shipped prior ("R1", "R2", "R3"), a folder, or a name on the hub.
+    prior : a shipped prior ("R1", "R2", "R3"), a folder, or a name on the hub
     scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
         better where a schedule was learned nearby (R1: 12 to 62 of 255).
-    steps : int, optional
-        Of gnc and joint.
-    channel_axis : int, optional
-        Of a colour image; None for grey.
+    steps : int, optional, of gnc and joint
+    channel_axis : int, optional, of a colour image
     colour : {"auto", "opponent", "channels"}
         See :func:`gnclib.restore.colour.choose_planes`.
     clip : bool
         Whether to clip the result to [0, 1].
-    device : torch.device or str, optional
-        Where to compute; None is the CPU.
+    device : where to compute; None is the CPU
     tile : int, optional
         Larger images are computed in tiles of this side, without seams; None for all at once.
 
@@ -105,11 +98,12 @@ def denoise_gnc(
         No such prior, or no schedule was learned for it near this noise level.
     """
     channels, back = _as_channels(image, channel_axis)
-    found = denoise_channels(
-        channels, None if sigma is None else _number(sigma), prior=prior, scheme=scheme, steps=steps, colour=colour,
-        device=device or "cpu", tile=tile,
-    )  # fmt: skip
-    return back(found.image, clip)
+    if sigma is not None and not 0 < sigma <= 1:
+        raise ValueError(
+            f"sigma is in the units of the float image, in (0, 1], got {sigma:g}: divide grey levels by 255"
+        )
+    options = {"prior": prior, "scheme": scheme, "steps": steps, "device": device or "cpu", "tile": tile}
+    return back(denoise_channels(channels, sigma, colour=colour, **options)[0], clip)
 
 
 def inpaint_gnc(
@@ -150,34 +144,16 @@ def inpaint_gnc(
         No such prior, or no schedule was learned for it.
     """
     channels, back = _as_channels(image, channel_axis)
-    missing = _as_mask(mask, channels.shape[1:])
+    mask = np.asarray(mask)
+    if mask.shape != (shape := channels.shape[1:]):
+        raise ValueError(f"the mask has the shape {mask.shape}, the image {shape} (without its channels)")
+    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
+        raise ValueError("the mask must be boolean or hold only 0 (known) and 1 (MISSING)")
     options = {"prior": prior, "scheme": scheme, "steps": steps, "device": device or "cpu", "tile": tile}
-    return back(inpaint_channels(channels, missing, **options), clip)
+    return back(inpaint_channels(channels, mask.astype(bool), **options), clip)
 
 
 # --- channels of grey values ------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Denoised:
-    """Result of :func:`denoise_channels`.
-
-    Attributes
-    ----------
-    image : (C, H, W), of the dtype of the channels
-    levels : list of float or None
-        The sigma of each plane in grey values of [0, 1], given or estimated; None where no noise was found that the
-        prior could remove, so that the plane is what it was.
-    basis : {"opponent", "channels"}
-        What the planes are; "channels" for every image without three different channels.
-    unlike : bool
-        Whether "auto" took the channels because their noise does not look independent and equally strong.
-    """
-
-    image: np.ndarray
-    levels: list[float | None]
-    basis: str
-    unlike: bool
 
 
 def denoise_channels(
@@ -186,30 +162,33 @@ def denoise_channels(
     *,
     prior: str = "R1",
     scheme: str = "gnc",
-    steps: int | None = None,
     colour: str = "auto",
-    device: torch.device | str = "cpu",
     tile: int | None = 512,
     progress: Progress | None = None,
-) -> Denoised:
-    """Channels (C, H, W) of float grey values without their noise; arguments and errors as :func:`denoise_gnc`."""
+    **options,
+) -> tuple[np.ndarray, Planes]:
+    """Channels (C, H, W) of float grey values without their noise, and the planes in which it was removed.
+
+    See the module; arguments and errors as for :func:`denoise_gnc`.
+    """
     for channel in channels:
-        as_measured(_tensor(channel))  # said of the image, not of the planes made of it
+        as_measured(as_tensor(channel))  # said of the image, not of the planes made of it
     if sigma is None:
         FieldsOfExperts.from_pretrained(prior)  # a name that is none is refused before the estimation
     planes = choose_planes(channels, sigma, colour)
     made = {
-        level: load(scheme, prior, Task("denoise", 255 * level), steps, device=device, tile=tile)
+        level: load(scheme, prior, Task("denoise", 255 * level), tile=tile, **options)
         for level in set(planes.levels) - {None}
     }
     tick = _ticker(progress, sum(made[level].steps for level in planes.levels if level is not None))
+    if not made:
+        return np.array(channels), planes
     result = np.array(planes.values)
     for plane, level in zip(result, planes.levels, strict=True):
         if level is not None:
-            data = Denoising(_tensor(plane).to(made[level].device), made[level].task.sigma)
-            plane[...] = _solve(made[level], data, tick)
-    image = planes.join(result) if made else np.array(channels)  # without rounding where nothing is done
-    return Denoised(image, planes.levels, planes.basis, planes.unlike)
+            data = Denoising(as_tensor(plane).to(made[level].device), made[level].task.sigma)
+            plane[...] = _solve(made[level].states(data), tick)
+    return planes.join(result), planes
 
 
 def inpaint_channels(
@@ -218,33 +197,32 @@ def inpaint_channels(
     *,
     prior: str = "R1",
     scheme: str = "gnc",
-    steps: int | None = None,
-    device: torch.device | str = "cpu",
     tile: int | None = 512,
     progress: Progress | None = None,
+    **options,
 ) -> np.ndarray:
-    """Channels (C, H, W) with the missing pixels (H, W) filled in; arguments and errors as :func:`inpaint_gnc`.
+    """Channels (C, H, W) with the missing pixels (H, W) filled in; see the module and :func:`inpaint_gnc`.
 
     A gradient at a pixel depends on pixels up to two margins away. So only the smallest rectangle that holds all
     missing pixels and two margins around them is looked at, except by "joint", whose t depends on the whole image.
     """
-    loaded = load(scheme, prior, INPAINTING, steps, device=device, tile=tile)
+    found = load(scheme, prior, INPAINTING, tile=tile, **options)
     result = np.array(channels)
     if not missing.any():
         return result
     if missing.all():
         raise ValueError("the mask says that every pixel is missing (True is MISSING): is it inverted?")
     box = ...
-    if loaded.name != "joint":
-        reach = 2 * loaded.prior.margin
+    if scheme != "joint":
+        reach = 2 * found.prior.margin
         profiles = (np.flatnonzero(missing.any(axis)) for axis in (1, 0))
         box = tuple(slice(max(0, at[0] - reach), at[-1] + reach + 1) for at in profiles)
-    hole, tick = missing[box], _ticker(progress, len(channels) * loaded.steps)
+    hole, tick = missing[box], _ticker(progress, len(channels) * found.steps)
     for channel in result:
         seen = np.where(hole, 0.5, channel[box])  # nan may lie in the hole
-        data = Inpainting(_tensor(seen).to(loaded.device), torch.from_numpy(~hole))
-        start = None if loaded.schedule else data.guess()
-        np.copyto(channel[box], _solve(loaded, data, tick, start), where=hole)
+        data = Inpainting(as_tensor(seen).to(found.device), torch.from_numpy(~hole))
+        start = None if found.schedule else data.guess()
+        np.copyto(channel[box], _solve(found.states(data, start), tick), where=hole)
     return result
 
 
@@ -257,24 +235,11 @@ def _ticker(progress: Progress | None, total: int) -> Callable[[], object]:
     return lambda: progress(next(done), total)
 
 
-def _solve(
-    scheme: Scheme,
-    data: Denoising | Inpainting,
-    tick: Callable[[], object],
-    start: torch.Tensor | None = None,
-) -> np.ndarray:
+def _solve(states: Iterator[State], tick: Callable[[], object]) -> np.ndarray:
     """The last iterate, (H, W)."""
-    for state in scheme.states(data, start):  # noqa: B007
+    for state in states:  # noqa: B007
         tick()
     return state.x[0, 0].cpu().numpy()
-
-
-def _tensor(channel: np.ndarray) -> torch.Tensor:
-    """(1, 1, H, W) in float32, a copy."""
-    return torch.from_numpy(np.array(channel, dtype=np.float32, order="C"))[None, None]
-
-
-# --- what arrays may be -----------------------------------------------------------------------------------
 
 
 def _as_channels(image, channel_axis: int | None) -> tuple[np.ndarray, Callable]:
@@ -291,7 +256,13 @@ def _as_channels(image, channel_axis: int | None) -> tuple[np.ndarray, Callable]
         raise ValueError(f"channel_axis must name one of 3 axes, got {channel_axis}")
     if image.size == 0:
         raise ValueError(f"the image has no pixels: its shape is {image.shape}")
-    image = _as_float(image)
+    if image.dtype.kind in "biu":
+        from skimage import img_as_float  # takes a while to load
+
+        image = img_as_float(image)
+    if image.dtype.kind != "f":
+        raise ValueError(f"an image holds real numbers, got {image.dtype}")
+    image = image.astype(np.float32 if image.dtype.itemsize <= 4 else np.float64, copy=False)
     channels = image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0)
 
     def back(result: np.ndarray, clip: bool) -> np.ndarray:
@@ -299,34 +270,3 @@ def _as_channels(image, channel_axis: int | None) -> tuple[np.ndarray, Callable]
         return np.clip(result, 0.0, 1.0) if clip else np.ascontiguousarray(result)
 
     return channels, back
-
-
-def _as_float(image: np.ndarray) -> np.ndarray:
-    if image.dtype.kind in "biu":
-        from skimage import img_as_float  # takes a while to load
-
-        return img_as_float(image)
-    if image.dtype.kind != "f":
-        raise ValueError(f"an image holds real numbers, got {image.dtype}")
-    return image.astype(np.float32 if image.dtype.itemsize <= 4 else np.float64, copy=False)
-
-
-def _as_mask(mask, shape: tuple[int, int]) -> np.ndarray:
-    mask = np.asarray(mask)
-    if mask.shape != shape:
-        raise ValueError(f"the mask has the shape {mask.shape}, the image {shape} (without its channels)")
-    if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
-        raise ValueError("the mask must be boolean or hold only 0 (known) and 1 (MISSING)")
-    return mask.astype(bool)
-
-
-def _number(sigma: float) -> float:
-    try:
-        value = float(sigma)
-    except (TypeError, ValueError):
-        raise ValueError(f"sigma must be one number, or None to estimate it, got {sigma!r}") from None
-    if not 0 < value <= 1:
-        raise ValueError(
-            f"sigma is in the units of the float image, in (0, 1], got {value:g}: divide grey levels by 255"
-        )
-    return value

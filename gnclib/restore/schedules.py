@@ -3,13 +3,12 @@ r"""Schedules: which smoothing t_i at which step, and how far each step goes.
 A schedule is a list of noise variances t_1 .. t_I, usually falling from a t_1 at which the energy is convex. The GNC
 flow (Kobler & Pock 2023, eq. 9) takes with each of them the step
 
-    x_i = prox_{eta_i D}( x_{i-1} - eta_i grad_1 R(x_{i-1}, t_i) ),
+    x_i = prox_{eta_i D}( x_{i-1} - eta_i grad_1 R(x_{i-1}, t_i) ).
 
-and what eta_i should be is a question of its own. Without data the full step eta_i = t_i is the posterior mean
-(Tweedie). With data each step also moves towards the measurement, and what the flow does to an image is decided by
-the *sum* of the steps taken at smoothings below the noise level: steps eta explicit in R and implicit in D are one
-Euler step of length eta of the flow x' = -grad (D + R). With eta_i = t_i this length depends on the number of steps;
-with the rule "increment" it does not, because it telescopes.
+Without data the full step eta_i = t_i is the posterior mean (Tweedie). With data each step also moves towards the
+measurement, and what the flow does to an image is decided by the *sum* of the steps taken at smoothings below the noise
+level: steps eta explicit in R and implicit in D are one Euler step of length eta of the flow x' = -grad (D + R). With
+eta_i = t_i this length depends on the number of steps; with the rule "increment" it does not, because it telescopes.
 """
 
 from __future__ import annotations
@@ -21,6 +20,8 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
+__all__ = ["RULES", "as_count", "as_schedule", "linear_schedule", "log_schedule", "step_sizes"]
+
 #: the rules of :func:`step_sizes`
 RULES = ("full", "increment")
 
@@ -28,29 +29,31 @@ RULES = ("full", "increment")
 def log_schedule(t_first: float, t_last: float, steps: int) -> Tensor:
     """Noise variances equally spaced in log t, both ends included, float64 (steps,); steps = 1: [t_first].
 
-    Either end may be the larger one. Raises ValueError unless both are finite and > 0 and steps is an
-    integer >= 1.
+    Either end may be the larger one. Raises ValueError unless both are finite and > 0 and steps is an integer >= 1.
     """
-    _check_schedule_ends(t_first, t_last, steps)
-    ts = torch.linspace(math.log(t_first), math.log(t_last), int(steps), dtype=torch.float64).exp()
+    steps = _checked(t_first, t_last, steps)
+    ts = torch.linspace(math.log(t_first), math.log(t_last), steps, dtype=torch.float64).exp()
     return _exact_ends(ts, t_first, t_last)
 
 
 def linear_schedule(t_first: float, t_last: float, steps: int) -> Tensor:
-    """Noise variances equally spaced in t, both ends included, float64 (steps,); steps = 1: [t_first].
-
-    Either end may be the larger one. Raises ValueError unless both are finite and > 0 and steps is an
-    integer >= 1.
-    """
-    _check_schedule_ends(t_first, t_last, steps)
-    return _exact_ends(torch.linspace(t_first, t_last, int(steps), dtype=torch.float64), t_first, t_last)
+    """Noise variances equally spaced in t; otherwise as :func:`log_schedule`."""
+    steps = _checked(t_first, t_last, steps)
+    return _exact_ends(torch.linspace(t_first, t_last, steps, dtype=torch.float64), t_first, t_last)
 
 
-def _check_schedule_ends(t_first: float, t_last: float, steps: int) -> None:
+def _checked(t_first: float, t_last: float, steps: int) -> int:
     for name, t in (("t_first", t_first), ("t_last", t_last)):
         if not (math.isfinite(t) and t > 0):
             raise ValueError(f"{name} is a noise variance: it must be finite and > 0, got {t}")
-    as_count(steps)
+    return as_count(steps)
+
+
+def _exact_ends(ts: Tensor, t_first: float, t_last: float) -> Tensor:
+    """Undo the rounding at both ends."""
+    ts[-1] = t_last
+    ts[0] = t_first
+    return ts
 
 
 def as_count(steps: int) -> int:
@@ -61,22 +64,19 @@ def as_count(steps: int) -> int:
     return int(steps)
 
 
-def _exact_ends(ts: Tensor, t_first: float, t_last: float) -> Tensor:
-    """Undo the rounding of exp(log t) at both ends."""
-    ts[-1] = t_last
-    ts[0] = t_first
-    return ts
-
-
 def as_schedule(schedule: Tensor | Sequence[float], batch: int | None = None) -> Tensor:
     """A schedule, checked, as a detached copy: (I,) or (I, B), float64, on the device of a tensor, else on the CPU.
 
-    Args:
-        schedule: noise variances, finite and > 0, at least one.
-        batch: the number B of samples that a schedule of shape (I, B) has to be for; None for any.
+    Parameters
+    ----------
+    schedule : noise variances (or step sizes), finite and > 0, at least one
+    batch : int, optional
+        The number B of samples that a schedule of shape (I, B) has to be for; None for any.
 
-    Raises:
-        ValueError: anything else.
+    Raises
+    ------
+    ValueError
+        Anything else.
     """
     try:  # the dtype is named here: a list of floats would become float32
         ts = torch.as_tensor(schedule, dtype=torch.float64).detach().clone()
@@ -96,13 +96,19 @@ def as_schedule(schedule: Tensor | Sequence[float], batch: int | None = None) ->
 def step_sizes(schedule: Tensor | Sequence[float], rule: str = "full") -> Tensor:
     """Step sizes eta_1 .. eta_I for a schedule, float64, shaped like it: (I,) or (I, B).
 
-    rule: "full"       eta_i = t_i, the paper's (Kobler & Pock 2023, eq. 9);
-          "increment"  eta_i = t_i - t_{i+1} with t_{I+1} = 0, the full step times 1 - t_{i+1} / t_i, as DDIM for the
-                       variance-exploding process does with sigma instead of t. The steps from any t_j on sum to t_j,
-                       however many there are; the last one is full. The schedule must not rise; where it is level
-                       the step is 0, which `gnclib.restore.flow.gnc_flow` refuses.
+    Parameters
+    ----------
+    schedule : (I,) or (I, B), noise variances
+    rule : {"full", "increment"}
+        "full" is the paper's, eta_i = t_i (eq. 9). "increment" is eta_i = t_i - t_{i+1} with t_{I+1} = 0, the full step
+        times 1 - t_{i+1} / t_i, as DDIM for the variance-exploding process does with sigma instead of t. The steps from
+        any t_j on sum to t_j, however many there are. Where the schedule is level the step is 0, which
+        `gnclib.restore.flow.gnc_flow` refuses.
 
-    Raises ValueError for another rule, a bad schedule, or one that rises under "increment".
+    Raises
+    ------
+    ValueError
+        Another rule, a bad schedule, or one that rises under "increment".
     """
     ts = as_schedule(schedule)
     if rule == "full":

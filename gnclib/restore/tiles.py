@@ -2,12 +2,13 @@
 
 The gradient of a Fields-of-Experts energy at a pixel depends on the pixels up to two margins away (half a receptive
 field from the pixel to a feature, another half from the feature to what it sees). Tiles that overlap by that much
-therefore give the gradient of the whole image, up to rounding: there are no seams. The energy is a sum of features over
+therefore give the gradient of the whole image, up to rounding, without seams. The energy is a sum of features over
 pixels; each tile of the continued image adds those of its own pixels.
 """
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
 from itertools import pairwise
@@ -25,7 +26,11 @@ __all__ = ["Tiled"]
 class Tiled:
     """A prior whose energy and derivatives are computed in tiles, equal to its own up to rounding.
 
-    prior: a `FieldsOfExperts`. tile: side of a tile in pixels (without its overlap), >= 1; ValueError else.
+    Parameters
+    ----------
+    prior : FieldsOfExperts
+    tile : int >= 1
+        Side of a tile in pixels, without its overlap; ValueError else.
     """
 
     prior: FieldsOfExperts
@@ -48,6 +53,18 @@ class Tiled:
         by_tile = [self.prior.dtau(part, t, border="valid", order=order) for part in self._parts(y)]
         return tuple(map(sum, zip(*by_tile, strict=True)))
 
+    def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """grad_1 R(y, t), shaped like y (B, 1, H, W)."""
+        if max(y.shape[-2:]) <= self.tile:
+            return self.prior.grad(y, t)
+        margin, result = 2 * self.prior.margin, torch.empty_like(y)
+        for rows, columns in self._ranges(y):
+            (i, seen_rows), (j, seen_columns) = (_widened(part, margin) for part in (rows, columns))
+            part = self.prior.grad(y[..., seen_rows, seen_columns].contiguous(), t)
+            height, width = rows.stop - rows.start, columns.stop - columns.start
+            result[..., rows, columns] = part[..., i : i + height, j : j + width]
+        return result
+
     def _parts(self, y: Tensor) -> Iterator[Tensor]:
         """Tiles of the image continued by reflection, each with what its features see beyond it."""
         margin = self.prior.margin
@@ -57,32 +74,21 @@ class Tiled:
                 f" {margin + 1}x{margin + 1} or more"
             )
         padded = reflect(y, margin)
-        for _, rows in _cuts(y.shape[-2], self.tile, 0):
-            for _, columns in _cuts(y.shape[-1], self.tile, 0):
-                yield padded[
-                    ..., rows[0] : rows[1] + 2 * margin, columns[0] : columns[1] + 2 * margin
-                ].contiguous()
+        for rows, columns in self._ranges(y):
+            wide, high = (slice(part.start, part.stop + 2 * margin) for part in (columns, rows))
+            yield padded[..., high, wide].contiguous()
 
-    def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
-        """grad_1 R(y, t), shaped like y (B, 1, H, W): equal to the prior's own up to rounding."""
-        height, width = y.shape[-2:]
-        if max(height, width) <= self.tile:
-            return self.prior.grad(y, t)
-        margin, result = 2 * self.prior.margin, torch.empty_like(y)
-        for rows, inner_rows in _cuts(height, self.tile, margin):
-            for columns, inner_columns in _cuts(width, self.tile, margin):
-                part = self.prior.grad(y[..., slice(*rows), slice(*columns)].contiguous(), t)
-                below, right = inner_rows[0] - rows[0], inner_columns[0] - columns[0]
-                part = part[..., below:, right:][
-                    ..., : inner_rows[1] - inner_rows[0], : inner_columns[1] - inner_columns[0]
-                ]
-                result[..., slice(*inner_rows), slice(*inner_columns)] = part
-        return result
+    def _ranges(self, y: Tensor) -> Iterator[tuple[slice, slice]]:
+        """The rows and columns of each tile; together they cover the image once."""
+        cuts = []
+        for length in y.shape[-2:]:
+            count = max(1, round(length / self.tile))
+            edges = [length * i // count for i in range(count + 1)]
+            cuts.append([slice(*ends) for ends in pairwise(edges)])
+        return itertools.product(*cuts)
 
 
-def _cuts(length: int, tile: int, margin: int) -> Iterator[tuple[tuple[int, int], tuple[int, int]]]:
-    """(outer, inner) ranges: the inner ones partition [0, length), the outer ones are wider by the margin."""
-    count = max(1, round(length / tile))
-    edges = [length * i // count for i in range(count + 1)]
-    for first, last in pairwise(edges):
-        yield (max(0, first - margin), min(length, last + margin)), (first, last)
+def _widened(part: slice, margin: int) -> tuple[int, slice]:
+    """A range that sees the margin on both sides, as far as the image goes, and where the part begins in it."""
+    first = max(0, part.start - margin)
+    return part.start - first, slice(first, part.stop + margin)

@@ -38,9 +38,10 @@ from torch import Tensor
 from gnclib.images.data import add_noise
 from gnclib.images.metrics import psnr
 from gnclib.io.reading import demand
-from gnclib.restore.flow import gnc_flow, last, linear_schedule, log_schedule, proximal_gradient
+from gnclib.restore.flow import gnc_flow, last, proximal_gradient
 from gnclib.restore.joint import joint_descent
 from gnclib.restore.operators import Denoising, Inpainting
+from gnclib.restore.schedules import linear_schedule, log_schedule
 
 TASKS = ("denoise", "inpaint")
 MINIMA = ("lowest", "reference")

@@ -165,7 +165,7 @@ def test_clipped_pixels_are_left_out_of_the_estimate_in_the_planes(monkeypatch):
     assert (planes.basis, planes.unlike) == ("opponent", False)
     kept = np.ascontiguousarray((x + noise)[:, :, 60:140])  # where nothing was cut off
     np.testing.assert_allclose(planes.levels, colour.choose_planes(kept, None, "opponent").levels, rtol=0.05)
-    monkeypatch.setattr(colour, "_cut_off", lambda channels: torch.zeros(1, 1, *channels.shape[1:]) > 0)
+    monkeypatch.setattr(colour, "clipped", lambda channel: torch.zeros_like(channel) > 0)
     assert 255 * max(colour.choose_planes(y).levels) < 16  # what they would spoil
 
 

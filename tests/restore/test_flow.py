@@ -15,13 +15,11 @@ from gnclib.restore.flow import (
     ddim_flow,
     gnc_flow,
     last,
-    linear_schedule,
-    log_schedule,
     proximal_gradient,
     steps_until_all_arrive,
 )
 from gnclib.restore.operators import Denoising, Inpainting
-from gnclib.restore.schedules import step_sizes
+from gnclib.restore.schedules import linear_schedule, log_schedule, step_sizes
 
 MEAN, VARIANCE = 0.3, 0.04
 

@@ -109,6 +109,65 @@ def test_first_step_is_the_formula():
     torch.testing.assert_close(state.t, (2 * tau).exp().clamp(1e-4, t))
 
 
+@pytest.mark.parametrize("summands", [None, 48 * 36, 7.0])
+def test_the_preconditioner_divides_the_step_in_tau(summands):
+    """d_tau R of one Gaussian by hand, at the x of the step; 2 n where no number of summands is given, n = 36."""
+    y, t = noisy(), 0.25
+    state = next(joint_descent(Gaussian(), t, Denoising(y, 0.1), steps=1, t_last=1e-6, summands=summands))
+    width = VARIANCE + t
+    slope = t * (1 / width - (state.x - MEAN) ** 2 / width**2).sum((1, 2, 3))
+    moved = 0.5 * math.log(t) - 0.5 * state.t.log()
+    assert bool((moved > 1e-3).all())
+    torch.testing.assert_close(moved, slope / (summands or 72), rtol=1e-9, atol=0)
+
+
+def palm_by_hand(y, sigma, t_first, t_last, steps):
+    """PALM for one image of independent Gaussian pixels, in plain numpy: the smallest doubled bounds that do.
+
+    R(., t) has the curvature 1 / (s^2 + t), so L is good as soon as it is at least that; M is tried out.
+    """
+    x, tau, n = y.copy(), 0.5 * math.log(t_first), y.size
+    bound_x, bound_tau = 1 / t_first, 2.0 * n
+
+    def energy(x, tau):
+        width = VARIANCE + math.exp(2 * tau)
+        return 0.5 * n * math.log(width) + ((x - MEAN) ** 2).sum() / (2 * width)
+
+    for _ in range(steps):
+        t = math.exp(2 * tau)
+        width = VARIANCE + t
+        bound_x /= 2
+        while bound_x < 1 / width:
+            bound_x *= 2
+        v = x - (x - MEAN) / width / bound_x
+        x = (sigma**2 * v + y / bound_x) / (sigma**2 + 1 / bound_x)
+        slope = t * (n / width - ((x - MEAN) ** 2).sum() / width**2)
+        bound_tau /= 2
+        while True:
+            new = min(max(tau - slope / bound_tau, 0.5 * math.log(t_last)), 0.5 * math.log(t_first))
+            model = energy(x, tau) + slope * (new - tau) + bound_tau / 2 * (new - tau) ** 2
+            if energy(x, new) <= model + 1e-12:
+                break
+            bound_tau *= 2
+        tau = new
+        yield x, math.exp(2 * tau), bound_x, bound_tau
+
+
+@pytest.mark.parametrize("t_first", [0.9, 0.003])
+def test_palm_takes_the_longest_steps_that_its_model_allows(t_first):
+    y = noisy(3) * torch.tensor([0.5, 1.0, 3.0], dtype=torch.float64).reshape(-1, 1, 1, 1)
+    states = list(palm(Gaussian(), t_first, Denoising(y, 0.3), steps=8, t_last=1e-4))
+    bounds = set()
+    for k in range(3):
+        for state, (x, t, bound_x, bound_tau) in zip(
+            states, palm_by_hand(y[k].numpy(), 0.3, t_first, 1e-4, 8), strict=True
+        ):
+            np.testing.assert_allclose(state.x[k].numpy(), x, rtol=1e-9, atol=1e-12)
+            assert state.t[k].item() == pytest.approx(t, rel=1e-9)
+            bounds.add((round(bound_x * t_first, 9), round(bound_tau / 72, 9)))
+    assert len(bounds) > 3  # they grew and shrank
+
+
 # --------------------------------------------------------------------------------------- brute force on mixtures
 
 
@@ -233,6 +292,12 @@ def test_bad_input(solver, change, message):
     given = good | change
     with pytest.raises(ValueError, match=message):
         solver(given.pop("prior"), given.pop("t_first"), given.pop("data"), **given)
+
+
+@pytest.mark.parametrize("summands", [0.0, -3.0, math.nan, math.inf])
+def test_bad_preconditioners(summands):
+    with pytest.raises(ValueError, match="summands"):
+        joint_descent(Gaussian(), 1.0, Denoising(noisy(), 0.1), steps=1, t_last=0.1, summands=summands)
 
 
 @pytest.mark.parametrize("solver", SOLVERS)

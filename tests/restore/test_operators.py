@@ -59,6 +59,17 @@ def test_inpainting_prox_is_the_projection():
     torch.testing.assert_close(p.flatten(), best, atol=1e-3, rtol=0)
 
 
+def test_values_outside_of_the_range_of_grey_values_are_kept():
+    """Noise and the iterates of a solver leave [0, 1]; neither a measurement nor a projection clips them."""
+    y, v, mask = images(0, 3.0), images(1, 3.0), random_mask()
+    assert min(y.min(), v.min()) < -1 < 2 < max(y.max(), v.max())
+    data = Inpainting(y, mask)
+    assert torch.equal(data.prox(v, 0.1), torch.where(mask, y, v))
+    assert torch.equal(data.start()[mask], y[mask])
+    assert torch.equal(Denoising(y, 0.3).start(), y)
+    torch.testing.assert_close(Denoising(y, 0.3).prox(v, 0.0), v)
+
+
 @pytest.mark.parametrize("data", operators(), ids=lambda data: type(data).__name__)
 @pytest.mark.parametrize("eta", [0.01, 1.0])
 def test_firmly_nonexpansive(data, eta):

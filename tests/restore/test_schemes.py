@@ -9,7 +9,7 @@ import torch
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images.data import add_noise
 from gnclib.images.metrics import psnr
-from gnclib.restore import evaluate, schemes
+from gnclib.restore import evaluate, learned, schemes
 from gnclib.restore.flow import last
 from gnclib.restore.learned import LearnedSchedule, Task, weights_sha256
 from gnclib.restore.operators import Denoising, Inpainting
@@ -54,11 +54,11 @@ def folder(prior, tmp_path):
     single.load_state_dict(prior.state_dict())
     single.save_pretrained(tmp_path / "P")
     config = prior.config
-    learned = LearnedSchedule(
+    schedule = LearnedSchedule(
         [0.02, 0.005], [0.01, 0.004], t_range=(config.sigma_min**2, config.sigma_max**2), task=DENOISE,
         prior="P", prior_sha256=weights_sha256(FieldsOfExperts.from_pretrained(tmp_path / "P")),
     )  # fmt: skip
-    learned.save_pretrained(tmp_path / f"P-{DENOISE}")
+    schedule.save_pretrained(tmp_path / f"P-{DENOISE}")
     return tmp_path / "P"
 
 
@@ -117,9 +117,9 @@ def test_between_two_noise_levels_the_schedule_is_a_geometric_mean(folder):
     with pytest.raises(FileNotFoundError, match="below and above"):
         schemes.load("learned", folder, Task("denoise", 126))
     with pytest.raises(ValueError, match="does not lie between"):
-        schemes.between(low, high, Task("denoise", 101))
+        learned.between(low, high, Task("denoise", 101))
     with pytest.raises(ValueError, match="does not lie between"):
-        schemes.between(low, low, DENOISE)
+        learned.between(low, low, DENOISE)
     for level, nearest in ((120, high), (21, low)):  # just beyond the learned ones: in proportion to sigma^2
         beyond = schemes.load("learned", folder, Task("denoise", level)).schedule
         ratio = (level / nearest.task.level) ** 2
@@ -127,10 +127,10 @@ def test_between_two_noise_levels_the_schedule_is_a_geometric_mean(folder):
         torch.testing.assert_close(beyond.eta, ratio * nearest.eta)
         assert (beyond.task.level, beyond.prior_sha256) == (level, low.prior_sha256)
     with pytest.raises(ValueError, match="too far from denoise-130 to be scaled"):
-        schemes.scaled(high, Task("denoise", 130))
+        learned.scaled(high, Task("denoise", 130))
     longer = LearnedSchedule([0.1], t_range=low.t_range, task=high.task, prior_sha256=low.prior_sha256)
     with pytest.raises(ValueError, match="number of steps"):
-        schemes.between(low, longer, Task("denoise", 50))
+        learned.between(low, longer, Task("denoise", 50))
 
 
 def test_between_two_noise_levels_only_plain_schedules_count_and_those_of_the_package_first(
@@ -150,9 +150,9 @@ def test_between_two_noise_levels_only_plain_schedules_count_and_those_of_the_pa
     for level in (25, 100):
         shutil.copytree(f"{folder}-denoise-{level}", package / f"P-denoise-{level}")
     LearnedSchedule([0.07, 0.02], task=DENOISE, **kept).save_pretrained(f"{folder}-denoise-25")
-    monkeypatch.setattr(schemes, "WEIGHTS", package)
+    monkeypatch.setattr(learned, "WEIGHTS", package)
     monkeypatch.chdir(folder.parent)
-    assert torch.equal(schemes._learned_levels("P-denoise-50", Task("denoise", 50))[25.0].t, low.t)
+    assert torch.equal(learned._learned_levels("P-denoise-50", Task("denoise", 50))[25.0].t, low.t)
 
 
 def test_a_noise_level_up_to_rounding_is_the_one_that_was_learned(folder):
@@ -215,7 +215,7 @@ def test_the_known_pixels_of_image_k_are_those_below_a_fifth(folder):
     ("name", "task", "steps", "error", "message"),
     [
         ("dct", DENOISE, None, ValueError, "unknown scheme 'dct'"),
-        ("mmse", INPAINT, None, ValueError, "fills no holes"),
+        ("mmse", INPAINT, None, ValueError, "cannot inpaint: choose one of gnc, joint, learned, finetuned"),
         ("mmse", DENOISE, 3, ValueError, "steps of its own"),
         ("gnc", DENOISE, 0, ValueError, "steps must be an integer >= 1"),
         ("joint", DENOISE, -1, ValueError, "steps must be an integer >= 1"),

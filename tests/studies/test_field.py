@@ -16,7 +16,7 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe import energy as foe
 from gnclib.images import data
 from gnclib.images.metrics import psnr, ssim
-from gnclib.restore import learned, schemes
+from gnclib.restore import learned
 from gnclib.restore.learned import LearnedSchedule, Task
 from gnclib.score import mmse
 from gnclib.studies import field, field_methods, field_run, results
@@ -162,7 +162,7 @@ SIGMA, HOLES = Task("denoise", 25), Task("inpaint", 0.8)
 def shipped(tmp_path, monkeypatch):
     """A folder of shipped priors with one tiny R1."""
     folder = tmp_path / "weights"
-    for module in (foe, learned, schemes, field_methods):
+    for module in (foe, learned, field_methods):
         monkeypatch.setattr(module, "WEIGHTS", folder)
     monkeypatch.setattr(field_methods, "PRIORS", ("R1",))
     monkeypatch.setattr(field_run, "tuned", lambda *args, **options: {"denoise-25": 0.07})
