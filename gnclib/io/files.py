@@ -28,7 +28,7 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["decode", "dumps", "encode", "held", "sha256", "write_bytes", "write_text"]
+__all__ = ["decode", "dumps", "encode", "held", "remove_remains", "sha256", "write_bytes", "write_text"]
 
 _NOT_FINITE = ("nan", "inf", "-inf")
 
@@ -47,7 +47,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder, not a file: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
-    _remove_remains(path)
+    remove_remains(path.parent, path.name)
     handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
@@ -77,12 +77,23 @@ def _temporary(path: Path) -> tuple[int, Path]:
         os.close(handle)
 
 
-def _remove_remains(path: Path) -> None:
-    """Remove the temporary files of processes that were killed while they wrote `path`: nobody holds their locks."""
+def remove_remains(folder: str | os.PathLike, name: str = "") -> None:
+    """Remove the temporary files of processes that were killed while they wrote into a folder.
+
+    A process that still writes holds the lock of its file, which stays. On Windows, without such locks, all stay.
+
+    Parameters
+    ----------
+    folder
+        Not those below it.
+    name
+        Only the remains of the file of this name; by default of all files.
+    """
     if not fcntl:
         return
-    mine = re.compile(rf"\.{re.escape(path.name[:200])}\.[a-z0-9_]{{8}}\.tmp")
-    for other in [entry.path for entry in os.scandir(path.parent) if mine.fullmatch(entry.name)]:
+    written = re.escape(name[:200]) or ".+"
+    mine = re.compile(rf"\.{written}\.[a-z0-9_]{{8}}\.tmp")
+    for other in [entry.path for entry in os.scandir(folder) if mine.fullmatch(entry.name)]:
         with suppress(OSError), open(other, "rb") as file:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             os.unlink(other)

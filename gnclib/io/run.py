@@ -126,8 +126,8 @@ class Keeper(Generic[R]):
             )
         self.state, self.folder, self.kind, self.every = state, Path(folder), row, every
         self.means, self.validate = means, validate
-        for remainder in self.folder.glob(".*.tmp"):  # of a run that was killed while it wrote a file
-            remainder.unlink()
+        if self.folder.is_dir():
+            files.remove_remains(self.folder)
         self.rows = rows(folder, row, state.step) if state.step else []
         self.before, self.started = state.record.get("seconds", 0.0), time.monotonic()
         self.saved = state.step or None  # the step of the last checkpoint

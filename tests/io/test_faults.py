@@ -281,6 +281,10 @@ def test_remains_go_and_what_is_being_written_stays(tmp_path):
         thread.join()
     assert wrong == []
     assert sorted(tmp_path.iterdir()) == sorted([named, other, path])
+    handle, live = files._temporary(tmp_path / "c.json")
+    files.remove_remains(tmp_path)  # of all files of a folder
+    assert sorted(tmp_path.iterdir()) == sorted([named, live, path])
+    os.close(handle)
 
 
 def test_a_damaged_library_is_built_again(tmp_path):
