@@ -213,7 +213,7 @@ def test_traced_results_are_those_of_eager_torch(layers, backend):
         same(traced(y), method(prior, y))
 
 
-@pytest.mark.slow
+@pytest.mark.stress
 @pytest.mark.parametrize("layers", [1, 3])
 def test_inductor(layers):
     prior, y = prior_and_images(layers)
