@@ -94,7 +94,7 @@ class LearnState(io.State):
         self.model.requires_grad_(self.config.lr_prior > 0)
         groups = [{"params": list(self.schedule.parameters()), "lr": self.config.lr}]
         if self.config.lr_prior:  # c(tau) has no part in the gradient of the energy in y
-            trained = [*self.model.kernels, *self.model.weights]
+            trained = [p for name, p in self.model.named_parameters() if name != "offset"]
             groups.append({"params": trained, "lr": self.config.lr_prior})
         self.optimizer = torch.optim.Adam(groups)
 
@@ -104,7 +104,7 @@ class LearnState(io.State):
 
     @property
     def device(self) -> torch.device:
-        return self.model.offset.device
+        return next(self.model.parameters()).device
 
     def modules(self) -> dict[str, nn.Module]:
         return {"schedule": self.schedule, "model": self.model}
@@ -253,7 +253,7 @@ def learning(state: LearnState, images) -> Iterator[Step]:
     while state.step < config.iterations:
         for group, first in zip(state.optimizer.param_groups, rates, strict=False):
             group["lr"] = learning_rate(first, learned_card.FINAL * first, state.step, config.iterations)
-        loss = _gradient(state, sampler.sample(config.batch).to(state.model.offset))
+        loss = _gradient(state, sampler.sample(config.batch).to(next(state.model.parameters())))
         state.optimizer.step()
         state.schedule.project()
         if config.lr_prior:
@@ -306,7 +306,7 @@ def drive(
     """
     images = training_set.of_run(state)
     task, model, pairs = state.schedule.task, state.model, []
-    for k, x in enumerate(x.to(model.offset) for x in images.held_out):
+    for k, x in enumerate(x.to(next(model.parameters())) for x in images.held_out):
         pairs.append((x, task.measure(x, torch.Generator().manual_seed(k))))
     if task.kind == "denoise" and not state.step:
         once = fmean(psnr(mmse(model, measured.y, task.sigma**2), x).item() for x, measured in pairs)

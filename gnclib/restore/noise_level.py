@@ -38,6 +38,7 @@ Noise that a JPEG file of low quality has smoothed away looks weaker.
 from __future__ import annotations
 
 import math
+from inspect import signature
 
 import torch
 import torch.nn.functional as F
@@ -73,6 +74,7 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tens
     y : (B, 1, H, W)
         Images of one and the same noise level, grey values of [0, 1] plus noise.
     prior : joint energy with ``dtau``, or the name of a shipped one
+        If ``dtau`` takes ``border="valid"``, windows count the terms alone that see nothing beyond the window.
     cut_off : bool, shaped like y, optional
         Pixels that lack noise; those that are :func:`clipped` by default.
 
@@ -90,16 +92,16 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tens
     if isinstance(prior, str):
         prior = FieldsOfExperts.from_pretrained(prior)
     y = as_measured(y)
-    seen, border = _windows(y, clipped(y) if cut_off is None else cut_off, prior.margin)
-    weight = next(prior.parameters())
-    seen = seen.to(weight.device, weight.dtype)
-    margin = 0 if border == "reflect" else 2 * prior.margin
+    seen, inside = _windows(y, clipped(y) if cut_off is None else cut_off, prior.margin)
+    inside &= "border" in signature(prior.dtau).parameters
+    seen = seen.to(next(prior.parameters()))
+    margin, options = (2 * prior.margin, {"border": "valid"}) if inside else (0, {})
     pixels = len(seen) * (seen.shape[-2] - margin) * (seen.shape[-1] - margin)
 
     def slope(tau: float) -> float:
         """d_tau R per pixel."""
         with torch.no_grad():
-            (found,) = prior.dtau(seen, math.exp(2 * tau), border=border, order=1)
+            (found,) = prior.dtau(seen, math.exp(2 * tau), order=1, **options)
         return found.double().sum().item() / pixels
 
     lowest, tau = (math.log(s) for s in (prior.sigma_min, prior.sigma_max))
@@ -111,15 +113,15 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tens
     return math.exp(tau if above is None else brentq(slope, tau, above, xtol=ACCURACY))
 
 
-def _windows(y: Tensor, cut_off: Tensor, margin: int) -> tuple[Tensor, str]:
-    """What the slope is computed on, and its border: the images themselves, or windows spread evenly over them."""
+def _windows(y: Tensor, cut_off: Tensor, margin: int) -> tuple[Tensor, bool]:
+    """What the slope is computed on, the images or windows spread evenly over them; whether those are windows."""
     if len(small := _unclipped(y, cut_off, margin)) >= FEWEST:
-        return small, "valid"
+        return small, True
     side = SIDE + 2 * margin
     if y.shape[-2] * y.shape[-1] * len(y) <= (WINDOWS * SIDE) ** 2 or min(y.shape[-2:]) < side:
-        return y, "reflect"
+        return y, False
     corners = [torch.linspace(0, n - side, WINDOWS).round().int().tolist() for n in y.shape[-2:]]
-    return torch.cat([y[..., i : i + side, j : j + side] for i in corners[0] for j in corners[1]]), "valid"
+    return torch.cat([y[..., i : i + side, j : j + side] for i in corners[0] for j in corners[1]]), True
 
 
 def _unclipped(y: Tensor, cut_off: Tensor, margin: int) -> Tensor:

@@ -6,9 +6,9 @@ r"""The ways to use a prior on a measurement (Kobler & Pock 2023, section 4), by
     learned     eq. 9 with a schedule that was learned for this prior and task (:mod:`gnclib.restore.learned`)
     finetuned   the same with a prior that was fine-tuned together with its schedule
 
-Each is a subclass of :class:`Scheme`, registered by its name in :data:`SCHEMES`; :func:`load` makes one ready for
-measurements. The predefined schedules are ours, chosen on validation images outside of BSDS68 with the shipped R_1
-(:func:`predefined`): logarithmic down to the smallest t of the prior, and
+They are registered in :data:`SCHEMES`; :func:`load` makes one ready for measurements. The predefined schedules
+(:func:`predefined`) are ours, chosen on validation images outside of BSDS68 with the shipped R_1: logarithmic down to
+the smallest t of the prior, and
 
     denoising    t_0 = sigma^2,  eta_i = t_i - t_{i+1}    (:func:`gnclib.restore.schedules.step_sizes`, "increment")
     inpainting   t_0 = 0.03,     eta_i = t_i              ("full", the paper's)
@@ -19,10 +19,8 @@ best estimate. Without noise there is no such conflict, and long steps carry kno
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
-from pathlib import Path
-from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -38,8 +36,6 @@ from gnclib.restore.tiles import Tiled
 
 __all__ = ["SCHEMES", "Scheme", "check_sigma", "load", "predefined"]
 
-#: the schemes by their names
-SCHEMES: dict[str, type[Scheme]] = {}
 #: t_0 of the predefined schedule for inpainting
 T_FIRST_INPAINTING = 0.03
 
@@ -48,108 +44,84 @@ T_FIRST_INPAINTING = 0.03
 class Scheme:
     """A scheme with its prior, ready for measurements of one task; made by :func:`load`.
 
-    A subclass names itself, says which tasks it can do in how many steps, and yields the iterates.
-
     Attributes
     ----------
+    name : one of :data:`SCHEMES`
     prior : the energy, possibly :class:`gnclib.restore.tiles.Tiled`
     task : what it solves
     steps : how many States it yields
     schedule : of "learned" and "finetuned"
     """
 
+    name: str
     prior: Energy
     task: Task
     steps: int
     schedule: LearnedSchedule | None = None
 
-    name: ClassVar[str]
-    #: by the kind of task, the number of steps where none is asked for; None: that of the schedule
-    tasks: ClassVar[Mapping[str, int | None]]
-    #: whether the number of steps is free
-    free: ClassVar[bool] = False
-    #: gradients of the energy that one step costs, a derivative in tau counted as one
-    gradients: ClassVar[int] = 1
-
-    def __init_subclass__(cls) -> None:
-        SCHEMES[cls.name] = cls
-
-    @classmethod
-    def needs(cls, prior: str, task: Task) -> tuple[str | Path, LearnedSchedule | None]:
-        """Where the weights lie, and the schedule that goes with them."""
-        return prior, None
-
     @property
     def evaluations(self) -> int:
-        """How many gradients of the energy one restoration costs."""
-        return self.gradients * self.steps
+        """How many gradients of the energy one restoration costs, a derivative in tau counted as one."""
+        return SCHEMES[self.name].gradients * self.steps
 
     @property
     def device(self) -> torch.device:
         """Where measurements have to lie."""
-        model = self.prior.prior if isinstance(self.prior, Tiled) else self.prior
-        return next(model.parameters()).device
+        return next(self.prior.parameters()).device
 
     def states(self, data: Denoising | Inpainting, start: Tensor | None = None) -> Iterator[State]:
         """The iterates for a measurement; the last one is the result. Raises ValueError for data of another task."""
         if not isinstance(data, Denoising if self.task.kind == "denoise" else Inpainting):
             raise ValueError(f"this scheme is for the task {self.task}, got {type(data).__name__} data")
-        return self._states(data, start)
-
-    def _states(self, data: Denoising | Inpainting, start: Tensor | None) -> Iterator[State]:
-        raise NotImplementedError
+        return SCHEMES[self.name].states(self, data, start)
 
 
-class MMSE(Scheme):
-    """One step of Tweedie's formula."""
-
-    name, tasks = "mmse", {"denoise": 1}
-
-    def _states(self, data, start):
-        return gnc_flow(self.prior, [self.task.sigma**2], start=data.start() if start is None else start)
+def _mmse(scheme: Scheme, data: Denoising, start: Tensor | None) -> Iterator[State]:
+    return gnc_flow(scheme.prior, [scheme.task.sigma**2], start=data.start() if start is None else start)
 
 
-class GNC(Scheme):
-    """GNC flow along the predefined schedule."""
-
-    name, tasks, free = "gnc", {"denoise": 10, "inpaint": 30}, True
-
-    def _states(self, data, start):
-        ts, etas = predefined(self.prior, self.task, self.steps)
-        return gnc_flow(self.prior, ts, data, start, step_sizes=etas)
+def _gnc(scheme: Scheme, data: Denoising | Inpainting, start: Tensor | None) -> Iterator[State]:
+    ts, etas = predefined(scheme.prior, scheme.task, scheme.steps)
+    return gnc_flow(scheme.prior, ts, data, start, step_sizes=etas)
 
 
-class Joint(Scheme):
-    """Algorithm 2 from the largest t of the prior."""
-
-    name, tasks, free, gradients = "joint", {"denoise": 12, "inpaint": 60}, True, 2
-
-    def _states(self, data, start):
-        return joint_descent(self.prior, self.prior.sigma_max**2, data, start, steps=self.steps)
+def _joint(scheme: Scheme, data: Denoising | Inpainting, start: Tensor | None) -> Iterator[State]:
+    return joint_descent(scheme.prior, scheme.prior.sigma_max**2, data, start, steps=scheme.steps)
 
 
-class Learned(Scheme):
-    """GNC flow along a learned schedule."""
-
-    name, tasks = "learned", {"denoise": None, "inpaint": None}
-
-    @classmethod
-    def needs(cls, prior, task):
-        return prior, find_schedule(hub.derived(prior, str(task)), task)
-
-    def _states(self, data, start):
-        return self.schedule.states(self.prior, data, start)
+def _learned(scheme: Scheme, data: Denoising | Inpainting, start: Tensor | None) -> Iterator[State]:
+    return scheme.schedule.states(scheme.prior, data, start)
 
 
-class FineTuned(Learned):
-    """GNC flow along a learned schedule, with a prior that was fine-tuned with it."""
+@dataclass(frozen=True)
+class Kind:
+    """An entry of :data:`SCHEMES`.
 
-    name = "finetuned"
+    Attributes
+    ----------
+    states : the solver
+    steps : by the kind of task, the number of steps where none is asked for; None: that of the schedule
+    free : whether another number of steps may be asked for
+    gradients : of the energy, that one step costs
+    tuned : whether the prior lies beside the schedule
+    """
 
-    @classmethod
-    def needs(cls, prior, task):
-        place = hub.derived(prior, f"finetuned-{task}")
-        return place, find_schedule(place, task)
+    states: Callable[[Scheme, Denoising | Inpainting, Tensor | None], Iterator[State]]
+    steps: Mapping[str, int | None]
+    free: bool = False
+    gradients: int = 1
+    tuned: bool = False
+
+
+LEARNED = {"denoise": None, "inpaint": None}
+#: the schemes by their names
+SCHEMES = {
+    "mmse": Kind(_mmse, {"denoise": 1}),
+    "gnc": Kind(_gnc, {"denoise": 10, "inpaint": 30}, free=True),
+    "joint": Kind(_joint, {"denoise": 12, "inpaint": 60}, free=True, gradients=2),
+    "learned": Kind(_learned, LEARNED),
+    "finetuned": Kind(_learned, LEARNED, tuned=True),
+}
 
 
 def load(
@@ -188,24 +160,25 @@ def load(
     if name not in SCHEMES:
         raise ValueError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
     kind = SCHEMES[name]
-    if task.kind not in kind.tasks:
-        able = ", ".join(other for other, scheme in SCHEMES.items() if task.kind in scheme.tasks)
+    if task.kind not in kind.steps:
+        able = ", ".join(other for other, scheme in SCHEMES.items() if task.kind in scheme.steps)
         raise ValueError(f"the scheme {name!r} cannot {task.kind}: choose one of {able}")
     if steps is not None and not kind.free:
         raise ValueError(f"the scheme {name!r} has a number of steps of its own: leave it away")
     found = as_device(device)
-    source, schedule = kind.needs(prior, task)
-    model = FieldsOfExperts.from_pretrained(source)
-    if schedule is not None:
-        schedule.demand_fit(model)
+    schedule = None
+    if kind.states is _learned:
+        place = hub.derived(prior, f"finetuned-{task}" if kind.tuned else str(task))
+        schedule, prior = find_schedule(place, task), place if kind.tuned else prior
+    model = FieldsOfExperts.from_pretrained(prior)
     if task.kind == "denoise":
         check_sigma(task.level, model)
     if schedule is not None:
-        count = len(schedule)
-    else:
-        count = as_count(kind.tasks[task.kind] if steps is None else steps)
+        schedule.demand_fit(model)
+        steps = len(schedule)
+    count = as_count(kind.steps[task.kind] if steps is None else steps)
     model = model.to(found)
-    return kind(model if tile is None else Tiled(model, tile), task, count, schedule)
+    return Scheme(name, model if tile is None else Tiled(model, tile), task, count, schedule)
 
 
 def predefined(prior: Energy, task: Task, steps: int) -> tuple[Tensor, Tensor]:

@@ -1,9 +1,12 @@
 """Large images in tiles: a prior computed piece by piece, so that memory does not grow by all features of the image.
 
-The gradient of a Fields-of-Experts energy at a pixel depends on the pixels up to two margins away (half a receptive
-field from the pixel to a feature, another half from the feature to what it sees). Tiles that overlap by that much
-therefore give the gradient of the whole image, up to rounding, without seams. The energy is a sum of features over
-pixels; each tile of the continued image adds those of its own pixels.
+A term of the energy at a pixel depends on the pixels up to one margin away, the gradient on those up to two. Tiles that
+overlap by two margins on each side therefore give the gradient of the whole image, up to rounding, without seams. The
+energy is a sum over pixels; for tiles A and B that overlap by two margins,
+
+    R(A and B together) = R(A) + R(B) - R(what both have),
+
+since the terms at the two new borders occur twice with opposite signs. So are its derivatives in tau.
 """
 
 from __future__ import annotations
@@ -16,8 +19,7 @@ from itertools import pairwise
 import torch
 from torch import Tensor
 
-from gnclib.foe import FieldsOfExperts
-from gnclib.foe.filters import reflect
+from gnclib.restore.flow import Energy
 
 __all__ = ["Tiled"]
 
@@ -28,12 +30,12 @@ class Tiled:
 
     Parameters
     ----------
-    prior : FieldsOfExperts
+    prior : Energy
     tile : int >= 1
         Side of a tile in pixels, without its overlap; ValueError else.
     """
 
-    prior: FieldsOfExperts
+    prior: Energy
     tile: int = 512
 
     def __post_init__(self) -> None:
@@ -44,48 +46,49 @@ class Tiled:
     sigma_max = property(lambda self: self.prior.sigma_max)
     margin = property(lambda self: self.prior.margin)
 
+    def parameters(self) -> Iterator[Tensor]:
+        """Those of the prior."""
+        return self.prior.parameters()
+
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
-        """R(y, t), (B,): the sum over the tiles of the features that lie in each."""
-        return sum(self.prior.energy(part, t, border="valid") for part in self._parts(y))
+        """R(y, t), (B,)."""
+        return sum(sign * self.prior.energy(part, t) for sign, part in self._pieces(y))
 
     def dtau(self, y: Tensor, t: float | Tensor, *, order: int = 2) -> tuple[Tensor, ...]:
-        """The derivatives of R in tau, as those of the prior, summed over the tiles."""
-        by_tile = [self.prior.dtau(part, t, border="valid", order=order) for part in self._parts(y)]
-        return tuple(map(sum, zip(*by_tile, strict=True)))
+        """The derivatives of R in tau up to an order, as many tensors (B,)."""
+        by_piece = [
+            [sign * d for d in self.prior.dtau(part, t, order=order)] for sign, part in self._pieces(y)
+        ]
+        return tuple(map(sum, zip(*by_piece, strict=True)))
 
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """grad_1 R(y, t), shaped like y (B, 1, H, W)."""
         if max(y.shape[-2:]) <= self.tile:
             return self.prior.grad(y, t)
-        margin, result = 2 * self.prior.margin, torch.empty_like(y)
-        for rows, columns in self._ranges(y):
+        margin, result = 2 * self.margin, torch.empty_like(y)
+        for rows, columns in itertools.product(*(self._cuts(length) for length in y.shape[-2:])):
             (i, seen_rows), (j, seen_columns) = (_widened(part, margin) for part in (rows, columns))
             part = self.prior.grad(y[..., seen_rows, seen_columns].contiguous(), t)
             height, width = rows.stop - rows.start, columns.stop - columns.start
             result[..., rows, columns] = part[..., i : i + height, j : j + width]
         return result
 
-    def _parts(self, y: Tensor) -> Iterator[Tensor]:
-        """Tiles of the image continued by reflection, each with what its features see beyond it."""
-        margin = self.prior.margin
-        if min(y.shape[-2:]) <= margin:
-            raise ValueError(
-                f"images of {y.shape[-2]}x{y.shape[-1]} pixels are too small: this energy needs"
-                f" {margin + 1}x{margin + 1} or more"
-            )
-        padded = reflect(y, margin)
-        for rows, columns in self._ranges(y):
-            wide, high = (slice(part.start, part.stop + 2 * margin) for part in (columns, rows))
-            yield padded[..., high, wide].contiguous()
+    def _cuts(self, length: int) -> list[slice]:
+        """Ranges of about the length of a tile, which together cover [0, length) once."""
+        count = max(1, round(length / self.tile))
+        edges = [length * i // count for i in range(count + 1)]
+        return [slice(*ends) for ends in pairwise(edges)]
 
-    def _ranges(self, y: Tensor) -> Iterator[tuple[slice, slice]]:
-        """The rows and columns of each tile; together they cover the image once."""
-        cuts = []
+    def _pieces(self, y: Tensor) -> Iterator[tuple[int, Tensor]]:
+        """Tiles that overlap by two margins, with the sign 1, and what neighbours share, with -1."""
+        signed = []
         for length in y.shape[-2:]:
-            count = max(1, round(length / self.tile))
-            edges = [length * i // count for i in range(count + 1)]
-            cuts.append([slice(*ends) for ends in pairwise(edges)])
-        return itertools.product(*cuts)
+            cuts = self._cuts(length)
+            shared = [slice(part.start, part.start) for part in cuts[1:]]
+            ranges = [(1, part) for part in cuts] + [(-1, part) for part in shared]
+            signed.append([(sign, _widened(part, self.margin)[1]) for sign, part in ranges])
+        for (a, rows), (b, columns) in itertools.product(*signed):
+            yield a * b, y[..., rows, columns].contiguous()
 
 
 def _widened(part: slice, margin: int) -> tuple[int, slice]:
