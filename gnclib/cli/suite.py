@@ -117,29 +117,30 @@ def notebooks(only, check):
 def course(only, instructor, nbgrader, check, table):
     """Make the notebooks of the course. The sources in notebooks/exercises/source hold text, solutions, checks and
     remarks for the instructor. Without options, the students' copies in notebooks/exercises are made from them (no
-    solutions, no remarks, executed), and the table in INSTRUCTOR.md is brought up to date. A source that disagrees
-    with the exercises of the library changes nothing."""
-    from gnclib.course import copies, sources
+    solutions, no remarks, executed). A source that disagrees with the exercises of the library changes nothing."""
+    from gnclib.course import copies
+    from gnclib.suite import notebooks
+    from gnclib.suite.notebooks import NotebookError
 
     if sum(map(bool, (instructor, nbgrader, check, table))) > 1:
         raise ValueError("choose one of --instructor, --nbgrader, --check and --table")
     if only and (check or table):
         raise ValueError("--only cannot go with --check or --table: they are about the whole course")
     if table:
-        say(sources.table())
+        say(copies.table())
         return
     if check:
-        if wrong := sources.check():
-            raise copies.CourseError("\n  ".join([f"{len(wrong)} things are wrong with the course:", *wrong]))
+        if wrong := copies.check():
+            raise NotebookError("\n  ".join([f"{len(wrong)} things are wrong with the course:", *wrong]))
         say(f"the students' copies are what the source makes: {', '.join(copies.sources())}")
         return
     here = copies.folder().resolve()
     out = instructor or nbgrader or here
     if out is not here and out.resolve() in (here, here / "source"):
         raise ValueError(f"{out} holds the notebooks themselves: choose another folder")
-    nodes = {name: copies.read(path) for name, path in copies.sources(only).items()}
-    if wrong := [line for name, node in nodes.items() for line in sources.problems(node, name)]:
-        raise copies.CourseError("\n  ".join(["the source is wrong, nothing was written:", *wrong]))
+    nodes = {name: notebooks.load(path) for name, path in copies.sources(only).items()}
+    if wrong := [line for name, node in nodes.items() for line in copies.problems(node, name)]:
+        raise NotebookError("\n  ".join(["the source is wrong, nothing was written:", *wrong]))
     if nbgrader:
         for path in copies.write_nbgrader(nodes, out):
             say(f"wrote {path}")
@@ -147,8 +148,6 @@ def course(only, instructor, nbgrader, check, table):
     for name, node in progress(nodes.items(), "notebook"):
         copies.write_executed(node if instructor else copies.student(node), out / f"{name}.ipynb")
         say(f"wrote {out / f'{name}.ipynb'}")
-    if not instructor:
-        sources.refresh_page()
 
 
 @command(

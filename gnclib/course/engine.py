@@ -47,12 +47,13 @@ class Verdict:
 
     @property
     def points(self) -> int:
-        return self.exercise.points if self.status == RIGHT else 0
+        return self.exercise.heading.points if self.status == RIGHT else 0
 
     def __str__(self) -> str:
-        earned = f" ({self.points} of {self.exercise.points} points)" if self.status == RIGHT else ""
+        heading = self.exercise.heading
+        earned = f" ({self.points} of {heading.points} points)" if self.status == RIGHT else ""
         message = f": {self.message}" if self.message else ""
-        return f"{self.exercise.id} {self.exercise.title} - {self.status}{earned}{message}"
+        return f"{heading.id} {heading.title} - {self.status}{earned}{message}"
 
 
 def examine(exercise: Exercise, function: Formula) -> Verdict:
@@ -65,7 +66,7 @@ def examine(exercise: Exercise, function: Formula) -> Verdict:
     """
     if not callable(function):
         raise TypeError(
-            f"hand in the function itself, as in check({exercise.id!r}, my_function) without parentheses, "
+            f"hand in the function itself, as in check({exercise.heading.id!r}, my_function) without parentheses, "
             f"got {type(function).__name__}"
         )
     results, truths = [], []

@@ -12,19 +12,15 @@ from gnclib.course.lesson import Exercise
 __all__ = ["EXERCISES", "check", "exercise", "progress", "solved"]
 
 EXERCISES: dict[str, Exercise] = {
-    item.id: item for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5) for item in lesson.EXERCISES
+    item.heading.id: item
+    for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5)
+    for item in lesson.EXERCISES
 }
 _latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process
 
 
 def exercise(id: str) -> Exercise:
-    """The exercise of that number.
-
-    Raises
-    ------
-    KeyError
-        There is none; the message lists those there are.
-    """
+    """The exercise of that number; a KeyError that lists those there are for an unknown one."""
     try:
         return EXERCISES[id]
     except KeyError:
@@ -55,29 +51,17 @@ def check(id: str, function: Callable[..., Any]) -> int:
 
 
 def solved(id: str) -> bool:
-    """Was the exercise right when it was last checked? For pictures that need the student's function.
-
-    Raises
-    ------
-    KeyError
-        An unknown number.
-    """
-    return exercise(id).id in _latest and _latest[id].status == RIGHT
+    """Was the exercise right when it was last checked? For pictures that need the student's function."""
+    return exercise(id).heading.id in _latest and _latest[id].status == RIGHT
 
 
 def progress(lesson: int) -> None:
-    """Print one line for each exercise of a lesson, as last checked, and the points.
-
-    Raises
-    ------
-    ValueError
-        There is no such lesson.
-    """
-    items = [item for item in EXERCISES.values() if item.id.startswith(f"{lesson}.")]
-    if not items:
+    """Print one line for each exercise of a lesson, as last checked, and the points."""
+    headings = [item.heading for id, item in EXERCISES.items() if id.startswith(f"{lesson}.")]
+    if not headings:
         raise ValueError(f"there is no lesson {lesson!r}")
-    for item in items:
+    for item in headings:
         status = _latest[item.id].status if item.id in _latest else "not checked"
         print(f"{item.id:4s} {item.title:44s} {item.points:2d} points   {status}")
-    earned = sum(_latest[item.id].points for item in items if item.id in _latest)
-    print(f"{earned} of {sum(item.points for item in items)} points")
+    earned = sum(_latest[item.id].points for item in headings if item.id in _latest)
+    print(f"{earned} of {sum(item.points for item in headings)} points")

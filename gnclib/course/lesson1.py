@@ -5,32 +5,49 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from gnclib.course.lesson import F64, Exercise, hints, integer, number, slip
+from gnclib.course.lesson import F64, Exercise, Heading, hints, slip
 from gnclib.gmm import GaussianMixture
-
-
-def draw_mixture(g: torch.Generator) -> tuple[Tensor, Tensor, Tensor]:
-    """Weights, means and variances (K,) of a random mixture on the line, K from 2 to 6."""
-    k = integer(g, 2, 6)
-    weights = torch.rand(k, generator=g, **F64) + 0.05
-    means = 2 * torch.rand(k, generator=g, **F64) - 1
-    variances = 0.3 * torch.rand(k, generator=g, **F64) + 0.01
-    return weights / weights.sum(), means, variances
 
 
 def _draw_line(g):
     """A random mixture, points (B,) and t; the last point lies so far out that every density underflows to zero."""
-    mixture = draw_mixture(g)
-    y = 3 * torch.rand(integer(g, 3, 8), generator=g, **F64) - 1.5
+    mixture = g.mixture()
+    y = 3 * g.rand(g.integer(3, 8)) - 1.5
     y[-1] = 60.0
-    return *mixture, y, number(g, 0.05, 0.75)
+    return *mixture, y, g.number(0.05, 0.75)
 
 
 def log_terms(w, mu, s, y, square=0.5, root=0.5):
     """log w_i + log N(y; mu_i, s_i), (B, K), with factors of (y - mu)^2 / s and log(2 pi s) that should be 1/2."""
     return w.log() - square * (y[:, None] - mu) ** 2 / s - root * (2 * math.pi * s).log()
+
+
+def _term_mistakes(result):
+    """Wrong log-terms; ``result`` makes of them what the exercise asks for."""
+
+    def wrong(weights=lambda w: w, variances=lambda v, t: v + t, **factors):
+        return lambda w, mu, v, y, t: result(log_terms(weights(w), mu, variances(v, t), y, **factors))
+
+    return hints(
+        "the noise is missing: the noisy point y is compared with components of variance v_i + t",
+        wrong(variances=lambda v, t: v),
+        "t is the noise variance already: add t to the variances, not its square",
+        wrong(variances=lambda v, t: v + t**2),
+        "variances add, standard deviations do not: add t, not its root",
+        wrong(variances=lambda v, t: v + t**0.5),
+        "the weights w_i are missing: before y was seen, component i had the probability w_i",
+        wrong(weights=torch.ones_like),
+        "the factor 1/sqrt(2 pi s) of the normal density is missing; s = v_i + t differs between the components, so "
+        "that it is no constant and does not cancel",
+        wrong(root=0.0),
+        "log sqrt(2 pi s) is half of log(2 pi s)",
+        wrong(root=1.0),
+        "the 2 in the exponent -(y - mu)^2 / (2 s) is missing",
+        wrong(square=1.0),
+        "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
+        wrong(variances=lambda v, t: (v + t) ** 2),
+    )
 
 
 # --- 1.1 the smoothed energy --------------------------------------------------------------------------------------
@@ -41,44 +58,18 @@ def _energy(w, mu, v, y, t):
     return GaussianMixture(w, mu, v).energy(y, t)
 
 
-def _energy_of(terms):
-    """A wrong energy from log-terms that ``terms(w, mu, v, y, t)`` makes."""
-    return lambda *arguments: -terms(*arguments).logsumexp(1)
-
-
 ENERGY = Exercise(
-    "1.1",
-    "the smoothed energy",
-    points=2,
-    minutes=10,
+    Heading("1.1", "the smoothed energy", points=2, minutes=10),
     solution=_energy,
     draw=_draw_line,
-    mistakes=hints(
-        "the noise is missing: smoothing adds its variance t to the variance of every component",
-        slip(_energy, t=0.0),
-        "t is the noise variance already: add t to the variances, not its square",
-        slip(_energy, t=lambda t: t**2),
-        "variances add, standard deviations do not: add t, not its root",
-        slip(_energy, t=math.sqrt),
+    mistakes=_term_mistakes(lambda terms: -terms.logsumexp(1))
+    | hints(
         "the factor 1/sqrt(2 pi) of the normal density is missing: exp(-F) does not integrate to one",
         lambda *a: _energy(*a) - 0.5 * math.log(2 * math.pi),
-        "the weights w_i are missing",
-        _energy_of(lambda w, mu, v, y, t: log_terms(torch.ones_like(w), mu, v + t, y)),
         "this is the density itself: its energy is minus its logarithm",
         lambda *a: (-_energy(*a)).exp(),
-        "the factor 1/sqrt(2 pi s) of the normal density is missing; s differs between the components, so it is no "
-        "constant",
-        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, root=0.0)),
-        "log sqrt(2 pi s) is half of log(2 pi s)",
-        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, root=1.0)),
-        "the 2 in the exponent -(y - mu)^2 / (2 s) is missing",
-        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, square=1.0)),
-        "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
-        _energy_of(lambda w, mu, v, y, t: log_terms(w, mu, (v + t) ** 2, y)),
     ),
     laws=hints(
-        "the energy is far too low: an energy is MINUS a log-density",
-        lambda f, *a: bool((f > -10).all()),
         "at y = 60, far away from all means, the energy is too low: exp underflows there, stay with logarithms",
         lambda f, *a: float(f[-1]) > 1000,
     ),
@@ -94,34 +85,17 @@ def _responsibilities(w, mu, v, y, t):
 
 
 RESPONSIBILITIES = Exercise(
-    "1.2",
-    "responsibilities",
-    points=2,
-    minutes=10,
+    Heading("1.2", "responsibilities", points=2, minutes=10),
     solution=_responsibilities,
     draw=_draw_line,
-    mistakes=hints(
-        "the weights are missing: before y was seen, component i had the probability w_i",
-        slip(_responsibilities, w=torch.ones_like),
-        "the noise is missing: the noisy point is compared with components of variance v_i + t",
-        slip(_responsibilities, t=0.0),
-        "variances add, standard deviations do not: add t, not its root",
-        slip(_responsibilities, t=math.sqrt),
-        "the factor 1/sqrt(v_i + t) of the normal density is missing; it differs between the components and does not "
-        "cancel",
-        lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, root=0.0).softmax(1),
-        "the 2 in the exponent -(y - mu)^2 / (2 s) is missing",
-        lambda w, mu, v, y, t: log_terms(w, mu, v + t, y, square=1.0).softmax(1),
-        "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
-        lambda w, mu, v, y, t: log_terms(w, mu, (v + t) ** 2, y).softmax(1),
+    mistakes=_term_mistakes(lambda terms: terms.softmax(1))
+    | hints(
         "you have normalised over the points: for every point the K responsibilities sum to one",
         lambda w, mu, v, y, t: log_terms(w, mu, v + t, y).softmax(0),
         "these are the numerators w_i N(y; mu_i, v_i + t): Bayes' rule divides them by their sum",
         lambda w, mu, v, y, t: log_terms(w, mu, v + t, y).exp(),
     ),
     laws=hints(
-        "a probability cannot be negative",
-        lambda g, *a: bool((g >= 0).all()),
         "the responsibilities of every point sum to one; yours do not, at least far away from all means, where exp "
         "underflows: stay with logarithms as long as you can",
         lambda g, *a: torch.allclose(g.sum(1), torch.ones(len(g), **F64), atol=1e-6),
@@ -134,11 +108,11 @@ RESPONSIBILITIES = Exercise(
 
 def _draw_space(g):
     """g (B, K), means mu (K, d), isotropic variances v (K,), points y (B, d) and t, with d from 2 to 4."""
-    d, n = integer(g, 2, 4), integer(g, 3, 5)
-    w, _, v = draw_mixture(g)
-    mu = torch.randn(len(w), d, generator=g, **F64)
-    y = torch.randn(n, d, generator=g, **F64)
-    t = number(g, 0.05, 0.75)
+    d, n = g.integer(2, 4), g.integer(3, 5)
+    w, _, v = g.mixture()
+    mu = g.randn(len(w), d)
+    y = g.randn(n, d)
+    t = g.number(0.05, 0.75)
     terms = w.log() - 0.5 * (torch.cdist(y, mu) ** 2 / (v + t) + d * (v + t).log())
     return terms.softmax(1), mu, v, y, t
 
@@ -163,10 +137,7 @@ def _gradient(g, mu, v, y, t):
 
 
 GRADIENT = Exercise(
-    "1.3",
-    "the gradient",
-    points=2,
-    minutes=10,
+    Heading("1.3", "the gradient", points=2, minutes=10),
     solution=_gradient,
     draw=_draw_space,
     mistakes=hints(
@@ -216,10 +187,7 @@ def _equal(g):
 
 
 HESSIAN = Exercise(
-    "1.4",
-    "the Hessian",
-    points=3,
-    minutes=15,
+    Heading("1.4", "the Hessian", points=3, minutes=15),
     solution=_hessian,
     draw=_draw_space,
     mistakes=hints(
@@ -269,11 +237,11 @@ HESSIAN = Exercise(
 
 def _draw_ellipses(g):
     """Means mu (K, d) and covariances (K, d, d), d = 2 or 3; every third time or so wide ones that need no t."""
-    k, d = integer(g, 3, 6), integer(g, 2, 3)
-    root = torch.randn(k, d, d, generator=g, **F64)
-    width = 30.0 if torch.rand(1, generator=g) < 0.3 else 0.2
+    k, d = g.integer(3, 6), g.integer(2, 3)
+    root = g.randn(k, d, d)
+    width = 30.0 if g.rand(1) < 0.3 else 0.2
     cov = width * (0.3 * root @ root.mT + torch.eye(d, **F64))
-    return torch.randn(k, d, generator=g, **F64), cov
+    return g.randn(k, d), cov
 
 
 def _diameter(mu):
@@ -290,10 +258,7 @@ def _bound(mu, cov, square=lambda mu: _diameter(mu) ** 2, width=_narrowest):
 
 
 THEOREM = Exercise(
-    "1.5",
-    "the bound of Theorem 2.2",
-    points=2,
-    minutes=10,
+    Heading("1.5", "the bound of Theorem 2.2", points=2, minutes=10),
     solution=_bound,
     draw=_draw_ellipses,
     mistakes=hints(
@@ -329,7 +294,7 @@ CALLS = 300  # bisection from a bracket of length 4 to 1e-9 takes 32
 
 def _draw_bracket(g):
     """``lowest`` of the pair +-a with variance s2, a bracket and a tolerance; at times convex from t_low on."""
-    a, s2, u, calls = number(g, 0.6, 1.6), number(g, 0.01, 0.21), number(g, 0.0, 1.0), 0
+    a, s2, u, calls = g.number(0.6, 1.6), g.number(0.01, 0.21), g.number(0.0, 1.0), 0
     enough = f"lowest(t) has been asked {CALLS} times; halving the bracket needs about 30: does your loop ever end?"
 
     def lowest(t):
@@ -370,10 +335,7 @@ def _or_if_convex(otherwise):
 
 
 BISECTION = Exercise(
-    "1.6",
-    "the exact threshold by bisection",
-    points=3,
-    minutes=15,
+    Heading("1.6", "the exact threshold by bisection", points=3, minutes=15),
     solution=_bisection,
     draw=_draw_bracket,
     mistakes=hints(

@@ -5,9 +5,8 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from gnclib.course.lesson import F64, Exercise, hints, in_turn, integer, number, shaped, slip
+from gnclib.course.lesson import F64, Exercise, Heading, Ridges, hints, shaped, slip, wide
 from gnclib.score.toy import cells
 
 # --- 3.1 explicit score matching ----------------------------------------------------------------------------------
@@ -15,8 +14,8 @@ from gnclib.score.toy import cells
 
 def _draw_explicit(g):
     """The slope of an energy on the line, mean and variance of Gaussian data, t, quadrature nodes and weights (K,)."""
-    a, b, c, m = (number(g, -1, 1) for _ in range(4))
-    s2, t = number(g, 0.05, 0.6), number(g, 0.05, 0.6)
+    a, b, c, m = (g.number(-1, 1) for _ in range(4))
+    s2, t = g.number(0.05, 0.6), g.number(0.05, 0.6)
     reach = 9 * math.sqrt(s2 + t)
     y, q = cells(m - reach, m + reach, 30)
     return lambda y: (1.5 + a) * (y - b) + c * torch.tanh(2 * y), m, s2, t, y, q
@@ -42,42 +41,27 @@ def _explicit_with(density, score):
     )
 
 
-def _noisy(s2, t):
-    return s2 + t
-
-
-def _clean(s2, t):
-    return s2
-
-
-def _square_of_noisy(s2, t):
-    return (s2 + t) ** 2
-
-
 EXPLICIT = Exercise(
-    "3.1",
-    "explicit score matching by quadrature",
-    points=2,
-    minutes=10,
+    Heading("3.1", "explicit score matching by quadrature", points=2, minutes=10),
     solution=_explicit,
     draw=_draw_explicit,
     mistakes=hints(
         "the loss does not vanish at the true energy, whose gradient is MINUS the score: check a sign",
         lambda grad, m, s2, t, y, q: _misfit(grad(y) + (y - m) / (s2 + t), t, q * _normal(y, m, s2 + t)),
         "these are density and score of the clean data: the noise of variance t is missing",
-        _explicit_with(_clean, _clean),
+        _explicit_with(lambda s2, t: s2, lambda s2, t: s2),
         "t is the noise variance already: do not square it again",
         _explicit_with(lambda s2, t: s2 + t**2, lambda s2, t: s2 + t**2),
         "the density is that of the noisy data, but the score still that of the clean ones: both have the noise",
-        _explicit_with(_noisy, _clean),
+        _explicit_with(lambda s2, t: s2 + t, lambda s2, t: s2),
         "the score is that of the noisy data, but the density still that of the clean ones: both have the noise",
-        _explicit_with(_clean, _noisy),
+        _explicit_with(lambda s2, t: s2, lambda s2, t: s2 + t),
         "s2 is the VARIANCE of the clean data, and variances add: it was squared as if it were a deviation",
         _explicit_with(lambda s2, t: s2**2 + t, lambda s2, t: s2**2 + t),
         _explicit_with(lambda s2, t: s2**2 + t**2, lambda s2, t: s2**2 + t**2),
         "s2 + t is a variance, and was taken for a standard deviation (torch.distributions.Normal expects one)",
-        _explicit_with(_square_of_noisy, _noisy),
-        _explicit_with(_square_of_noisy, _square_of_noisy),
+        _explicit_with(lambda s2, t: (s2 + t) ** 2, lambda s2, t: s2 + t),
+        _explicit_with(lambda s2, t: (s2 + t) ** 2, lambda s2, t: (s2 + t) ** 2),
         "all nodes count alike: in an expectation over y each one counts with the density of y there, too",
         lambda grad, m, s2, t, y, q: _misfit(grad(y) - (y - m) / (s2 + t), t, q),
         "the weights do not sum to one: the normal density lacks its factor in front of the exponential",
@@ -87,39 +71,16 @@ EXPLICIT = Exercise(
         "the quadrature weights q are missing: the nodes are not equally spaced",
         slip(_explicit, q=torch.ones_like),
     ),
-    laws=hints("a mean of squares cannot be negative", lambda loss, *a: float(loss) >= 0),
     factors=lambda grad, m, s2, t, y, q: {"t": t, "sigma": t**0.5},
 )
 
 # --- 3.2 implicit score matching ----------------------------------------------------------------------------------
 
 
-class Ridges:
-    """R(y) = 1/2 y^T A y + sum_k c_k log cosh(b_k . y): smooth, not convex, all derivatives in closed form."""
-
-    def __init__(self, g: torch.Generator, d: int):
-        a = torch.randn(d, d, generator=g, **F64)
-        self.a, self.b = a + a.T, torch.randn(4, d, generator=g, **F64)
-        self.c = torch.randn(4, generator=g, **F64)
-
-    def __call__(self, y: Tensor) -> Tensor:
-        if y.ndim != 2:
-            raise TypeError(f"energy(y) wants points of the shape (B, d), and has got {tuple(y.shape)}")
-        u = y @ self.b.T  # (B, 4)
-        log_cosh = torch.logaddexp(u, -u) - math.log(2)
-        return 0.5 * ((y @ self.a) * y).sum(-1) + log_cosh @ self.c
-
-    def derivatives(self, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Gradient (B, d) and Hessian (B, d, d)."""
-        slope = torch.tanh(y @ self.b.T)
-        bends = torch.einsum("bk,ki,kj->bij", self.c * (1 - slope**2), self.b, self.b)
-        return y @ self.a + (self.c * slope) @ self.b, self.a + bends
-
-
 def _draw_implicit(g):
     """An energy of points in R^d, points (B, d), and t."""
-    d, count = integer(g, 2, 5), integer(g, 5, 8)
-    return Ridges(g, d), torch.randn(count, d, generator=g, **F64), number(g, 0.05, 0.7)
+    d, count = g.integer(2, 5), g.integer(5, 8)
+    return Ridges(g, d), g.randn(count, d), g.number(0.05, 0.7)
 
 
 def _trace(hessian):
@@ -133,10 +94,7 @@ def _implicit(energy, y, t, square=0.5, second=-1.0, trace=_trace):
 
 
 IMPLICIT = Exercise(
-    "3.2",
-    "implicit score matching by autograd",
-    points=3,
-    minutes=15,
+    Heading("3.2", "implicit score matching by autograd", points=3, minutes=15),
     solution=_implicit,
     draw=_draw_implicit,
     mistakes=hints(
@@ -166,29 +124,25 @@ IMPLICIT = Exercise(
 # --- 3.3 denoising score matching ---------------------------------------------------------------------------------
 
 
-def _draw_images(g):
+def _draw_batch(g):
     """The gradient of an energy of images, x and z (B, 1, H, W), and t (B,).
 
     At first B = H = W, so that a wrong broadcasting runs and is seen; then all three differ, as their names do.
     """
-    a, b, s2 = number(g, 0.5, 2), number(g, -1, 1), number(g, 0.05, 0.5)
-    side = integer(g, 2, 5)
-    size = in_turn(g, *4 * [(side, side, side)], (3, 4, 5), (4, 5, 3))
-    x, z = torch.rand(2, size[0], 1, *size[1:], generator=g, **F64)
+    a, b, s2 = g.number(0.5, 2), g.number(-1, 1), g.number(0.05, 0.5)
+    side = g.integer(2, 5)
+    size = g.in_turn(*4 * [(side, side, side)], (3, 4, 5), (4, 5, 3))
+    x, z = g.rand(2, size[0], 1, *size[1:])
 
     def grad(y, t):
-        wide = shaped("grad(y, t)", t, (len(y),)).reshape(-1, 1, 1, 1)
-        return a * y / (s2 + wide) + b * torch.tanh(3 * y)
+        t = wide(shaped("grad(y, t)", t, (len(y),)))
+        return a * y / (s2 + t) + b * torch.tanh(3 * y)
 
-    return grad, x, z, 0.02 + 0.6 * torch.rand(size[0], generator=g, **F64)
+    return grad, x, z, 0.02 + 0.6 * g.rand(size[0])
 
 
 def _root(*shape):
     return lambda t: t.sqrt().reshape(shape)
-
-
-def _wide(t):
-    return t.reshape(-1, 1, 1, 1)
 
 
 _sigma = _root(-1, 1, 1, 1)
@@ -200,23 +154,20 @@ def _denoising(grad, x, z, t, noise=_sigma, weight=_sigma):
 
 
 DENOISING = Exercise(
-    "3.3",
-    "denoising score matching",
-    points=2,
-    minutes=10,
+    Heading("3.3", "denoising score matching", points=2, minutes=10),
     solution=_denoising,
-    draw=_draw_images,
+    draw=_draw_batch,
     mistakes=hints(
         "the noise is too weak where t < 1: z is scaled by a standard deviation, and t is a variance",
-        slip(_denoising, noise=_wide),
+        slip(_denoising, noise=wide),
         "t stands where sigma = sqrt(t) belongs, at the noise and before the gradient: t is a variance",
-        slip(_denoising, noise=_wide, weight=_wide),
+        slip(_denoising, noise=wide, weight=wide),
         "the sign of z is wrong: the gradient of an ENERGY points where the noise has pushed",
         slip(_denoising, weight=lambda t: -_sigma(t)),
         "gradient and noise are compared on different scales: the gradient grows as t falls, z does not",
         slip(_denoising, weight=lambda t: 1.0),
         "t times the gradient is the noise sqrt(t) z itself, not z: check the power of t",
-        slip(_denoising, weight=_wide),
+        slip(_denoising, weight=wide),
         "every noise level counts by its own scale, so that small t drown all others: the weight t is missing",
         lambda grad, x, z, t: 0.5 * (grad(x + _sigma(t) * z, t) - z / _sigma(t)).square().mean(),
         "the gradient is taken at the clean image: it is the noisy one that it has to explain",
@@ -240,7 +191,6 @@ DENOISING = Exercise(
         lambda grad, x, z, t: _denoising(grad, x, z, t) * x.shape[2],
         lambda grad, x, z, t: _denoising(grad, x, z, t) * x.shape[3],
     ),
-    laws=hints("a mean of squares cannot be negative", lambda loss, *a: float(loss) >= 0),
     factors=lambda grad, x, z, t: {
         "the number of pixels n": x[0].numel(),
         "the batch size B": len(x),
@@ -253,15 +203,12 @@ DENOISING = Exercise(
 
 def _draw_derivatives(g):
     """First and second derivatives in t, and t itself, all (B,)."""
-    first, second, t = torch.randn(3, integer(g, 2, 6), generator=g, **F64)
+    first, second, t = g.randn(3, g.integer(2, 6))
     return first, second, 0.1 + t.abs()
 
 
 CHAIN = Exercise(
-    "3.4",
-    "from t to tau",
-    points=2,
-    minutes=8,
+    Heading("3.4", "from t to tau", points=2, minutes=8),
     solution=lambda d, dd, t: (2 * t * d, 4 * t * d + 4 * t**2 * dd),
     draw=_draw_derivatives,
     mistakes=hints(
@@ -291,11 +238,11 @@ CHAIN = Exercise(
 
 def _draw_samples(g):
     """Derivatives over the interval and at its ends, in different numbers, and the ends."""
-    counts = [integer(g, low, low + 3) for low in (13, 9, 5)]
-    first, second = torch.randn(2, counts[0], generator=g, **F64)
-    high, low = (torch.randn(count, generator=g, **F64) + 0.5 for count in counts[1:])
-    tau_min = number(g, -4, -2)
-    return first, second, high, low, tau_min, tau_min + number(g, 1.3, 3)
+    counts = [g.integer(low, low + 3) for low in (13, 9, 5)]
+    first, second = g.randn(2, counts[0])
+    high, low = (g.randn(count) + 0.5 for count in counts[1:])
+    tau_min = g.number(-4, -2)
+    return first, second, high, low, tau_min, tau_min + g.number(1.3, 3)
 
 
 def _inside(first, second):
@@ -308,10 +255,7 @@ def _tau(first, second, high, low, a, b):
 
 
 BOUNDARY = Exercise(
-    "3.5",
-    "implicit score matching in tau",
-    points=2,
-    minutes=10,
+    Heading("3.5", "implicit score matching in tau", points=2, minutes=10),
     solution=_tau,
     draw=_draw_samples,
     mistakes=hints(
@@ -349,11 +293,11 @@ BOUNDARY = Exercise(
 
 def _draw_features(g):
     """Derivatives of J basis functions in y and in tau at B points, (B, J), the noise z and t (B,), lambda, rho."""
-    count, size = integer(g, 20, 24), integer(g, 3, 7)
-    phi_y, phi_tau = torch.randn(2, count, size, generator=g, **F64)
-    z = torch.randn(count, generator=g, **F64)
-    t = 0.05 + 2 * torch.rand(count, generator=g, **F64)
-    return phi_y, phi_tau, z, t, number(g, 0.1, 0.8), number(g, 0.05, 0.5)
+    count, size = g.integer(20, 24), g.integer(3, 7)
+    phi_y, phi_tau = g.randn(2, count, size)
+    z = g.randn(count)
+    t = 0.05 + 2 * g.rand(count)
+    return phi_y, phi_tau, z, t, g.number(0.1, 0.8), g.number(0.05, 0.5)
 
 
 def _regress(rows, target, tau_rows, tau_target, lam, ridge):
@@ -372,10 +316,7 @@ def _fit(phi_y, phi_tau, z, t, lam, ridge):
 
 
 FIT = Exercise(
-    "3.6",
-    "a joint energy by least squares",
-    points=3,
-    minutes=15,
+    Heading("3.6", "a joint energy by least squares", points=3, minutes=15),
     solution=_fit,
     draw=_draw_features,
     mistakes=hints(

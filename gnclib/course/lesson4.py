@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from scipy.fft import idctn
 from scipy.interpolate import BSpline
 
-from gnclib.course.lesson import F64, Exercise, hints, in_turn, integer, number, slip
+from gnclib.course.lesson import F64, Exercise, Heading, Slopes, hints, slip
 from gnclib.spline import quartic_bspline
 
 # --- 4.1 the cosine filters -----------------------------------------------------------------------------------------
@@ -30,12 +30,9 @@ def _cosines(s, first=0.5**0.5, shift=0.5, period=1.0, gain=None):
 
 
 DCT = Exercise(
-    "4.1",
-    "cosine filters",
-    points=2,
-    minutes=10,
+    Heading("4.1", "cosine filters", points=2, minutes=10),
     solution=_filters,
-    draw=lambda g: (integer(g, 3, 7),),
+    draw=lambda g: (g.integer(3, 7),),
     mistakes=hints(
         "the row k = 0 has norm sqrt(2), not 1: a constant needs another factor than a cosine",
         slip(_cosines, first=1.0),
@@ -66,7 +63,7 @@ ENDS = torch.tensor([-1.0, -0.5, 0.0, 0.5, 1.0], **F64)
 
 def _draw_points(g):
     """Every degree from 0 to 5 in turn; the ends of boxes and hats are among the points of the lowest two."""
-    degree, u = in_turn(g, 0, 1, 2, 3, 4, 5), 6 * torch.rand(12, generator=g, **F64) - 3
+    degree, u = g.in_turn(0, 1, 2, 3, 4, 5), 6 * g.rand(12) - 3
     return (torch.cat([u, ENDS]) if degree < 2 else u), degree
 
 
@@ -88,10 +85,7 @@ def _recursion(u, degree, shift=0.5, half=1, sign=1, left=-0.5, right=0.5):
 
 
 BSPLINE = Exercise(
-    "4.2",
-    "B-splines of any degree",
-    points=2,
-    minutes=10,
+    Heading("4.2", "B-splines of any degree", points=2, minutes=10),
     solution=_bspline,
     draw=_draw_points,
     mistakes=hints(
@@ -126,8 +120,8 @@ BSPLINE = Exercise(
 
 
 def _draw_nodes(g):
-    h = number(g, 0.2, 0.9)
-    return number(g, -3.0, -1.0) + h * torch.arange(integer(g, 8, 14), **F64), number(g, 0.3, 2.0)
+    h = g.number(0.2, 0.9)
+    return g.number(-3.0, -1.0) + h * torch.arange(g.integer(8, 14), **F64), g.number(0.3, 2.0)
 
 
 def _parabola(mu, c, variance=5 / 12, power=2):
@@ -135,10 +129,7 @@ def _parabola(mu, c, variance=5 / 12, power=2):
 
 
 QUADRATIC = Exercise(
-    "4.3",
-    "the coefficients of a parabola",
-    points=2,
-    minutes=8,
+    Heading("4.3", "the coefficients of a parabola", points=2, minutes=8),
     solution=_parabola,
     draw=_draw_nodes,
     mistakes=hints(
@@ -170,12 +161,12 @@ QUADRATIC = Exercise(
 
 
 def _draw_potential(g):
-    b, c, m, n, j = (integer(g, *r) for r in ((2, 4), (2, 4), (3, 6), (9, 12), (6, 8)))
-    mu = -2.0 + number(g, 0.3, 0.6) * torch.arange(n, **F64)
-    nu = -4.0 + number(g, 0.6, 0.9) * torch.arange(j, **F64)
-    x = -1.0 + 2.5 * torch.rand(b, c, m, generator=g, **F64)
-    tau = -2.5 + 1.5 * torch.rand(b, generator=g, **F64)
-    return x, torch.randn(c, n, j, generator=g, **F64), torch.exp(2 * tau), mu, nu
+    b, c, m, n, j = (g.integer(*r) for r in ((2, 4), (2, 4), (3, 6), (9, 12), (6, 8)))
+    mu = -2.0 + g.number(0.3, 0.6) * torch.arange(n, **F64)
+    nu = -4.0 + g.number(0.6, 0.9) * torch.arange(j, **F64)
+    x = -1.0 + 2.5 * g.rand(b, c, m)
+    tau = -2.5 + 1.5 * g.rand(b)
+    return x, g.randn(c, n, j), torch.exp(2 * tau), mu, nu
 
 
 def _basis(x, nodes, spacing=None):
@@ -188,10 +179,7 @@ def _potential(x, w, t, mu, nu, tau=lambda t: 0.5 * t.log(), dx=None, dtau=None)
 
 
 POTENTIAL = Exercise(
-    "4.4",
-    "a potential for every noise level",
-    points=3,
-    minutes=12,
+    Heading("4.4", "a potential for every noise level", points=3, minutes=12),
     solution=_potential,
     draw=_draw_potential,
     mistakes=hints(
@@ -227,29 +215,15 @@ POTENTIAL = Exercise(
 # --- 4.5 the gradient -----------------------------------------------------------------------------------------------
 
 
-class _Slope:
-    """phi_c'(x) = a_c x / (1 + x^2) + b_c x for features (B, C, h, w)."""
-
-    def __init__(self, g: torch.Generator, channels: int):
-        self.a, self.b = 0.5 + torch.rand(2, channels, 1, 1, generator=g, **F64)
-
-    def __call__(self, x):
-        if x.ndim != 4 or x.shape[1] != len(self.a):
-            raise TypeError(
-                f"slope(x) wants features of the shape (B, C, h, w), and has got {tuple(x.shape)}"
-            )
-        return self.a * x / (1 + x**2) + self.b * x
-
-
 def _draw_kernels(g, size):
-    kernels = torch.randn(integer(g, 2, 5), 1, size, size, generator=g, **F64)
+    kernels = g.randn(g.integer(2, 5), 1, size, size)
     return kernels - kernels.mean((2, 3), keepdim=True)
 
 
 def _draw_field(g):
-    kernels = _draw_kernels(g, integer(g, 2, 4))
-    y = torch.randn(integer(g, 1, 3), 1, integer(g, 6, 8), integer(g, 9, 11), generator=g, **F64)
-    return y, kernels, _Slope(g, len(kernels))
+    kernels = _draw_kernels(g, g.integer(2, 4))
+    y = g.randn(g.integer(1, 3), 1, g.integer(6, 8), g.integer(9, 11))
+    return y, kernels, Slopes(g, len(kernels))
 
 
 def _grad(y, kernels, slope):
@@ -262,10 +236,7 @@ def _back(g, kernels):
 
 
 GRADIENT = Exercise(
-    "4.5",
-    "the gradient of a field of experts",
-    points=3,
-    minutes=12,
+    Heading("4.5", "the gradient of a field of experts", points=3, minutes=12),
     solution=_grad,
     draw=_draw_field,
     mistakes=hints(
@@ -300,11 +271,11 @@ GRADIENT = Exercise(
 
 def _draw_training(g):
     kernels = 0.5 * _draw_kernels(g, 3)
-    size = integer(g, 2, 4), 1, integer(g, 5, 7), integer(g, 8, 9)
-    x, z = torch.rand(size, generator=g, **F64), torch.randn(size, generator=g, **F64)
-    mu = number(g, 0.4, 0.7) * (torch.arange(13, **F64) - 6)
-    a = torch.randn(len(kernels), 13, generator=g, **F64)
-    return a, x, z, number(g, 0.1, 0.6), kernels, mu, number(g, 0.5, 2.0)
+    size = g.integer(2, 4), 1, g.integer(5, 7), g.integer(8, 9)
+    x, z = g.rand(size), g.randn(size)
+    mu = g.number(0.4, 0.7) * (torch.arange(13, **F64) - 6)
+    a = g.randn(len(kernels), 13)
+    return a, x, z, g.number(0.1, 0.6), kernels, mu, g.number(0.5, 2.0)
 
 
 def _slope_of_loss(a, x, z, t, kernels, mu, rate, noise=0.5, gain=0.5, front=0.5, sign=-1.0, orders=(1, 1)):
@@ -336,10 +307,7 @@ def _step_without_spacing(a, x, z, t, kernels, mu, rate):
 
 
 TRAINING = Exercise(
-    "4.6",
-    "one step of training",
-    points=3,
-    minutes=18,
+    Heading("4.6", "one step of training", points=3, minutes=18),
     solution=_step,
     draw=_draw_training,
     mistakes=hints(
@@ -363,11 +331,9 @@ TRAINING = Exercise(
         slip(_step, times=lambda x, k: x[0].numel()),
         "n counts all pixels of the batch; here it is those of ONE image",
         slip(_step, times=lambda x, k: len(x)),
-        "n counts all pixels of the batch; here it is the positions of a kernel",
+        "n counts all pixels of the batch, not the positions of a kernel and not the features",
         slip(_step, times=lambda x, k: x.numel() / len(x) / _positions(x, k)),
-        "n counts all pixels of the batch; here it is the positions of a kernel in one image",
         slip(_step, times=lambda x, k: x.numel() / _positions(x, k)),
-        "n counts all pixels of the batch; here it is the number of features",
         slip(_step, times=lambda x, k: x.numel() / len(x) / _positions(x, k) / len(k)),
         "the factor sqrt(t) is missing in front of the sum over the pixels",
         slip(_step, front=0.0),

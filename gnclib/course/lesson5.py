@@ -5,31 +5,18 @@ from __future__ import annotations
 import math
 
 import torch
-from torch import Tensor
 
-from gnclib.course.lesson import F64, Exercise, hints, in_turn, integer, number, shaped, slip
+from gnclib.course.lesson import F64, Exercise, Heading, Wells, hints, slip, wide
+from gnclib.course.lesson2 import schedule_mistakes
 from gnclib.restore.schedules import log_schedule
-
-
-def _draw_images(g, count=2):
-    """``count`` batches (B, 1, H, W) of values around [0, 1], with as many columns as images but other heights."""
-    b = integer(g, 2, 4)
-    shape = (b, 1, b + 2, b)
-    return [0.5 + 0.4 * torch.randn(shape, generator=g, **F64) for _ in range(count)]
-
-
-def _wide(value: float | Tensor) -> Tensor:
-    """A number or one value per image, as a factor of images."""
-    return torch.as_tensor(value, **F64).reshape(-1, 1, 1, 1)
-
 
 # --- 5.1 peak signal-to-noise ratio -------------------------------------------------------------------------------
 
 
 def _draw_noisy(g):
     """Noisy images, at levels that differ, and their references."""
-    x, noise = _draw_images(g)
-    return x + _wide(torch.logspace(-1.5, -0.3, len(x), **F64)) * noise, x.clamp(0.02, 0.93)
+    x, noise = g.images()
+    return x + wide(torch.logspace(-1.5, -0.3, len(x), **F64)) * noise, x.clamp(0.02, 0.93)
 
 
 def _psnr(x, ref):
@@ -42,10 +29,7 @@ def _decibels(peak):
 
 
 PSNR = Exercise(
-    "5.1",
-    "peak signal-to-noise ratio",
-    points=1,
-    minutes=5,
+    Heading("5.1", "peak signal-to-noise ratio", points=1, minutes=5),
     solution=_psnr,
     draw=_draw_noisy,
     mistakes=hints(
@@ -76,7 +60,7 @@ PSNR = Exercise(
 
 def _draw_prox(g):
     """v and y (B, 1, H, W), sigma and the step eta."""
-    return *_draw_images(g), number(g, 0.05, 0.9), 10 ** number(g, -2, 0.5)
+    return *g.images(), g.number(0.05, 0.9), 10 ** g.number(-2, 0.5)
 
 
 def _mean(v, y, a, b):
@@ -106,10 +90,7 @@ _PROX_MISTAKES = hints(
 )
 
 DENOISING = Exercise(
-    "5.2",
-    "proximal map for denoising",
-    points=2,
-    minutes=8,
+    Heading("5.2", "proximal map for denoising", points=2, minutes=8),
     solution=_prox,
     draw=_draw_prox,
     mistakes=_PROX_MISTAKES
@@ -130,9 +111,9 @@ DENOISING = Exercise(
 
 def _draw_mask(g):
     """v, y and a mask (B, 1, H, W), sigma, which is 0 (exact pixels) in every third round, and eta."""
-    v, y = _draw_images(g)
-    mask = torch.rand(v.shape, generator=g) < 0.4
-    return v, y, mask, in_turn(g, 1.0, 1.0, 0.0) * number(g, 0.1, 0.9), 10 ** number(g, -1.5, 0.5)
+    v, y = g.images()
+    mask = g.rand(v.shape) < 0.4
+    return v, y, mask, g.in_turn(1.0, 1.0, 0.0) * g.number(0.1, 0.9), 10 ** g.number(-1.5, 0.5)
 
 
 def _where_known(formula):
@@ -143,10 +124,7 @@ def _where_known(formula):
 _masked = _where_known(_prox)
 
 MASKED = Exercise(
-    "5.3",
-    "proximal map with missing pixels",
-    points=2,
-    minutes=8,
+    Heading("5.3", "proximal map with missing pixels", points=2, minutes=8),
     solution=_masked,
     draw=_draw_mask,
     mistakes=hints(
@@ -181,35 +159,11 @@ MASKED = Exercise(
 # --- 5.4 the GNC flow with a data term ----------------------------------------------------------------------------
 
 
-class Wells:
-    """A smooth random energy of images, its derivatives, and a data term, all of them image by image.
-
-    Every image has the same measurement, so that they also take one image of a batch. t and the step are numbers or
-    (B,).
-    """
-
-    def __init__(self, g: torch.Generator, rise: float = 0.0):
-        self.s2, self.b, self.rise = number(g, 0.02, 0.15), number(g, -1.0, 1.0), rise
-        self.sigma2, (self.start, y) = number(g, 0.02, 0.4), _draw_images(g)
-        self.y = y[:1]
-
-    def grad(self, x: Tensor, t: float | Tensor) -> Tensor:
-        t = _wide(shaped("grad(x, t)", t, (), (len(x),)))
-        return (x - 0.5) / (self.s2 + t) + self.b * torch.sin(5 * x)
-
-    def dtau(self, x: Tensor, t: float | Tensor) -> Tensor:
-        t = _wide(shaped("dtau(x, t)", t, (), (len(x),)))
-        return (self.rise + t / (0.2 + t) * (1 - 2 * (x - 0.5).square())).sum((1, 2, 3))
-
-    def prox(self, v: Tensor, step: float | Tensor) -> Tensor:
-        return _mean(v, self.y, self.sigma2, _wide(shaped("prox(v, t)", step, (), (len(v),))))
-
-
 def _draw_flow(g):
     """Gradient and proximal map, smoothings that need not fall and lengths of steps (I,), and a start (B, 1, H, W)."""
-    wells, steps = Wells(g), integer(g, 3, 6)
-    t = 10 ** (-0.3 - 1.5 * torch.rand(steps, generator=g, **F64))
-    return wells.grad, wells.prox, t, t * (0.3 + 0.6 * torch.rand(steps, generator=g, **F64)), wells.start
+    wells, steps = Wells(g), g.integer(3, 6)
+    t = 10 ** (-0.3 - 1.5 * g.rand(steps))
+    return wells.grad, wells.prox, t, t * (0.3 + 0.6 * g.rand(steps)), wells.start
 
 
 def _eq9(grad, prox, x, t, eta):
@@ -244,10 +198,7 @@ def _sorted(grad, prox, t, eta, x0):
 
 
 FLOW = Exercise(
-    "5.4",
-    "GNC flow with a data term",
-    points=2,
-    minutes=10,
+    Heading("5.4", "GNC flow with a data term", points=2, minutes=10),
     solution=_flow,
     draw=_draw_flow,
     mistakes=hints(
@@ -291,8 +242,8 @@ FLOW = Exercise(
 
 def _draw_ends(g):
     """Two ends and a number of steps, which is 1 at times, though not in the first round."""
-    last = 10 ** number(g, -4, -2)
-    return last * 10 ** number(g, 0.7, 3), last, in_turn(g, 6, 1, 3, 9, 12, 2)
+    last = 10 ** g.number(-4, -2)
+    return last * 10 ** g.number(0.7, 3), last, g.in_turn(6, 1, 3, 9, 12, 2)
 
 
 def _with_steps(t):
@@ -305,19 +256,11 @@ def _clock(first, last, steps):
 
 
 SCHEDULE = Exercise(
-    "5.5",
-    "a logarithmic schedule and its clock",
-    points=2,
-    minutes=10,
+    Heading("5.5", "a logarithmic schedule and its clock", points=2, minutes=10),
     solution=_clock,
     draw=_draw_ends,
-    mistakes=hints(
-        "this schedule is linear: it is log t that shall have equal steps",
-        lambda first, last, n: _with_steps(torch.linspace(first, last, n, **F64)),
-        "this schedule has equal steps in sigma: it is log t that shall have equal steps",
-        lambda first, last, n: _with_steps(torch.linspace(first**0.5, last**0.5, n, **F64) ** 2),
-        "the schedule stops one step before t_last: I numbers have I - 1 gaps",
-        lambda first, last, n: _with_steps(first * (last / first) ** (torch.arange(n, **F64) / n)),
+    mistakes=schedule_mistakes(_with_steps)
+    | hints(
         "the t_i are right, but eta_i = t_i is the paper's rule: here a step is as long as t falls",
         lambda *a: (log_schedule(*a),) * 2,
         "the t_i are right, the steps have the wrong sign: t falls, and lengths are positive",
@@ -344,50 +287,39 @@ def _draw_joint(g):
     The t are spread over the interval, and in turn pass the lower end, the upper end, and move little.
     """
     t_min, t_max = 0.02, 0.3
-    wells = Wells(g, rise=in_turn(g, 0.9, -1.3, -0.1))
+    wells = Wells(g, rise=g.in_turn(0.9, -1.3, -0.1))
     b = len(wells.start)
-    share = (torch.arange(b, **F64) + torch.rand(b, generator=g, **F64)) / b
+    share = (torch.arange(b, **F64) + g.rand(b)) / b
     return wells.grad, wells.dtau, wells.prox, wells.start, t_min * (t_max / t_min) ** share, t_min, t_max
 
 
-def _image_step(grad, prox, x, t):
-    return prox(x - _wide(t) * grad(x, t), t)
+def _image_step(grad, prox, x, t, wide=wide):
+    return prox(x - wide(t) * grad(x, t), t)
 
 
 def _tau_step(t, slope, n):
-    """t after a step in tau = 0.5 log t that is not clipped."""
+    """t after a step in tau = 0.5 log t, preconditioned by 2 n and not clipped."""
     return (t.log() - 2 * slope / (2 * n)).exp()
 
 
-def _joint(grad, dtau, prox, x, t, t_min, t_max, summands=lambda x: x[0].numel()):
-    """One step in x, then one in tau preconditioned by 2 n: x (B, 1, H, W) and t (B,)."""
-    x = _image_step(grad, prox, x, t)
-    return x, _tau_step(t, dtau(x, t), summands(x)).clamp(t_min, t_max)
+def _joint(grad, dtau, prox, x, t, t_min, t_max, pixels=lambda x: x[0].numel(), move=_tau_step, wide=wide):
+    """One step in x, then one in tau at the new x: x (B, 1, H, W) and t (B,)."""
+    x = _image_step(grad, prox, x, t, wide)
+    return x, move(t, dtau(x, t), pixels(x)).clamp(t_min, t_max)
 
 
 def _old_image(grad, dtau, prox, x, t, t_min, t_max):
-    return _image_step(grad, prox, x, t), _tau_step(t, dtau(x, t), x[0].numel()).clamp(t_min, t_max)
+    t_new = _tau_step(t, dtau(x, t), x[0].numel()).clamp(t_min, t_max)
+    return _image_step(grad, prox, x, t), t_new
 
 
-def _tau_first(*arguments):
-    grad, _, prox, x, *_ = arguments
-    t = _old_image(*arguments)[1]
-    return _image_step(grad, prox, x, t), t
+def _tau_first(grad, dtau, prox, x, *others):
+    t_new = _old_image(grad, dtau, prox, x, *others)[1]
+    return _image_step(grad, prox, x, t_new), t_new
 
 
 def _clipped_before(grad, dtau, prox, x, t, t_min, t_max):
     return _joint(grad, dtau, prox, x, t.clamp(t_min, t_max), 0.0, math.inf)
-
-
-def _stepped_t(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    return x, (t - dtau(x, t) / (2 * x[0].numel())).clamp(t_min, t_max)
-
-
-def _columns(grad, dtau, prox, x, t, t_min, t_max):
-    """t broadcast along the columns, in the gradient step."""
-    x = prox(x - t * grad(x, t), t)
-    return x, _tau_step(t, dtau(x, t), x[0].numel()).clamp(t_min, t_max)
 
 
 def _at_tau(function):
@@ -396,10 +328,7 @@ def _at_tau(function):
 
 
 JOINT = Exercise(
-    "5.6",
-    "one step of Algorithm 2",
-    points=3,
-    minutes=15,
+    Heading("5.6", "one step of Algorithm 2", points=3, minutes=15),
     solution=_joint,
     draw=_draw_joint,
     mistakes=hints(
@@ -421,28 +350,28 @@ JOINT = Exercise(
         "dtau(x, t) wants the variance t, not tau",
         slip(_joint, dtau=_at_tau),
         "the step in tau is twice as long as Newton's: see the second derivative of the Gaussian's energy",
-        slip(_joint, summands=lambda x: x[0].numel() / 2),
+        slip(_joint, pixels=lambda x: x[0].numel() / 2),
         "n counts the pixels of ONE image: this step depends on the size of the batch",
-        slip(_joint, summands=lambda x: x.numel()),
+        slip(_joint, pixels=lambda x: x.numel()),
         "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
-        slip(_joint, summands=lambda x: 0.5),
-        slip(_joint, summands=lambda x: 1.0),
+        slip(_joint, pixels=lambda x: 0.5),
+        slip(_joint, pixels=lambda x: 1.0),
         "the step in tau climbs: it must go AGAINST the derivative",
         slip(_joint, dtau=lambda dtau: lambda x, t: -dtau(x, t)),
         "this step was made in log t, which is 2 tau: go from t to tau = 0.5 log t, step, and come back",
-        slip(_joint, summands=lambda x: 2 * x[0].numel()),
+        slip(_joint, pixels=lambda x: 2 * x[0].numel()),
         "t itself was stepped with the derivative in tau: go from t to tau = 0.5 log t, step, and come back",
-        _stepped_t,
+        slip(_joint, move=lambda t, slope, n: t - slope / (2 * n)),
         "t (B,) was broadcast along the columns of the images: give it the shape (B, 1, 1, 1)",
-        _columns,
+        slip(_joint, wide=lambda t: t),
     ),
     laws=hints(
         "grad(x, t) wants the variance t, not tau",
         lambda r, grad, dtau, prox, x, t, *a: (
-            not torch.allclose(r[0], prox(x - _wide(t) * _at_tau(grad)(x, t), t))
+            not torch.allclose(r[0], _image_step(_at_tau(grad), prox, x, t))
         ),
         "the image has not met its data: after the gradient step comes the prox",
-        lambda r, grad, dtau, prox, x, t, *a: not torch.allclose(r[0], x - _wide(t) * grad(x, t)),
+        lambda r, grad, dtau, prox, x, t, *a: not torch.allclose(r[0], x - wide(t) * grad(x, t)),
         "the new image is not yet right: it is one step of eq. (9) with eta = t, image by image",
         lambda r, *a: torch.allclose(r[0], _joint(*a)[0]),
         "t leaves the interval [t_min, t_max]: was tau returned, or compared with the ends for t?",
@@ -453,7 +382,7 @@ JOINT = Exercise(
     variants=hints(
         "with the paper's preconditioner read literally, 48 n for the 48 channels of R_1; its steps are 24 times as "
         "short, so that t has hardly moved at the end of the picture below",
-        slip(_joint, summands=lambda x: 24 * x[0].numel()),
+        slip(_joint, pixels=lambda x: 24 * x[0].numel()),
     ),
 )
 

@@ -7,18 +7,15 @@ import torch
 
 from gnclib.course import Exercise, examine, exercises
 from gnclib.course.engine import RIGHT
-from gnclib.course.lesson import F64, hints, in_turn, shaped, slip
+from gnclib.course.lesson import F64, Heading, hints, shaped, slip
 
 
 def drawn(g):
-    return torch.rand(4, 3, generator=g, **F64) + 0.5, float(torch.rand(1, generator=g, **F64)) + 0.2
+    return g.rand(4, 3) + 0.5, g.number(0, 1) + 0.2
 
 
 SCALE = Exercise(
-    "0.1",
-    "rows scaled to sum t",
-    points=3,
-    minutes=5,
+    Heading("0.1", "rows scaled to sum t", points=3, minutes=5),
     solution=lambda x, t: t * x / x.sum(1, keepdim=True),
     draw=drawn,
     mistakes=hints(
@@ -133,18 +130,20 @@ def test_variants_are_right_with_a_remark():
 
 def test_automatic_differentiation_where_it_is_forbidden_or_its_graph_allowed():
     def draw(g):
-        return (torch.rand(5, generator=g, **F64),)
+        return (g.rand(5),)
 
     def by_autograd(x):
         x = x.clone().requires_grad_()
         return torch.autograd.grad((x**2).sum(), x)[0]
 
-    by_hand = Exercise("0.3", "slope of x^2", 1, 1, solution=lambda x: 2 * x, draw=draw, by_hand=True)
+    by_hand = Exercise(
+        Heading("0.3", "slope of x^2", 1, 1), solution=lambda x: 2 * x, draw=draw, by_hand=True
+    )
     assert examine(by_hand, lambda x: x + x).status == RIGHT
     assert "by automatic differentiation" in examine(by_hand, by_autograd).message
     assert "by automatic differentiation" in examine(by_hand, torch.func.grad(lambda x: (x**2).sum())).message
     assert "the sign is wrong" in examine(by_hand, lambda x: -by_autograd(x)).message
-    loss = Exercise("0.4", "a loss", 1, 1, solution=lambda x: x.sum(), draw=draw, keeps_graph=True)
+    loss = Exercise(Heading("0.4", "a loss", 1, 1), solution=lambda x: x.sum(), draw=draw, keeps_graph=True)
     assert examine(loss, lambda x: x.clone().requires_grad_().sum()).status == RIGHT
 
 
@@ -158,7 +157,7 @@ def test_slips_replace_arguments_and_set_switches():
 
 
 def test_choices_come_in_turn_and_functions_want_the_shape_of_their_docstring():
-    rounds = Exercise("0.5", "", 1, 1, solution=len, draw=lambda g: (in_turn(g, "a", "b", "c"),))
+    rounds = Exercise(Heading("0.5", "", 1, 1), solution=len, draw=lambda g: (g.in_turn("a", "b", "c"),))
     assert [rounds.arguments(k)[0] for k in range(5)] == ["a", "b", "c", "a", "b"]
     assert shaped("f(t)", 2.0, ()).dtype == torch.float64
     assert shaped("f(t)", torch.ones(3), (), (3,)).shape == (3,)
@@ -192,7 +191,9 @@ def test_the_inputs_are_reproducible_and_nobody_sees_what_another_changed():
 
 def test_numbers_and_tuples():
     pair = Exercise(
-        "0.2", "sum and mean", 1, 1, lambda x: (x.sum(), x.mean()), lambda g: (torch.rand(5, generator=g),)
+        Heading("0.2", "sum and mean", 1, 1),
+        lambda x: (x.sum(), x.mean()),
+        lambda g: (g.rand(5),),
     )
     assert examine(pair, lambda x: (float(x.sum()), x.mean())).status == RIGHT
     assert "2 results are wanted, as a tuple" in examine(pair, lambda x: x.sum()).message

@@ -14,6 +14,7 @@ import pytest
 
 from gnclib.course import EXERCISES
 from gnclib.course import copies as course
+from gnclib.suite import notebooks
 
 NAME = "4_fields_of_experts"
 IDS = ("4.1", "4.2", "4.3")
@@ -44,7 +45,7 @@ def nbgrader(folder: Path, *words: str) -> str:
 
 def essentials(path: Path) -> nbformat.NotebookNode:
     """The notebook without all that is not an import or one of three exercises: grading runs every cell."""
-    node = course.read(path)
+    node = notebooks.load(path)
     code = [cell for cell in node.cells if cell.cell_type == "code"]
     wanted = {f"{kind}-{id.replace('.', '-')}" for kind in ("exercise", "check") for id in IDS}
     node.cells = [code[0], *(c for c in code if c.metadata.get("nbgrader", {}).get("grade_id") in wanted)]
@@ -53,13 +54,13 @@ def essentials(path: Path) -> nbformat.NotebookNode:
 
 def solve(node: nbformat.NotebookNode, id: str, solution: str) -> None:
     """Put a solution in place of the NotImplementedError."""
-    (cell,) = [cell for cell in node.cells if course.number(cell, "solution") == id]
+    (cell,) = [cell for cell in node.cells if course.marked(cell) == ("solution", id)]
     (line,) = [line for line in cell.source.splitlines() if "NotImplementedError" in line]
     cell.source = cell.source.replace(line, solution)
 
 
 def test_nbgrader_gives_the_points_of_the_checks(tmp_path):
-    source = course.read(course.sources([NAME])[NAME])
+    source = notebooks.load(course.sources([NAME])[NAME])
     course.write_nbgrader({NAME: source}, tmp_path)
     made = tmp_path / "source" / "lesson4" / f"{NAME}.ipynb"
     nbformat.write(essentials(made), made)
@@ -69,9 +70,10 @@ def test_nbgrader_gives_the_points_of_the_checks(tmp_path):
 
     solutions = {}
     for cell in source.cells:
-        if id := course.number(cell, "solution"):
+        kind, id = course.marked(cell) or ("", "")
+        if kind == "solution":
             solutions[id] = cell.source.split(course.BEGIN)[1].split(course.END)[0].strip("\n ")
-    ada = course.read(release)
+    ada = notebooks.load(release)
     solve(ada, "4.1", RIGHT_BUT_LOUD + "    " + solutions["4.1"])
     solve(ada, "4.2", "    return u")
     bob = essentials(course.folder() / f"{NAME}.ipynb")  # without nbgrader's checksums
@@ -89,9 +91,9 @@ def test_nbgrader_gives_the_points_of_the_checks(tmp_path):
         for student in ("ada", "bob"):
             submission = book.find_submission("lesson4", student)
             assert not submission.needs_manual_grade
-            assert submission.max_score == sum(EXERCISES[id].points for id in IDS)
+            assert submission.max_score == sum(EXERCISES[id].heading.points for id in IDS)
             (notebook,) = submission.notebooks
             scores[student] = {grade.name: grade.score for grade in notebook.grades}
-    points = {id: EXERCISES[id].points for id in IDS}
+    points = {id: EXERCISES[id].heading.points for id in IDS}
     assert scores["ada"] == {"check-4-1": points["4.1"], "check-4-2": 0, "check-4-3": 0}
     assert scores["bob"] == {"check-4-1": 0, "check-4-2": 0, "check-4-3": points["4.3"]}

@@ -8,7 +8,8 @@ import torch
 from torch.autograd.functional import hessian
 
 from gnclib.course import exercise
-from gnclib.course.lesson1 import CALLS, _draw_bracket, draw_mixture
+from gnclib.course.lesson import Draw
+from gnclib.course.lesson1 import CALLS, _draw_bracket
 from gnclib.course.lesson5 import JOINT
 from gnclib.gmm import GaussianMixture
 from gnclib.restore.flow import attainment_map, ddim_flow, gnc_flow
@@ -17,9 +18,9 @@ from gnclib.restore.schedules import log_schedule
 
 @pytest.mark.parametrize("seed", range(4))
 def test_gradient_and_hessian_are_those_of_the_library(seed):
-    g = torch.Generator().manual_seed(seed)
-    w, _, v = draw_mixture(g)
-    mu, y = (torch.randn(n, 3, generator=g, dtype=torch.float64) for n in (len(w), 5))
+    g = Draw(seed)
+    w, _, v = g.mixture()
+    mu, y = (g.randn(n, 3) for n in (len(w), 5))
     mixture, t = GaussianMixture(w, mu, v), 0.3
     alone = [GaussianMixture([1.0], mu[i : i + 1], v[i : i + 1]).energy(y, t) for i in range(len(w))]
     responsibilities = w * (mixture.energy(y, t)[:, None] - torch.stack(alone, 1)).exp()
@@ -33,8 +34,8 @@ def test_gradient_and_hessian_are_those_of_the_library(seed):
 @pytest.mark.parametrize("seed", range(4))
 def test_responsibilities_are_those_of_bayes(seed):
     """-d F / d log w_i, without the constraint that the weights sum to one, is the responsibility of i."""
-    g = torch.Generator().manual_seed(seed)
-    w, mu, v = draw_mixture(g)
+    g = Draw(seed)
+    w, mu, v = g.mixture()
     y = torch.linspace(-1, 1, 7, dtype=torch.float64)
     log_w = w.log().requires_grad_()
     normal = torch.distributions.Normal(mu, (v + 0.2).sqrt())
@@ -45,7 +46,7 @@ def test_responsibilities_are_those_of_bayes(seed):
 
 @pytest.mark.parametrize("seed", range(4))
 def test_bound_and_threshold_are_those_of_the_library(seed):
-    g = torch.Generator().manual_seed(seed)
+    g = Draw(seed)
     mu, cov = exercise("1.5").draw(g)
     uniform = torch.full((len(mu),), 1 / len(mu), dtype=torch.float64)
     assert exercise("1.5").solution(mu, cov) == pytest.approx(
@@ -60,7 +61,7 @@ def test_bound_and_threshold_are_those_of_the_library(seed):
 
 
 def test_the_check_of_the_threshold_ends_a_loop_that_does_not():
-    lowest, *_ = _draw_bracket(torch.Generator().manual_seed(0))
+    lowest, *_ = _draw_bracket(Draw(0))
     for _ in range(CALLS):
         lowest(1.0)
     with pytest.raises(RuntimeError, match="does your loop ever end"):

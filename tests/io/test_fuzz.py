@@ -10,7 +10,7 @@
 | `field_run`, `problems_run`, `figure3_run`, `ablation_run`, `patch_bounds`: `load` | five result files | test_json |
 | `ledger.load` | claims.json | test_json |
 | `compare.compare_files` | NAME.json of a figure | test_json |
-| `notebooks.load`, `parameters`, `course.read` | notebooks | test_notebooks |
+| `notebooks.load`, `parameters` | notebooks | test_notebooks |
 | `data` | images of BSDS500, bsds500.sha256, bsds68.txt | test_images_with_hashes, test_lists_of_the_package |
 
 `gnclib.images.writing` and `images.folder_images`, which read any image, have their own tests. Files that only this
@@ -31,7 +31,6 @@ import torch
 from safetensors.torch import save
 
 from gnclib import io
-from gnclib.course import copies as course
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
 from gnclib.images import data
 from gnclib.io import CHECKPOINT, files, read_tensors, reading, save_checkpoint
@@ -576,15 +575,13 @@ def test_notebooks(tmp_path):
     path.write_text(json.dumps(TINY))
     assert "seed = 0" in notebooks.parameters(notebooks.load(path), path.name).source
     contents = list(mutants(json_changed, path.read_bytes()))
-    allowed = (NotebookError, course.CourseError)
 
     def valid(content):
         assert all(cell["cell_type"] in ("code", "markdown", "raw") for cell in content["cells"])
 
-    most(feed(lambda: notebooks.load(path), path, contents, valid, allowed=allowed))
-    feed(lambda: course.read(path), path, contents[::10], valid, allowed=allowed)
+    most(feed(lambda: notebooks.load(path), path, contents, valid, allowed=NotebookError))
     read = lambda: notebooks.parameters(notebooks.load(path), path.name)  # noqa: E731
-    feed(read, path, contents[::10], lambda cell: "full = False" in cell.source, allowed=allowed)
+    feed(read, path, contents[::10], lambda cell: "full = False" in cell.source, allowed=NotebookError)
 
 
 # --- data -------------------------------------------------------------------------------------------------

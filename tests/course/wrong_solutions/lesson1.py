@@ -252,7 +252,7 @@ WRONG = {
         (bayes_with_a_patch, "sum to one"),
         (nearest_mean, r"the result is [01], and"),
         (changes_the_variances, "number 3 in place"),
-        (lambda w, mu, v, y, t: torch.softmax(log_normal(y, mu, v + t), 1), "weights are missing"),
+        (lambda w, mu, v, y, t: torch.softmax(log_normal(y, mu, v + t), 1), "weights w_i are missing"),
         (lambda w, mu, v, y, t: torch.softmax(w.log() + log_normal(y, mu, v), 1), "noise is missing"),
         (lambda w, mu, v, y, t: torch.softmax(w.log() + log_normal(y, mu, v + t), 0), "over the points"),
         (lambda w, mu, v, y, t: densities(w, mu, v + t, y), "divides them by their sum"),

@@ -397,7 +397,7 @@ WRONG = {
     "5.5": [
         (schedule_linear, "linear"),
         (schedule_full, "paper's rule"),
-        (schedule_one_short, "I - 1 gaps"),
+        (schedule_one_short, "n - 1 ratios"),
         (schedule_divides_by_zero, "ZeroDivisionError"),
         (schedule_gaps_only, "second result has the shape"),
         (schedule_last_step_zero, "zero or negative"),
