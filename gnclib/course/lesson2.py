@@ -9,7 +9,7 @@ import torch
 
 from gnclib.course.lesson import F64, Exercise, Heading, hints, shaped, slip
 from gnclib.gmm import GaussianMixture
-from gnclib.restore.schedules import linear_schedule, log_schedule
+from gnclib.restore import linear_schedule, log_schedule
 
 
 def _gradient(w, mu, v):

@@ -8,7 +8,7 @@ import torch
 
 from gnclib.course.lesson import F64, Exercise, Heading, Wells, hints, slip, wide
 from gnclib.course.lesson2 import schedule_mistakes
-from gnclib.restore.schedules import log_schedule
+from gnclib.restore import log_schedule
 
 # --- 5.1 peak signal-to-noise ratio -------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from gnclib.course.lesson1 import CALLS, _draw_bracket
 from gnclib.course.lesson5 import JOINT
 from gnclib.gmm import GaussianMixture
 from gnclib.restore.flow import attainment_map, ddim_flow, gnc_flow
-from gnclib.restore.schedules import log_schedule
+from gnclib.restore import log_schedule
 
 
 @pytest.mark.parametrize("seed", range(4))
