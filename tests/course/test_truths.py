@@ -12,8 +12,8 @@ from gnclib.course.lesson import Draw
 from gnclib.course.lesson1 import CALLS, _draw_bracket
 from gnclib.course.lesson5 import JOINT
 from gnclib.gmm import GaussianMixture
-from gnclib.restore.flow import attainment_map, ddim_flow, gnc_flow
 from gnclib.restore import log_schedule
+from gnclib.restore.flow import attainment_map, ddim_flow, gnc_flow
 
 
 @pytest.mark.parametrize("seed", range(4))
