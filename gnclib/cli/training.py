@@ -98,10 +98,11 @@ def every_option(default: int) -> Callable:
 @images_option
 @_settings_options(RECIPES)
 def train(prior, out, resume, export_only, warm_start, every, device, images, **settings):
-    """Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7); the number
-    in the name of PRIOR is that of its layers. A run can be stopped at any moment: Ctrl-C and SIGTERM write a
-    checkpoint first, after a kill the last one counts. A resumed run on the CPU ends with the same weights, bit for
-    bit, as one that was never stopped. Under torchrun several processes share each batch."""
+    """Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7): R1, R2 and
+    R3 with our changes, P1, P2 and P3 as restored from the paper; the number is that of the layers. A run can be
+    stopped at any moment: Ctrl-C and SIGTERM write a checkpoint first, after a kill the last one counts. A resumed run
+    on the CPU ends with the same weights, bit for bit, as one that was never stopped. Under torchrun several processes
+    share each batch."""
     import torch
 
     from gnclib.io import signals
@@ -149,7 +150,8 @@ def _resumed_training(
     if warm_start:
         given = given | {"warm_start_sha256": run.weights_sha256(warm_start)}
     _demand_same(given, {name: getattr(state.config, name) for name in given})
-    if state.model.config.layers != PRIORS[prior].layers:
+    found, wanted = state.model.config, PRIORS[prior]
+    if (found.layers, found.constant) != (wanted.layers, wanted.constant):
         raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
     return state
 
@@ -206,7 +208,6 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     from gnclib.io import signals
     from gnclib.restore import Task
     from gnclib.restore import learn as learning
-    from gnclib.score.settings import LearnConfig
 
     if (missing if task == "denoise" else sigma) is not None:
         raise ValueError("--sigma is for --task denoise, --missing for --task inpaint: leave the other away")
@@ -229,7 +230,7 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
                 raise ValueError("--lr-prior is for --finetune: without it the prior stays as it is")
         elif steps is not None or t0 is not None:
             raise ValueError("--finetune sets out from a learned schedule: leave --steps and --t0 away")
-        config = LearnConfig(**vars(LEARN_RECIPES[kind]) | given | {"images": _images(images)})
+        config = replace(LEARN_RECIPES[kind], **given, images=_images(images))
         if finetune is not None and not config.lr_prior:
             raise ValueError("--finetune needs --lr-prior above 0")
         state = learning.start(prior, task, config, **begin, device=device)

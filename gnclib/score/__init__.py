@@ -9,21 +9,10 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=[
-        "card",
-        "distributed",
-        "losses",
-        "recipes",
-        "run",
-        "training",
-        "training_set",
-        "toy",
-        "toy_losses",
-    ],
+    submodules=["card", "distributed", "losses", "recipes", "run", "toy", "training", "training_set"],
     submod_attrs={
         "denoising": ["denoising_psnr", "mmse"],
-        "settings": ["OBJECTIVES", "LearnConfig", "TrainConfig"],
-        "state": ["TrainState", "load_checkpoint"],
-        "training": ["Step", "learning_rate"],
+        "recipes": ["LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"],
+        "training": ["Step", "TrainState", "learning_rate", "load_checkpoint"],
     },
 )

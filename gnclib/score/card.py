@@ -14,7 +14,7 @@ from typing_extensions import TypedDict
 
 from gnclib import io
 from gnclib.foe import FoEConfig
-from gnclib.score.settings import TrainConfig
+from gnclib.score.recipes import TrainConfig
 from gnclib.score.training_set import HELD_OUT
 
 __all__ = ["Row", "front_matter", "table", "write"]
@@ -189,6 +189,8 @@ def _training(config: FoEConfig, settings: TrainConfig, run: Training) -> list[t
         ("warm start", start),
         ("optimiser", f"AdaBelief, cosine from {settings.lr:g} to {settings.lr_last:g}"),
     ]
+    if not settings.projected:
+        rows.append(("kernels of K_1", "free: neither zero mean nor a bounded norm"))
     if settings.roughness:
         text = "times the learning rate: decoupled decay of the potentials' third differences after each step (ours)"
         if config.layers > 1:

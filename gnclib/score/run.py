@@ -24,10 +24,8 @@ from gnclib.score import card, training_set
 from gnclib.score.card import Row
 from gnclib.score.denoising import denoising_psnr
 from gnclib.score.distributed import ALONE, Group
-from gnclib.score.recipes import PRIORS
-from gnclib.score.settings import TrainConfig
-from gnclib.score.state import TrainState, load_checkpoint
-from gnclib.score.training import Step, training
+from gnclib.score.recipes import PRIORS, TrainConfig
+from gnclib.score.training import Step, TrainState, load_checkpoint, training
 
 __all__ = ["drive", "export", "run", "start", "weights_sha256"]
 
@@ -35,7 +33,7 @@ __all__ = ["drive", "export", "run", "start", "weights_sha256"]
 def start(
     name: str, config: TrainConfig, *, warm_start: str | Path = "", device: torch.device | str = "cpu"
 ) -> TrainState:
-    """A new run of R1, R2 or R3.
+    """A new run.
 
     Parameters
     ----------
@@ -90,7 +88,7 @@ def drive(
     Parameters
     ----------
     state
-        From :func:`start` or :func:`gnclib.score.state.load_checkpoint`; changed in place.
+        From :func:`start` or :func:`gnclib.score.training.load_checkpoint`; changed in place.
     every
         Steps between two rows, >= 1.
     group
@@ -149,7 +147,7 @@ def export(folder: str | Path) -> TrainState:
         for stale in folder.glob("evaluation*.json"):
             stale.rename(stale.with_name(stale.name + ".old"))
     about = {
-        "parameters": sum(p.numel() for p in state.model.parameters()),
+        "parameters": sum(p.numel() for p in state.trained),
         "images": training_set.TRAINED_ON,
         **io.told(state),
         "weights_sha256": io.sha256(weights),

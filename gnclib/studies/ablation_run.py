@@ -17,8 +17,7 @@ import torch
 from gnclib.foe import FoEConfig
 from gnclib.images import data
 from gnclib.io import files, provenance, reading
-from gnclib.score.recipes import Variant, variants
-from gnclib.score.settings import TrainConfig
+from gnclib.score.recipes import TrainConfig, Variant, variants
 from gnclib.studies.ablations import Judge, Result, joint_outcome, sweep
 
 #: the results that come with the package

@@ -7,7 +7,7 @@ import torch
 
 from gnclib.gmm import GaussianMixture, figure1_mixture
 from gnclib.score import losses as sm
-from gnclib.score import toy, toy_losses
+from gnclib.score import toy
 from gnclib.spline import SplineGrid
 from gnclib.spline import splines as spline
 
@@ -153,11 +153,11 @@ def test_forms_are_the_means_of_the_training_terms(drawn, seed):
     high, low = (toy.sample(MIXTURE, 500, UNIFORM, generator(k), at=tau) for k, tau in [(7, HIGH), (8, LOW)])
     ends = [r.dtau(p.y, p.t)[0] for p in (high, low)]
     pairs = [
-        (toy_losses.image_denoising(BASIS, drawn), sm.image_term(grad, drawn.z, drawn.t).mean()),
-        (toy_losses.tau_implicit(BASIS, drawn), sm.implicit_term(first, second).mean()),
-        (toy_losses.tau_denoising(BASIS, drawn), sm.denoising_term(first, drawn.z).mean()),
-        (toy_losses.tau_explicit(BASIS, drawn, MIXTURE), sm.explicit_term(first, -true_first).mean()),
-        (toy_losses.boundary(BASIS, high, low, UNIFORM), sm.boundary_term(*ends, LOW, HIGH)),
+        (toy.image_denoising(BASIS, drawn), sm.image_term(grad, drawn.z, drawn.t).mean()),
+        (toy.tau_implicit(BASIS, drawn), sm.implicit_term(first, second).mean()),
+        (toy.tau_denoising(BASIS, drawn), sm.denoising_term(first, drawn.z).mean()),
+        (toy.tau_explicit(BASIS, drawn, MIXTURE), sm.explicit_term(first, -true_first).mean()),
+        (toy.boundary(BASIS, high, low, UNIFORM), sm.boundary_term(*ends, LOW, HIGH)),
     ]
     for form, mean in pairs:
         assert abs(form(r) - mean) < 1e-9 * abs(mean)
@@ -168,10 +168,10 @@ def test_forms_are_the_means_of_the_training_terms(drawn, seed):
 def test_integration_by_parts_needs_the_boundary_term(exact, ends):
     """implicit + boundary - explicit = -1/2 E (d_tau F)^2 for every R; without the boundary term it is not constant."""
     explicit, implicit = (
-        toy_losses.tau_explicit(BASIS, exact, MIXTURE),
-        toy_losses.tau_implicit(BASIS, exact),
+        toy.tau_explicit(BASIS, exact, MIXTURE),
+        toy.tau_implicit(BASIS, exact),
     )
-    boundary = toy_losses.boundary(BASIS, *ends, UNIFORM)
+    boundary = toy.boundary(BASIS, *ends, UNIFORM)
     constant = -0.5 * exact.mean(MIXTURE.dtau(exact.y, exact.t)[0] ** 2).item()
     gaps = []
     for seed in range(5):
@@ -184,8 +184,8 @@ def test_integration_by_parts_needs_the_boundary_term(exact, ends):
 
 def test_vanishing_prior_needs_none():
     exact = toy.quadrature(MIXTURE, BASIS, SINE)
-    explicit = toy_losses.tau_explicit(BASIS, exact, MIXTURE)
-    implicit = toy_losses.tau_implicit(BASIS, exact, SINE)
+    explicit = toy.tau_explicit(BASIS, exact, MIXTURE)
+    implicit = toy.tau_implicit(BASIS, exact, SINE)
     constant = -0.5 * exact.mean(MIXTURE.dtau(exact.y, exact.t)[0] ** 2).item()
     for seed in range(5):
         r = energy(seed)
@@ -197,13 +197,13 @@ def test_denoising_and_explicit_forms_agree_in_expectation():
     p = toy.sample(MIXTURE, 20_000, UNIFORM, generator(5))
     pairs = [
         (
-            toy_losses.image_explicit(BASIS, p, MIXTURE),
-            toy_losses.image_denoising(BASIS, p),
+            toy.image_explicit(BASIS, p, MIXTURE),
+            toy.image_denoising(BASIS, p),
             lambda r: p.t.sqrt() * r.grad(p.y, p.t) * (p.t.sqrt() * MIXTURE.grad(p.y, p.t) - p.z),
         ),
         (
-            toy_losses.tau_explicit(BASIS, p, MIXTURE),
-            toy_losses.tau_denoising(BASIS, p),
+            toy.tau_explicit(BASIS, p, MIXTURE),
+            toy.tau_denoising(BASIS, p),
             lambda r: r.dtau(p.y, p.t)[0] * (MIXTURE.dtau(p.y, p.t)[0] - 1 + p.z**2),
         ),
     ]
@@ -220,7 +220,7 @@ def test_denoising_and_explicit_forms_agree_in_expectation():
 def test_explicit_score_matching_recovers_an_energy_of_the_span(exact):
     """Where the truth is itself a toy energy, the minimiser is the truth up to a constant."""
     truth = energy(11)
-    loss = toy_losses.image_explicit(BASIS, exact, truth) + 0.5 * toy_losses.tau_explicit(BASIS, exact, truth)
+    loss = toy.image_explicit(BASIS, exact, truth) + 0.5 * toy.tau_explicit(BASIS, exact, truth)
     found = loss.minimise(BASIS, ridge=1e-13)
     difference = found.energy(exact.y, exact.t) - truth.energy(exact.y, exact.t)
     spread = exact.mean((difference - exact.mean(difference)) ** 2).sqrt()
@@ -228,7 +228,7 @@ def test_explicit_score_matching_recovers_an_energy_of_the_span(exact):
 
 
 def test_minimiser_minimises(exact):
-    loss = toy_losses.image_explicit(BASIS, exact, MIXTURE) + toy_losses.tau_explicit(BASIS, exact, MIXTURE)
+    loss = toy.image_explicit(BASIS, exact, MIXTURE) + toy.tau_explicit(BASIS, exact, MIXTURE)
     ridge = 1e-6
     best = loss.minimise(BASIS, ridge)
     weight = ridge * loss.matrix.diagonal().mean()
@@ -243,8 +243,8 @@ def test_minimiser_minimises(exact):
 
 def test_without_smoothing_part_any_function_of_tau_is_free(exact):
     """lambda = 0: adding c(tau) changes nothing in the image part (and everything in the smoothing part)."""
-    image = toy_losses.image_explicit(BASIS, exact, MIXTURE)
-    smoothing = toy_losses.tau_explicit(BASIS, exact, MIXTURE)
+    image = toy.image_explicit(BASIS, exact, MIXTURE)
+    smoothing = toy.tau_explicit(BASIS, exact, MIXTURE)
     r = energy(2)
     constant = torch.randn(BASIS.tau.count, generator=generator(9), dtype=torch.float64)
     shifted = toy.SplineEnergy(BASIS, r.weights + 10 * constant)
@@ -258,10 +258,10 @@ def relative_tau_error(r, exact):
 
 
 def test_printed_loss_has_a_boundary_artefact_and_the_remedies_have_none(exact, ends):
-    image = toy_losses.image_explicit(BASIS, exact, MIXTURE)
-    explicit = image + 0.1 * toy_losses.tau_explicit(BASIS, exact, MIXTURE)
-    printed = image + 0.1 * toy_losses.tau_implicit(BASIS, exact)
-    corrected = printed + 0.1 * toy_losses.boundary(BASIS, *ends, UNIFORM)
+    image = toy.image_explicit(BASIS, exact, MIXTURE)
+    explicit = image + 0.1 * toy.tau_explicit(BASIS, exact, MIXTURE)
+    printed = image + 0.1 * toy.tau_implicit(BASIS, exact)
+    corrected = printed + 0.1 * toy.boundary(BASIS, *ends, UNIFORM)
     reference = explicit.minimise(BASIS)
     found = corrected.minimise(BASIS)
     for at in (toy.SplineEnergy.grad, lambda r, y, t: r.dtau(y, t)[0]):
@@ -321,13 +321,13 @@ def test_bad_mixtures_and_ranges():
 
 
 def test_denoising_needs_noise(exact):
-    for loss in (toy_losses.image_denoising, toy_losses.tau_denoising):
+    for loss in (toy.image_denoising, toy.tau_denoising):
         with pytest.raises(ValueError, match=r"sample\(\)"):
             loss(BASIS, exact)
 
 
 def test_bad_minimisation(exact):
-    loss = toy_losses.tau_implicit(BASIS, exact)
+    loss = toy.tau_implicit(BASIS, exact)
     with pytest.raises(ValueError, match="ridge"):
         loss.minimise(BASIS, ridge=0.0)
     with pytest.raises(ValueError, match="weights"):
