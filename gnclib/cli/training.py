@@ -75,6 +75,7 @@ def every_option(default: int) -> Callable:
     gnc train R1 --steps 2000                      a first look; some minutes on one core
     gnc train R1 --images embedded --steps 2000    the same on photographs that need no download
     gnc train R1 --images DIR                      on photographs of your own
+    gnc train P1                                   the recipe as restored from the paper; an hour on one core
     gnc train R1 --resume                          go on after an interruption
     gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1
     gnc train R3 --export-only                     weights and model card of a run that is not finished

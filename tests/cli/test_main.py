@@ -75,7 +75,7 @@ def test_figures_says_what_changed(capsys, monkeypatch, tmp_path, changed):
     from gnclib.suite import reproduce
 
     done = [reproduce.Done("02_gnc_flow", 1.0, ("figure1", "gnc_failure"), changed=changed)]
-    monkeypatch.setattr(reproduce, "run", lambda **_: done)
+    monkeypatch.setattr(reproduce, "run", lambda *_, **__: done)
     assert cli.main(["figures", "--only", "figure1", "--out", str(tmp_path)]) == 0
     last = capsys.readouterr().out.splitlines()[-1]
     says = "changed: figure1" if changed else "no number has changed"
