@@ -19,31 +19,40 @@ def _draw_line(g):
 
 
 def log_terms(w, mu, s, y, square=0.5, root=0.5):
-    """log w_i + log N(y; mu_i, s_i), (B, K), with factors of (y - mu)^2 / s and log(2 pi s) that should be 1/2."""
-    return w.log() - square * (y[:, None] - mu) ** 2 / s - root * (2 * math.pi * s).log()
+    """log w_i + log N(y; mu_i, s_i I), (B, K), on the line or in R^d.
+
+    `square` and `root` are factors of ||y - mu||^2 / s and of log (2 pi s)^d that should be 1/2.
+    """
+    off, d = (y[:, None] - mu) ** 2, 1
+    if mu.ndim == 2:
+        off, d = off.sum(2), mu.shape[1]
+    return w.log() - square * off / s - root * d * (2 * math.pi * s).log()
 
 
-def _term_mistakes(result):
-    """Wrong log-terms; ``result`` makes of them what the exercise asks for."""
+def term_mistakes(result):
+    """Wrong log-terms; ``result(terms, mu, v, y, t)`` makes of them what the exercise asks for."""
 
     def wrong(weights=lambda w: w, variances=lambda v, t: v + t, **factors):
-        return lambda w, mu, v, y, t: result(log_terms(weights(w), mu, variances(v, t), y, **factors))
+        return lambda w, mu, v, y, t: result(
+            log_terms(weights(w), mu, variances(v, t), y, **factors), mu, v, y, t
+        )
 
     return hints(
         "the noise is missing: the noisy point y is compared with components of variance v_i + t",
         wrong(variances=lambda v, t: v),
+        wrong(variances=lambda v, t: v + 1e-9),
         "t is the noise variance already: add t to the variances, not its square",
         wrong(variances=lambda v, t: v + t**2),
         "variances add, standard deviations do not: add t, not its root",
         wrong(variances=lambda v, t: v + t**0.5),
         "the weights w_i are missing: before y was seen, component i had the probability w_i",
         wrong(weights=torch.ones_like),
-        "the factor 1/sqrt(2 pi s) of the normal density is missing; s = v_i + t differs between the components, so "
-        "that it is no constant and does not cancel",
+        "the factor in front of the exponential of the normal density is missing: 1/sqrt(2 pi s), in R^d to the power "
+        "d; s = v_i + t differs between the components, so that it does not cancel",
         wrong(root=0.0),
-        "log sqrt(2 pi s) is half of log(2 pi s)",
+        "log sqrt(2 pi s) is half of log(2 pi s): the factor of the normal density has a root",
         wrong(root=1.0),
-        "the 2 in the exponent -(y - mu)^2 / (2 s) is missing",
+        "the 2 in the exponent -(y - mu)^2 / (2 s) of the normal density is missing",
         wrong(square=1.0),
         "the variance v_i + t was taken for a standard deviation (which torch.distributions.Normal expects)",
         wrong(variances=lambda v, t: (v + t) ** 2),
@@ -62,7 +71,7 @@ ENERGY = Exercise(
     Heading("1.1", "the smoothed energy", points=2, minutes=10),
     solution=_energy,
     draw=_draw_line,
-    mistakes=_term_mistakes(lambda terms: -terms.logsumexp(1))
+    mistakes=term_mistakes(lambda terms, *a: -terms.logsumexp(1))
     | hints(
         "the factor 1/sqrt(2 pi) of the normal density is missing: exp(-F) does not integrate to one",
         lambda *a: _energy(*a) - 0.5 * math.log(2 * math.pi),
@@ -88,7 +97,7 @@ RESPONSIBILITIES = Exercise(
     Heading("1.2", "responsibilities", points=2, minutes=10),
     solution=_responsibilities,
     draw=_draw_line,
-    mistakes=_term_mistakes(lambda terms: terms.softmax(1))
+    mistakes=term_mistakes(lambda terms, *a: terms.softmax(1))
     | hints(
         "you have normalised over the points: for every point the K responsibilities sum to one",
         lambda w, mu, v, y, t: log_terms(w, mu, v + t, y).softmax(0),
@@ -113,8 +122,7 @@ def _draw_space(g):
     mu = g.randn(len(w), d)
     y = g.randn(n, d)
     t = g.number(0.05, 0.75)
-    terms = w.log() - 0.5 * (torch.cdist(y, mu) ** 2 / (v + t) + d * (v + t).log())
-    return terms.softmax(1), mu, v, y, t
+    return log_terms(w, mu, v + t, y).softmax(1), mu, v, y, t
 
 
 def _space_factors(g, mu, v, y, t):

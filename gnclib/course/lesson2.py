@@ -8,6 +8,7 @@ from itertools import pairwise
 import torch
 
 from gnclib.course.lesson import F64, Exercise, Heading, hints, shaped, slip
+from gnclib.course.lesson1 import log_terms, term_mistakes
 from gnclib.gmm import GaussianMixture
 from gnclib.restore import linear_schedule, log_schedule
 
@@ -68,27 +69,19 @@ def _posterior_mean(w, mu, v, y, t):
     return GaussianMixture(w, mu, v).denoise(y, t)
 
 
-def _responsibilities(w, mu, s, y, square=0.5, power=None):
-    """(B, K) from variances s, with factors of the square and of log s that should be 1/2 and d/2."""
-    power = mu.shape[1] / 2 if power is None else power
-    return (w.log() - square * (y[:, None] - mu).square().sum(2) / s - power * s.log()).softmax(1)
-
-
 def _estimates(mu, v, y, t):
     """E[X | Y = y, component i], (B, K, d)."""
     return (t * mu + v[:, None] * y[:, None]) / (v + t)[:, None]
 
 
-def _with_shares(shares):
-    """The mean of the right estimates under other responsibilities, ``shares(w, mu, v, y, t)``."""
-    return lambda w, mu, v, y, t: (shares(w, mu, v, y, t)[..., None] * _estimates(mu, v, y, t)).sum(1)
+def _average(g, mu, v, y, t, estimates=_estimates):
+    """The mean of the estimates under the responsibilities g (B, K), or of other ones."""
+    return (g[..., None] * estimates(mu, v, y, t)).sum(1)
 
 
 def _with_estimates(estimates):
     """The mean of other estimates, ``estimates(mu, v, y, t)``, under the right responsibilities."""
-    return lambda w, mu, v, y, t: (
-        _responsibilities(w, mu, v + t, y)[..., None] * estimates(mu, v, y, t)
-    ).sum(1)
+    return lambda w, mu, v, y, t: _average(log_terms(w, mu, v + t, y).softmax(1), mu, v, y, t, estimates)
 
 
 POSTERIOR = Exercise(
@@ -102,23 +95,15 @@ POSTERIOR = Exercise(
         "listen to y",
         _with_estimates(lambda mu, v, y, t: mu),
         "the components are averaged with their weights w_i: having seen y, use the responsibilities",
-        _with_shares(lambda w, mu, v, y, t: w),
+        lambda w, *a: _average(w, *a),
         "the components are averaged with equal weights: having seen y, use the responsibilities",
-        _with_shares(lambda w, mu, v, y, t: torch.full_like(w, 1 / len(w))),
+        lambda w, *a: _average(torch.full_like(w, 1 / len(w)), *a),
         "the normal density in R^d has the factor s^(-d/2), not s^(-1/2)",
-        _with_shares(lambda w, mu, v, y, t: _responsibilities(w, mu, v + t, y, power=0.5)),
-        "the factor (v_i + t)^(-d/2) of the normal density is missing in the responsibilities",
-        _with_shares(lambda w, mu, v, y, t: _responsibilities(w, mu, v + t, y, power=0.0)),
-        "the normal density in R^d has the factor s^(-d/2): its logarithm is -d/2 log s, with the 1/2",
-        _with_shares(lambda w, mu, v, y, t: _responsibilities(w, mu, v + t, y, power=mu.shape[1])),
-        "the 2 in the exponent -||y - mu||^2 / (2 s) of the normal density is missing",
-        _with_shares(lambda w, mu, v, y, t: _responsibilities(w, mu, v + t, y, square=1.0)),
-        "the noise is missing in the responsibilities: the noisy point is compared with components of variance v_i + t",
-        _with_shares(lambda w, mu, v, y, t: _responsibilities(w, mu, v, y)),
-        _with_shares(lambda w, mu, v, y, t: _responsibilities(w, mu, v + 1e-9, y)),
-        "the weights w_i are missing in the responsibilities",
-        _with_shares(lambda w, mu, v, y, t: _responsibilities(torch.ones_like(w), mu, v + t, y)),
-    ),
+        lambda w, mu, v, y, t: _average(
+            log_terms(w, mu, v + t, y, root=0.5 / mu.shape[1]).softmax(1), mu, v, y, t
+        ),
+    )
+    | term_mistakes(lambda terms, *a: _average(terms.softmax(1), *a)),
     laws=hints(
         "a posterior mean is an average of y and the means mu_i and lies between them; yours does not",
         lambda x, w, mu, v, y, t: bool((x <= torch.maximum(y, mu.amax(0)) + 1e-6).all()),

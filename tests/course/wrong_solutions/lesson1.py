@@ -242,7 +242,7 @@ WRONG = {
         (lambda w, mu, v, y, t: densities(w, mu, v + t, y).sum(1), "density itself"),
         (energy_with_exp, "nan or inf"),
         (energy_with_a_patch, "stay with logarithms"),
-        (lambda *a: energy_by_hand(*a, root=0.0), "it is no constant"),
+        (lambda *a: energy_by_hand(*a, root=0.0), "it does not cancel"),
         (lambda *a: energy_by_hand(*a, root=1.0), "half of log"),
         (lambda *a: energy_by_hand(*a, square=1.0), "2 in the exponent"),
         (energy_with_variance_as_std, "taken for a standard deviation"),
