@@ -22,9 +22,16 @@ __all__ = ["compare_files", "differences"]
 
 
 def differences(reference: Any, value: Any, rtol: float, atol: float, name: str = "") -> list[str]:
-    """Where `value` differs from `reference` by more than the tolerance, in words.
+    """Where two values differ by more than the tolerance, in words.
 
-    Both are decoded JSON: mappings and lists of numbers and text. `name` is the place of the two in the whole.
+    Parameters
+    ----------
+    reference, value
+        Decoded JSON: mappings and lists of numbers and text.
+    rtol, atol
+        The tolerance of each array of numbers.
+    name
+        The place of the two in the whole, for the words.
     """
     if isinstance(reference, dict) and isinstance(value, dict):
         found = [f"{name}{key}: only in one of the two" for key in sorted(reference.keys() ^ value.keys())]
@@ -65,6 +72,13 @@ def compare_files(reference: Path, value: Path, rtol: float, atol: float) -> tup
 
     A figure made from images says under the top-level key "data" from which ones. Where this differs (BSDS500 on one
     machine, the bundled photographs on another) the numbers differ rightly, so they are not compared.
+
+    Parameters
+    ----------
+    reference, value
+        The two files.
+    rtol, atol
+        As for `differences`.
 
     Raises
     ------

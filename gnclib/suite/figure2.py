@@ -29,9 +29,18 @@ class Block(NamedTuple):
 
 
 def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], width: float = 7.2) -> Figure:
-    """Every block as a row of kernels above a row of curves, one column per channel; all with as many channels.
+    """Every block as a row of kernels above a row of curves, one column per channel.
 
     The layout is fixed in inches, so that the figure looks the same with any number of blocks.
+
+    Parameters
+    ----------
+    blocks
+        All with the same number of channels.
+    sigmas
+        The S noise levels, for the legend.
+    width
+        Of the figure, in inches.
     """
     columns = len(blocks[0].kernels)
     left, gap, image, curve, ticks, foot = 0.56, 0.1, 0.5, 0.55, 0.26, 0.46
@@ -116,9 +125,22 @@ def _legend(fig: Figure, sigmas: Sequence[float]) -> None:
 def sheet(
     block: Block, sigmas: Sequence[float], limit: float, columns: int = 12, width: float = 7.2
 ) -> Figure:
-    """All channels of a layer, with one horizontal scale for all: x from -limit to limit, cut off beyond.
+    """All channels of a layer, with one horizontal scale.
 
     Everything is drawn into one pair of axes, in units of cells; that is many times faster than an axes per panel.
+
+    Parameters
+    ----------
+    block
+        The layer.
+    sigmas
+        The S noise levels, for the legend.
+    limit
+        Curves are drawn for x from -limit to limit, and cut off beyond.
+    columns
+        Channels in a row.
+    width
+        Of the figure, in inches.
     """
     from matplotlib.collections import LineCollection
 

@@ -106,10 +106,17 @@ def changes(old: Iterable[Record], new: Iterable[Record]) -> dict[str, str]:
 def merge(
     old: Iterable[Record], new: Iterable[Record], run: Iterable[str], known: Iterable[str]
 ) -> list[Record]:
-    """Put the `new` records of the notebooks in `run` in place of their old ones; the order is that of the claims.
+    """Put new records in place of old ones, in the order of the claims.
 
-    An old record stays where the new one says the same within the tolerance, and so do those of the other notebooks
-    that are `known`.
+    An old record stays where the new one says the same within the tolerance.
+
+    Parameters
+    ----------
+    old, new
+        The records of a ledger, and those of a run.
+    run, known
+        The notebooks that were run, and all there are: old records of a notebook that is gone, or that was run and no
+        longer makes them, go.
     """
     run, known = set(run), set(known)
     before = {record.id: record for record in old}

@@ -1,4 +1,4 @@
-"""Notebooks as files: run one with parameters, refresh a committed one, and check what is committed.
+"""Notebooks as files: how one is run, written, and checked before it is committed.
 
 Committed notebooks are executed, so that a reader sees the figures without running anything, and cleaned of everything
 that changes from run to run (timings, versions, traces of papermill).

@@ -79,7 +79,19 @@ def _of(notebook: str, manifest: Manifest) -> dict[str, Figure]:
 
 
 def select(only: Iterable[str], manifest: Manifest = MANIFEST, folder: Path | None = None) -> dict[str, Path]:
-    """The notebooks that make what `only` names (figures or notebooks); all of them if it is empty.
+    """The notebooks that make some figures.
+
+    Parameters
+    ----------
+    only
+        Names of figures or notebooks; empty means everything.
+    manifest, folder
+        As for `run`.
+
+    Returns
+    -------
+    dict
+        The paths by the names of the notebooks, in order.
 
     Raises
     ------
@@ -135,6 +147,15 @@ def compared(
     notebook: str, old: Path, new: Path, manifest: Manifest = MANIFEST
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Compare figures and claims of one notebook in two folders: numbers and evidence within their tolerance.
+
+    Parameters
+    ----------
+    notebook
+        Its name.
+    old, new
+        Folders with NAME.json of its figures and with claims.json.
+    manifest
+        As for `run`.
 
     Returns
     -------

@@ -10,7 +10,7 @@ import nbformat
 import pytest
 
 from gnclib.course import EXERCISES, examine, exercise, exercises
-from gnclib.course.copies import marked
+from gnclib.course.copies import PAGE, marked
 
 matplotlib.use("Agg")
 SOURCE = Path(__file__).parents[2] / "notebooks" / "exercises" / "source"
@@ -90,3 +90,10 @@ def test_every_lesson_begins_alike(lesson):
     first = next(cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "code")
     assert first.startswith("import math\n")
     assert "\ntorch.set_num_threads(1)" in first
+
+
+def test_the_example_of_a_new_exercise_runs():
+    (code,) = re.findall(
+        r"```python\n(.*?)```", (SOURCE.parent / PAGE).read_text(encoding="utf-8"), re.DOTALL
+    )
+    exec(code, {})
