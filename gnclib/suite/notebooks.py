@@ -129,9 +129,8 @@ async def execute(node: Any, name: str, threads: int = 0) -> None:
     from nbclient import NotebookClient
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
-    environment = {
-        key: value for key, value in os.environ.items() if key != "MPLBACKEND"
-    }  # figures are shown
+    # a kernel shows its figures in the notebook, whatever the backend of this process
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     client = NotebookClient(

@@ -96,14 +96,7 @@ def tau_colours(k: int) -> list[tuple[float, float, float, float]]:
 
     The lower 60 % of matplotlib's "plasma": lightness rises with tau, so the order survives a grey printer and
     colour blindness.
-
-    Raises
-    ------
-    ValueError
-        `k` is not a whole number of at least 1.
     """
-    if isinstance(k, bool) or not isinstance(k, int) or k < 1:
-        raise ValueError(f"tau_colours needs a whole number of curves >= 1, got {k!r}")
     from matplotlib import colormaps
 
     return [tuple(map(float, colormaps["plasma"](0.6 * i / max(k - 1, 1)))) for i in range(k)]

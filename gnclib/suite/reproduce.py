@@ -216,7 +216,7 @@ def run(
     Raises
     ------
     ValueError, NotADirectoryError
-        A wrong name in `only`; `out` is a file.
+        A wrong name in `only`, a damaged ledger in `out`; `out` is a file.
     RuntimeError
         Another run works in `out`.
     NotebookError
@@ -229,6 +229,7 @@ def run(
     jobs = max(1, min(jobs, len(chosen)))
     threads = max(1, (os.cpu_count() or 1) // jobs) if jobs > 1 else 0  # the kernels share the cores
     known, done = notebooks.find(folder), []
+    ledger.load(out / "claims.json")  # a damaged one is named before anything runs
 
     async def one(path: Path, slots: asyncio.Semaphore) -> None:
         async with slots:

@@ -122,12 +122,6 @@ def test_tau_colours_run_from_blue_to_red_and_get_lighter():
     assert (np.diff(colours[:, 0]) > 0).all()
 
 
-@pytest.mark.parametrize("k", [0, -1, 2.5, True, "3"])
-def test_tau_colours_refuses(k):
-    with pytest.raises(ValueError, match="whole number"):
-        plots.tau_colours(k)
-
-
 def test_style_differs_in_more_than_colour():
     with matplotlib.rc_context():
         plots.use_style()

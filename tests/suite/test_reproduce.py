@@ -243,6 +243,10 @@ def test_wrong_names_are_explained(tmp_path):
         reproduce.select([], {"a": Figure("03_absent", "")}, tmp_path)
     with pytest.raises(FileNotFoundError, match="no notebooks in"):
         notebooks.find(tmp_path / "empty")
+    (tmp_path / "damaged").mkdir()
+    (tmp_path / "damaged" / "claims.json").write_text("{}")
+    with pytest.raises(ValueError, match="is no claims ledger"):
+        reproduce.run(out=tmp_path / "damaged", manifest=manifest, folder=tmp_path)
     with pytest.raises(NotADirectoryError, match="is a file"):
         reproduce.run(out=tmp_path / "02_tiny.ipynb", manifest=manifest, folder=tmp_path)
 
