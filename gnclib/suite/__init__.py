@@ -9,5 +9,5 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["claims", "compare", "figure2", "ledger", "notebooks", "plots", "reproduce", "rules"],
+    submodules=["claims", "compare", "ledger", "notebooks", "plots", "reproduce", "rules"],
 )

@@ -17,6 +17,7 @@ import os
 import re
 import tomllib
 from collections.abc import Callable, Mapping
+from contextlib import suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -239,10 +240,8 @@ def record(id: str, evidence: Mapping[str, Any], note: str = "") -> Record:
 
 def _value(id: str, name: str, value: Any) -> bool | int | float | str:
     """One value of the evidence as plain Python; of numpy and torch those with one element."""
-    try:
+    with suppress(ValueError, RuntimeError):  # of arrays and tensors with more elements
         value = value.item() if hasattr(value, "item") else value
-    except (ValueError, RuntimeError):
-        pass
     if not isinstance(value, bool | int | float | str):
         kind = type(value).__name__
         raise ValueError(f"claim {id}: evidence {name} is a {kind}: give one number, a boolean or text")

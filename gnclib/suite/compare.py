@@ -73,13 +73,6 @@ def compare_files(reference: Path, value: Path, rtol: float, atol: float) -> tup
     A figure made from images says under the top-level key "data" from which ones. Where this differs (BSDS500 on one
     machine, the bundled photographs on another) the numbers differ rightly, so they are not compared.
 
-    Parameters
-    ----------
-    reference, value
-        The two files.
-    rtol, atol
-        As for `differences`.
-
     Raises
     ------
     FileNotFoundError, ValueError

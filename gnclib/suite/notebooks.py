@@ -169,9 +169,6 @@ def clean(content: bytes) -> bytes:
 
     node = nbformat.reads(content.decode("utf-8"), as_version=nbformat.NO_CONVERT)
     node = strip_output(node, keep_output=True, keep_count=True, keep_id=True, extra_keys=CLEAN_KEYS)
-    for cell in node.cells:
-        if cell.metadata.get("tags") == []:  # papermill
-            del cell.metadata["tags"]
     return (nbformat.writes(node).rstrip("\n") + "\n").encode()
 
 

@@ -79,40 +79,23 @@ def _of(notebook: str, manifest: Manifest) -> dict[str, Figure]:
 
 
 def select(only: Iterable[str], manifest: Manifest = MANIFEST, folder: Path | None = None) -> dict[str, Path]:
-    """The notebooks that make some figures.
-
-    Parameters
-    ----------
-    only
-        Names of figures or notebooks; empty means everything.
-    manifest, folder
-        As for `run`.
-
-    Returns
-    -------
-    dict
-        The paths by the names of the notebooks, in order.
+    """The notebooks, in order, that make what `only` names (figures or notebooks); all of them if it is empty.
 
     Raises
     ------
     ValueError
         A name that is neither a figure nor a notebook.
-    NotebookError
-        The manifest names a notebook that does not exist.
     """
     found = notebooks.find(folder)
-    declared = {figure.notebook for figure in manifest.values()}
     wanted = set()
     for name in only:
         notebook = manifest[name].notebook if name in manifest else name.removesuffix(".ipynb")
-        if notebook not in found and notebook not in declared:
+        if notebook not in found:
             names = [*manifest, *found]
             near = difflib.get_close_matches(name, names, n=1)
             hint = f"did you mean {near[0]!r}?" if near else f"there are: {', '.join(names)}"
             raise ValueError(f"no figure or notebook is called {name!r}; {hint}")
         wanted.add(notebook)
-    if absent := sorted((wanted or declared) - found.keys()):
-        raise NotebookError(f"the manifest names notebooks that are missing: {', '.join(absent)}")
     return {name: path for name, path in found.items() if not wanted or name in wanted}
 
 
@@ -238,7 +221,9 @@ def run(
                 if keep and not item.failure:
                     _bring(item, Path(staging), out, known, manifest)
         done.append(item)
-        say(f"{item.notebook:<26}{item.seconds:6.1f} s  {_outcome(item)}")
+        outcome = ", ".join(item.figures) or "no figures declared"
+        outcome = f"FAILED: {item.failure}" if item.failure else outcome
+        say(f"{item.notebook:<26}{item.seconds:6.1f} s  {outcome}")
         for name, reason in item.changed.items():
             say(f"  changed: {name}: {reason}")
         for name, reason in item.elsewhere.items():
@@ -258,12 +243,6 @@ def run(
             f"{len(failed)} of {len(done)} notebooks failed; their older figures were kept:\n{reasons}"
         )
     return done
-
-
-def _outcome(item: Done) -> str:
-    if item.failure:
-        return f"FAILED: {item.failure}"
-    return ", ".join(item.figures) or "no figures declared"
 
 
 async def _attempt(

@@ -9,7 +9,7 @@ from torch.autograd.functional import hessian
 from gnclib.foe import FieldsOfExperts, FoEConfig, spectra
 from gnclib.foe import curves as inspect_foe
 from gnclib.foe.filters import convolve, reflect
-from gnclib.suite import figure2
+from gnclib.suite import plots
 
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7}
 
@@ -198,13 +198,13 @@ def block(channels=5, levels=3):
     x = np.broadcast_to(x, (levels, channels, 21))
     kernels = np.zeros((channels, 1, 3, 3))
     kernels[np.arange(channels), 0, 1, np.arange(channels) % 3] = 1
-    return figure2.Block("a layer", kernels, x, 3 + x**2 * np.arange(1, channels + 1)[None, :, None])
+    return plots.Block("a layer", kernels, x, 3 + x**2 * np.arange(1, channels + 1)[None, :, None])
 
 
 def test_columns_figure_draws_every_curve_over_its_own_range():
     import matplotlib.pyplot as plt
 
-    fig = figure2.columns_figure([block(), block()], [0.01, 0.1, 1.0])
+    fig = plots.columns_figure([block(), block()], [0.01, 0.1, 1.0])
     images = [ax for ax in fig.axes if ax.images]
     panels = [ax for ax in fig.axes if not ax.images]
     assert len(images) == len(panels) == 10
@@ -220,7 +220,7 @@ def test_columns_figure_draws_every_curve_over_its_own_range():
 def test_sheet_normalises_every_panel_and_cuts_at_the_limit():
     import matplotlib.pyplot as plt
 
-    made = figure2.sheet(block(), [0.01, 0.1, 1.0], limit=2.0, columns=3)
+    made = plots.sheet(block(), [0.01, 0.1, 1.0], limit=2.0, columns=3)
     segments = made.axes[0].collections[-1].get_segments()
     assert len(segments) == 15  # 5 channels, 3 levels, 2 rows of cells
     for k in range(5):

@@ -239,8 +239,6 @@ def test_wrong_names_are_explained(tmp_path):
         reproduce.select(["figur1"], manifest, tmp_path)
     with pytest.raises(ValueError, match="there are: figure1, 02_tiny"):
         reproduce.select(["xyz"], manifest, tmp_path)
-    with pytest.raises(NotebookError, match="missing: 03_absent"):
-        reproduce.select([], {"a": Figure("03_absent", "")}, tmp_path)
     with pytest.raises(FileNotFoundError, match="no notebooks in"):
         notebooks.find(tmp_path / "empty")
     (tmp_path / "damaged").mkdir()
