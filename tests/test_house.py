@@ -219,6 +219,7 @@ def test_public_names_are_loaded_on_demand():
             "gnc_flow",
             "inpaint_gnc",
             "joint_descent",
+            "load_prior",
             "psnr",
         ),
     } <= set(gnclib.__all__)

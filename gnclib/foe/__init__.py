@@ -12,5 +12,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "energy": ["WEIGHTS", "FieldsOfExperts"],
         "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
+        "priors": ["load_prior"],
     },
 )
