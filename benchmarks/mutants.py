@@ -3,8 +3,9 @@
     python benchmarks/mutants.py gmm certify --sample 60 --seed 0
 
 Each mutant is tested in a copy of the package with ``pytest -x tests/PACKAGE``; it is killed if a test fails, or if the
-tests take longer than three times as long as without it. Results are kept in a file, one line each: what is in it
-already is not run again, unless its source or its tests have changed.
+tests take longer than three times as long as without it. A survivor that no test can tell from the original is listed
+in ``mutants.toml`` with the reason. Results are kept in a file, one line each: a mutant is run again when the code of
+its module has changed, a survivor also when the tests have; without the file everything is run anew.
 """
 
 from __future__ import annotations
@@ -13,18 +14,20 @@ import argparse
 import ast
 import hashlib
 import json
+import multiprocessing
 import os
 import random
 import shutil
 import signal
-import subprocess
 import sys
 import tempfile
 import time
+import tomllib
 from pathlib import Path
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "mutants.jsonl"
+EQUIVALENT = Path(__file__).with_name("mutants.toml")
 PACKAGES = ("gmm", "certify", "spline", "foe", "score", "restore")
 
 
@@ -82,10 +85,24 @@ def children(node: ast.AST):
                     yield node, field, index, child
 
 
-def mutants(path: Path, stamp: str):
-    """All mutants of a module: (identity, line number, what is changed, mutated source)."""
-    text = path.read_text()
-    tree = ast.parse(text)
+def scopes(tree: ast.AST) -> dict[ast.AST, str]:
+    """The class and function, such as "GaussianMixture.energy", in which each node is; "" at the top of the module."""
+    found = {tree: ""}
+    for node in ast.walk(tree):  # parents come first
+        for child in ast.iter_child_nodes(node):
+            named = isinstance(child, ast.FunctionDef | ast.ClassDef)
+            found[child] = f"{found[node]}.{child.name}".lstrip(".") if named else found[node]
+    return found
+
+
+def mutants(path: Path):
+    """All mutants of a module: (what identifies it, the line, the change, the mutated source)."""
+    tree = ast.parse(path.read_text())
+    for node in ast.walk(tree):  # docstrings
+        if isinstance(node, ast.Module | ast.ClassDef | ast.FunctionDef) and ast.get_docstring(node):
+            node.body[0].value = ast.copy_location(ast.Constant(""), node.body[0])
+    text = ast.unparse(tree)
+    inside, module = scopes(tree), str(path.relative_to(ROOT))
     queue, number = list(children(tree)), 0
     for parent, field, index, node in queue:  # grows while it is walked
         queue += children(node)
@@ -95,60 +112,98 @@ def mutants(path: Path, stamp: str):
             container[key] = replacement
             mutated = ast.unparse(ast.fix_missing_locations(tree))
             container[key] = node
+            compile(mutated, path, "exec")  # a mutant that cannot be loaded would count as killed
             number += 1
             before, after = (ast.unparse(n).splitlines()[0][:60] for n in (node, replacement))
-            identity = hashlib.sha256(f"{path.name} {number} {text} {stamp}".encode()).hexdigest()[:12]
-            yield identity, node.lineno, f"{kind}: {before} -> {after}", mutated
+            identity = hashlib.sha256(f"{path.name} {number} {text}".encode()).hexdigest()[:12]
+            change = f"{module} {inside[node]}: {before} -> {after}"
+            yield identity, node.lineno, f"{change} ({kind})", mutated
+
+
+def pytest_in(tree: Path, where: list[Path]) -> None:
+    """Run tests in this process, which ends with pytest's exit status."""
+    os.setsid()
+    os.chdir(tree)
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, 1)
+    os.dup2(null, 2)
+    sys.path.insert(0, str(tree))
+    sys.dont_write_bytecode = True
+    os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
+    import pytest
+
+    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *map(str, where)]))
 
 
 def tests(package: str, first: str, tree: Path, limit: float | None) -> tuple[str, float]:
-    """Run the tests of a package in a copied tree: "passed", "failed" or "timeout", and the seconds it took."""
+    """Run the tests of a package in a copied tree: "survived", "killed" or "timeout", and the seconds it took."""
     folder = tree / "tests" / package
     where = [path for path in (folder / f"test_{first}.py", folder) if path.exists()]
-    command = [sys.executable, "-m", "pytest", "-x", "-q", "-p", "no:cacheprovider", *where]
-    environment = dict(os.environ, PYTHONPATH=str(tree), PYTHONDONTWRITEBYTECODE="1", OMP_NUM_THREADS="1")
-    began, quiet = time.monotonic(), subprocess.DEVNULL
-    run = subprocess.Popen(
-        command, cwd=tree, env=environment, stdout=quiet, stderr=quiet, start_new_session=True
-    )
+    began = time.monotonic()
+    process = multiprocessing.get_context("fork").Process(target=pytest_in, args=(tree, where))
+    process.start()
     try:
-        verdict = "failed" if run.wait(limit) else "passed"
-    except subprocess.TimeoutExpired:
-        verdict = "timeout"
+        process.join(limit)
+        verdict = {None: "timeout", 0: "survived"}.get(process.exitcode, "killed")
     finally:
-        if run.poll() is None:
-            os.killpg(run.pid, signal.SIGKILL)
-            run.wait()
+        if process.is_alive():
+            os.killpg(process.pid, signal.SIGKILL)
+            process.join()
     return verdict, time.monotonic() - began
+
+
+def chosen(package: str, args) -> list[tuple]:
+    """The sample of a package: (path, identity, line, change, mutated source)."""
+    found = []
+    for path in sorted((ROOT / "gnclib" / package).glob("[!_]*.py")):
+        if path.stem in (args.only or [path.stem]):
+            found += [(path, *mutant) for mutant in mutants(path)]
+    if args.sample and args.sample < len(found):
+        found = random.Random(args.seed).sample(found, args.sample)
+    return found
 
 
 def run(package: str, args, tree: Path, done: dict[str, dict]):
     """The results of a package's sample, those of earlier runs included; new ones are written as they come."""
-    stamp = "".join(path.read_text() for path in sorted((ROOT / "tests" / package).glob("*.py")))
-    found = []
-    for path in sorted((ROOT / "gnclib" / package).glob("[!_]*.py")):
-        if path.stem in (args.only or [path.stem]):
-            found += [(path, *mutant) for mutant in mutants(path, stamp)]
-    if args.sample and args.sample < len(found):
-        found = random.Random(args.seed).sample(found, args.sample)
-    verdict, usual = tests(package, "", tree, None)
-    if verdict != "passed":
-        raise SystemExit(f"tests/{package} fail without any mutation")
-    for path, identity, line, what, mutated in found:
-        if identity not in done:
+    texts = [path.read_text() for path in sorted((ROOT / "tests" / package).glob("*.py"))]
+    stamp = hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
+    usual = 0.0
+    for path, identity, line, change, mutated in chosen(package, args):
+        known = done.get(identity, {"verdict": "survived", "tests": ""})
+        if known["verdict"] == "survived" and known["tests"] != stamp:
+            if not usual:
+                verdict, usual = tests(package, "", tree, None)
+                if verdict != "survived":
+                    raise SystemExit(f"tests/{package} fail without any mutation")
             copied = tree / path.relative_to(ROOT)
             copied.unlink()
             copied.write_text(mutated)
             verdict, seconds = tests(package, path.stem, tree, 30 + 3 * usual)
             copied.unlink()
             copied.symlink_to(path)
-            verdict = {"passed": "survived", "failed": "killed"}.get(verdict, verdict)
-            where = f"{path.relative_to(ROOT)}:{line}"
-            done[identity] = {"mutant": identity, "where": where, "what": what, "verdict": verdict}
+            known = {"mutant": identity, "change": change, "line": line, "verdict": verdict, "tests": stamp}
+            done[identity] = known
             with RESULTS.open("a") as file:
-                file.write(json.dumps(done[identity] | {"seconds": round(seconds, 1)}) + "\n")
-            print(f"{verdict:9} {where} {what}", flush=True)
-        yield done[identity]
+                file.write(json.dumps(known | {"seconds": round(seconds, 1)}) + "\n")
+            print(f"{verdict:9} line {line} of {change}", flush=True)
+        yield known
+
+
+def report(package: str, results: list[dict], reasons: dict[str, str]) -> None:
+    """Print the survivors, those with a reason last, and the shares."""
+    survivors = [result for result in results if result["verdict"] == "survived"]
+    excused = [result for result in survivors if result["change"] in reasons]
+    for result in survivors:
+        if result not in excused:
+            print(f"SURVIVED line {result['line']} of {result['change']}")
+    for result in excused:
+        print(f"equivalent: {result['change']}: {reasons[result['change']]}")
+    count = max(len(results), 1)
+    killed, settled = (100 * (1 - n / count) for n in (len(survivors), len(survivors) - len(excused)))
+    print(
+        f"{package}: {len(results)} mutants, {len(survivors)} survived, {len(excused)} of them equivalent:"
+        f" {killed:.1f} % killed, {settled:.1f} % killed or equivalent"
+    )
 
 
 def main() -> None:
@@ -160,8 +215,15 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     args = parser.parse_args()
+    import torch  # noqa: F401  the children need not load it again
+
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     done = {result["mutant"]: result for result in map(json.loads, lines)}
+    reasons = {
+        change: group["reason"]
+        for group in tomllib.loads(EQUIVALENT.read_text())["equivalent"]
+        for change in group["changes"]
+    }
     with tempfile.TemporaryDirectory() as folder:
         tree, cached = Path(folder), shutil.ignore_patterns("__pycache__")
         for path in ROOT.iterdir():
@@ -170,10 +232,7 @@ def main() -> None:
             else:
                 (tree / path.name).symlink_to(path)
         for package in args.packages:
-            verdicts = [result["verdict"] for result in run(package, args, tree, done)]
-            survived = verdicts.count("survived")
-            share = 100 * (1 - survived / max(len(verdicts), 1))
-            print(f"{package}: {len(verdicts)} mutants, {survived} survived, {share:.1f} % killed")
+            report(package, list(run(package, args, tree, done)), reasons)
 
 
 if __name__ == "__main__":

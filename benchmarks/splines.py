@@ -190,7 +190,7 @@ def measure(
             try:
                 errors[name] = check(problems[name], function)
                 broken = (name == "native" and spline_native.library() is None) or (
-                    name == "torch.compile, own backward" and spline_compiled.failed()
+                    name == "torch.compile, own backward" and spline_compiled.failed
                 )
                 if broken:
                     raise RuntimeError("it could not be built, see the warning")

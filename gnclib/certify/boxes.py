@@ -29,22 +29,23 @@ import math
 from fractions import Fraction
 from typing import Any
 
-from gnclib.certify.intervals import Arb, Mpmath
+from gnclib.certify import intervals
 
 Ends = tuple[Fraction, Fraction]
 
 
 class HessianBoxes:
-    """The mixture with exact parameters, rows (w_i, mu_i, s_i^2) of Fractions with w_i > 0, in one arithmetic."""
+    """Enclosures for the mixture with exact parameters, rows (w_i, mu_i, s_i^2) of Fractions with w_i > 0."""
 
-    def __init__(self, rows: list[tuple[Fraction, Fraction, Fraction]], arithmetic: Arb | Mpmath):
-        self.rows, self.sets = rows, arithmetic
+    def __init__(self, rows: list[tuple[Fraction, Fraction, Fraction]], arithmetic: str = "auto"):
+        self.rows, self.sets = rows, intervals.arithmetic(arithmetic)
         self.smallest = min(s2 for _, _, s2 in rows)
-        with arithmetic.precision():
-            self.zero = arithmetic.number(Fraction(0))
-            self.log_w = [arithmetic.log(arithmetic.number(w)) for w, _, _ in rows]
-            self.mu = [arithmetic.number(m) for _, m, _ in rows]
-            self.s2 = [arithmetic.number(v) for _, _, v in rows]
+        with self.sets.precision():
+            self.zero = self.sets.number(Fraction(0))
+            weights, self.mu, self.s2 = (
+                [self.sets.number(x) for x in part] for part in zip(*rows, strict=True)
+            )
+            self.log_w = [self.sets.log(w) for w in weights]
 
     def interval(self, ends: Ends) -> Any:
         """The set of all numbers between two rationals."""

@@ -79,6 +79,7 @@ class Mpmath:
 
         self._iv, self._to_float = MPIntervalContext(), to_float
         self._iv.prec = PRECISION
+        self.exp, self.log = self._iv.exp, self._iv.log
 
     @contextmanager
     def precision(self) -> Iterator[None]:
@@ -93,15 +94,8 @@ class Mpmath:
     def square(self, x):
         return x**2
 
-    def exp(self, x):
-        return self._iv.exp(x)
-
-    def log(self, x):
-        return self._iv.log(x)
-
     def centre(self, x):
-        middle = x.mid
-        return self._iv.mpf(middle.a)
+        return self._iv.mpf(x.mid.a)
 
     def exp_ends(self, x):
         both = self._iv.exp(x)

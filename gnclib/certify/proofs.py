@@ -6,13 +6,9 @@ the whole box (`gnclib.certify.boxes` says how it is made sharp). `certify_conve
 box is proved (branch and bound), `witness_nonconvex` proves the opposite at one point, `enclose_threshold` puts both
 together around ``t*``, and `pave` colours a rectangle by what is proved where.
 
-**For all larger t.** Two arguments reach beyond the rectangle (``t_hi = None``):
-
-* bounded X: if ``s_i^2 + t >= max_{y in X} (y - mu_i)^2`` for all i, then ``p_i - a_i^2 >= 0`` term by term (the step
-  of theorem 2.2, one component at a time), so the boxes only need to reach
-  ``t_top = max_i max_X (y - mu_i)^2 - s_i^2``;
-* whole line: convolution with a Gaussian keeps log-concavity (Prekopa-Leindler), so convexity at t_lo alone is enough.
-  It is proved on an interval by boxes and beyond it by the tail bound.
+**For all larger t** (``t_hi = None``), by the two arguments of `gnclib.gmm.threshold`: on a bounded X the boxes only
+need to reach ``t_top = max_i max_X (y - mu_i)^2 - s_i^2``; on the whole line convexity at t_lo alone is enough, which
+boxes prove on an interval and the tail bound beyond it.
 
 **Which mixture is it about?** A float is not the number one typed: 0.15 is stored as 0.1499999999999999944.
 Parameters and interval ends given as floats are read as the shortest decimal that prints them (0.15 means
@@ -23,15 +19,11 @@ from __future__ import annotations
 
 import heapq
 import math
-import time
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import NamedTuple
 
 from gnclib.certify.boxes import HessianBoxes
-from gnclib.certify.intervals import PRECISION, arithmetic
-
-CONVEX, NON_CONVEX, OPEN = "convex", "not convex", "open"
 
 
 class NotProved(RuntimeError):
@@ -39,13 +31,13 @@ class NotProved(RuntimeError):
 
 
 class Box(NamedTuple):
-    """A box [y_lo, y_hi] x [t_lo, t_hi], as floats for pictures, and what is proved on all of it."""
+    """A box [y_lo, y_hi] x [t_lo, t_hi] in floats, for pictures; the status is "convex", "not convex" or "open"."""
 
     y_lo: float
     y_hi: float
     t_lo: float
     t_hi: float
-    status: str = CONVEX
+    status: str = "convex"
 
 
 @dataclass(frozen=True)
@@ -68,8 +60,7 @@ class Certificate:
         The upper end is None for all t >= t_lo.
     tails : pairs
         On the whole line: (y, lower bound of hess F beyond y) on the left and on the right.
-    arithmetic : "arb" or "mpmath.iv", with `gnclib.certify.intervals.PRECISION` bits
-    seconds : float
+    arithmetic : "arb" or "mpmath.iv"
     """
 
     proved: bool
@@ -80,21 +71,15 @@ class Certificate:
     t_range: tuple[Fraction, Fraction | None]
     tails: tuple[tuple[float, float], ...]
     arithmetic: str
-    seconds: float
 
     def __str__(self) -> str:
-        where = (
-            "on the whole line"
-            if self.domain is None
-            else "on [{:.6g}, {:.6g}]".format(*map(float, self.domain))
-        )
+        ends = self.domain and "[{:.6g}, {:.6g}]".format(*map(float, self.domain))
         lo, hi = self.t_range
-        when = (
-            f"every t >= {float(lo):.9g}" if hi is None else f"every t in [{float(lo):.9g}, {float(hi):.9g}]"
+        when = f">= {float(lo):.9g}" if hi is None else f"in [{float(lo):.9g}, {float(hi):.9g}]"
+        return (
+            f"{'proved' if self.proved else 'NOT proved'}: F(., t) is convex on {ends or 'the whole line'} for every t"
+            f" {when}; {len(self.boxes)} boxes ({self.evaluations} evaluated), {self.arithmetic}"
         )
-        how = f"{len(self.boxes)} boxes ({self.evaluations} evaluated), {self.arithmetic}, {PRECISION} bits"
-        verdict = "proved" if self.proved else "NOT proved"
-        return f"{verdict}: F(., t) is convex {where} for {when}; {how}, {self.seconds:.2g} s"
 
 
 @dataclass(frozen=True)
@@ -123,13 +108,11 @@ class ThresholdEnclosure:
         return iter((self.lo, self.hi))
 
     def __str__(self) -> str:
-        below = (
-            f"not convex at t = {float(self.lo):.9g} (hess F({float(self.witness.y):.6g}) <= "
-            f"{self.witness.upper_bound:.3g})"
-            if self.witness
-            else "no smaller t to exclude"
-        )
-        return f"t* in [{float(self.lo):.9g}, {float(self.hi):.9g}]: {below}; {self.certificate}"
+        lo, hi, below = float(self.lo), float(self.hi), "no smaller t to exclude"
+        if self.witness:
+            y, bound = float(self.witness.y), self.witness.upper_bound
+            below = f"not convex at t = {lo:.9g} (hess F({y:.6g}) <= {bound:.3g})"
+        return f"t* in [{lo:.9g}, {hi:.9g}]: {below}; {self.certificate}"
 
 
 def exact(value, name: str = "value") -> Fraction:
@@ -160,7 +143,7 @@ def _boxes_of(mixture, name: str) -> HessianBoxes:
         raise ValueError("certificates are for mixtures on the line (means of shape (K,))")
     rows = zip(mixture.weights.tolist(), mixture.means.tolist(), mixture.variances.tolist(), strict=True)
     rows = [tuple(exact(x, "parameter") for x in row) for row in rows if row[0] > 0]
-    return HessianBoxes(rows, arithmetic(name))
+    return HessianBoxes(rows, name)
 
 
 def _need_positive(boxes: HessianBoxes, t: Fraction):
@@ -189,7 +172,6 @@ def certify_convex(
     ValueError
         A mixture that is not on the line, a malformed interval, or t_lo = 0 at a point mass.
     """
-    began = time.perf_counter()
     boxes = _boxes_of(mixture, arithmetic)
     t_lo, t_hi = _interval(t_range, "t_range", endless=True)
     _need_positive(boxes, t_lo)
@@ -212,7 +194,6 @@ def certify_convex(
         t_range=(t_lo, t_hi),
         tails=tuple((float(y), bound) for y, bound in tails),
         arithmetic=boxes.sets.name,
-        seconds=time.perf_counter() - began,
     )
 
 
@@ -277,7 +258,7 @@ def _bisect(boxes: HessianBoxes, ys, ts, spread_y: float, spread_t: float):
 
 
 def pave(mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int = 6000) -> tuple[Box, ...]:
-    """Tile a rectangle by boxes that are proved convex, proved not convex (hess F < 0 on all of it), or still open.
+    """Tile a rectangle by boxes that are proved convex, proved not convex (hess F < 0 all over the box), or still open.
 
     The largest open box (in share of the rectangle) is cut next, until ``max_boxes`` boxes are evaluated; what is open
     then is the proved location of the curve ``hess F = 0``. Arguments and errors as `certify_convex`; t_hi a number.
@@ -292,12 +273,12 @@ def pave(mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int =
         evaluations += 1
         below, above, spread_y, spread_t = boxes.on_box(ys, ts)
         if below > 0 or above < 0:
-            settled.append((ys, ts, CONVEX if below > 0 else NON_CONVEX))
+            settled.append((ys, ts, "convex" if below > 0 else "not convex"))
             continue
         for part_y, part_t in _bisect(boxes, ys, ts, spread_y, spread_t):
             share = float((part_y[1] - part_y[0]) * (part_t[1] - part_t[0]))
             heapq.heappush(queue, (-share, evaluations, part_y, part_t))
-    found = settled + [(ys, ts, OPEN) for _, _, ys, ts in queue]
+    found = settled + [(ys, ts, "open") for _, _, ys, ts in queue]
     return tuple(Box(*map(float, (*ys, *ts)), status) for ys, ts, status in found)
 
 
@@ -309,13 +290,12 @@ def witness_nonconvex(mixture, domain, t, *, arithmetic: str = "auto") -> Witnes
     boxes = _boxes_of(mixture, arithmetic)
     t = exact(t, "t")
     _need_positive(boxes, t)
-    lo, hi = (None, None) if domain is None else _interval(domain, "domain")
-    if lo is None:
-        guess = Fraction(mixture.min_hessian(float(t))[1])
-    elif lo == hi:
-        guess = lo
+    ends = None if domain is None else _interval(domain, "domain")
+    if ends and ends[0] == ends[1]:
+        guess = ends[0]
     else:
-        guess = min(max(Fraction(mixture.min_hessian(float(t), (float(lo), float(hi)))[1]), lo), hi)
+        guess = Fraction(mixture.min_hessian(float(t), ends and tuple(map(float, ends)))[1])
+        guess = min(max(guess, ends[0]), ends[1]) if ends else guess
     upper = boxes.at_point(guess, t)[1]
     return Witness(guess, t, upper) if upper < 0 else None
 
@@ -350,9 +330,8 @@ def enclose_threshold(
     grain = tol / 100
     lo = (Fraction(estimate) / grain).__floor__() * grain - tol / 2 + grain / 2
     if lo < 0 or boxes.smallest + lo <= 0:  # t* is 0, or nearer to it than the tolerance
-        lo = Fraction(0)
+        lo, witness = Fraction(0), None
         hi = lo if boxes.smallest > 0 and estimate == 0 else tol
-        witness = None
     else:
         hi = lo + tol
         witness = witness_nonconvex(mixture, domain, lo, arithmetic=arithmetic)

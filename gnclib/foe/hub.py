@@ -62,17 +62,17 @@ def locate(name: str | os.PathLike, weights: Path, files: Sequence[str], what: s
         folder = _download(str(name), files, what)
     else:
         folder = weights / str(name) if str(name) in shipped else Path(name)
-    missing = [file for file in files if not (folder / file).is_file()]
+    missing, wanted = [file for file in files if not (folder / file).is_file()], " and ".join(files)
     if not missing:
         return folder
     if is_hub_name(name):
         raise FileNotFoundError(
-            f"{name} (or its copy in the cache) holds no {missing[0]}: a {what} needs {_listed(files)}"
+            f"{name} (or its copy in the cache) holds no {missing[0]}: a {what} needs {wanted}"
         )
     there = f"{missing[0]} is missing in" if folder.is_dir() else "there is no folder"
     raise FileNotFoundError(
         f"no {what} {str(name)!r}: {there} {folder.absolute()}; the shipped ones are {', '.join(shipped) or 'none'};"
-        f" a folder must hold {_listed(files)}; a repository of the Hugging Face hub is named hf:owner/name"
+        f" a folder must hold {wanted}; a repository of the Hugging Face hub is named hf:owner/name"
     )
 
 
@@ -100,13 +100,9 @@ def _download(name: str, files: Sequence[str], what: str) -> Path:
     except Exception as error:  # httpx, OSError and huggingface_hub's own, all of them "could not be fetched"
         raise ConnectionError(
             f"the {what} {name} could not be fetched from the Hugging Face hub ({_line(error)}). By hand: put"
-            f" {_listed(files)} from the page of {repository} there, revision {revision or 'main'}, into a folder, and"
-            f" give that folder instead of the name"
+            f" {' and '.join(files)} from the page of {repository} there, revision {revision or 'main'}, into a"
+            f" folder, and give that folder instead of the name"
         ) from error
-
-
-def _listed(files: Sequence[str]) -> str:
-    return " and ".join(files)
 
 
 def _line(error: Exception) -> str:

@@ -29,15 +29,7 @@ def load_prior(name: str | os.PathLike) -> FieldsOfExperts:
         There is no such prior, or one of its files is missing; the message lists the shipped ones.
     ValueError
         A file is damaged or does not fit the configuration, or a malformed hub name.
-    ConnectionError
-        The hub cannot be reached, and its cache does not hold the repository.
-    ImportError
-        A hub name without ``huggingface_hub`` (extra ``hub``).
-
-    Examples
-    --------
-    >>> prior = load_prior("R1")
-    >>> prior.config.layers
-    1
+    ConnectionError, ImportError
+        The hub cannot be reached, and its cache does not hold the repository; ``huggingface_hub`` is not installed.
     """
     return FieldsOfExperts.from_pretrained(name)

@@ -209,10 +209,8 @@ class GaussianMixture:
         """
         if not isinstance(n, int) or isinstance(n, bool) or n < 1:
             raise ValueError(f"n must be a whole number >= 1, got {n!r}")
-        if generator is not None and not isinstance(generator, torch.Generator):
-            raise ValueError(
-                f"generator must be a torch.Generator, e.g. torch.Generator().manual_seed(0), got {generator!r}"
-            )
+        if not isinstance(generator, torch.Generator | None):
+            raise ValueError(f"generator must be a torch.Generator or None, got {generator!r}")
         t = as_time(t, 1, like=self._mu)
         pick = torch.multinomial(self._log_w.exp(), n, replacement=True, generator=generator)
         noise = torch.randn(n, self.dim, generator=generator, dtype=torch.float64)

@@ -22,7 +22,8 @@ from torch import Tensor
 from gnclib.spline import reference as spline_reference
 
 _lock = threading.Lock()
-_failed = False
+#: whether a compilation has failed in this process, so that plain torch is used
+failed = False
 
 
 def usable(x: Tensor, coefficients: Tensor) -> bool:
@@ -32,14 +33,9 @@ def usable(x: Tensor, coefficients: Tensor) -> bool:
         and x.device == coefficients.device
         and x.dtype == coefficients.dtype == torch.float32
         and x.numel() > 0
-        and not _failed
+        and not failed
         and os.environ.get("GNC_NATIVE", "1") != "0"
     )
-
-
-def failed() -> bool:
-    """Whether a compilation has failed in this process, so that plain torch is used."""
-    return _failed
 
 
 @cache
@@ -49,17 +45,17 @@ def _compiled(function, orders: tuple[int, ...]):
 
 def _call(function, x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ...], *grads):
     """The function, compiled; as it stands where that fails, for this call and for good."""
-    global _failed
+    global failed
     x, coefficients = x.detach(), coefficients.detach()  # requires_grad would be compiled in
     arguments = x, coefficients, grid, orders, *grads
-    if not _failed:
+    if not failed:
         try:
             with _lock:
                 return _compiled(function, orders)(*arguments)
         except torch.OutOfMemoryError:
             raise
         except Exception as error:
-            _failed = True
+            failed = True
             reason = (str(error).strip() or type(error).__name__).splitlines()[0]
             warnings.warn(
                 f"gnclib: torch.compile could not compile the splines ({reason}); plain torch is used instead,"

@@ -232,7 +232,7 @@ def test_tail_bounds_withstand_an_optimiser(seed, side):
         mixture, t = near_degenerate(rng), round(10.0 ** rng.uniform(-3, 0.5), 6)
         parts = (mixture.weights, mixture.means, mixture.variances)
         rows = list(zip(*([exact(x) for x in part.tolist()] for part in parts), strict=True))
-        boxes = HessianBoxes(rows, intervals.arithmetic())
+        boxes = HessianBoxes(rows)
         outermost = float((side * mixture.means).max())
         for distance in 10.0 ** rng.uniform(-1.5, 4, 8):
             start = round(side * (outermost + distance * math.sqrt(t)), 6)

@@ -31,7 +31,7 @@ def two(a=0.7, s2=0.04, w=0.5):
 def boxes_of(mixture, name="arb"):
     parts = (mixture.weights, mixture.means, mixture.variances)
     rows = zip(*([exact(x) for x in part.tolist()] for part in parts), strict=True)
-    return HessianBoxes(list(rows), intervals.arithmetic(name))
+    return HessianBoxes(list(rows), name)
 
 
 def random_mixture(generator, components=5):

@@ -438,7 +438,7 @@ def test_torch_compile_against_scipy(compiled, monkeypatch):
     for points in (301, 500):
         check_against_scipy(63, (0, 1), points)
     assert torch._dynamo.utils.counters["stats"]["unique_graphs"] - before == 2
-    assert not spline_compiled.failed()
+    assert not spline_compiled.failed
     grid = SplineGrid(63, -6.0, 6.0)
     x = torch.linspace(-9, 9, 1600).view(4, 400)  # some of it outside
     coefficients = torch.randn(4, 63, generator=generator())
@@ -453,14 +453,14 @@ def test_torch_compile_that_fails_says_so_once_and_goes_on(monkeypatch):
         raise NotImplementedError("no Triton here\nand a long story")
 
     monkeypatch.setattr(spline, "_engine", lambda *tensors: spline_compiled)
-    monkeypatch.setattr(spline_compiled, "_failed", False)
+    monkeypatch.setattr(spline_compiled, "failed", False)
     monkeypatch.setattr(spline_compiled, "_compiled", broken)
     x, coefficients, grid = problem(9, rows=2, points=30, dtype=torch.float32)
     weights = [torch.ones_like(x), x]
     with pytest.warns(RuntimeWarning, match=r"could not compile the splines \(no Triton here\)") as said:
         found = gradients(lambda x, c: evaluate(x, c, grid, (0, 1)), x, coefficients, weights)
     assert len(said) == 1
-    assert spline_compiled.failed()
+    assert spline_compiled.failed
     exact = gradients(lambda x, c: evaluate_reference(x, c, grid, (0, 1)), x, coefficients, weights)
     for a, b in zip(found, exact, strict=True):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-4)
@@ -470,12 +470,12 @@ def test_memory_that_runs_out_is_no_failed_compilation(monkeypatch):
     def exhausted(function, orders):
         raise torch.OutOfMemoryError("CUDA out of memory")
 
-    monkeypatch.setattr(spline_compiled, "_failed", False)
+    monkeypatch.setattr(spline_compiled, "failed", False)
     monkeypatch.setattr(spline_compiled, "_compiled", exhausted)
     x, coefficients, grid = problem(9, rows=2, points=30, dtype=torch.float32)
     with pytest.raises(torch.OutOfMemoryError):
         spline_compiled.forward(x, coefficients, grid, (0,))
-    assert not spline_compiled.failed()
+    assert not spline_compiled.failed
 
 
 class OnCuda:
@@ -488,7 +488,7 @@ class OnCuda:
 
 
 def test_which_tensors_go_through_torch_compile(monkeypatch):
-    monkeypatch.setattr(spline_compiled, "_failed", False)
+    monkeypatch.setattr(spline_compiled, "failed", False)
     assert spline._engine(OnCuda(), OnCuda()) is spline_compiled
     assert spline._engine(OnCuda(torch.float64), OnCuda(torch.float64)) is None
     assert spline._engine(OnCuda(count=0), OnCuda()) is None
