@@ -45,7 +45,7 @@ $(STAMP): pyproject.toml constraints.txt
 	[ -x $(BIN)/python ] && $(BIN)/python -c '' 2>/dev/null || { rm -rf $(VENV); "$$found" -m venv $(VENV); }; \
 	echo "installing packages (1.5 GB) into $(VENV): two minutes or more, without a word"; \
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		-c constraints.txt -e '.[notebooks,test,compare,sweep,arb]'
+		-c constraints.txt -e '.[notebooks,test,compare,arb]'
 	@touch $@
 
 figures: $(STAMP)

@@ -22,7 +22,7 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
 from gnclib.io import read_json, read_tensors
 from gnclib.restore.learned import LearnedSchedule, Task
-from gnclib.studies import field_run, figure3_run, results
+from gnclib.studies import field, figure3
 from gnclib.studies import patches as patch_bounds
 from gnclib.studies.figure3 import Settings
 from gnclib.suite import reproduce
@@ -63,8 +63,9 @@ def sweep(folder):
     from gnclib.cli import main as cli
 
     alone()
-    figure3_run.SETTINGS = Settings((0.01, 0.1), (1, 3), crop=12, reference_schedule=4, reference_steps=10)
-    figure3_run._embedded = lambda: {name: child_runs.leaves(16, k) for k, name in enumerate("abcdefgh")}
+    figure3.SETTINGS = Settings((0.01, 0.1), (1, 3), crop=12, reference_schedule=4, reference_steps=10)
+    figure3.EMBEDDED = tuple("abcdefgh")
+    data.embedded = lambda: {name: child_runs.leaves(16, k) for k, name in enumerate("abcdefgh")}
     words = ["sweep", "--prior", str(folder.parent / "tiny"), "--set", "embedded", "--crop", "12"]
     assert cli.main([*words, "--out", str(folder / "out" / "sweep.json")]) == 0
 
@@ -127,29 +128,22 @@ def of_run(folder):
     return found
 
 
+def of_table(load, path, table):
+    """The rows without the time, and the revision, which changes when somebody edits the clone meanwhile."""
+    found = load(path).rows[table] if path.exists() else []
+    return [row.model_dump(exclude={"made", "seconds", "cpu_seconds", "wall", "cpu"}) for row in found]
+
+
 def of_sweep(folder):
-    path = folder / "out" / "sweep.json"
-    content = figure3_run.load(path) if path.exists() else {"runs": []}
-    return [{k: v for k, v in run.items() if "seconds" not in k and k != "made"} for run in content["runs"]]
+    return of_table(figure3.load, folder / "out" / "sweep.json", "runs")
 
 
 def of_compare(folder):
-    path = folder / "out" / "field.json"
-    content = field_run.load(path) if path.exists() else {"results": []}
-    chosen = [results.COLUMNS.index(name) for name in ("seed", "psnr", "ssim", "evaluations")]
-    return {
-        (entry["method"], image): [numbers[k] for k in chosen]
-        for entry in content["results"]
-        for image, numbers in entry["images"].items()
-    }
+    return of_table(field.load, folder / "out" / "field.json", "results")
 
 
 def of_patches(folder):
-    path = folder / "out" / "patches.json"
-    sizes = patch_bounds.load(path)["sizes"] if path.exists() else {}
-    for entry in sizes.values():
-        entry.pop("made")  # the time, and the revision, which changes when somebody edits the clone meanwhile
-    return sizes
+    return of_table(patch_bounds.load, folder / "out" / "patches.json", "sizes")
 
 
 def of_files(folder):

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from gnclib.studies import field, field_run, problems_run
+from gnclib.studies import field, problems
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "notebooks" / "guide"
@@ -89,5 +89,5 @@ def test_makefile_has_the_targets_that_are_named():
 
 
 def test_the_tables_are_those_of_the_shipped_results():
-    assert field.table(field_run.load()) in text(GUIDE / "priors.md")
-    assert problems_run.table(problems_run.load()) in text(GUIDE / "pipelines.md")
+    assert field.table(field.load()) in text(GUIDE / "priors.md")
+    assert problems.table(problems.load()) in text(GUIDE / "pipelines.md")

@@ -35,11 +35,8 @@ table_option = click.option(
 @options.image_set
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/field.json)")
 @click.option("--timing", type=POSITIVE, metavar="N", help="instead: time the methods in turns on N images")
-@click.option(
-    "--tune-tv", is_flag=True, help="tune the weight of TV anew on training images (default: as recorded)"
-)
 @table_option
-def compare(sigma, missing, only, images, limit, out, timing, tune_tv, table):
+def compare(sigma, missing, only, images, limit, out, timing, table):
     """Run methods side by side on the same measurements and add PSNR, SSIM and seconds of every image to FILE.
     Started again after an interruption, the command runs what is missing, and what has become stale because weights
     have changed. Image k has noise or mask of seed k; nothing is clipped; everything runs on the CPU in one thread.
@@ -47,28 +44,24 @@ def compare(sigma, missing, only, images, limit, out, timing, tune_tv, table):
     _one_thread()
     from gnclib.images import bsds68, folder_images
     from gnclib.restore import Task
-    from gnclib.studies import field, field_run
+    from gnclib.studies import field
 
     if table:
-        say(field.table(field_run.load(out or field_run.SHIPPED)))
+        say(field.table(field.load(out or field.SHIPPED)))
         return
     path = out or Path("runs/field.json")
     tasks = [Task("denoise", s) for s in sigma] + [Task("inpaint", p / 100) for p in missing]
     found = folder_images(images) if images else bsds68()
     name = str(images.resolve()) if images else "BSDS68"
     found = dict(list(found.items())[: timing or limit])
-    if tune_tv:
-        weights = field_run.tuned(path, name, tasks or field_run.TASKS, again=True)
-        say(", ".join(f"TV, {task}: weight {weight:g}" for task, weight in weights.items()))
     if timing:
-        seconds = field_run.timing(path, found, name, tasks or field_run.TASKS[:2], only)
-        unit = sum(seconds[str(field_run.REFERENCE)]["BM3D"])
+        rows = field.timing(path, found, name, tasks or field.TASKS[:2], only)
+        unit = sum(sum(row.cpu) for row in rows if (row.method, row.task) == ("BM3D", str(field.REFERENCE)))
         say(f"BM3D: {unit / len(found):.2f} s of processor time per image, {len(found)} images")
-        for task, times in seconds.items():
-            for method, values in times.items():
-                say(f"{method:<14}{task:<12}{sum(values) / unit:8.3f} of it")
+        for row in rows:
+            say(f"{row.method:<14}{row.task:<12}{sum(row.cpu) / unit:8.3f} of it")
         return
-    _show_results(field_run.compare(path, found, name, tasks or field_run.TASKS, only), "compare", path)
+    _show_results(field.compare(path, found, name, tasks or field.TASKS, only), "compare", path)
 
 
 @command(
@@ -88,15 +81,14 @@ def problems(problem, only, out, table):
     same rule. The images are the squares of 192 pixels in the middle of the first 12 images of BSDS68; image k is
     measured with seed k; nothing is clipped. Started again, the command runs what is missing."""
     _one_thread()
-    from gnclib.studies import problems_run
-    from gnclib.studies.problems import PROBLEMS
+    from gnclib.studies import problems as study
 
     if table:
-        say(problems_run.table(problems_run.load(out or problems_run.SHIPPED)))
+        say(study.table(study.load(out or study.SHIPPED)))
         return
     path = out or Path("runs/problems.json")
-    images, name = problems_run.images(), "BSDS68, the first 12, middle 192 x 192"
-    _show_results(problems_run.restore(path, images, name, problem or list(PROBLEMS), only), "problems", path)
+    images, name = study.images(), "BSDS68, the first 12, middle 192 x 192"
+    _show_results(study.restore(path, images, name, problem or list(study.PROBLEMS), only), "problems", path)
 
 
 def _one_thread() -> None:
@@ -125,7 +117,6 @@ def _show_results(results: Iterable, name: str, path: Path) -> None:
     gnc sweep                                      R1, everything; some hours on one core
     gnc sweep --set embedded --limit 1             one bundled photograph, no BSDS500 needed
     gnc sweep --workers 8                          eight processes on this machine
-    gnc sweep --scheduler tcp://10.0.0.1:8786      workers started there with: dask worker ADDRESS
     gnc sweep --crop 0 --device cuda               whole images on a GPU
     """
 )
@@ -136,72 +127,43 @@ def _show_results(results: Iterable, name: str, path: Path) -> None:
 @click.option(
     "--crop", type=int, default=160, metavar="PIXELS", help="side of the middle square, 0 for whole images"
 )
-@click.option(
-    "--workers", type=POSITIVE, default=1, metavar="N", help="processes of one thread; 1 needs no dask"
-)
-@click.option("--scheduler", default="", metavar="ADDRESS", help="dask scheduler to work with")
+@click.option("--workers", type=POSITIVE, default=1, metavar="N", help="processes of one thread")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="where jobs compute")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/figure3_NAME.json)")
-def sweep(prior, task, sets, limit, crop, workers, scheduler, device, out):
+def sweep(prior, task, sets, limit, crop, workers, device, out):
     """Run the GNC flow and joint optimisation from 8 initial smoothings t_0 with 1 to 64 steps for denoising and
     inpainting, and measure energy and PSNR. One job is one image and task; its result is added to FILE at once.
-    Started again after an interruption, the command computes what is missing. One process by default; with --workers a
-    local dask cluster, with --scheduler an existing one, whose workers need this package and read the weights
-    themselves, by the name of a shipped prior or from a folder with the same path."""
+    Started again after an interruption, the command computes what is missing. Several commands, also on several
+    machines, can fill one file."""
     from dataclasses import replace
-    from functools import partial
 
-    from gnclib.studies import figure3, figure3_run
+    from gnclib.studies import figure3
 
-    if scheduler and workers > 1:
-        raise ValueError("--workers starts a cluster of its own: leave it away with --scheduler")
-    about = figure3_run.identify(prior)
-    settings = replace(figure3_run.SETTINGS, crop=crop)
-    out = out or Path("runs") / f"figure3_{about['name']}.json"
-    known = set()
-    if out.exists():
-        content = figure3_run.load(out)
-        try:
-            figure3_run.check(content, about, settings)
-        except ValueError as error:
-            raise ValueError(f"{out} cannot be continued: {error}") from None
-        known = figure3_run.done(content)
-    chosen = figure3_run.jobs(settings, sets or figure3_run.SETS, task or figure3.TASKS, limit)
-    wanted = [job for job in chosen if job.key not in known]
-    say(f"{len(wanted)} jobs to do, {len(chosen) - len(wanted)} in {out} already")
+    settings = replace(figure3.SETTINGS, crop=crop)
+    jobs = figure3.jobs(prior, settings, sets or figure3.SETS, task or figure3.TASKS, limit, device)
+    out = out or Path("runs") / f"figure3_{Path(prior).resolve().name}.json"
+    table = figure3.opened(out, prior, settings, device)
+    wanted = table.missing("runs", jobs)
+    say(f"{len(wanted)} jobs to do, {len(jobs) - len(wanted)} in {out} already")
     if not wanted:
         return
-    function = partial(figure3_run.work, prior=about, settings=settings, device=device)
-    runs = _on_workers(function, wanted, workers, scheduler)
-    for run in _shown(runs, len(chosen), len(wanted)):
-        figure3_run.add(out, about, settings, run)
-    say(f"{len(chosen)} jobs are in {out}")
+    _shown(table.fill("runs", wanted, workers), len(jobs), len(wanted))
+    say(f"{len(jobs)} jobs are in {out}")
 
 
-def _on_workers(function, wanted, workers: int, scheduler: str) -> Iterator[dict]:
-    from gnclib.studies import figure3_run
-
-    if workers == 1 and not scheduler:
-        yield from figure3_run.serially(function, wanted)
-        return
-    with figure3_run.client(workers, scheduler) as connected:
-        yield from figure3_run.on_cluster(connected, function, wanted)
-
-
-def _shown(runs: Iterator[dict], total: int, left: int) -> Iterator[dict]:
-    """Pass the runs on, with a bar on a terminal and a line each elsewhere; both tell the time left."""
+def _shown(runs: Iterator, total: int, left: int) -> None:
+    """Consume the runs, with a bar on a terminal and a line each elsewhere; both tell the time left."""
     from tqdm import tqdm
 
     bar = tqdm(total=total, initial=total - left, unit="job", desc="sweep", disable=not sys.stderr.isatty())
     started = time.monotonic()
     with bar:
         for k, run in enumerate(runs, 1):
-            yield run  # written before it counts
             bar.update()
             if bar.disable:
                 rest = tqdm.format_interval((time.monotonic() - started) / k * (left - k))
-                what = f"{run['set']} {run['image']} {run['task']}"
-                text = f"{total - left + k}/{total}  {what}: {run['seconds']:.0f} s, {rest} left"
+                what = f"{run.set} {run.image} {run.task}"
+                text = f"{total - left + k}/{total}  {what}: {run.seconds:.0f} s, {rest} left"
                 print(text, file=sys.stderr, flush=True)
 
 
@@ -219,14 +181,13 @@ def patches(per_image, seed, out):
     training images of BSDS500 (corollary 2.3). Each patch size is written at once; started again, the command
     computes what is missing."""
     from gnclib.images import data
-    from gnclib.studies import patches, results
+    from gnclib.studies import patches
 
-    out.parent.mkdir(parents=True, exist_ok=True)
-    images, about = data.training_images(), results.provenance()
-    for size, found in patches.compute(images, "BSDS500 train and test", per_image, seed, out, about):
-        edge = f"{found['edge']:.3f}" if found["edge"] else "none found"
+    images = data.training_images()
+    for row in patches.compute(images, "BSDS500 train and test", per_image, seed, out):
+        edge = f"{row.edge:.3f}" if row.edge else "none found"
         say(
-            f"{size}x{size}: {found['patches']} patches; sigma by the corollary {found['theorem']:.3f}, Popoviciu"
-            f" {found['popoviciu']:.3f}; not convex on R^d below {edge}, in the cube at {found['cube']:.3f}"
+            f"{row.size}x{row.size}: {row.patches} patches; sigma by the corollary {row.theorem:.3f}, Popoviciu"
+            f" {row.popoviciu:.3f}; not convex on R^d below {edge}, in the cube at {row.cube:.3f}"
         )
     say(f"results are in {out}")

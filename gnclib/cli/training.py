@@ -10,7 +10,6 @@ import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import fields, replace
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, get_args
 
 import click
@@ -284,9 +283,24 @@ def ablate(steps, seeds, only, out):
     them on validation images outside of BSDS68. Each finished training is added to FILE at once; started again after
     an interruption, the command trains what is missing. Needs BSDS500. The notebook 07_ablations reads the results
     that come with the package."""
-    from gnclib.studies import ablation_run
+    import torch
 
-    ablation_run.main(SimpleNamespace(steps=steps, seeds=seeds, only=only, out=out, threads=1))
+    from gnclib.images import data
+    from gnclib.studies import ablations
+
+    torch.set_num_threads(1)
+    chosen = [variant for variant in variants(steps) if variant.name in only or not only]
+    images, crops = data.training_images(), ablations.held_out()
+    table = ablations.opened(out, steps)
+    jobs = list(ablations.jobs(chosen, seeds, images, crops, ablations.JUDGE, ablations.JOINT))
+    wanted = table.missing("runs", jobs)
+    say(f"{len(wanted)} trainings to do, {len(jobs) - len(wanted)} in {out} already")
+    for k, run in enumerate(table.fill("runs", wanted), 1):
+        levels = " / ".join(f"{value:.2f}" for value in run.psnr)
+        say(
+            f"{k}/{len(wanted)}  {run.variant}, seed {run.seed}: {levels} dB, calibration error"
+            f" {run.calibration:.3f}, {run.cpu_seconds:.0f} s of CPU"
+        )
 
 
 # --- what train and learn share ---------------------------------------------------------------------------

@@ -1,158 +1,295 @@
-"""The field: methods that others use for the same problems, numbers that others measured, and the table of both.
+"""Comparison with the field: the schemes of this project beside BM3D, TV and biharmonic inpainting, on BSDS68.
 
-Three methods without learning stand beside the learned energies. Images are (1, 1, H, W), grey values in [0, 1].
+*Problems.* A :class:`~gnclib.restore.learned.Task` measures image k with a torch.Generator of seed k: noise
+y = x + sigma z, never clipped, or a mask that keeps each pixel with the probability 1 - missing.
 
-*BM3D* (Dabov, Foi, Katkovnik & Egiazarian 2007; Maekinen, Azzari & Foi 2020) groups similar patches and shrinks each
-group in a transform domain. We call the package of its authors, `bm3d`, with its standard profile. Its licence is not
-ours: it and the `bm4d` that it needs are free for non-commercial use only, so they belong to the optional extra
-``gnclib[compare]``, and nothing else in this project uses them.
+*Methods.* :func:`methods` names them all: those of :mod:`gnclib.studies.classical` and our schemes. Their settings, the
+SHA-256 of trained weights above all, tell which results are out of date.
 
-*TV* (Rudin, Osher & Fatemi 1992) is the one-parameter energy
+*Time.* Seconds of each call are kept, but they tell little about a machine that others use, too. :func:`timing` takes a
+few images and, for each of them, runs all methods in turn, in one process with one thread and kept on one core where
+the system allows it. It records processor time (`time.process_time`, which sums over all threads of the process) beside
+the wall clock; ratios to BM3D are taken within such a run only. Torch and BM3D get one thread by their own settings;
+the libraries under numpy and scipy do as the variable OMP_NUM_THREADS says, which must be set before they are loaded.
 
-    x = argmin  1/2 ||x - y||^2 + w sum_pixels |grad x|,      grad: forward differences, |.|: Euclidean norm,
-
-solved in its dual by Chambolle's projection (scikit-image). The weight w is the one number in it: :func:`tune_tv`
-finds, for a noise level, the w of the best mean PSNR on training images.
-
-*Biharmonic inpainting* (scikit-image) solves Laplace(Laplace x) = 0 at the missing pixels with the known ones fixed. As
-the library does it, the result is clipped to the range of the known pixels; nothing else here is clipped.
-
-What was not measured here is in :data:`CITED`, with its source, and is never mixed with results.
+What was not measured here is in :data:`CITED`, with its source.
 """
 
 from __future__ import annotations
 
-import math
-from collections.abc import Iterable, Mapping
+import os
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass
-from types import ModuleType
-from typing import Any
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from gnclib.checks import as_images
-from gnclib.images.data import add_noise, middle, refuse_validation
-from gnclib.images.metrics import psnr
+from gnclib.foe import WEIGHTS
+from gnclib.images import data
+from gnclib.io import sha256
+from gnclib.io.table import Content, Form, Job, Row, Table, read_table, rounded
+from gnclib.restore import Denoising, Inpainting, Task, schemes
+from gnclib.studies import classical
+from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown, solved
 
-__all__ = ["CITED", "Cited", "biharmonic", "bm3d", "bm3d_package", "psnr_by_image", "table", "tune_tv", "tv"]
+__all__ = [
+    "CITED",
+    "SHIPPED",
+    "TASKS",
+    "Cited",
+    "compare",
+    "load",
+    "methods",
+    "psnr_by_image",
+    "table",
+    "timing",
+]
 
-#: side of the square in the middle of each image on which the weight of TV is tuned
-CROP = 160
-
-
-# the methods -------------------------------------------------------------------------------------------------------
-
-
-def _array(y: Tensor) -> np.ndarray:
-    """(1, 1, H, W) -> (H, W) in float64."""
-    if as_images(y).shape[0] != 1:
-        raise ValueError(f"one image (1, 1, H, W) at a time, got {y.shape[0]} of them")
-    return y[0, 0].detach().double().cpu().numpy()
-
-
-def _like(result: np.ndarray, y: Tensor) -> Tensor:
-    return torch.from_numpy(np.ascontiguousarray(result)).to(y)[None, None]
-
-
-def _positive(name: str, value: float) -> float:
-    if not (math.isfinite(value) and value > 0):
-        raise ValueError(f"{name} must be a finite number > 0, got {value}")
-    return float(value)
-
-
-def bm3d_package() -> ModuleType:
-    """The package bm3d. Raises ImportError, saying what to do, if it cannot be loaded."""
-    try:
-        import bm3d
-    except (ImportError, OSError) as error:  # OSError: its binary is for other machines
-        raise ImportError(
-            f"BM3D needs the package bm3d, which cannot be loaded ({error}). It is free for non-commercial use only and"
-            " not installed with gnclib by default: pip install 'gnclib[compare]', or choose other methods"
-        ) from error
-    return bm3d
+#: the results that come with the package
+SHIPPED = Path(__file__).with_name("field.json")
+#: what is compared by default, the most telling first
+TASKS = (Task("denoise", 25), Task("inpaint", 0.8), Task("denoise", 15), Task("denoise", 50))
+#: the task on which BM3D is the unit of time
+REFERENCE = Task("denoise", 25)
+PRIORS = ("R1", "R2", "R3")
+#: every so many-th training image is used to tune TV
+TUNING_STEP = 20
 
 
-def bm3d(y: Tensor, sigma: float) -> Tensor:
-    """BM3D of a noisy image, standard profile ("np"), both stages, in one thread (and so the same each time).
+class Tuning(Row):
+    """The weight of TV for a denoising task, its mean PSNR in dB on the training images, and which these are."""
 
-    y: (1, 1, H, W), not clipped; sigma: noise standard deviation in grey values (25 / 255). Returns the same shape.
-    Raises ValueError for bad input and ImportError if the package is not installed.
+    by: ClassVar[tuple[str, ...]] = ("task",)
+    task: str
+    weight: float
+    psnr: float
+    images: int
+    on: list[str]
+
+
+class Timing(Row):
+    """Seconds of the processor and of the clock that a method took for each image, in one run of :func:`timing`."""
+
+    by: ClassVar[tuple[str, ...]] = ("run",)
+    key: ClassVar[tuple[str, ...]] = ("task", "method")
+    run: int
+    task: str
+    method: str
+    cpu: list[rounded(4)]
+    wall: list[rounded(4)]
+    evaluations: int | None
+
+
+FORM = Form("file of comparisons", Images, {"results": Quality, "tv": Tuning, "timing": Timing})
+
+
+def load(path: str | Path = SHIPPED) -> Content:
+    """The tables "results", "tv" and "timing" of a file; raises as :func:`gnclib.io.table.read_table`."""
+    content = read_table(path, FORM)
+    for run in {row.run for row in content.rows["timing"]}:
+        if not _unit(content, run) > 0:
+            raise ValueError(f"{path} is no {FORM.kind}: timing {run} lacks the time of BM3D")
+    return content
+
+
+def _unit(content: Content, run: int) -> float:
+    """The seconds of BM3D in a timing."""
+    rows = [row for row in content.rows["timing"] if (row.run, row.method) == (run, "BM3D")]
+    return sum(sum(row.cpu) for row in rows if row.task == row.settings.get("reference"))
+
+
+def _opened(path: str | Path, name: str) -> Table:
+    return Table(path, FORM, Images(set=name), packages=PACKAGES)
+
+
+# methods -------------------------------------------------------------------------------------------------------------
+
+
+def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], Method]]:
+    """All that can be run on a task: name -> what makes it, which loads what it needs; TV needs its weight.
+
+    Learned and fine-tuned schedules are among them where the package has them.
     """
-    noisy, sigma = _array(y), _positive("sigma", sigma)
-    package = bm3d_package()
-    profile = package.BM3DProfile()
-    profile.num_threads = 1  # its default, 0, takes all cores
-    return _like(package.bm3d(noisy, sigma, profile), y)
+    if task.kind == "denoise":
+        found = {"BM3D": partial(_bm3d, task), "TV": partial(_tv, weight)}
+    else:
+        found = {"biharmonic": _biharmonic}
+    for prior in PRIORS:
+        for scheme in schemes.SCHEMES:
+            folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
+            if (scheme == "mmse" and task.kind != "denoise") or (
+                folder and not (WEIGHTS / folder / "schedule.json").is_file()
+            ):
+                continue
+            found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)
+    return found
 
 
-def tv(y: Tensor, weight: float, accuracy: float = 1e-6) -> Tensor:
-    """argmin_x 1/2 ||x - y||^2 + weight sum |grad x|, up to a relative change of the energy of ``accuracy``.
+def _bm3d(task: Task) -> Method:
+    return Method("BM3D", lambda measured: (classical.bm3d(measured.y, task.sigma), None), {"profile": "np"})
 
-    y: (1, 1, H, W), not clipped; weight in grey values. Returns the same shape. Raises ValueError for bad input.
+
+def _tv(weight: float | None) -> Method:
+    if weight is None:
+        raise ValueError("TV needs its weight for this noise level: tune it first")
+    return Method("TV", lambda measured: (classical.tv(measured.y, weight), None), {"weight": weight}, 1)
+
+
+def _biharmonic() -> Method:
+    return Method("biharmonic", lambda measured: (classical.biharmonic(measured.y, measured.mask), None), {})
+
+
+def _ours(prior: str, name: str, task: Task) -> Method:
+    scheme = schemes.load(name, prior, task)
+    folder = WEIGHTS / {"finetuned": f"{prior}-finetuned-{task}"}.get(name, prior)
+    settings = {"weights": sha256(folder / "model.safetensors")}
+    parameters = sum(p.numel() for p in scheme.prior.parameters())
+    if scheme.schedule is not None:
+        t, eta = scheme.schedule.t, scheme.schedule.eta
+        if scheme.schedule.x_0 != "start":
+            settings["x_0"] = scheme.schedule.x_0
+        parameters += 2 * scheme.steps
+    elif name == "gnc":
+        t, eta = schemes.predefined(scheme.prior, task, scheme.steps)
+    else:
+        t = eta = None
+        settings["steps"] = scheme.steps
+    if t is not None:
+        settings |= {
+            key: [float(f"{v:.6g}") for v in column.tolist()] for key, column in (("t", t), ("eta", eta))
+        }
+
+    def solve(measured: Denoising | Inpainting) -> tuple[Tensor, int]:
+        *_, state = scheme.states(measured)
+        return state.x, scheme.evaluations
+
+    return Method(f"{prior} {name}", solve, settings, parameters)
+
+
+def _offered(tasks: Iterable[Task], only: Collection[str]) -> list[tuple[Task, str]]:
+    """The methods for each task, by name; all of them where ``only`` is empty. ValueError for one that no task has."""
+    offered = {task: list(methods(task)) for task in tasks}
+    names = list(dict.fromkeys(name for found in offered.values() for name in found))
+    for name in only:
+        if name not in names:
+            raise ValueError(
+                f"there is no method {name!r} for these problems: choose one of {', '.join(names)}"
+            )
+    return [(task, name) for task, found in offered.items() for name in found if name in only or not only]
+
+
+# runs ----------------------------------------------------------------------------------------------------------------
+
+
+def _tuning(task: Task) -> dict[str, Any]:
+    """The columns of a :class:`Tuning`: those of the shipped file, or tuned on every 20th training image."""
+    for row in load().rows["tv"]:
+        if row.task == str(task):
+            return {column: getattr(row, column) for column in Tuning.columns()}
+    images = dict(list(data.training_images().items())[::TUNING_STEP])
+    return classical.tune_tv(images, task.sigma) | {"on": sorted(images)}
+
+
+def _made(file: Table, offered: Iterable[tuple[Task, str]]) -> list[tuple[Task, Method]]:
+    """The methods, ready to run; TV with its weight, which is recorded in the file."""
+    found = []
+    for task, name in offered:
+        weight = None
+        if name == "TV":
+            for _ in file.fill("tv", [Job({"task": str(task)}, {}, partial(_tuning, task))]):
+                pass
+            (weight,) = (row.weight for row in file.read().rows["tv"] if row.task == str(task))
+        found.append((task, methods(task, weight)[name]()))
+    return found
+
+
+def compare(
+    path: str | Path,
+    images: Mapping[str, Tensor],
+    name: str,
+    tasks: Iterable[Task] = TASKS,
+    only: Collection[str] = (),
+) -> Iterator[Quality]:
+    """Run what is missing in the file: task by task, image by image, method by method; yield rows as they are added.
+
+    Parameters
+    ----------
+    path
+        The result file; made where it is missing.
+    images
+        Name -> (1, 1, H, W) in [0, 1]; image k is measured with seed k.
+    name
+        Of the set of images, which the file must be about.
+    tasks, only
+        Which problems, and which methods (all).
+
+    Raises
+    ------
+    ValueError
+        No images, a file that is none or is about other images, an unknown method.
     """
-    from skimage.restoration import denoise_tv_chambolle
-
-    noisy, weight = _array(y), _positive("weight", weight)
-    return _like(denoise_tv_chambolle(noisy, weight=weight, eps=accuracy, max_num_iter=2000), y)
-
-
-def biharmonic(y: Tensor, mask: Tensor) -> Tensor:
-    """The biharmonic interpolation of the known pixels, clipped to their range; known pixels stay as they are.
-
-    y: (1, 1, H, W), looked at under the mask only; mask: boolean, shaped like y, True = known.
-    Raises ValueError for bad input, also if no pixel is known.
-    """
-    from skimage.restoration import inpaint_biharmonic
-
-    known = _array(y)
-    if mask.shape != y.shape or mask.dtype != torch.bool:
-        raise ValueError(f"the mask must be boolean and shaped like y, got {mask.dtype} {tuple(mask.shape)}")
-    missing = ~mask[0, 0].cpu().numpy()
-    if missing.all():
-        raise ValueError("no pixel is known: there is nothing to interpolate")
-    if not missing.any():
-        return y.clone()
-    return _like(inpaint_biharmonic(np.where(missing, 0.0, known), missing), y)
-
-
-def tune_tv(images: Mapping[str, Tensor], sigma: float) -> dict[str, Any]:
-    """The weight of TV with the best mean PSNR on training images, found by Brent's method on log(weight / sigma).
-
-    The middle 160 x 160 pixels of each image, noise of image k with seed k. weight / sigma is sought in [0.1, 10].
-
-    Args:
-        images: id -> (1, 1, H, W) in [0, 1]; none of val of BSDS500, of which BSDS68 is a part.
-        sigma: noise standard deviation in grey values.
-
-    Returns:
-        JSON data: "weight" (four digits), "psnr" (its mean in dB), "images" (how many).
-
-    Raises:
-        ValueError: no images, or some that must not be trained on; or sigma <= 0.
-    """
-    from scipy.optimize import minimize_scalar
-
-    refuse_validation(images)
     if not images:
-        raise ValueError("there are no images to tune the weight of TV on")
-    _positive("sigma", sigma)
-    clean = [middle(x, CROP) for x in images.values()]
-    noisy = [add_noise(x, sigma, k) for k, x in enumerate(clean)]
-
-    def quality(weight: float) -> float:
-        return float(np.mean([psnr(tv(y, weight), x).item() for x, y in zip(clean, noisy, strict=True)]))
-
-    found = minimize_scalar(
-        lambda u: -quality(sigma * math.exp(u)), bounds=(-math.log(10), math.log(10)), method="bounded",
-        options={"xatol": 0.01},
-    )  # fmt: skip
-    weight = float(f"{sigma * math.exp(found.x):.4g}")
-    return {"weight": weight, "psnr": round(quality(weight), 4), "images": len(clean)}
+        raise ValueError("there are no images to compare on")
+    file, tasks = _opened(path, name), list(tasks)
+    made = _made(file, _offered(tasks, only))
+    for task in tasks:
+        yield from file.fill("results", jobs(task, [method for t, method in made if t == task], images))
 
 
-# numbers of others -------------------------------------------------------------------------------------------------
+def timing(
+    path: str | Path,
+    images: Mapping[str, Tensor],
+    name: str,
+    tasks: Iterable[Task] = TASKS[:2],
+    only: Collection[str] = (),
+) -> list[Timing]:
+    """Time methods in turns on a few images and add the run to the file.
+
+    BM3D at sigma = 25 is always among them. Each method runs once on a small crop before, so that nothing is loaded or
+    compiled while it is timed. Parameters and errors as for :func:`compare`.
+    """
+    if not images:
+        raise ValueError("there are no images to time on")
+    file = _opened(path, name)
+    run = 1 + max((row.run for row in file.read().rows["timing"]), default=0)
+    tasks = [REFERENCE, *(task for task in tasks if task != REFERENCE)]
+    made = _made(file, _offered(tasks, {*only, "BM3D"} if only else ()))
+    spent: list[list[dict]] = [[] for _ in made]
+    with _one_core():
+        small = next(iter(images.values()))[..., :64, :64]
+        for k, x in enumerate([small, *images.values()], -1):
+            for (task, method), rows in zip(made, spent, strict=True):
+                measured = task.measure(x, torch.Generator().manual_seed(max(k, 0)))
+                rows.append(solved(method, measured)[1])
+    settings, found = {"reference": str(REFERENCE), "images": list(images)}, []
+    for (task, method), (_, *values) in zip(made, spent, strict=True):  # the small one was to warm up
+        columns = {column: [value[column] for value in values] for column in ("cpu", "wall")}
+        columns["evaluations"] = values[0]["evaluations"]
+        given = {"run": run, "task": str(task), "method": method.name}
+        found.append((Job(given, settings, dict), columns))
+    return file.add("timing", *found)
+
+
+@contextmanager
+def _one_core() -> Iterator[None]:
+    """This process stays on one core, where the system can do that."""
+    if not hasattr(os, "sched_setaffinity"):
+        yield
+        return
+    allowed = os.sched_getaffinity(0)
+    os.sched_setaffinity(0, {max(allowed)})
+    try:
+        yield
+    finally:
+        os.sched_setaffinity(0, allowed)
+
+
+# the table -----------------------------------------------------------------------------------------------------------
 
 
 @dataclass(frozen=True)
@@ -178,56 +315,57 @@ CITED = (
 )  # fmt: skip
 
 
-# the table ---------------------------------------------------------------------------------------------------------
-
-
-def table(content: Mapping[str, Any]) -> str:
+def table(content: Content) -> str:
     """The comparison as markdown: what was measured, and apart from it what is cited.
 
-    content: of a result file, as `gnclib.studies.field_run.load` returns it. A cell is "PSNR in dB (SSIM)",
-    the mean over the
-    images of that method; "-" was not measured. Relative times are processor time over that of BM3D on the same images
-    in the same run. Returns text without a final newline. Raises ValueError if there is no result in it.
+    A cell is "PSNR in dB (SSIM)", the mean over the images of that method; "-" was not measured. Relative times are
+    processor time over that of BM3D on the same images in the same run.
+
+    Raises
+    ------
+    ValueError
+        There is no result in it.
     """
-    means, parameters = _means(content)
-    if not means:
+    found: dict[str, dict[str, list[Quality]]] = {}
+    for row in content.rows["results"]:
+        found.setdefault(row.method, {}).setdefault(row.task, []).append(row)
+    if not found:
         raise ValueError("there are no results to make a table of")
-    tasks = sorted({task for row in means.values() for task in row}, key=_task_order)
+    tasks = sorted({task for of_task in found.values() for task in of_task}, key=_task_order)
     times = _relative_times(content)
-    timed = sorted({task for row in times.values() for task in row}, key=_task_order)
-    head = [
-        "method",
-        "parameters",
-        *map(_title, tasks),
-        *(f"time, {_title(task)}" for task in timed),
-        "images",
-    ]
-    lines = [_row(head), _row(["---"] * len(head))]
-    for method, row in means.items():
-        cells = [f"{row[task][0]:.2f} ({row[task][1]:.3f})" if task in row else "-" for task in tasks]
+    timed = sorted({task for of_task in times.values() for task in of_task}, key=_task_order)
+    head = ["method", "parameters", *map(_title, tasks), *(f"time, {_title(t)}" for t in timed), "images"]
+    rows = []
+    for method, of_task in found.items():
+        counts = {row.settings["parameters"] for rows in of_task.values() for row in rows}
+        parameters = " / ".join(sorted("-" if n is None else f"{n:,}" for n in counts))
+        cells = [_cell(of_task.get(task)) for task in tasks]
         shares = [f"{times[method][task]:.3g}" if task in times.get(method, {}) else "-" for task in timed]
-        counts = sorted({count for _, _, count in row.values()}, reverse=True)
-        lines.append(_row([method, parameters[method], *cells, *shares, " / ".join(map(str, counts))]))
+        images = " / ".join(map(str, sorted({len(rows) for rows in of_task.values()}, reverse=True)))
+        rows.append([method, parameters, *cells, *shares, images])
     spent = "; time: processor time relative to BM3D in the same run, one thread"
-    lines += [
+    lines = [
+        markdown(head, rows),
         "",
-        f"Measured here on {content['set']}: PSNR in dB (SSIM), means over the images, nothing clipped, noise or mask"
-        f" of image k with seed k{spent if timed else ''}.",
+        f"Measured here on {content.about.set}: PSNR in dB (SSIM), means over the images, nothing clipped, noise or"
+        f" mask of image k with seed k{spent if timed else ''}.",
         "",
         "Cited, not measured here:",
         "",
     ]
     levels = sorted({level for cited in CITED for level in cited.psnr})
     head = ["method", "parameters", *(_title(f"denoise-{level}") for level in levels), "source"]
-    lines += [_row(head), _row(["---"] * len(head))]
+    rows = []
     for cited in CITED:
         cells = [f"{cited.psnr[level]:.2f}" if level in cited.psnr else "-" for level in levels]
-        lines.append(_row([cited.method, cited.parameters, *cells, cited.source]))
-    return "\n".join(lines)
+        rows.append([cited.method, cited.parameters, *cells, cited.source])
+    return "\n".join([*lines, markdown(head, rows)])
 
 
-def _row(cells: Iterable[str]) -> str:
-    return "| " + " | ".join(cells) + " |"
+def _cell(rows: list[Quality] | None) -> str:
+    if not rows:
+        return "-"
+    return f"{np.mean([row.psnr for row in rows]):.2f} ({np.mean([row.ssim for row in rows]):.3f})"
 
 
 def _title(task: str) -> str:
@@ -240,52 +378,30 @@ def _task_order(task: str) -> tuple[str, float]:
     return kind, float(level)
 
 
-def psnr_by_image(content: Mapping[str, Any], method: str, task: str) -> dict[str, float]:
-    """PSNR in dB of every image, by its name, of a method ("R3 learned") at a task ("denoise-25").
-
-    content: of a result file. Raises ValueError if it holds no result of this method at this task.
-    """
-    column = content["columns"].index("psnr")
-    found = {}
-    for entry in content["results"]:
-        if (entry["method"], entry["task"]) == (method, task):
-            found |= {image: values[column] for image, values in entry["images"].items()}
-    if not found:
-        raise ValueError(f"there is no result of {method!r} at {task!r} yet: run 'gnc compare'")
-    return found
-
-
-def _means(content: Mapping[str, Any]) -> tuple[dict, dict[str, str]]:
-    """method -> task -> (PSNR, SSIM, number of images), and the parameters of each method in words."""
-    rows: dict[str, dict[str, dict]] = {}
-    parameters: dict[str, set[str]] = {}
-    for entry in content["results"]:
-        rows.setdefault(entry["method"], {}).setdefault(entry["task"], {}).update(entry["images"])
-        count = entry["parameters"]
-        parameters.setdefault(entry["method"], set()).add("-" if count is None else f"{count:,}")
-    columns = [content["columns"].index(name) for name in ("psnr", "ssim")]
-    means = {
-        method: {
-            task: (*np.mean([[v[c] for c in columns] for v in images.values()], axis=0), len(images))
-            for task, images in row.items()
-        }
-        for method, row in rows.items()
-    }
-    return means, {method: " / ".join(sorted(found)) for method, found in parameters.items()}
-
-
-def _relative_times(content: Mapping[str, Any]) -> dict[str, dict[str, float]]:
+def _relative_times(content: Content) -> dict[str, dict[str, float]]:
     """method -> task -> processor time over that of BM3D, from the last run that timed it.
 
     A time is left out where its method takes another number of gradients by now.
     """
-    last = content["columns"].index("evaluations")
-    taken = {(e["method"], e["task"]): {v[last] for v in e["images"].values()} for e in content["results"]}
+    taken: dict[tuple[str, str], set] = {}
+    for row in content.rows["results"]:
+        taken.setdefault((row.method, row.task), set()).add(row.evaluations)
     found: dict[str, dict[str, float]] = {}
-    for run in content["timing"]:
-        reference = sum(run["cpu"][run["reference"]]["BM3D"])
-        for task, methods in run["cpu"].items():
-            for method, seconds in methods.items():
-                if taken.get((method, task)) == {run["evaluations"][task][method]}:
-                    found.setdefault(method, {})[task] = sum(seconds) / reference
+    for row in sorted(content.rows["timing"], key=lambda row: row.run):
+        if taken.get((row.method, row.task)) == {row.evaluations}:
+            found.setdefault(row.method, {})[row.task] = sum(row.cpu) / _unit(content, row.run)
     return found
+
+
+def psnr_by_image(content: Content, method: str, task: str) -> dict[str, float]:
+    """PSNR in dB of every image, by its name, of a method ("R3 learned") at a task ("denoise-25").
+
+    Raises
+    ------
+    ValueError
+        There is no result of this method at this task.
+    """
+    rows = [row for row in content.rows["results"] if (row.method, row.task) == (method, task)]
+    if not rows:
+        raise ValueError(f"there is no result of {method!r} at {task!r} yet: run 'gnc compare'")
+    return {row.image: row.psnr for row in rows}

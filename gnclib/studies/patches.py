@@ -1,45 +1,70 @@
-"""Corollary 2.3 on photographs: thresholds of the empirical measure of their patches, as a small file of results.
+"""Corollary 2.3 on photographs: thresholds of the empirical measure of their patches.
 
-``gnc patches`` computes the bounds of :mod:`gnclib.gmm.bounds` for s x s patches of the training images of
-BSDS500 (never val) and writes them with their provenance; notebook 09 draws the file that comes with the package.
+``gnc patches`` computes the bounds of :mod:`gnclib.gmm.bounds` for s x s patches of the training images of BSDS500
+(never val); notebook 09 draws the file that comes with the package.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
 from gnclib.gmm import bounds as empirical_bounds
-from gnclib.io.files import dumps, write_text
-from gnclib.io.reading import read_json
+from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table
+from gnclib.studies.comparison import PACKAGES
 
-__all__ = ["SHIPPED", "SIZES", "bounds", "compute", "draw", "load"]
+__all__ = ["SHIPPED", "SIZES", "Bounds", "bounds", "compute", "draw", "load"]
 
 SHIPPED = Path(__file__).with_name("patches.json")
-#: what a result file holds
-_SHAPE = {
-    "settings": {"set": str, "images": int, "per_image": int, "seed": int},
-    "sizes": {
-        str: {
-            **{"patches": int, "theorem": float, "popoviciu": float, "cube": float, "cube_point": [float]},
-            **{"edge": (float, None), "edge_margin": (float, None), "edge_patches": ([[float]], None)},
-            "made": dict,
-        }
-    },
-}
 SIZES = (3, 4, 5, 6, 7, 8)
 
 
-def draw(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> Tensor:
-    """Distinct random patches of the images, at most len(images) * per_image: (N, size^2), float64, in [0, 1].
+class About(Record):
+    """The set of images and how many they are, how many patches are drawn from each, and the seed."""
 
-    Raises:
-        ValueError: an image smaller than the patch, or no patches wanted.
+    set: str
+    images: int
+    per_image: int
+    seed: int
+
+
+class Bounds(Row):
+    """The bounds for patches of size x size pixels, see :func:`bounds`, and the seconds of the processor they took."""
+
+    key: ClassVar[tuple[str, ...]] = ("size",)
+    size: int
+    patches: int
+    theorem: float
+    popoviciu: float
+    edge: float | None
+    edge_margin: float | None
+    edge_patches: list[list[float]] | None
+    cube: float
+    cube_point: list[float]
+    cpu_seconds: float
+
+
+FORM = Form("result file of 'gnc patches'", About, {"sizes": Bounds})
+
+
+def draw(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> Tensor:
+    """Distinct random patches of the images, at most len(images) * per_image.
+
+    Returns
+    -------
+    Tensor
+        (N, size^2), float64, in [0, 1].
+
+    Raises
+    ------
+    ValueError
+        An image smaller than the patch, or no patches wanted.
     """
     if size < 1 or per_image < 1:
         raise ValueError(f"size and per_image must be at least 1, got {size} and {per_image}")
@@ -57,8 +82,12 @@ def draw(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> 
 def bounds(points: Tensor, seed: int) -> dict[str, Any]:
     """The bounds of one set of patches (N, d), as standard deviations in units of the grey range [0, 1].
 
-    ``theorem``: corollary 2.3 on the hull. ``popoviciu``: on R^d. ``edge``: not convex on R^d below it, with the length
-    and margin of the edge (None if none was found). ``cube``: not convex on [0, 1]^d at it, found by search.
+    Returns
+    -------
+    dict
+        "patches": N. "theorem": corollary 2.3 on the hull. "popoviciu": on R^d. "edge": not convex on R^d below it,
+        with the two ends and the margin of the edge (None if none was found). "cube", "cube_point": not convex at
+        this level at this point of [0, 1]^d, found by search.
     """
     contrast = (points - points.mean(1, keepdim=True)).norm(dim=1)
     edge = empirical_bounds.longest_edge(points, contrast.argsort(descending=True)[:400])
@@ -76,37 +105,25 @@ def bounds(points: Tensor, seed: int) -> dict[str, Any]:
     }
 
 
+def _timed(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> dict[str, Any]:
+    began = time.process_time()
+    found = bounds(draw(images, size, per_image, seed), seed)
+    return found | {"cpu_seconds": round(time.process_time() - began, 1)}
+
+
 def compute(
-    images: Mapping[str, Tensor], name: str, per_image: int, seed: int, path: Path, about: Mapping[str, Any]
-):
-    """Compute what is missing in the file, one patch size after the other; yields (size, result) as they are written.
+    images: Mapping[str, Tensor], name: str, per_image: int, seed: int, path: str | Path
+) -> Iterator[Bounds]:
+    """Compute what is missing in the file, one patch size after the other; yield rows as they are added.
 
-    Raises:
-        ValueError: the file was made with other settings.
+    `per_image` patches of each of the photographs (1, 1, H, W); the seed is that of these and of the search. Raises
+    ValueError if the file was made with other settings.
     """
-    settings = {"set": name, "images": len(images), "per_image": per_image, "seed": seed}
-    content = load(path) if path.exists() else {"settings": settings, "sizes": {}}
-    if content["settings"] != settings:
-        raise ValueError(f"{path} was made with {content['settings']}, not {settings}: choose another file")
-    for size in SIZES:
-        if str(size) not in content["sizes"]:
-            began = time.process_time()
-            result = bounds(draw(images, size, per_image, seed), seed)
-            result["made"] = {**about, "cpu_seconds": round(time.process_time() - began, 1)}
-            content["sizes"][str(size)] = result
-            write_text(path, dumps(content))
-            yield size, result
+    about = About(set=name, images=len(images), per_image=per_image, seed=seed)
+    wanted = [Job({"size": size}, {}, partial(_timed, images, size, per_image, seed)) for size in SIZES]
+    yield from Table(path, FORM, about, packages=PACKAGES).fill("sizes", wanted)
 
 
-def load(path: Path = SHIPPED) -> dict[str, Any]:
-    """The results in a file: {"settings": ..., "sizes": {"3": bounds(...) and "made", ...}}.
-
-    Raises:
-        ValueError: no file of this kind.
-    """
-    content = read_json(path, "result file of 'gnc patches'", _SHAPE)
-    if wrong := [size for size in content["sizes"] if not (size.isdecimal() and len(size) < 4)]:
-        raise ValueError(
-            f"{path} is no result file of 'gnc patches': {wrong[0][:40]!r} is no size of a patch"
-        )
-    return content
+def load(path: str | Path = SHIPPED) -> Content:
+    """The table "sizes" of a file; raises as :func:`gnclib.io.table.read_table`."""
+    return read_table(path, FORM)

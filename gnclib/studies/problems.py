@@ -1,34 +1,40 @@
 r"""More inverse problems on the same priors: deblurring, super-resolution, compressed sensing, few-view tomography.
 
-The measurement is y = A x + sigma z with a linear operator A (:mod:`gnclib.restore.linear`), the
-reconstruction a minimiser of
+The measurement is y = A x + sigma z with a linear operator A (:mod:`gnclib.restore.linear`), the reconstruction a
+minimiser of
 
     D(x) + R(x, t_I),        D(x) = ||A x - y||^2 / (2 sigma^2),
 
-or with TV in the place of the energy. The prior has never seen A: R_1 of the package does all of it. Each problem is
-solved by
+or with TV in the place of the energy. The prior has never seen A. Each problem is solved by
 
-    least squares   a little regularised, where all the others start
-    (:meth:`gnclib.restore.linear.LinearMeasurement.start`)
+    least squares   a little regularised; all others start from it (``LinearMeasurement.start``)
     TV              min D(x) + w TV(x), by the alternating direction method of multipliers (:func:`total_variation`)
     fixed           proximal gradient on D + R(., t) at one t, with step t: the same solver without GNC
     gnc             eq. (9) of Kobler & Pock 2023 along t_1 > ... > t_I, logarithmic, eta_i = t_i
 
 What is tuned (w; t; t_1 and t_I) is tuned by one rule for all of them: the best mean PSNR over a grid on training
-images, see :func:`grid`.
+images, see :func:`grid`. The file keeps the whole grid with its PSNR, so that a reader sees how much the choice
+matters. The prior is a method's first word: "R1 gnc", "R3 gnc"; "least squares" and "TV" have none. A tuning made with
+other weights is made again.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from pathlib import Path
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
 
-from gnclib.restore.flow import Prior, State, gnc_flow, proximal_gradient
+from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.images import data, psnr
+from gnclib.io import sha256
+from gnclib.io.table import Content, Form, Job, Row, Table, read_table, rounded
+from gnclib.restore import State, gnc_flow, last, log_schedule, proximal_gradient
+from gnclib.restore.flow import Prior
 from gnclib.restore.linear import (
     Blur,
     LinearMeasurement,
@@ -38,33 +44,50 @@ from gnclib.restore.linear import (
     SampledTransform,
     gaussian_kernel,
 )
-from gnclib.restore.schedules import log_schedule
-from gnclib.studies import field
+from gnclib.studies import classical
+from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
 
-__all__ = ["METHODS", "PROBLEMS", "SIDE", "Problem", "grid", "solve", "total_variation"]
+__all__ = [
+    "METHODS", "NAMES", "PROBLEMS", "SHIPPED", "Problem", "grid", "images", "load", "method", "restore", "solve",
+    "table", "total_variation", "tune",
+]  # fmt: skip
 
-#: side in pixels of the square in the middle of an image that is measured
-SIDE = 192
+#: the results that come with the package
+SHIPPED = Path(__file__).with_name("problems.json")
+#: the images: the middle of the first COUNT of BSDS68, squares of so many pixels
+COUNT, SIDE = 12, 192
+#: the images to tune on: every so many-th training image, squares of so many pixels
+TUNING_STEP, TUNING_SIDE = 67, 96
 #: gradients of the energy that "gnc" and "fixed" take, and "fixed long"
 STEPS, LONG = 30, 150
 #: the values of t, t_1 and t_I among which is chosen, where the prior allows them
 TIMES = (1e-4, 3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
 FIRST_TIMES = (3e-2, 1e-1, 3e-1, 1.0)
 #: the values of sigma^2 w, the weight of TV beside ||A x - y||^2 / 2, relative to sigma
-WEIGHTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
+TV_WEIGHTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 #: relative residual of the conjugate gradients within a proximal map
 ACCURACY = 1e-3
 METHODS = ("least squares", "TV", "fixed", "fixed long", "gnc")
+#: the methods with their priors
+NAMES = (
+    "least squares",
+    "TV",
+    *(f"{prior} {m}" for prior in ("R1", "R3") for m in METHODS if m not in ("least squares", "TV")),
+)
 
 
 @dataclass(frozen=True)
 class Problem:
     """A linear inverse problem.
 
-    Attributes:
-        name: short, as in files and on the command line; title: in words.
-        operator: (size, generator) -> A for images of that size.
-        sigma: standard deviation of the noise, in the units of the measurement.
+    Attributes
+    ----------
+    name, title
+        Short, as in files and on the command line; and in words.
+    operator
+        (size, generator) -> A for images of that size.
+    sigma
+        Standard deviation of the noise, in the units of the measurement.
     """
 
     name: str
@@ -99,16 +122,33 @@ PROBLEMS = {
 }  # fmt: skip
 
 
+# solvers -------------------------------------------------------------------------------------------------------------
+
+
 def total_variation(
     data: LinearMeasurement, weight: float, steps: int = 100, accuracy: float = 1e-5, threshold: float = 0.02
 ) -> Iterator[State]:
-    """min_x D(x) + w TV(x) by the alternating direction method of multipliers (Boyd et al. 2011), TV as in `field.tv`:
+    """The iterates of the alternating direction method of multipliers for min_x D(x) + w TV(x) (Boyd et al. 2011).
 
         x = prox_{eta D}(z - u),    z = prox_{eta w TV}(x + u),    u <- u + x - z
 
-    data: one image. weight: w > 0. accuracy: of the second proximal map (`field.tv`). threshold: eta w in grey values,
-    which sets the speed and not the limit; 100 steps come within 0.1 dB of 300 on photographs. Yields States whose x
-    is z, with ``t`` = nan.
+    Parameters
+    ----------
+    data
+        Of one image.
+    weight
+        w > 0.
+    steps
+        100 come within 0.1 dB of 300 on photographs.
+    accuracy
+        Of the second proximal map (:func:`gnclib.studies.classical.tv`).
+    threshold
+        eta w in grey values, which sets the speed and not the limit.
+
+    Yields
+    ------
+    State
+        Its x is z, its ``t`` nan.
     """
     if not 0 < weight < math.inf:
         raise ValueError(f"the weight of TV must be a finite number > 0, got {weight}")
@@ -117,7 +157,7 @@ def total_variation(
     u = torch.zeros_like(z)
     for step in range(1, steps + 1):
         x = data.prox(z - u, eta)
-        z = field.tv(x + u, eta * weight, accuracy)
+        z = classical.tv(x + u, eta * weight, accuracy)
         u = u + x - z
         yield State(step, float("nan"), z, None, data)
 
@@ -126,7 +166,7 @@ def grid(method: str, t_min: float, t_max: float) -> list[dict[str, float]]:
     """The settings among which is chosen for a method of a prior whose range of t is [t_min, t_max]."""
     ends = [t for t in TIMES if t_min <= t * (1 + 1e-6)]
     if method == "TV":
-        return [{"weight": w} for w in WEIGHTS]
+        return [{"weight": w} for w in TV_WEIGHTS]
     if method in ("fixed", "fixed long"):
         return [{"t": t} for t in ends]
     if method == "gnc":
@@ -137,11 +177,14 @@ def grid(method: str, t_min: float, t_max: float) -> list[dict[str, float]]:
 
 
 def solve(
-    method: str, data: LinearMeasurement, settings: dict[str, Any], prior: Prior | None = None
+    method: str, data: LinearMeasurement, settings: Mapping[str, Any], prior: Prior | None = None
 ) -> Iterator[State]:
-    """The States of a method of :data:`METHODS` with the settings of :func:`grid`; "least squares" is one State.
+    """The iterates of a method of :data:`METHODS` with the settings of :func:`grid`; "least squares" has one.
 
-    prior: for "fixed", "fixed long" and "gnc". Raises ValueError for an unknown method or one that lacks its prior.
+    Raises
+    ------
+    ValueError
+        An unknown method, or "fixed", "fixed long" or "gnc" without a prior.
     """
     if method not in METHODS:
         raise ValueError(f"unknown method {method!r}: choose one of {', '.join(METHODS)}")
@@ -155,3 +198,159 @@ def solve(
         ts = log_schedule(settings["t_first"], settings["t_last"], STEPS)
         return gnc_flow(prior, ts, data)
     return proximal_gradient(prior, settings["t"], data, steps=STEPS if method == "fixed" else LONG)
+
+
+# the file ------------------------------------------------------------------------------------------------------------
+
+
+class Tuning(Row):
+    """The settings chosen for a method; all that were tried, with the mean PSNR in dB of each; the training images."""
+
+    by: ClassVar[tuple[str, ...]] = ("task", "method")
+    task: str
+    method: str
+    best: dict[str, float]
+    grid: list[dict[str, float]]
+    psnr: list[rounded(3)]
+    on: list[str]
+
+
+FORM = Form("file of inverse problems", Images, {"results": Quality, "tuned": Tuning})
+
+
+def load(path: str | Path = SHIPPED) -> Content:
+    """The tables "results" and "tuned" of a file; raises as :func:`gnclib.io.table.read_table`."""
+    return read_table(path, FORM)
+
+
+def images() -> dict[str, Tensor]:
+    """The squares in the middle of the first 12 images of BSDS68: name -> (1, 1, 192, 192)."""
+    return {name: data.middle(x, SIDE) for name, x in list(data.bsds68().items())[:COUNT]}
+
+
+def _parts(name: str) -> tuple[str | None, str]:
+    """(prior, method) of a name of :data:`NAMES`."""
+    if name not in NAMES:
+        raise ValueError(f"unknown method {name!r}: choose one of {', '.join(NAMES)}")
+    prior, _, rest = name.partition(" ")
+    return (prior, rest) if rest in METHODS else (None, name)
+
+
+def _prior(name: str) -> tuple[FieldsOfExperts | None, dict[str, str]]:
+    """The energy of a method, and the settings that it stands for."""
+    prior, _ = _parts(name)
+    if prior is None:
+        return None, {}
+    settings = {"weights": sha256(WEIGHTS / prior / "model.safetensors")}
+    return FieldsOfExperts.from_pretrained(prior), settings
+
+
+def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, Any]:
+    """The settings of :func:`grid` with the best mean PSNR on training images, as the columns of a :class:`Tuning`.
+
+    The images (1, 1, H, W) are all of one size; image k is measured with seed k. Raises ValueError if there are none or
+    some that must not be trained on, and for an unknown method.
+    """
+    data.refuse_validation(clean)
+    if not clean:
+        raise ValueError("there are no images to tune on")
+    kind, (prior, _) = _parts(name)[1], _prior(name)
+    ends = (prior.sigma_min**2, prior.sigma_max**2) if prior else (0, 0)
+    tried = grid(kind, *ends)
+    found = [0.0] * len(tried)
+    for k, x in enumerate(clean.values()):
+        measured = problem.measure(x, torch.Generator().manual_seed(k))
+        for i, choice in enumerate(tried):
+            found[i] += psnr(last(solve(kind, measured, choice, prior)).x, x).item() / len(clean)
+    best = max(range(len(tried)), key=found.__getitem__)
+    return {"best": tried[best], "grid": tried, "psnr": found, "on": list(clean)}
+
+
+def method(name: str, best: Mapping[str, float]) -> Method:
+    """A method of :data:`NAMES` with its tuned settings."""
+    kind, (prior, settings) = _parts(name)[1], _prior(name)
+    learned = sum(p.numel() for p in prior.parameters()) if prior else 0
+
+    def restored(measured: LinearMeasurement) -> tuple[Tensor, int | None]:
+        state = last(solve(kind, measured, best, prior))
+        return state.x, state.step if prior is not None else None
+
+    return Method(name, restored, settings | dict(best), learned + len(best))
+
+
+def _tuned(file: Table, problem: Problem, name: str) -> dict[str, float]:
+    """The settings of a method, from the file, or tuned now and recorded in it."""
+
+    def compute() -> dict[str, Any]:
+        training = list(data.training_images().items())[::TUNING_STEP]
+        return tune(problem, name, {k: data.middle(x, TUNING_SIDE) for k, x in training})
+
+    given = {"task": str(problem), "method": name}
+    for _ in file.fill("tuned", [Job(given, _prior(name)[1], compute)]):
+        pass
+    (row,) = (row for row in file.read().rows["tuned"] if (row.task, row.method) == (str(problem), name))
+    return row.best
+
+
+def restore(
+    path: str | Path,
+    clean: Mapping[str, Tensor],
+    name: str,
+    problems: Iterable[str] = tuple(PROBLEMS),
+    only: Iterable[str] = (),
+) -> Iterator[Quality]:
+    """Run what is missing in the file, tuning first; yield rows as they are added.
+
+    Parameters
+    ----------
+    path
+        The result file; made where it is missing.
+    clean
+        Name -> (1, 1, H, W) in [0, 1]; image k is measured with seed k.
+    name
+        Of the set of images, which the file must be about.
+    problems, only
+        Which problems, and which methods (all).
+
+    Raises
+    ------
+    ValueError
+        No images, an unknown problem or method, a file that is none or is about other images.
+    """
+    problems, names = list(problems), list(only) or list(NAMES)
+    for wanted in names:
+        _parts(wanted)
+    for problem in problems:
+        if problem not in PROBLEMS:
+            raise ValueError(f"unknown problem {problem!r}: choose one of {', '.join(PROBLEMS)}")
+    if not clean:
+        raise ValueError("there are no images to restore")
+    file = Table(path, FORM, Images(set=name), packages=PACKAGES)
+    for problem in (PROBLEMS[p] for p in problems):
+        for wanted in names:
+            made = method(wanted, _tuned(file, problem, wanted))
+            yield from file.fill("results", jobs(problem, [made], clean))
+
+
+def table(content: Content) -> str:
+    """Mean PSNR in dB by method and problem as markdown, with the number of gradients; "-" was not measured.
+
+    Raises
+    ------
+    ValueError
+        There is no result in it.
+    """
+    cells: dict[tuple[str, str], list[Quality]] = {}
+    for row in content.rows["results"]:
+        cells.setdefault((row.method, row.task), []).append(row)
+    if not cells:
+        raise ValueError("there are no results to make a table of")
+    tasks = [task for task in PROBLEMS if any(t == task for _, t in cells)]
+    lines = []
+    for name in (n for n in NAMES if any(m == n for m, _ in cells)):
+        found = [cells.get((name, task), []) for task in tasks]
+        steps = {row.evaluations for rows in found for row in rows}
+        count = ", ".join("-" if s is None else str(s) for s in sorted(steps, key=str))
+        means = [f"{sum(row.psnr for row in rows) / len(rows):.2f}" if rows else "-" for rows in found]
+        lines.append([name, count, *means])
+    return markdown(["method", "gradients", *(PROBLEMS[task].title for task in tasks)], lines)

@@ -133,18 +133,17 @@ def test_patches_are_distinct_reproducible_and_inside_the_images():
 def test_a_file_is_continued_and_foreign_files_are_refused(tmp_path, monkeypatch):
     monkeypatch.setattr(patch_bounds, "SIZES", (2, 3))
     path = tmp_path / "patches.json"
-    run = dict(name="test", per_image=10, seed=0, path=path, about={"revision": "none"})
+    run = dict(name="test", per_image=10, seed=0, path=path)
     first = next(patch_bounds.compute(images(), **run))  # stopped after the first size
-    assert first[0] == 2
+    assert first.size == 2
     rest = list(patch_bounds.compute(images(), **run))
-    assert [size for size, _ in rest] == [3]
+    assert [row.size for row in rest] == [3]
     content = patch_bounds.load(path)
-    assert content["sizes"].keys() == {"2", "3"}
-    for entry in content["sizes"].values():
-        assert entry["cube"] <= entry["popoviciu"] == entry["theorem"] / 2
-        assert entry["edge"] <= entry["popoviciu"]
-        assert entry["made"]["revision"] == "none"
-    with pytest.raises(ValueError, match="choose another file"):
+    assert [row.size for row in content.rows["sizes"]] == [2, 3]
+    for row in content.rows["sizes"]:
+        assert row.cube <= row.popoviciu == row.theorem / 2
+        assert row.edge <= row.popoviciu
+    with pytest.raises(ValueError, match="its seed is 0, not 1"):
         next(patch_bounds.compute(images(), **run | {"seed": 1}))
     path.write_text(json.dumps({"settings": {}}))
     with pytest.raises(ValueError, match="no result file of 'gnc patches'"):

@@ -7,7 +7,7 @@
 | `score.load_checkpoint`, `learn.load_checkpoint` | checkpoint.safetensors | test_checkpoints |
 | `io.rows` | log.csv | test_logs |
 | `card.write` | config.json, training.json, evaluation*.json, log.csv | test_cards |
-| `field_run`, `problems_run`, `figure3_run`, `ablation_run`, `patch_bounds`: `load` | five result files | test_json |
+| `field`, `problems`, `figure3`, `ablations`, `patches`: `load` | five result files | test_json |
 | `ledger.load` | claims.json | test_json |
 | `compare.compare_files` | NAME.json of a figure | test_json |
 | `notebooks.load`, `parameters` | notebooks | test_notebooks |
@@ -33,14 +33,14 @@ from safetensors.torch import save
 from gnclib import io
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
 from gnclib.images import data
-from gnclib.io import CHECKPOINT, files, read_tensors, reading, save_checkpoint
+from gnclib.io import CHECKPOINT, files, read_tensors, reading, save_checkpoint, table
 from gnclib.io import state as run_state
+from gnclib.io.table import Content
 from gnclib.restore import learn
 from gnclib.restore.learned import ETA_RANGE, LearnedSchedule, Task
 from gnclib.score import LearnConfig, TrainState, card, load_checkpoint
 from gnclib.score import training as train
-from gnclib.studies import ablation_run, field_run, figure3_run, problems_run
-from gnclib.studies import patches as patch_bounds
+from gnclib.studies import ablations, field, figure3, patches, problems
 from gnclib.suite import compare, ledger, notebooks
 from gnclib.suite.notebooks import NotebookError
 from tests import child_runs
@@ -137,9 +137,9 @@ def test_names_that_are_no_priors(name, monkeypatch, tmp_path):
     for load in (
         *loaders,
         learn.load_checkpoint,
-        field_run.load,
-        figure3_run.load,
-        ablation_run.load,
+        field.load,
+        figure3.load,
+        ablations.load,
     ):
         with pytest.raises(
             (ValueError, OSError)
@@ -246,7 +246,7 @@ import json, os, resource, sys
 from pathlib import Path
 from gnclib import io
 from gnclib.score import card, load_checkpoint
-from gnclib.studies import ablation_run, field_run, patches as patch_bounds
+from gnclib.studies import ablations, field, patches
 from gnclib.suite import ledger, notebooks
 from gnclib.foe import FieldsOfExperts
 from gnclib.restore.learned import LearnedSchedule
@@ -299,9 +299,9 @@ everything = {
     "checkpoint.safetensors": lambda: load_checkpoint(folder),
     "a.ipynb": lambda: notebooks.load(folder / "a.ipynb"),
     "claims.json": lambda: ledger.load(folder / "claims.json"),
-    "field.json": lambda: field_run.load(folder / "field.json"),
-    "ablations.json": lambda: ablation_run.load(folder / "ablations.json"),
-    "patches.json": lambda: patch_bounds.load(folder / "patches.json"),
+    "field.json": lambda: field.load(folder / "field.json"),
+    "ablations.json": lambda: ablations.load(folder / "ablations.json"),
+    "patches.json": lambda: patches.load(folder / "patches.json"),
 }
 for name, read in everything.items():
     refused(name, 10**8 if name != "checkpoint.safetensors" else 2 * 10**9, read)
@@ -379,66 +379,32 @@ def test_cards(name, tmp_path):
 # --- files of JSON ----------------------------------------------------------------------------------------
 
 
-def small_field():
-    content = field_run.load()
-    for entry in content["results"]:
-        entry["images"] = dict(list(entry["images"].items())[:2])
-    return content | {"results": content["results"][:3], "timing": content["timing"][:1]}
+def small(study, **tables):
+    """The text of a shipped file with a few rows of each table only."""
+    content = study.load()
+    few = {name: content.rows[name][:count] for name, count in tables.items()}
+    return table.dumps(Content(content.about, few), study.FORM)
 
 
-def small_figure3():
-    content = figure3_run.load()
-    return content | {"runs": content["runs"][:1]}
+def whole_rows(*names):
+    """A check that these columns hold finite numbers in all rows."""
 
+    def valid(content):
+        for rows in content.rows.values():
+            for row in rows:
+                assert isinstance(row.made.revision, str)
+                for name in names:
+                    assert torch.tensor(getattr(row, name, 0.0)).isfinite().all()
 
-def small_problems():
-    content = problems_run.load()
-    for entry in content["results"]:
-        entry["images"] = dict(list(entry["images"].items())[:2])
-    return content | {"results": content["results"][:3], "tuned": {"deblur": content["tuned"]["deblur"]}}
-
-
-def small_ablations():
-    content = ablation_run.load()
-    return content | {"runs": content["runs"][:3]}
-
-
-def small_patches():
-    content = patch_bounds.load()
-    return content | {"sizes": {"3": content["sizes"]["3"]}}
-
-
-def whole_field(content):
-    for entry in content["results"]:
-        assert isinstance(entry["method"], str)
-        for numbers in entry["images"].values():
-            assert all(isinstance(v, (int, float)) and abs(v) < 1e300 for v in numbers[:-1])
+    return valid
 
 
 def whole_figure3(content):
-    settings = figure3_run.Settings.from_dict(content["settings"])
-    for run in content["runs"]:
-        assert content["made"][run["made"]]["machine"] is not None
-        for name in set(figure3_run.ALGORITHMS) & set(run):
-            for rows in run[name].values():
-                assert torch.tensor(rows).shape in ((len(settings.t_firsts), len(settings.steps)), (0,))
-
-
-def whole_problems(content):
-    whole_field(content)
-    for methods in content["tuned"].values():
-        for tuned in methods.values():
-            assert all(abs(v) < 1e300 for v in tuned["psnr"])
-
-
-def whole_ablations(content):
-    for run in content["runs"]:
-        assert run["variant"] in content["variants"]
-        assert torch.tensor(run["psnr"]).isfinite().all()
-
-
-def whole_patches(content):
-    assert all(abs(entry["cube"]) < 1e300 for entry in content["sizes"].values())
+    settings = content.about.settings
+    for run in content.rows["runs"]:
+        for maps in run.maps.values():
+            for rows in maps.values():
+                assert torch.tensor(rows).shape == (len(settings.t_firsts), len(settings.steps))
 
 
 def whole_schedule(schedule):
@@ -469,17 +435,17 @@ def ledger_file(path):
     path.write_text(json.dumps({"records": entries}))
 
 
-def result_file(content):
-    return lambda path: path.write_text(files.dumps(content()))
+def result_file(study, **tables):
+    return lambda path: path.write_text(small(study, **tables))
 
 
 JSON = {
     "schedule.json": (schedule_file, lambda p: LearnedSchedule.from_pretrained(p.parent), whole_schedule),
-    "field.json": (result_file(small_field), field_run.load, whole_field),
-    "figure3.json": (result_file(small_figure3), figure3_run.load, whole_figure3),
-    "problems.json": (result_file(small_problems), problems_run.load, whole_problems),
-    "ablations.json": (result_file(small_ablations), ablation_run.load, whole_ablations),
-    "patches.json": (result_file(small_patches), patch_bounds.load, whole_patches),
+    "field.json": (result_file(field, results=5, tv=2, timing=14), field.load, whole_rows("psnr", "cpu")),
+    "figure3.json": (result_file(figure3, runs=1), figure3.load, whole_figure3),
+    "problems.json": (result_file(problems, results=5, tuned=3), problems.load, whole_rows("psnr")),
+    "ablations.json": (result_file(ablations, runs=3), ablations.load, whole_rows("psnr", "profile")),
+    "patches.json": (result_file(patches, sizes=1), patches.load, whole_rows("cube")),
     "claims.json": (ledger_file, ledger.load, whole_ledger),
     "figure4.json": (
         figure_file,

@@ -8,12 +8,15 @@ import click
 import pytest
 import torch
 
+from gnclib.cli import training as cli_training
 from gnclib.cli.main import gnc
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
+from gnclib.io.table import Job
 from gnclib.score import TrainConfig, TrainState
+from gnclib.score.recipes import STEPS
 from gnclib.score.training import training
-from gnclib.studies import ablation_run, ablations
+from gnclib.studies import ablations
 from gnclib.studies.ablations import Judge, Variant
 from tests.leaves import dead_leaves
 
@@ -119,89 +122,91 @@ def leaves(count=2):
     return {str(k): dead_leaves(32, 32, torch.Generator().manual_seed(k)) for k in range(count)}
 
 
-def test_sweep_repeats_itself_and_judges_what_it_trained():
-    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+def crops():
+    return [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+
+
+def sweep(variants, seeds=(0,), images=None, **options):
+    """(variant, seed) -> columns, without the time."""
+    found = {}
+    for job in ablations.jobs(variants, seeds, images or leaves(), crops(), JUDGE, **options):
+        values = job.compute()
+        assert values.pop("cpu_seconds") >= 0
+        found[job.given["variant"], job.given["seed"]] = values
+    return found
+
+
+def test_trainings_repeat_themselves_and_are_judged():
     variants = [Variant("dct", TINY, BRIEF), Variant("random", TINY, BRIEF, "random")]
-    first, again = (list(ablations.sweep(variants, [0, 1], leaves(), held_out, JUDGE)) for _ in range(2))
-    assert [(r.variant, r.seed) for r in first] == [("dct", 0), ("random", 0), ("dct", 1), ("random", 1)]
+    first, again = (sweep(variants, [0, 1], joint={"dct"}) for _ in range(2))
+    assert list(first) == [("dct", 0), ("random", 0), ("dct", 1), ("random", 1)]
     assert first == again
-    assert len({r.psnr for r in first}) == 4
-    x = data.patches(held_out, 10, 5, torch.Generator().manual_seed(0))
-    for r in first:
-        assert r.taus == pytest.approx((math.log(0.01), math.log(0.1), 0.0), abs=1e-12)
-        profile = ablations.calibration(r.prior, x, torch.tensor(r.taus))
-        assert r.profile == pytest.approx(profile.mean(1).tolist(), abs=1e-5)
-        assert r.error == pytest.approx((profile.std(1) / math.sqrt(5)).tolist(), abs=1e-5)
-        assert r.calibration == pytest.approx(profile.mean(1).abs().mean().item(), abs=1e-5)
-        exact = r.prior.double()
+    assert len({tuple(found["psnr"]) for found in first.values()}) == 4
+    x = data.patches(crops(), 10, 5, torch.Generator().manual_seed(0))
+    taus = torch.tensor([math.log(0.01), math.log(0.1), 0.0])
+    for variant in variants:
+        found, (prior, _) = first[variant.name, 1], ablations.train(variant, 1, leaves(), {})
+        profile = ablations.calibration(prior, x, taus)
+        assert found["profile"] == pytest.approx(profile.mean(1).tolist(), abs=1e-5)
+        assert found["error"] == pytest.approx((profile.std(1) / math.sqrt(5)).tolist(), abs=1e-5)
+        outcome = list(ablations.joint_outcome(prior, crops()))
+        assert found["joint"] == (pytest.approx(outcome, abs=1e-5) if variant.name == "dct" else None)
+        exact = prior.double()
         values = [
             ablations.smallest_eigenvalue(exact, data.add_noise(x[k : k + 1].double(), 0.3, k), 0.3)
             for k in range(2)
         ]
-        assert r.curvature == pytest.approx((min(values),), abs=1e-5)
+        assert found["curvature"] == pytest.approx([min(values)], abs=1e-5)
 
 
-def test_sweep_skips_what_is_known():
-    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
+def test_the_order_and_what_was_trained_before_do_not_matter():
     variants = [Variant("a", TINY, BRIEF), Variant("b", TINY, replace(BRIEF, lr=0.01))]
-    known = {("a", 0), ("b", 1)}
-    everything = list(ablations.sweep(variants, [0, 1], leaves(), held_out, JUDGE))
-    rest = list(ablations.sweep(variants, [0, 1], leaves(), held_out, JUDGE, known))
-    assert rest == [r for r in everything if (r.variant, r.seed) not in known]
+    everything = sweep(variants, [0, 1])
+    for variant in variants:
+        assert sweep([variant], [1]) == {(variant.name, 1): everything[variant.name, 1]}
 
 
 def test_a_warm_start_sets_out_from_the_trained_shallow_variant():
     """With a vanishing learning rate a warm start keeps the kernels, potentials and constant that it starts from."""
-    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
     shallow = Variant("shallow", TINY, BRIEF)
     still = replace(BRIEF, patch=16, lr=1e-9, lr_constant=1e-9, lr_last=1e-9)
     deep = Variant("deep", replace(TINY, layers=2), still, warm=shallow)
-    (warm,) = ablations.sweep([deep], [5], leaves(), held_out, JUDGE)
-    before, after = ablations.sweep([shallow, deep], [5], leaves(), held_out, JUDGE)
-    assert after == warm
-    assert after.seconds > before.seconds > 0
-    assert torch.allclose(warm.prior.kernels[0], before.prior.kernels[0], atol=1e-6)
-    assert torch.allclose(warm.prior.weights[-1], before.prior.weights[0], atol=1e-6)
-    assert torch.allclose(warm.prior.offset, before.prior.offset, atol=1e-6)
-    (cold,) = ablations.sweep([replace(deep, warm=None)], [5], leaves(), held_out, JUDGE)
-    assert torch.allclose(cold.prior.kernels[0], FieldsOfExperts(TINY).kernels[0], atol=1e-6)
-    assert not torch.allclose(warm.prior.kernels[0], cold.prior.kernels[0], atol=1e-3)
+    known = {}
+    before, seconds = ablations.train(shallow, 5, leaves(), known)
+    warm, more = ablations.train(deep, 5, leaves(), known)
+    assert more > seconds > 0
+    assert list(known) == [(shallow, 5)]
+    alone, _ = ablations.train(deep, 5, leaves(), {})
+    assert torch.equal(alone.kernels[0], warm.kernels[0])
+    assert torch.allclose(warm.kernels[0], before.kernels[0], atol=1e-6)
+    assert torch.allclose(warm.weights[-1], before.weights[0], atol=1e-6)
+    assert torch.allclose(warm.offset, before.offset, atol=1e-6)
+    cold, _ = ablations.train(replace(deep, warm=None), 5, leaves(), {})
+    assert torch.allclose(cold.kernels[0], FieldsOfExperts(TINY).kernels[0], atol=1e-6)
+    assert not torch.allclose(warm.kernels[0], cold.kernels[0], atol=1e-3)
 
 
 def test_averaged_weights_are_what_is_judged():
-    held_out = [dead_leaves(24, 24, torch.Generator().manual_seed(9))]
     averaged = Variant("averaged", TINY, replace(BRIEF, averaging=0.9))
-    last, mean = ablations.sweep([Variant("last", TINY, BRIEF), averaged], [2], leaves(), held_out, JUDGE)
-    state = TrainState(ablations.build(averaged, 2), replace(averaged.config, seed=2))
+    last, mean = (ablations.train(v, 2, leaves(), {})[0] for v in (Variant("last", TINY, BRIEF), averaged))
+    generator = torch.Generator().manual_seed(2)
+    state = TrainState(FieldsOfExperts(TINY, generator=generator), replace(averaged.config, seed=2))
     for _ in training(state, leaves()):
         pass
-    assert torch.equal(last.prior.weights[0], state.model.weights[0])
-    assert torch.equal(mean.prior.weights[0], state.average.module.weights[0])
-    assert mean.psnr != last.psnr
-
-
-@pytest.mark.parametrize(
-    ("variants", "says"),
-    [
-        ([], "at least one"),
-        ([Variant("a", TINY, BRIEF), Variant("a", TINY, replace(BRIEF, lr=0.01))], "different names"),
-    ],
-)
-def test_sweep_refuses_what_cannot_be_compared(variants, says):
-    image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
-    with pytest.raises(ValueError, match=says):
-        next(ablations.sweep(variants, [0], [image], [image]))
+    assert torch.equal(last.weights[0], state.model.weights[0])
+    assert torch.equal(mean.weights[0], state.average.module.weights[0])
+    assert not torch.equal(mean.weights[0], last.weights[0])
 
 
 def test_a_judge_wants_both_ends_of_the_noise_levels():
-    with pytest.raises(ValueError, match="levels must be at least 2"):
+    with pytest.raises(ValueError, match="levels must be"):
         Judge(levels=1)
 
 
-def test_sweep_never_trains_on_the_benchmark():
+def test_no_variant_is_trained_on_the_benchmark():
     image = torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0))
     with pytest.raises(ValueError, match="BSDS68"):
-        next(ablations.sweep([Variant("a", TINY, BRIEF)], [0], {data.bsds68_ids()[3]: image}, [image]))
+        sweep([Variant("a", TINY, BRIEF)], images={data.bsds68_ids()[3]: image})
 
 
 # --- the file and the command -----------------------------------------------------------------------------
@@ -212,12 +217,12 @@ def small(monkeypatch):
     """The command with two tiny variants, no BSDS500, and a tiny judge."""
     pair = lambda steps: [  # noqa: E731
         Variant("recipe", TINY, replace(BRIEF, steps=steps)),
-        Variant("other", TINY, replace(BRIEF, steps=steps), "random"),
+        Variant("lambda = 0", TINY, replace(BRIEF, steps=steps), "random"),
     ]
-    monkeypatch.setattr(ablation_run, "variants", lambda steps=3: pair(steps))
-    monkeypatch.setattr(ablation_run, "JUDGE", JUDGE)
+    monkeypatch.setattr(cli_training, "variants", pair)
+    monkeypatch.setattr(ablations, "JUDGE", JUDGE)
     monkeypatch.setattr(data, "training_images", leaves)
-    monkeypatch.setattr(ablation_run, "held_out", lambda: [leaves(1)["0"]])
+    monkeypatch.setattr(ablations, "held_out", crops)
 
 
 def command(*words):
@@ -226,28 +231,25 @@ def command(*words):
 
 
 def without_seconds(path):
-    content = ablation_run.load(path)
-    return content | {
-        "runs": [{k: v for k, v in run.items() if k != "cpu_seconds"} for run in content["runs"]]
-    }
+    return [row.model_copy(update={"cpu_seconds": 0}) for row in ablations.load(path).rows["runs"]]
 
 
 def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(small, tmp_path, monkeypatch, capsys):
     command("--steps", 3, "--out", tmp_path / "whole.json")
-    kept, calls = ablation_run.add, []
+    kept, calls = ablations.train, []
 
     def killed(*args):
-        if calls:
+        calls.append(args[0].name)
+        if len(calls) == 2:
             raise KeyboardInterrupt
-        calls.append(kept(*args))
+        return kept(*args)
 
-    monkeypatch.setattr(ablation_run, "add", killed)
+    monkeypatch.setattr(ablations, "train", killed)
     with pytest.raises(KeyboardInterrupt):
         command("--steps", 3, "--out", tmp_path / "parts.json")
-    assert [(r["variant"], r["seed"]) for r in ablation_run.load(tmp_path / "parts.json")["runs"]] == [
+    assert [(r.variant, r.seed) for r in ablations.load(tmp_path / "parts.json").rows["runs"]] == [
         ("recipe", 0)
     ]
-    monkeypatch.setattr(ablation_run, "add", kept)
     command("--steps", 3, "--out", tmp_path / "parts.json")
     assert without_seconds(tmp_path / "parts.json") == without_seconds(tmp_path / "whole.json")
     capsys.readouterr()
@@ -255,14 +257,14 @@ def test_a_killed_sweep_goes_on_and_ends_as_if_it_had_not_been(small, tmp_path, 
     assert capsys.readouterr().out.startswith("0 trainings to do, 4 in ")
 
 
-def test_runs_of_other_settings_are_not_mixed(small, tmp_path, monkeypatch):
+def test_runs_of_another_judge_or_length_are_not_mixed(small, tmp_path, monkeypatch):
     path = tmp_path / "sweep.json"
     command("--steps", 3, "--out", path, "--only", "recipe", "--seeds", 0)
     before = path.read_bytes()
-    with pytest.raises(ValueError, match="other settings"):
+    with pytest.raises(ValueError, match="its steps is 3, not 4"):
         command("--steps", 4, "--out", path)
-    monkeypatch.setattr(ablation_run, "JUDGE", replace(JUDGE, levels=4))
-    with pytest.raises(ValueError, match="judged otherwise"):
+    monkeypatch.setattr(ablations, "JUDGE", replace(JUDGE, levels=4))
+    with pytest.raises(ValueError, match="its levels is 3, not 4"):
         command("--steps", 3, "--out", path)
     assert path.read_bytes() == before
 
@@ -270,19 +272,19 @@ def test_runs_of_other_settings_are_not_mixed(small, tmp_path, monkeypatch):
 def test_settings_that_did_not_exist_yet_count_as_defaults(small, tmp_path):
     path = tmp_path / "sweep.json"
     command("--steps", 3, "--out", path, "--only", "recipe", "--seeds", 0)
+    jobs = list(ablations.jobs(cli_training.variants(3)[:1], [0], leaves(), crops(), JUDGE))
     content = json.loads(path.read_text())
-    del content["variants"]["recipe"]["config"]["roughness"]
-    ablation_run.check(content, ablation_run.variants(3))
-    content["variants"]["recipe"]["config"]["roughness"] = 3.0
-    with pytest.raises(ValueError, match="other settings"):
-        ablation_run.check(content, ablation_run.variants(3))
-
-
-@pytest.mark.parametrize("text", ["{", "[]", "{}", '{"runs": []}'])
-def test_what_is_no_result_file(text, tmp_path):
-    (tmp_path / "a.json").write_text(text)
+    config = content["runs"][0]["settings"]["config"]
+    del config["roughness"]
+    path.write_text(json.dumps(content))
+    assert ablations.opened(path, 3).missing("runs", jobs) == []
+    config["roughness"] = 3.0
+    path.write_text(json.dumps(content))
+    assert ablations.opened(path, 3).missing("runs", jobs) == jobs
+    config["roughness"] = "much"
+    path.write_text(json.dumps(content))
     with pytest.raises(ValueError, match="no file of ablations"):
-        ablation_run.load(tmp_path / "a.json")
+        ablations.load(path)
 
 
 def test_the_command_refuses_nonsense(small, tmp_path):
@@ -291,7 +293,7 @@ def test_the_command_refuses_nonsense(small, tmp_path):
 
 
 def test_variants_differ_from_the_recipe_in_one_ingredient():
-    recipe, *others = ablation_run.variants()
+    recipe, *others = ablations.variants()
     assert (recipe.config.objective, recipe.config.roughness, recipe.config.batch) == ("denoising", 10.0, 16)
     deep = {v.name: v for v in others if v.prior.layers > 1}
     steps = {"R_3 magnitudes": "R_3 lambda / 5", "R_3 dilated": "R_3 magnitudes"}  # others: "R_3 warm"
@@ -300,7 +302,7 @@ def test_variants_differ_from_the_recipe_in_one_ingredient():
             base, linked = recipe, {"range", "nodes_x"} if not v.prior.scaled_input else set()
         else:
             base, linked = deep[steps.get(v.name, "R_3 warm")], {"roughness_hidden"}
-        old, new = ablation_run.settings(base), ablation_run.settings(v)
+        old, new = ablations.settings(base), ablations.settings(v)
         changed = {
             key
             for part in ("prior", "config")
@@ -312,18 +314,19 @@ def test_variants_differ_from_the_recipe_in_one_ingredient():
 
 
 def test_the_shipped_results_are_those_of_the_present_variants():
-    content, variants = ablation_run.load(), ablation_run.variants()
-    ablation_run.check(content, variants)
-    assert content["variants"].keys() == {v.name for v in variants}
-    sizes = [len(judged) for judged in (content["judge"]["sigmas"], content["judge"]["curvature_at"])]
+    content, variants = ablations.load(), ablations.variants()
+    assert content.about == ablations.opened(ablations.SHIPPED, STEPS).about
+    assert {row.variant for row in content.rows["runs"]} == {v.name for v in variants}
+    judge = content.about.judge
     for v in variants:
-        runs = [run for run in content["runs"] if run["variant"] == v.name]
-        assert len({run["seed"] for run in runs}) == len(runs) >= 2, v.name
+        runs = [row for row in content.rows["runs"] if row.variant == v.name]
+        assert len(runs) >= 2, v.name
         for run in runs:
-            assert [len(run["psnr"]), len(run["curvature"])] == sizes
-            assert len(run["profile"]) == len(run["error"]) == content["judge"]["levels"]
-            assert all(map(math.isfinite, run["psnr"] + run["profile"] + run["error"] + run["curvature"]))
-            assert not run["revision"].endswith("dirty")
+            assert run.settings == Job({}, ablations.settings(v), dict).depends
+            assert (len(run.psnr), len(run.curvature)) == (len(judge.sigmas), len(judge.curvature_at))
+            assert len(run.profile) == len(run.error) == judge.levels
+            assert (run.joint is not None) == (v.name in ablations.JOINT)
+            assert not run.made.revision.endswith("dirty")
 
 
 def test_joint_outcome_is_that_of_algorithm_2():

@@ -1,9 +1,6 @@
 """Figure 3: one job against loops written out, the summary against numpy, and a sweep that survives what may happen."""
 
-import json
 import math
-import os
-import signal
 from dataclasses import replace
 from pathlib import Path
 
@@ -14,10 +11,13 @@ import torch
 from gnclib.cli import main as cli
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
+from gnclib.io import table
+from gnclib.io.files import sha256
+from gnclib.io.table import Content, Origin
 from gnclib.restore.flow import last
 from gnclib.restore.joint import joint_descent
-from gnclib.studies import figure3, figure3_run
-from gnclib.studies.figure3 import ALGORITHMS, TASKS, Settings
+from gnclib.studies import attainment, figure3
+from gnclib.studies.figure3 import ALGORITHMS, TASKS, About, Run, Settings
 from tests.leaves import dead_leaves
 
 TINY = FoEConfig(features=4, kernel_size=3, nodes_x=21, nodes_tau=5, sigma_min=0.02)
@@ -80,9 +80,8 @@ class ByHand:
 @pytest.fixture(scope="module", params=TASKS)
 def job(request):
     """A result in float32, and the same problem by hand in float64."""
-    x = figure3.centre(leaves(), 12)
-    assert torch.equal(x, leaves()[..., 4:16, 4:16])
-    return figure3.measure(tiny(), request.param, x, 5, SMALL), ByHand(request.param, x.double(), 5)
+    x = leaves()[..., 4:16, 4:16]
+    return attainment.measure(tiny(), request.param, x, 5, SMALL), ByHand(request.param, x.double(), 5)
 
 
 def test_flows_are_those_of_a_direct_loop(job):
@@ -97,13 +96,13 @@ def test_flows_are_those_of_a_direct_loop(job):
             }
             for name, ts in schedules.items():
                 x = hand.run(ts)
-                assert result[name]["energy"][i][j] == pytest.approx(hand.energy(x), abs=2e-4), (
+                assert result["maps"][name]["energy"][i][j] == pytest.approx(hand.energy(x), abs=2e-4), (
                     name,
                     t,
                     total,
                 )
-                assert result[name]["psnr"][i][j] == pytest.approx(hand.psnr(x), abs=2e-3)
-                spread.append(result[name]["energy"][i][j])
+                assert result["maps"][name]["psnr"][i][j] == pytest.approx(hand.psnr(x), abs=2e-3)
+                spread.append(result["maps"][name]["energy"][i][j])
     assert max(spread) - min(spread) > 0.1  # the test could have failed
 
 
@@ -111,10 +110,10 @@ def test_joint_iterates_are_those_of_separate_runs(job):
     result, hand = job
     for i, t_first in enumerate(SMALL.t_firsts):
         for j, total in enumerate(SMALL.steps):
-            term = figure3.problem(hand.task, hand.x.float(), 5, SMALL)
+            term = attainment.problem(hand.task, hand.x.float(), 5, SMALL)
             end = last(joint_descent(tiny(), t_first, term, steps=total))
             x, t = end.x.double(), float(end.t)
-            found = [result["joint"][name][i][j] for name in ("energy", "psnr", "own", "t")]
+            found = [result["maps"]["joint"][name][i][j] for name in ("energy", "psnr", "own", "t")]
             assert found == pytest.approx(
                 [hand.energy(x), hand.psnr(x), hand.energy(x, t), t], rel=1e-3, abs=2e-4
             )
@@ -133,23 +132,23 @@ def test_reference_and_distances(job):
     end = hand.run(np.linspace(0.05, hand.t_min, 3))
     distance = ((end - x) ** 2).mean().sqrt().item()
     assert distance > 0.01
-    assert result["gnc"]["distance"][1][1] == pytest.approx(distance, abs=2e-4)
+    assert result["maps"]["gnc"]["distance"][1][1] == pytest.approx(distance, abs=2e-4)
 
 
 def test_how_many_t_0_run_at_once_does_not_matter(monkeypatch, job):
     result, hand = job
-    monkeypatch.setattr(figure3, "PIXELS_AT_ONCE", 1)
-    again = figure3.measure(tiny(), hand.task, hand.x.float(), 5, SMALL)
+    monkeypatch.setattr(attainment, "PIXELS_AT_ONCE", 1)
+    again = attainment.measure(tiny(), hand.task, hand.x.float(), 5, SMALL)
     for name in ("energy", "psnr", "distance"):
-        assert np.allclose(again["gnc"][name], result["gnc"][name], atol=2e-3)
+        assert np.allclose(again["maps"]["gnc"][name], result["maps"]["gnc"][name], atol=2e-3)
 
 
 def test_known_pixels_and_noise_are_those_of_the_seed():
     x = leaves(size=40)
-    term = figure3.problem("inpaint", x, 7, SMALL, 2)
+    term = attainment.problem("inpaint", x, 7, SMALL, 2)
     assert term.mask[0].float().mean().item() == pytest.approx(0.2, abs=6 * math.sqrt(0.16 / 1600))
     assert torch.equal(term.mask[0], term.mask[1])
-    noisy = figure3.problem("denoise", x, 7, SMALL).y
+    noisy = attainment.problem("denoise", x, 7, SMALL).y
     assert torch.equal(noisy, x + data.add_noise(torch.zeros_like(x), 0.1, 7))
     assert noisy.min() < 0 or noisy.max() > 1  # not clipped
 
@@ -157,9 +156,9 @@ def test_known_pixels_and_noise_are_those_of_the_seed():
 @pytest.mark.parametrize(
     ("change", "text"),
     [
-        ({"t_firsts": ()}, "t_firsts"), ({"t_firsts": (0.1, 0.1)}, "rising"), ({"steps": (0, 1)}, "steps"),
-        ({"steps": (1.5,)}, "steps"), ({"sigma": 0.0}, "sigma"), ({"observed": 1.0}, "known pixels"),
-        ({"crop": -1}, "crop"),
+        ({"t_firsts": ()}, "t_firsts"), ({"t_firsts": (0.1, 0.1)}, "rising"), ({"t_firsts": (0.0, 0.1)}, "t_firsts"),
+        ({"steps": (0, 1)}, "steps"), ({"steps": (1.5,)}, "steps"), ({"sigma": 0.0}, "sigma"),
+        ({"sigma": math.inf}, "sigma"), ({"observed": 1.0}, "observed"), ({"crop": -1}, "crop"),
     ],
 )  # fmt: skip
 def test_bad_settings(change, text):
@@ -170,37 +169,66 @@ def test_bad_settings(change, text):
 def test_bad_jobs():
     x = leaves(size=12)
     with pytest.raises(ValueError, match="unknown task 'blur'"):
-        figure3.measure(tiny(), "blur", x, 0, SMALL)
+        attainment.measure(tiny(), "blur", x, 0, SMALL)
     with pytest.raises(ValueError, match=r"t_0 must lie above t_min = 0\.0004"):
-        figure3.measure(tiny(), "denoise", x, 0, Settings(t_firsts=(4e-4, 1.0)))
-    with pytest.raises(ValueError, match="no crop of 13x13"):
-        figure3.centre(x, 13)
+        attainment.measure(tiny(), "denoise", x, 0, Settings(t_firsts=(4e-4, 1.0)))
     with pytest.raises(ValueError, match="unknown set 'val'"):
-        figure3_run.jobs(SMALL, sets=["val"])
+        figure3.jobs("R1", SMALL, sets=["val"])
     with pytest.raises(ValueError, match="limit"):
-        figure3_run.jobs(SMALL, limit=0)
+        figure3.jobs("R1", SMALL, limit=0)
 
 
 # --- summary and comparison -------------------------------------------------------------------------------
 
 
+MADE = Origin(revision="r", machine="m", software="s")
+
+
 @pytest.fixture
 def content():
     """Random results of 5 images per task in one set, one image in another."""
-    draw = np.random.default_rng(0)
-    settings = Settings(t_firsts=(0.01, 0.1), steps=(1, 2, 4))
-    made = figure3_run.empty({"name": "R1", "weights_sha256": "ab"}, settings)
-    for where, image in [("bsds68", str(k)) for k in range(5)] + [("embedded", "moon")]:
-        for task in TASKS:
-            run = {"set": where, "task": task, "image": image, "reference": [10.0, 27.0, 30], "made": {}}
-            for name in ALGORITHMS:
-                run[name] = {
+    draw, runs = np.random.default_rng(0), []
+    images = {"bsds68": "01234", "embedded": ("moon",)}
+    for where, task in ((where, task) for where in images for task in TASKS):
+        for image in images[where]:
+            maps = {
+                name: {
                     "energy": (9.9 + 0.2 * draw.random((2, 3))).round(4).tolist(),
                     "psnr": (27 + draw.random((2, 3))).round(3).tolist(),
                     "distance": (0.1 * draw.random((2, 3))).round(4).tolist(),
                 }
-            figure3_run.include(made, run)
-    return made
+                for name in ALGORITHMS
+            }
+            where_to = {"set": where, "task": task, "image": image, "seed": 0, "size": [9, 9]}
+            spent = {"seconds": 1.0, "cpu_seconds": 1.0, "start": [20.0, 20.0]}
+            long = {"reference": [10.0, 27.0, 30.0], "settings": {}, "made": MADE}
+            runs.append(Run(**where_to, **spent, **long, maps=maps))
+    settings = Settings(t_firsts=(0.01, 0.1), steps=(1, 2, 4))
+    return Content(About(prior="R1", weights="ab", settings=settings), {"runs": runs})
+
+
+def test_a_content_is_what_its_file_says(content, tmp_path):
+    path = tmp_path / "a.json"
+    path.write_text(table.dumps(content, figure3.FORM))
+    assert figure3.load(path) == content
+
+
+@pytest.mark.parametrize("damage", ["lost row", "lost table", "lost algorithm", "no start", "other size"])
+def test_a_map_of_the_wrong_shape_is_refused(content, tmp_path, damage):
+    run = content.rows["runs"][3]
+    if damage == "lost row":
+        run.maps["gnc"]["psnr"].pop()
+    elif damage == "lost table":
+        del run.maps["joint"]["distance"]
+    elif damage == "lost algorithm":
+        del run.maps["gnc log"]
+    elif damage == "no start":
+        run.start.clear()
+    else:
+        run.size.append(1)
+    (tmp_path / "a.json").write_text(table.dumps(content, figure3.FORM))
+    with pytest.raises(ValueError, match=r"no result of gnc sweep: .* lacks"):
+        figure3.load(tmp_path / "a.json")
 
 
 @pytest.mark.parametrize("minimum", figure3.MINIMA)
@@ -209,14 +237,14 @@ def test_aggregate_against_numpy(content, minimum):
     assert found.keys() == {(task, name) for task in TASKS for name in ALGORITHMS}
     for (task, name), summary in found.items():
         there, quality, gaps = [], [], []
-        for run in content["runs"]:
-            if run["set"] == "bsds68" and run["task"] == task:
-                floor = min(np.min(run[a]["energy"]) for a in ALGORITHMS)
+        for run in content.rows["runs"]:
+            if run.set == "bsds68" and run.task == task:
+                floor = min(np.min(run.maps[a]["energy"]) for a in ALGORITHMS)
                 floor = 10.0 if minimum == "reference" else min(floor, 10.0)
-                gaps.append(np.array(run[name]["energy"]) - floor)
-                near = np.array(run[name]["distance"]) <= 0.07
+                gaps.append(np.array(run.maps[name]["energy"]) - floor)
+                near = np.array(run.maps[name]["distance"]) <= 0.07
                 there.append((gaps[-1] <= 0.06) & (near | (minimum == "lowest")))
-                quality.append(run[name]["psnr"])
+                quality.append(run.maps[name]["psnr"])
         assert summary.images == 5
         for values, mean, error in (
             (there, summary.rate, summary.rate_error),
@@ -241,43 +269,46 @@ def test_aggregate_of_one_image_and_what_it_refuses(content):
         figure3.aggregate(content, minimum="global")
     with pytest.raises(ValueError, match="there are runs of: bsds68, embedded"):
         figure3.aggregate(content, which="set12")
-    content["runs"][0]["reference"] = None
+    content.rows["runs"][0] = content.rows["runs"][0].model_copy(update={"reference": None})
     with pytest.raises(ValueError, match="without a reference"):
         figure3.aggregate(content, minimum="reference")
 
 
-def part_of(content, change=0.0):
+def part_of(content, change=0.0, **about):
     """One image, some t_0 and I, in another order of computing; energies off by ``change``."""
     settings = Settings(t_firsts=(0.1, 0.5), steps=(2, 4, 9), reference_schedule=0)
-    part = figure3_run.empty({"name": "again", "weights_sha256": "ab"}, settings)
-    run = json.loads(json.dumps(content["runs"][2])) | {"reference": None, "made": {}}
+    run, maps = content.rows["runs"][2], {}
     for name in ALGORITHMS:
+        maps[name] = {}
         for quantity, shift in (("energy", change), ("psnr", 2 * change)):
-            first, *rest = (value + shift for value in content["runs"][2][name][quantity][1][1:])
-            run[name][quantity] = [[first, *rest, 0.0], [0.0, 0.0, 0.0]]
-    figure3_run.include(part, run)
-    return part
+            first, *rest = (value + shift for value in run.maps[name][quantity][1][1:])
+            maps[name][quantity] = [[first, *rest, 0.0], [0.0, 0.0, 0.0]]
+    run = run.model_copy(update={"maps": maps, "reference": None})
+    about = About(**{"prior": "again", "weights": "ab", "settings": settings} | about)
+    return Content(about, {"runs": [run]})
 
 
 def test_agree_compares_what_both_have(content):
-    assert figure3.agree(content, content) == figure3.Agreement(
-        0.0, 0.0, len(content["runs"]) * (3 * 2 * 3 + 1)
-    )
+    count = len(content.rows["runs"]) * (3 * 2 * 3 + 1)
+    assert figure3.agree(content, content) == figure3.Agreement(0.0, 0.0, count)
     same = figure3.agree(content, part_of(content))
     assert same
     assert (same.energy, same.psnr, same.cells) == (0.0, 0.0, 3 * 2)
     other = figure3.agree(content, part_of(content, 0.01))
     assert not other
     assert (other.energy, other.psnr) == pytest.approx((0.01, 0.02))
+    assert not figure3.agree(content, part_of(content, math.nan))
 
 
 def test_agree_refuses_what_cannot_be_compared(content):
-    part = part_of(content)
     with pytest.raises(ValueError, match="different weights"):
-        figure3.agree(content, part | {"prior": {"name": "R1", "weights_sha256": "cd"}})
+        figure3.agree(content, part_of(content, weights="cd"))
     with pytest.raises(ValueError, match="crop was 160 in one and 96"):
-        figure3.agree(content, part | {"settings": {**part["settings"], "crop": 96}})
-    part["runs"][0]["image"] = "nobody"
+        figure3.agree(
+            content, part_of(content, settings=Settings(crop=96, t_firsts=(0.1, 0.5), steps=(2, 4, 9)))
+        )
+    part = part_of(content)
+    part.rows["runs"][0] = part.rows["runs"][0].model_copy(update={"image": "nobody"})
     with pytest.raises(ValueError, match="in common"):
         figure3.agree(content, part)
 
@@ -291,8 +322,8 @@ def sweep(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     tiny().save_pretrained(tmp_path / "tiny")
     monkeypatch.setattr(data, "embedded", lambda: {name: leaves(k, 16) for k, name in enumerate("abc")})
-    monkeypatch.setattr(figure3_run, "EMBEDDED", ("a", "b"))
-    monkeypatch.setattr(figure3_run, "SETTINGS", BRIEF)
+    monkeypatch.setattr(figure3, "EMBEDDED", ("a", "b"))
+    monkeypatch.setattr(figure3, "SETTINGS", BRIEF)
 
     def run(*options):
         status = cli.main(["sweep", "--prior", "tiny", "--set", "embedded", "--crop", "12", *options])
@@ -303,13 +334,8 @@ def sweep(tmp_path, monkeypatch):
 
 def timeless(path):
     """The runs of a file by job, without what differs from run to run."""
-    content = figure3_run.load(path)
-    keep = {}
-    for run in content["runs"]:
-        key = run["set"], run["task"], run["image"]
-        assert key not in keep, "computed twice"
-        keep[key] = {k: v for k, v in run.items() if k not in ("seconds", "cpu_seconds", "made")}
-    return keep
+    runs = figure3.load(path).rows["runs"]
+    return {(r.set, r.task, r.image): r.model_copy(update={"seconds": 0, "cpu_seconds": 0}) for r in runs}
 
 
 def test_a_sweep_fills_its_file_and_can_be_extended(sweep, capsys):
@@ -322,19 +348,21 @@ def test_a_sweep_fills_its_file_and_can_be_extended(sweep, capsys):
     assert sweep()[0] == 0
     runs = timeless(path)
     assert runs.keys() == {("embedded", task, image) for task in TASKS for image in "ab"}
-    content = figure3_run.load(path)
-    assert content["made"] == [figure3_run._here("cpu")]
-    assert content["prior"] == {k: figure3_run.identify("tiny")[k] for k in ("name", "weights_sha256")}
-    settings = Settings.from_dict(content["settings"])
-    expected = figure3.measure(tiny(), "inpaint", figure3.centre(leaves(1, 16), 12), 1, settings)
-    assert runs["embedded", "inpaint", "b"] | expected == runs["embedded", "inpaint", "b"]
-    again = figure3_run.compute("tiny", settings, ["embedded"], limit=1)
+    content = figure3.load(path)
+    digest = sha256(path.parents[1] / "tiny" / "model.safetensors")
+    assert (content.about.prior, content.about.weights) == ("tiny", digest)
+    settings = content.about.settings
+    expected = attainment.measure(tiny(), "inpaint", data.middle(leaves(1, 16), 12), 1, settings)
+    run = runs["embedded", "inpaint", "b"]
+    assert (run.seed, run.size) == (1, [12, 12])
+    assert {name: getattr(run, name) for name in expected} == expected
+    again = figure3.compute("tiny", settings, ["embedded"], limit=1)
     assert figure3.agree(content, again) == figure3.Agreement(0.0, 0.0, 2 * (3 * 2 * 2 + 1))
 
 
 def test_an_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, monkeypatch, capsys):
     assert sweep("--out", "whole.json")[0] == 0
-    measure, calls = figure3_run.measure, []
+    measure, calls = figure3.measure, []
 
     def stopping(*arguments):
         calls.append(arguments[1])
@@ -342,7 +370,7 @@ def test_an_interrupted_sweep_goes_on_where_it_was(sweep, tmp_path, monkeypatch,
             raise KeyboardInterrupt
         return measure(*arguments)
 
-    monkeypatch.setattr(figure3_run, "measure", stopping)
+    monkeypatch.setattr(figure3, "measure", stopping)
     status, path = sweep()
     assert (status, len(timeless(path))) == (130, 2)
     assert sweep()[0] == 0
@@ -373,7 +401,7 @@ def test_a_file_that_does_not_fit_is_refused_and_left_as_it_is(sweep, tmp_path, 
     text = capsys.readouterr().err
     assert status == 2
     assert path.read_bytes() == before
-    expected = {"other settings": "another crop", "other weights": "other weights"}.get(
+    expected = {"other settings": "its crop is 12, not 10", "other weights": "its weights is"}.get(
         how, "no result of gnc sweep"
     )
     assert str(path.name) in text
@@ -385,8 +413,7 @@ def test_a_file_that_does_not_fit_is_refused_and_left_as_it_is(sweep, tmp_path, 
     [
         (["--workers", "0"], "'--workers': 0 is not in the range x>=1"),
         (["--limit", "0"], "'--limit': 0 is not in the range x>=1"),
-        (["--crop", "-1"], "crop must be >= 0"), (["--crop", "17"], "no crop of 17x17"),
-        (["--workers", "2", "--scheduler", "tcp://x:1"], "cluster of its own"), (["--prior", "R9"], "no prior 'R9'"),
+        (["--crop", "-1"], "crop must be"), (["--prior", "R9"], "no prior 'R9'"),
     ],
 )  # fmt: skip
 def test_bad_options(sweep, capsys, options, text):
@@ -396,42 +423,11 @@ def test_bad_options(sweep, capsys, options, text):
     assert not path.exists()
 
 
-def test_without_dask_several_workers_say_what_is_missing(sweep, capsys, monkeypatch):
-    monkeypatch.setitem(__import__("sys").modules, "distributed", None)
-    assert sweep("--workers", "2")[0] == 1
-    assert "pip install 'gnclib[sweep]'" in capsys.readouterr().err
-
-
-def test_a_worker_refuses_other_weights_than_the_client(tmp_path):
-    tiny().save_pretrained(tmp_path)
-    prior = figure3_run.identify(str(tmp_path)) | {"weights_sha256": "0" * 64}
-    job = figure3_run.Job("embedded", "a", "denoise", 0, leaves(size=12))
-    with pytest.raises(ValueError, match="the client's 000000000000"):
-        figure3_run.work(job, prior, SMALL)
-
-
-def test_a_killed_worker_loses_nothing(sweep, tmp_path, monkeypatch):
-    """Two worker processes; one of those at work is killed after the first result. The file is that of one process."""
-    monkeypatch.setattr(figure3_run, "EMBEDDED", tuple("abc"))
-    monkeypatch.setattr(figure3_run, "SETTINGS", replace(BRIEF, steps=(1, 24)))
+def test_workers_fill_the_same_file(sweep, tmp_path):
+    """Each takes its prior and its image with the job."""
     assert sweep("--out", "serial.json")[0] == 0
-    add, killed = figure3_run.add, []
-    with figure3_run.client(2) as connected:
-        pids = connected.run(os.getpid)
-
-        def adding(*arguments):
-            add(*arguments)
-            busy = [address for address, keys in connected.processing().items() if keys]
-            if busy and not killed:
-                killed.append(pids[busy[0]])
-                os.kill(killed[0], signal.SIGKILL)
-
-        monkeypatch.setattr(figure3_run, "add", adding)
-        status, path = sweep("--scheduler", connected.scheduler.address)
-        left = connected.run(os.getpid).values()
+    status, path = sweep("--workers", "2")
     assert status == 0
-    assert len(killed) == 1
-    assert killed[0] not in left
     assert timeless(path) == timeless(tmp_path / "serial.json")
 
 
@@ -442,24 +438,20 @@ def test_a_killed_worker_loses_nothing(sweep, tmp_path, monkeypatch):
     "path", sorted(Path(figure3.__file__).parent.glob("figure3_*.json")), ids=lambda p: p.stem
 )
 def test_the_shipped_result_fits_the_shipped_prior(path):
-    content = figure3_run.load(path)
-    prior = figure3_run.identify(path.stem.removeprefix("figure3_"))
-    figure3_run.check(content, prior, Settings())
+    content, name = figure3.load(path), path.stem.removeprefix("figure3_")
+    assert figure3.opened(path, name, Settings()).read() == content
     assert path.stat().st_size < 1_000_000
-    done = figure3_run.done(content)
-    assert len(done) == len(content["runs"])
+    done = {(run.set, run.task, run.image) for run in content.rows["runs"]}
     assert {(name, image) for name, _, image in done if name == "embedded"} == {
-        ("embedded", image) for image in figure3_run.EMBEDDED
+        ("embedded", image) for image in figure3.EMBEDDED
     }
     images = {task: {image for name, t, image in done if (name, t) == ("bsds68", task)} for task in TASKS}
-    assert images["denoise"] == images["inpaint"] <= set(data.bsds68_ids())
-    shape = len(Settings().t_firsts), len(Settings().steps)
-    for run in content["runs"]:
-        assert run["seed"] == (figure3_run.EMBEDDED if run["set"] == "embedded" else data.bsds68_ids()).index(
-            run["image"]
-        )
+    assert images["denoise"] == images["inpaint"] == set(data.bsds68_ids())
+    for run in content.rows["runs"]:
+        names = figure3.EMBEDDED if run.set == "embedded" else data.bsds68_ids()
+        assert run.seed == names.index(run.image)
         for algorithm in ALGORITHMS:
-            for table in run[algorithm].values():
-                assert np.shape(table) == shape
-                assert np.isfinite(table).all()
-    assert not any("dirty" in made["revision"] or made["revision"] == "unknown" for made in content["made"])
+            for values in run.maps[algorithm].values():
+                assert np.isfinite(values).all()
+        assert "dirty" not in run.made.revision
+        assert run.made.revision != "unknown"

@@ -1,7 +1,5 @@
 """More inverse problems: what is measured and solved against independent code, tuning and the result file."""
 
-import json
-
 import numpy as np
 import pytest
 import torch
@@ -11,9 +9,12 @@ from gnclib.cli import main as cli
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images.data import middle
 from gnclib.images.metrics import psnr
+from gnclib.io.files import sha256
+from gnclib.io.table import Content
 from gnclib.restore import flow as solvers
 from gnclib.restore.linear import LinearMeasurement
-from gnclib.studies import field, problems, problems_run, results
+from gnclib.studies import classical, problems
+from gnclib.studies.comparison import Images
 from gnclib.studies.problems import PROBLEMS
 
 SEED = 3
@@ -86,7 +87,7 @@ def test_tv_without_an_operator_is_that_of_scikit_image():
     data = LinearMeasurement(Identity((24, 24)), y, 0.1, accuracy=1e-8)
     weight = 0.08
     ours = solvers.last(problems.total_variation(data, weight / 0.1**2, 100, accuracy=1e-7)).x
-    theirs = field.tv(y, weight, 1e-8)
+    theirs = classical.tv(y, weight, 1e-8)
     assert (ours - theirs).abs().max() < 5e-3
     assert psnr(ours, theirs) > 60
 
@@ -144,9 +145,9 @@ def test_gradients_are_counted(prior):
         "gnc": ({"t_first": 0.1, "t_last": 0.01}, problems.STEPS),
     }
     for kind, (settings, steps) in counted.items():
-        _, evaluations = problems_run.method(f"R1 {kind}", {"best": settings}).solve(data)
+        _, evaluations = problems.method(f"R1 {kind}", settings).solve(data)
         assert evaluations == steps
-    assert problems_run.method("least squares", {"best": {}}).solve(data)[1] is None
+    assert problems.method("least squares", {}).solve(data)[1] is None
 
 
 def test_the_grid_keeps_to_the_range_of_the_prior():
@@ -170,16 +171,16 @@ def test_methods_that_cannot_be(method, words):
 @pytest.fixture
 def small(monkeypatch):
     """Two settings per method, two training crops, few steps."""
-    monkeypatch.setattr(problems, "WEIGHTS", (0.05, 5.0))
+    monkeypatch.setattr(problems, "TV_WEIGHTS", (0.05, 5.0))
     monkeypatch.setattr(problems, "STEPS", 2)
     crops = {"8049": photo(32), "8143": photo(32, 150, 100)}
-    monkeypatch.setattr(problems_run.data, "training_images", lambda: crops)
-    monkeypatch.setattr(problems_run, "STEP", 1)
+    monkeypatch.setattr(problems.data, "training_images", lambda: crops)
+    monkeypatch.setattr(problems, "TUNING_STEP", 1)
     return crops
 
 
 def test_tuning_takes_the_best_of_the_grid(small):
-    found = problems_run.tune(PROBLEMS["sensing"], "TV", small)
+    found = problems.tune(PROBLEMS["sensing"], "TV", small)
     assert found["grid"] == [{"weight": 0.05}, {"weight": 5.0}]
     assert found["best"] == found["grid"][int(np.argmax(found["psnr"]))]
     by_hand = []
@@ -190,27 +191,30 @@ def test_tuning_takes_the_best_of_the_grid(small):
 
 
 def test_tuning_keeps_what_another_process_has_added_meanwhile(small, tmp_path, monkeypatch):
-    path, tune = tmp_path / "a.json", problems_run.tune
+    path, tune = tmp_path / "a.json", problems.tune
+    images, only = {"a": photo(36)}, ["least squares"]
 
     def slowly(problem, name, clean):
-        monkeypatch.setattr(problems_run, "tune", tune)
-        problems_run._tuned(path, "set", PROBLEMS["super-2"], "least squares")  # the other one
+        monkeypatch.setattr(problems, "tune", tune)
+        list(problems.restore(path, images, "one", ["super-2"], only))  # the other one
         return tune(problem, name, clean)
 
-    monkeypatch.setattr(problems_run, "tune", slowly)
-    problems_run._tuned(path, "set", PROBLEMS["sensing"], "least squares")
-    assert set(problems_run.load(path)["tuned"]) == {"super-2", "sensing"}
+    monkeypatch.setattr(problems, "tune", slowly)
+    list(problems.restore(path, images, "one", ["sensing"], only))
+    content = problems.load(path)
+    assert {row.task for row in content.rows["tuned"]} == {"super-2", "sensing"}
+    assert {row.task for row in content.rows["results"]} == {"super-2", "sensing"}
 
 
 def test_no_tuning_on_validation_images():
     with pytest.raises(ValueError, match="never train on them"):
-        problems_run.tune(PROBLEMS["deblur"], "TV", {"101085": photo()})
+        problems.tune(PROBLEMS["deblur"], "TV", {"101085": photo()})
 
 
 def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(small, tmp_path):
     images = {"a": photo(36), "b": photo(36, 200, 220)}
     whole, parts = tmp_path / "whole.json", tmp_path / "parts.json"
-    run = lambda path: problems_run.restore(path, images, "two", ["super-2"], ["least squares", "R1 gnc"])  # noqa: E731
+    run = lambda path: problems.restore(path, images, "two", ["super-2"], ["least squares", "R1 gnc"])  # noqa: E731
     assert len(list(run(whole))) == 4
     killed = run(parts)
     first = [next(killed) for _ in range(3)]
@@ -219,15 +223,13 @@ def test_a_killed_run_goes_on_and_ends_as_if_it_had_not_been(small, tmp_path):
     assert [(r.method, r.image) for r in first + rest] == [
         ("least squares", "a"), ("least squares", "b"), ("R1 gnc", "a"), ("R1 gnc", "b"),
     ]  # fmt: skip
-    contents = [problems_run.load(path) for path in (whole, parts)]
-    for content in contents:
-        for entry in content["results"]:
-            entry["images"] = {image: v[:3] + v[5:] for image, v in entry["images"].items()}
+    contents = [problems.load(path).rows for path in (whole, parts)]
+    for rows in contents:
+        rows["results"] = [row.model_copy(update={"wall": 0.0, "cpu": 0.0}) for row in rows["results"]]
     assert contents[0] == contents[1]
     assert list(run(parts)) == []
     assert (
-        problems_run.table(problems_run.load(whole)).splitlines()[0]
-        == "| method | gradients | super-resolution x2 |"
+        problems.table(problems.load(whole)).splitlines()[0] == "| method | gradients | super-resolution x2 |"
     )
 
 
@@ -235,40 +237,37 @@ def test_what_cannot_be_run(tmp_path):
     path = tmp_path / "a.json"
     for problem, only, words in (("haze", (), "unknown problem"), ("deblur", ["R9 gnc"], "unknown method")):
         with pytest.raises(ValueError, match=words):
-            next(problems_run.restore(path, {"a": photo()}, "one", [problem], only))
+            next(problems.restore(path, {"a": photo()}, "one", [problem], only))
     with pytest.raises(ValueError, match="no images"):
-        next(problems_run.restore(path, {}, "none", ["deblur"], ["TV"]))
+        next(problems.restore(path, {}, "none", ["deblur"], ["TV"]))
     with pytest.raises(ValueError, match="no results"):
-        problems_run.table(results.empty("none", problems_run.MORE))
+        problems.table(Content(Images(set="none"), {"results": [], "tuned": []}))
     assert not path.exists()
 
 
 # --- what is shipped --------------------------------------------------------------------------------------
 
 
-def shipped():
-    if not problems_run.SHIPPED.is_file():
-        pytest.skip("no results are shipped")
-    return problems_run.load()
-
-
 def test_shipped_results_are_complete_and_of_the_shipped_weights(capsys):
-    content = shipped()
-    for entry in content["results"]:
-        assert len(entry["images"]) == problems_run.COUNT, (entry["method"], entry["task"])
-        assert "dirty" not in json.dumps(entry["provenance"])
-        tuned = content["tuned"][entry["task"]][entry["method"]]
-        assert tuned["best"].items() <= entry["settings"].items()
-        prior = entry["method"].split()[0]
+    content = problems.load()
+    tuned = {(row.task, row.method): row for row in content.rows["tuned"]}
+    images = {}
+    for row in content.rows["results"]:
+        images.setdefault((row.task, row.method), set()).add(row.image)
+        assert "dirty" not in row.made.revision
+        assert tuned[row.task, row.method].best.items() <= row.settings.items()
+        prior = row.method.split()[0]
         if (WEIGHTS / prior).is_dir():
-            assert entry["settings"]["weights"] == problems_run.sha256(WEIGHTS / prior / "model.safetensors")
+            assert row.settings["weights"] == sha256(WEIGHTS / prior / "model.safetensors")
+            assert row.settings["weights"] == tuned[row.task, row.method].settings["weights"]
+    assert images.keys() == {(task, method) for _, method in images for task in PROBLEMS}
+    assert {"least squares", "TV", "R1 fixed", "R1 fixed long", "R1 gnc"} <= {method for _, method in images}
+    assert all(len(names) == problems.COUNT for names in images.values())
     assert cli.main(["problems", "--table"]) == 0
-    assert capsys.readouterr().out == problems_run.table(content) + "\n"
+    assert capsys.readouterr().out == problems.table(content) + "\n"
 
 
-def test_every_method_stands_beside_every_problem():
-    content = shipped()
-    pairs = {(entry["method"], entry["task"]) for entry in content["results"]}
-    methods = {method for method, _ in pairs}
-    assert {"least squares", "TV", "R1 fixed", "R1 fixed long", "R1 gnc"} <= methods
-    assert pairs == {(method, task) for method in methods for task in PROBLEMS}
+def test_shipped_choices_are_the_best_of_their_grids():
+    for row in problems.load().rows["tuned"]:
+        assert len(row.grid) == len(row.psnr)
+        assert row.psnr[row.grid.index(row.best)] == max(row.psnr)  # of several, if they agree to 0.001 dB

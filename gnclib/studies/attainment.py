@@ -1,0 +1,244 @@
+r"""Energy and PSNR that both treatments of the smoothing leave on one image, over t_0 and the number of steps I.
+
+Kobler & Pock 2023, section 4, run from many initial smoothings t_0 with many numbers of steps. All results are measured
+with
+
+    E(x) = ( D(x) + R(x, t_min) ) / n     in nats per pixel,     t_min = sigma_min^2 of the prior, n pixels,
+
+and the PSNR. What is compared:
+
+    gnc       the GNC flow (eq. 9) with steps eta_i = t_i and the paper's schedule, linear from t_0 to t_min
+    gnc log   the same with a schedule linear in log t: our control for what is due to the schedule alone
+    joint     Algorithm 2 from t_0; it does not depend on I, so that one run of max I steps has the iterates of all I
+
+for two problems, *denoise* (y = x + sigma z) and *inpaint* (each pixel known with probability 0.2, no noise). Neither y
+nor any result is clipped. The *reference* is one long run: a logarithmic schedule of 150 steps through the whole range
+of the prior, then proximal gradient steps at t_min until E decreases by less than 1e-6 per step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from itertools import pairwise
+from typing import Annotated
+
+import torch
+from pydantic import AfterValidator, Field
+from torch import Tensor
+
+from gnclib.images import data, psnr
+from gnclib.io import settings
+from gnclib.restore import (
+    Denoising,
+    Inpainting,
+    gnc_flow,
+    joint_descent,
+    last,
+    linear_schedule,
+    log_schedule,
+    proximal_gradient,
+)
+
+__all__ = ["ALGORITHMS", "TASKS", "Settings", "measure", "problem"]
+
+TASKS = ("denoise", "inpaint")
+SCHEDULES = {"gnc": linear_schedule, "gnc log": log_schedule}
+ALGORITHMS = (*SCHEDULES, "joint")
+#: pixels that go through the prior at once on a CPU: more do not fit into its caches and take longer
+PIXELS_AT_ONCE = 51_200
+#: the reference looks at its energy after so many proximal gradient steps
+LOOK = 10
+
+
+def _rising(values: tuple) -> tuple:
+    if not values or any(a >= b for a, b in pairwise(values)):
+        raise ValueError(f"must be at least one value, strictly rising, got {values}")
+    return values
+
+
+Count = Annotated[int, Field(ge=0)]
+#: a list will do for a tuple, as JSON has no other
+Rising = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False), AfterValidator(_rising)]
+RisingCounts = Annotated[
+    tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False), AfterValidator(_rising)
+]
+
+
+@settings
+class Settings:
+    """What is measured for one image and task; defaults are our choices where the paper's numbers are lost.
+
+    Attributes
+    ----------
+    t_firsts
+        The t_0, rising noise variances.
+    steps
+        The numbers of steps I, rising.
+    sigma
+        Noise level of the denoising problem, grey values in [0, 1].
+    observed
+        Part of the known pixels.
+    crop
+        Side of the square cut from the middle of each image; 0 for whole images.
+    reference_schedule, reference_steps, reference_decrease
+        Steps of the reference's schedule (0: no reference), its greatest number of proximal gradient steps, and the
+        decrease of E per step, nats per pixel, at which they end.
+
+    Raises
+    ------
+    ValueError
+        Values outside of their ranges.
+    """
+
+    t_firsts: Rising = (3.162e-4, 1e-3, 3.162e-3, 1e-2, 3.162e-2, 0.1, 0.3162, 1.0)
+    steps: RisingCounts = (1, 2, 4, 8, 16, 32, 64)
+    sigma: Annotated[float, Field(gt=0)] = 25.5 / 255
+    observed: Annotated[float, Field(gt=0, lt=1)] = 0.2
+    crop: Count = 160
+    reference_schedule: Count = 150
+    reference_steps: Count = 500
+    reference_decrease: float = 1e-6
+
+
+def problem(task: str, x: Tensor, seed: int, settings: Settings, count: int = 1) -> Denoising | Inpainting:
+    """The data term of a task.
+
+    Parameters
+    ----------
+    task
+        "denoise": y = x + sigma z, z in float32 from a generator of this seed; or "inpaint": the pixels at which
+        torch.rand from a generator of this seed is below ``observed`` are known exactly.
+    x
+        The clean image (1, 1, H, W).
+    count
+        The same measurement so many times, as a batch.
+    """
+    if task == "denoise":
+        y = x + data.add_noise(torch.zeros_like(x, dtype=torch.float32), settings.sigma, seed)
+        return Denoising(y.expand(count, -1, -1, -1), settings.sigma)
+    if task == "inpaint":
+        known = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < settings.observed
+        return Inpainting(x.expand(count, -1, -1, -1), known.to(x.device))
+    raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+
+
+@torch.no_grad()
+def measure(prior, task: str, x: Tensor, seed: int, settings: Settings) -> dict:
+    """All runs of one image: T values of t_0 times J numbers of steps for each algorithm, and the reference.
+
+    Parameters
+    ----------
+    prior
+        With ``energy``, ``grad``, ``dtau`` and ``config``, on the device and in the dtype of x.
+    task
+        "denoise" or "inpaint".
+    x
+        The clean image (1, 1, H, W) in [0, 1], cut already.
+    seed
+        Of z or the mask.
+
+    Returns
+    -------
+    dict
+        "start": [E, PSNR]; "reference": [E, PSNR, proximal gradient steps] or None; "maps": by algorithm "energy" (E,
+        nats per pixel), "psnr" (dB) and, where there is a reference, "distance" (root mean square difference from its
+        image), each T lists of J numbers; for "joint" also "own", its own energy (D(x_i) + R(x_i, t_i)) / n, and the
+        "t" it has found. Energies and distances are rounded to 1e-4, PSNRs to 1e-3 dB, t to four digits.
+
+    Raises
+    ------
+    ValueError
+        An unknown task, or t_0 outside of (t_min, sigma_max^2] of the prior.
+    """
+    t_min, t_max = prior.sigma_min**2, prior.sigma_max**2
+    if not t_min < settings.t_firsts[0] <= settings.t_firsts[-1] <= t_max * (1 + 1e-6):
+        raise ValueError(
+            f"t_0 must lie above t_min = {t_min:g} and not above {t_max:g}, the noise variances of this prior, got"
+            f" {settings.t_firsts[0]:g} to {settings.t_firsts[-1]:g}"
+        )
+    term = problem(task, x, seed, settings)
+    first = _judge(prior, term, term.start(), x)
+    aim = reference = None
+    if settings.reference_schedule:
+        aim, reference = _reference(prior, term, x, settings)
+    maps = {name: _flows(prior, name, task, x, seed, settings, aim) for name in SCHEDULES}
+    maps["joint"] = _joint(prior, term, x, settings, aim)
+    return {
+        "start": [_rounded(quantity, first[quantity].item()) for quantity in ("energy", "psnr")],
+        "reference": reference,
+        "maps": {
+            name: {q: [[_rounded(q, v) for v in row] for row in rows] for q, rows in found.items()}
+            for name, found in maps.items()
+        },
+    }
+
+
+def _rounded(quantity: str, value: float) -> float:
+    if quantity == "t":
+        return float(f"{value:.4g}")
+    return round(value, 3 if quantity == "psnr" else 4)
+
+
+def _judge(prior, term, z: Tensor, x: Tensor, aim: Tensor | None = None) -> dict[str, Tensor]:
+    """E, PSNR and distance from ``aim`` of images z (B, 1, H, W), each (B,)."""
+    energy = term.energy(z) + prior.energy(z, prior.sigma_min**2)
+    found = {"energy": energy.double() / x.numel(), "psnr": psnr(z, x.expand_as(z))}
+    if aim is not None:
+        found["distance"] = (z - aim).double().square().mean((1, 2, 3)).sqrt()
+    return found
+
+
+def _reference(prior, term, x: Tensor, settings: Settings) -> tuple[Tensor, list[float]]:
+    """The image (1, 1, H, W) of the long run and its [E, PSNR, number of proximal gradient steps]."""
+    t_min, t_max = prior.sigma_min**2, prior.sigma_max**2
+    z = last(gnc_flow(prior, log_schedule(t_max, t_min, settings.reference_schedule), term)).x
+    found = _judge(prior, term, z, x)
+    taken = 0
+    while taken < settings.reference_steps:
+        z = last(proximal_gradient(prior, t_min, term, z, steps=LOOK)).x
+        before, found = found, _judge(prior, term, z, x)
+        taken += LOOK
+        if (before["energy"] - found["energy"]).item() < LOOK * settings.reference_decrease:
+            break
+    return z, [*(_rounded(quantity, found[quantity].item()) for quantity in ("energy", "psnr")), taken]
+
+
+def _flows(
+    prior, name: str, task: str, x: Tensor, seed: int, settings: Settings, aim: Tensor | None
+) -> dict[str, list[list[float]]]:
+    """The GNC flow with one kind of schedule; several t_0 are one batch with a schedule per sample."""
+    t_min = prior.sigma_min**2
+    rows: dict[str, list] = {}
+    for firsts in _parts(settings.t_firsts, x):
+        term = problem(task, x, seed, settings, len(firsts))
+        columns = []
+        for total in settings.steps:
+            schedule = torch.stack([SCHEDULES[name](t, t_min, total) for t in firsts], dim=1)  # (I, B)
+            columns.append(_judge(prior, term, last(gnc_flow(prior, schedule, term)).x, x, aim))
+        for quantity in columns[0]:
+            table = torch.stack([column[quantity] for column in columns], dim=1)  # (B, J)
+            rows.setdefault(quantity, []).extend(table.tolist())
+    return rows
+
+
+def _parts(t_firsts: tuple[float, ...], x: Tensor) -> Iterator[tuple[float, ...]]:
+    """The t_0 that run at the same time."""
+    at_once = len(t_firsts) if x.device.type != "cpu" else max(1, PIXELS_AT_ONCE // x.numel())
+    for first in range(0, len(t_firsts), at_once):
+        yield t_firsts[first : first + at_once]
+
+
+def _joint(prior, term, x: Tensor, settings: Settings, aim: Tensor | None) -> dict[str, list[list[float]]]:
+    """Algorithm 2 from each t_0, looked at after each number of steps."""
+    rows: dict[str, list] = {}
+    for t_first in settings.t_firsts:
+        row: dict[str, list] = {}
+        for state in joint_descent(prior, t_first, term, steps=settings.steps[-1]):
+            if state.step in settings.steps:
+                found = _judge(prior, term, state.x, x, aim)
+                found |= {"own": state.energy.double() / x.numel(), "t": state.t}
+                for quantity, value in found.items():
+                    row.setdefault(quantity, []).append(value.item())
+        for quantity, values in row.items():
+            rows.setdefault(quantity, []).append(values)
+    return rows
