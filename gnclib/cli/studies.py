@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
-import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable
 from pathlib import Path
+from typing import TypeVar
 
 import click
 
@@ -15,6 +15,7 @@ from gnclib.cli.options import PATH, POSITIVE, command, progress, say
 
 __all__ = ["compare", "patches", "problems", "sweep"]
 
+T = TypeVar("T")
 table_option = click.option(
     "--table", is_flag=True, help="run nothing, print the table of FILE (default: as shipped)"
 )
@@ -61,7 +62,8 @@ def compare(sigma, missing, only, images, limit, out, timing, table):
         for row in rows:
             say(f"{row.method:<14}{row.task:<12}{sum(row.cpu) / unit:8.3f} of it")
         return
-    _show_results(field.compare(path, found, name, tasks or field.TASKS, only), "compare", path)
+    done = _consume(field.compare(path, found, name, tasks or field.TASKS, only), _quality)
+    say(f"{done} results were added to {path}; 'gnc compare --table --out {path}' shows them")
 
 
 @command(
@@ -88,7 +90,8 @@ def problems(problem, only, out, table):
         return
     path = out or Path("runs/problems.json")
     images, name = study.images(), "BSDS68, the first 12, middle 192 x 192"
-    _show_results(study.restore(path, images, name, problem or list(study.PROBLEMS), only), "problems", path)
+    done = _consume(study.restore(path, images, name, problem or list(study.PROBLEMS), only), _quality)
+    say(f"{done} results were added to {path}; 'gnc problems --table --out {path}' shows them")
 
 
 def _one_thread() -> None:
@@ -99,17 +102,18 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _show_results(results: Iterable, name: str, path: Path) -> None:
-    """Run what is missing, and say each result, or show a bar on a terminal."""
+def _quality(row) -> str:
+    return f"{row.task}  {row.image}  {row.method}: {row.psnr:.2f} dB, SSIM {row.ssim:.3f}, {row.cpu:.2f} s"
+
+
+def _consume(rows: Iterable[T], line: Callable[[T], str], total: int | None = None) -> int:
+    """Compute the rows, with a bar on a terminal and a line each elsewhere; their number."""
     done = 0
-    for result in progress(results, "result"):
+    for row in progress(rows, "row", total=total):
         done += 1
         if not sys.stderr.isatty():
-            say(
-                f"{result.task}  {result.image}  {result.method}: {result.psnr:.2f} dB, SSIM {result.ssim:.3f},"
-                f" {result.cpu:.2f} s"
-            )
-    say(f"{done} results were added to {path}; 'gnc {name} --table --out {path}' shows them")
+            say(line(row))
+    return done
 
 
 @command(
@@ -145,26 +149,9 @@ def sweep(prior, task, sets, limit, crop, workers, device, out):
     table = figure3.opened(out, prior, settings, device)
     wanted = table.missing("runs", jobs)
     say(f"{len(wanted)} jobs to do, {len(jobs) - len(wanted)} in {out} already")
-    if not wanted:
-        return
-    _shown(table.fill("runs", wanted, workers), len(jobs), len(wanted))
+    rows = table.fill("runs", wanted, workers)
+    _consume(rows, lambda run: f"{run.set} {run.image} {run.task}: {run.seconds:.0f} s", len(wanted))
     say(f"{len(jobs)} jobs are in {out}")
-
-
-def _shown(runs: Iterator, total: int, left: int) -> None:
-    """Consume the runs, with a bar on a terminal and a line each elsewhere; both tell the time left."""
-    from tqdm import tqdm
-
-    bar = tqdm(total=total, initial=total - left, unit="job", desc="sweep", disable=not sys.stderr.isatty())
-    started = time.monotonic()
-    with bar:
-        for k, run in enumerate(runs, 1):
-            bar.update()
-            if bar.disable:
-                rest = tqdm.format_interval((time.monotonic() - started) / k * (left - k))
-                what = f"{run.set} {run.image} {run.task}"
-                text = f"{total - left + k}/{total}  {what}: {run.seconds:.0f} s, {rest} left"
-                print(text, file=sys.stderr, flush=True)
 
 
 @command(

@@ -32,18 +32,8 @@ from gnclib.io import files, provenance
 from gnclib.io.reading import STRICT, check, read_json
 
 __all__ = [
-    "Content",
-    "Form",
-    "Job",
-    "Origin",
-    "Record",
-    "Row",
-    "Table",
-    "dumps",
-    "from_object",
-    "read_table",
-    "rounded",
-]
+    "Content", "Form", "Job", "Origin", "Record", "Row", "Table", "dumps", "from_object", "read_table", "rounded",
+]  # fmt: skip
 
 
 def rounded(digits: int) -> Any:

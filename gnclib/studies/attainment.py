@@ -101,17 +101,10 @@ class Settings:
 
 
 def problem(task: str, x: Tensor, seed: int, settings: Settings, count: int = 1) -> Denoising | Inpainting:
-    """The data term of a task.
+    """The data term of a task on the clean image x (1, 1, H, W), `count` times as a batch.
 
-    Parameters
-    ----------
-    task
-        "denoise": y = x + sigma z, z in float32 from a generator of this seed; or "inpaint": the pixels at which
-        torch.rand from a generator of this seed is below ``observed`` are known exactly.
-    x
-        The clean image (1, 1, H, W).
-    count
-        The same measurement so many times, as a batch.
+    "denoise": y = x + sigma z, z in float32 from a generator of this seed. "inpaint": the pixels at which torch.rand
+    from a generator of this seed is below ``observed`` are known exactly.
     """
     if task == "denoise":
         y = x + data.add_noise(torch.zeros_like(x, dtype=torch.float32), settings.sigma, seed)
@@ -129,13 +122,11 @@ def measure(prior, task: str, x: Tensor, seed: int, settings: Settings) -> dict:
     Parameters
     ----------
     prior
-        With ``energy``, ``grad``, ``dtau`` and ``config``, on the device and in the dtype of x.
-    task
-        "denoise" or "inpaint".
+        An energy, on the device and in the dtype of x.
+    task, seed
+        "denoise" or "inpaint", and the seed of z or the mask.
     x
         The clean image (1, 1, H, W) in [0, 1], cut already.
-    seed
-        Of z or the mask.
 
     Returns
     -------

@@ -6,11 +6,10 @@ y = x + sigma z, never clipped, or a mask that keeps each pixel with the probabi
 *Methods.* :func:`methods` names them all: those of :mod:`gnclib.studies.classical` and our schemes. Their settings, the
 SHA-256 of trained weights above all, tell which results are out of date.
 
-*Time.* Seconds of each call are kept, but they tell little about a machine that others use, too. :func:`timing` takes a
-few images and, for each of them, runs all methods in turn, in one process with one thread and kept on one core where
-the system allows it. It records processor time (`time.process_time`, which sums over all threads of the process) beside
-the wall clock; ratios to BM3D are taken within such a run only. Torch and BM3D get one thread by their own settings;
-the libraries under numpy and scipy do as the variable OMP_NUM_THREADS says, which must be set before they are loaded.
+*Time.* Seconds of each call are kept, but they tell little about a machine that others use, too. :func:`timing` runs
+all methods in turn on a few images, in one process with one thread, kept on one core where the system allows it. It
+records processor time beside the clock; ratios to BM3D are taken within such a run only. The libraries under numpy and
+scipy need OMP_NUM_THREADS=1 before they are loaded.
 
 What was not measured here is in :data:`CITED`, with its source.
 """
@@ -221,10 +220,8 @@ def compare(
     ----------
     path
         The result file; made where it is missing.
-    images
-        Name -> (1, 1, H, W) in [0, 1]; image k is measured with seed k.
-    name
-        Of the set of images, which the file must be about.
+    images, name
+        The images (1, 1, H, W) in [0, 1], image k measured with seed k; and the name of their set.
     tasks, only
         Which problems, and which methods (all).
 

@@ -34,10 +34,12 @@ from gnclib.io.table import Content, Form, Job, Origin, Record, Row, Table, from
 from gnclib.studies.attainment import ALGORITHMS, TASKS, Settings, measure
 
 __all__ = [
-    "ALGORITHMS", "FORM", "SETS", "TASKS", "Agreement", "Run", "Settings", "Summary", "aggregate", "agree", "compute",
-    "jobs", "load", "lowest", "opened", "shipped",
+    "ALGORITHMS", "FORM", "SETS", "SHIPPED", "TASKS", "Agreement", "Run", "Settings", "Summary", "aggregate",
+    "agree", "compute", "jobs", "load", "lowest", "opened",
 ]  # fmt: skip
 
+#: the results of R_1 that come with the package
+SHIPPED = Path(__file__).with_name("figure3_R1.json")
 #: sets of images; the embedded photographs come first, anyone can recompute them
 SETS = ("embedded", "bsds68")
 EMBEDDED = ("camera", "chelsea", "coins", "rocket")
@@ -88,22 +90,8 @@ class Run(Row):
 FORM = Form("result of gnc sweep", About, {"runs": Run})
 
 
-def shipped(prior: str = "R1") -> Path:
-    """The result of a shipped prior that comes with the package (not every prior has one)."""
-    return Path(__file__).with_name(f"figure3_{prior}.json")
-
-
-def load(path: str | Path | None = None) -> Content:
-    """The table "runs" of a file, by default the shipped one of R_1.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is no result of ``gnc sweep``, or a damaged one.
-    """
-    path = shipped() if path is None else path
+def load(path: str | Path = SHIPPED) -> Content:
+    """The table "runs" of a file; raises as :func:`gnclib.io.table.read_table`."""
     content = read_table(path, FORM)
     settings = content.about.settings
     shape = [len(settings.steps)] * len(settings.t_firsts)

@@ -305,10 +305,8 @@ def restore(
     ----------
     path
         The result file; made where it is missing.
-    clean
-        Name -> (1, 1, H, W) in [0, 1]; image k is measured with seed k.
-    name
-        Of the set of images, which the file must be about.
+    clean, name
+        The images (1, 1, H, W) in [0, 1], image k measured with seed k; and the name of their set.
     problems, only
         Which problems, and which methods (all).
 
