@@ -184,18 +184,9 @@ def _work(
     }
 
 
-def compute(
-    prior: str,
-    settings: Settings,
-    sets: Sequence[str] = SETS,
-    tasks: Sequence[str] = TASKS,
-    limit: int | None = None,
-) -> Content:
-    """What a file would hold, computed now in this process, for comparison with a shipped one.
-
-    Parameters and errors as for :func:`jobs`.
-    """
-    wanted, origin = jobs(prior, settings, sets, tasks, limit), Origin.here()
+def compute(prior: str, settings: Settings, **chosen) -> Content:
+    """What a file would hold, computed now in this process, for comparison with a shipped one; else as :func:`jobs`."""
+    wanted, origin = jobs(prior, settings, **chosen), Origin.here()
     runs = [Run(**job.given, **job.compute(), settings={}, made=origin) for job in wanted]
     return Content(_about(prior, settings), {"runs": runs})
 
@@ -261,8 +252,7 @@ def aggregate(
     Raises
     ------
     ValueError
-        Another reading, a bad tolerance or distance, a set without runs, or runs without the reference that is asked
-        for.
+        Another reading, a bad tolerance or distance, a set without runs or without the reference.
     """
     if minimum not in MINIMA:
         raise ValueError(f"the minimum must be one of {', '.join(MINIMA)}, got {minimum!r}")

@@ -354,7 +354,7 @@ def test_a_sweep_fills_its_file_and_can_be_extended(sweep, capsys):
     run = runs["embedded", "inpaint", "b"]
     assert (run.seed, run.size) == (1, [12, 12])
     assert {name: getattr(run, name) for name in expected} == expected
-    again = figure3.compute("tiny", settings, ["embedded"], limit=1)
+    again = figure3.compute("tiny", settings, sets=["embedded"], limit=1)
     assert figure3.agree(content, again) == figure3.Agreement(0.0, 0.0, 2 * (3 * 2 * 2 + 1))
 
 
