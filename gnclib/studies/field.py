@@ -391,7 +391,7 @@ def _relative_times(content: Content) -> dict[str, dict[str, float]]:
 
 
 def psnr_by_image(content: Content, method: str, task: str) -> dict[str, float]:
-    """PSNR in dB of every image, by its name, of a method ("R3 learned") at a task ("denoise-25"); ValueError without."""
+    """PSNR in dB of every image, by its name, of a method ("R3 learned") at a task ("denoise-25"), or ValueError."""
     rows = [row for row in content.rows["results"] if (row.method, row.task) == (method, task)]
     if not rows:
         raise ValueError(f"there is no result of {method!r} at {task!r} yet: run 'gnc compare'")
