@@ -2,10 +2,11 @@
 
     python benchmarks/mutants.py gmm certify --sample 60 --seed 0
 
-Each mutant is tested in a copy of the package with ``pytest -x tests/PACKAGE``; it is killed if a test fails, or if the
-tests take longer than three times as long as without it. A survivor that no test can tell from the original is listed
-in ``mutants.toml`` with the reason. Results are kept in a file, one line each: a mutant is run again when the code of
-its module has changed, a survivor also when the tests have; without the file everything is run anew.
+Each mutant is tested in a copy of the package by those of ``tests/PACKAGE`` that call the changed function, the fastest
+first (all of them, if none does so in the same process); it is killed if a test fails, or if they take longer than
+three times as long as without it. A survivor that no test can tell from the original is listed in ``mutants.toml`` with
+the reason. Results are kept in a file, one line each: a mutant is run again when the code of its module has changed, a
+survivor also when the tests have; without the file everything is run anew.
 """
 
 from __future__ import annotations
@@ -21,9 +22,14 @@ import shutil
 import signal
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from pathlib import Path
+
+import pytest
+import scipy.optimize  # noqa: F401
+import torch  # noqa: F401  loaded here, so that no child needs to
 
 ROOT = Path(__file__).parents[1]
 RESULTS = ROOT / "mutants.jsonl"
@@ -120,8 +126,35 @@ def mutants(path: Path):
             yield identity, node.lineno, f"{change} ({kind})", mutated
 
 
-def pytest_in(tree: Path, where: list[Path]) -> None:
-    """Run tests in this process, which ends with pytest's exit status."""
+class Calls:
+    """A plugin of pytest: how long each test takes, and which functions of the package it calls."""
+
+    def __init__(self):
+        self.seconds, self.called = {}, {}
+
+    @pytest.hookimpl(wrapper=True)
+    def pytest_runtest_protocol(self, item):
+        codes, began = {}, time.monotonic()
+
+        def note(frame, event, argument):
+            codes[id(frame.f_code)] = frame.f_code
+
+        threading.settrace(note)
+        sys.settrace(note)
+        try:
+            return (yield)
+        finally:
+            sys.settrace(None)
+            threading.settrace(None)
+            self.seconds[item.nodeid] = time.monotonic() - began
+            names = {
+                f"{code.co_filename} {code.co_qualname.replace('.<locals>', '')}" for code in codes.values()
+            }
+            self.called[item.nodeid] = [name.partition("/gnclib/")[2] for name in names if "/gnclib/" in name]
+
+
+def pytest_in(tree: Path, where: list[str], found: Path | None) -> None:
+    """Run tests in this process, which ends with pytest's exit status; with ``found``, write there what they call."""
     os.setsid()
     os.chdir(tree)
     null = os.open(os.devnull, os.O_WRONLY)
@@ -130,17 +163,17 @@ def pytest_in(tree: Path, where: list[Path]) -> None:
     sys.path.insert(0, str(tree))
     sys.dont_write_bytecode = True
     os.environ |= {"PYTHONPATH": str(tree), "PYTHONDONTWRITEBYTECODE": "1", "OMP_NUM_THREADS": "1"}
-    import pytest
+    calls = Calls()
+    status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *where], [calls] if found else [])
+    if found:
+        found.write_text(json.dumps([calls.seconds, calls.called]))
+    os._exit(status)
 
-    os._exit(pytest.main(["-x", "-q", "-p", "no:cacheprovider", *map(str, where)]))
 
-
-def tests(package: str, first: str, tree: Path, limit: float | None) -> tuple[str, float]:
-    """Run the tests of a package in a copied tree: "survived", "killed" or "timeout", and the seconds it took."""
-    folder = tree / "tests" / package
-    where = [path for path in (folder / f"test_{first}.py", folder) if path.exists()]
+def tests(tree: Path, where: list[str], limit: float | None, found: Path | None) -> tuple[str, float]:
+    """Run tests in a copied tree: "survived", "killed" or "timeout", and the seconds it took."""
     began = time.monotonic()
-    process = multiprocessing.get_context("fork").Process(target=pytest_in, args=(tree, where))
+    process = multiprocessing.get_context("fork").Process(target=pytest_in, args=(tree, where, found))
     process.start()
     try:
         process.join(limit)
@@ -150,6 +183,20 @@ def tests(package: str, first: str, tree: Path, limit: float | None) -> tuple[st
             os.killpg(process.pid, signal.SIGKILL)
             process.join()
     return verdict, time.monotonic() - began
+
+
+def callers(package: str, tree: Path) -> tuple[dict[str, float], dict[str, list[str]]]:
+    """The seconds that each test of the package takes, and by function of the package the tests that call it."""
+    found = tree / f"{package}.json"
+    verdict, _ = tests(tree, [f"tests/{package}"], None, found)
+    if verdict != "survived":
+        raise SystemExit(f"tests/{package} fail without any mutation")
+    seconds, called = json.loads(found.read_text())
+    by_name = {}
+    for test in sorted(seconds, key=seconds.get):
+        for name in called[test]:
+            by_name.setdefault(name, []).append(test)
+    return seconds, by_name
 
 
 def chosen(package: str, args) -> list[tuple]:
@@ -167,24 +214,24 @@ def run(package: str, args, tree: Path, done: dict[str, dict]):
     """The results of a package's sample, those of earlier runs included; new ones are written as they come."""
     texts = [path.read_text() for path in sorted((ROOT / "tests" / package).glob("*.py"))]
     stamp = hashlib.sha256("".join(texts).encode()).hexdigest()[:12]
-    usual = 0.0
+    seconds, by_name = {}, {}
     for path, identity, line, change, mutated in chosen(package, args):
         known = done.get(identity, {"verdict": "survived", "tests": ""})
         if known["verdict"] == "survived" and known["tests"] != stamp:
-            if not usual:
-                verdict, usual = tests(package, "", tree, None)
-                if verdict != "survived":
-                    raise SystemExit(f"tests/{package} fail without any mutation")
+            if not seconds:
+                seconds, by_name = callers(package, tree)
+            name = change.partition(":")[0].removeprefix("gnclib/")
+            where = by_name.get(name, list(seconds))
             copied = tree / path.relative_to(ROOT)
             copied.unlink()
             copied.write_text(mutated)
-            verdict, seconds = tests(package, path.stem, tree, 30 + 3 * usual)
+            verdict, took = tests(tree, where, 30 + 3 * sum(map(seconds.get, where)), None)
             copied.unlink()
             copied.symlink_to(path)
             known = {"mutant": identity, "change": change, "line": line, "verdict": verdict, "tests": stamp}
             done[identity] = known
             with RESULTS.open("a") as file:
-                file.write(json.dumps(known | {"seconds": round(seconds, 1)}) + "\n")
+                file.write(json.dumps(known | {"seconds": round(took, 1)}) + "\n")
             print(f"{verdict:9} line {line} of {change}", flush=True)
         yield known
 
@@ -215,8 +262,6 @@ def main() -> None:
     )
     parser.add_argument("--seed", type=int, default=0, help="of the sample")
     args = parser.parse_args()
-    import torch  # noqa: F401  the children need not load it again
-
     lines = RESULTS.read_text().splitlines() if RESULTS.exists() else []
     done = {result["mutant"]: result for result in map(json.loads, lines)}
     reasons = {
