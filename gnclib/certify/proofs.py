@@ -46,21 +46,18 @@ class Certificate:
 
     Attributes
     ----------
-    proved : bool
-        Whether hess F > 0 is proved for every y in the domain and every t in t_range. False is *no* proof of the
-        contrary.
-    lower_bound : float
+    proved
+        Whether hess F > 0 is proved for every y in the domain and every t in t_range; False proves nothing.
+    lower_bound
         Smallest proved lower bound of hess F over all boxes and tails (-inf if not proved).
-    boxes : tuple of Box
+    boxes
         The proved boxes; they tile the rectangle (whole line: the segment between the tails at t_lo) if proved.
-    evaluations : int
+    evaluations
         Number of boxes evaluated.
-    domain : pair of Fractions, or None for the whole line
-    t_range : pair of Fractions
-        The upper end is None for all t >= t_lo.
-    tails : pairs
+    domain, t_range
+        Exact ends. No domain is the whole line; an upper end None of t_range means all t >= t_lo.
+    tails
         On the whole line: (y, lower bound of hess F beyond y) on the left and on the right.
-    arithmetic : "arb" or "mpmath.iv"
     """
 
     proved: bool
@@ -310,15 +307,11 @@ def enclose_threshold(
 
     Parameters
     ----------
-    mixture, domain, arithmetic, max_boxes
-        As for `certify_convex`.
     tol : int, float, str or Fraction
-        Largest width of the enclosure, > 0.
+        Largest width of the enclosure, > 0. All else, and its errors, as for `certify_convex`.
 
     Raises
     ------
-    ValueError
-        As `certify_convex`, or tol <= 0.
     NotProved
         One of the two halves could not be proved within ``max_boxes`` boxes.
     """

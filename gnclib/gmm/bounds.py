@@ -32,12 +32,12 @@ class Edge:
 
     Attributes
     ----------
-    a, b : int
+    a, b
         Indices of its ends.
-    length : float
-    direction : (d,)
-        The unit vector u that exposes it.
-    margin : float
+    length
+    direction
+        The unit vector u that exposes it, (d,).
+    margin
         <u, a> - max over the other points of <u, x>: positive, with rounding well below it.
     """
 

@@ -223,18 +223,13 @@ class GaussianMixture:
     convexity_threshold = threshold.convexity_threshold
 
     def theorem_bound(self, domain=None) -> float:
-        """Theorem 2.2: ``t_bar = diam(X)^2 - min_i lambda_min(Sigma_i)``; F(., t) is convex on X for t >= t_bar.
+        """Theorem 2.2: ``diam(X)^2 - min_i lambda_min(Sigma_i)``, or 0 if less; F(., t) is convex on X from there on.
 
         Parameters
         ----------
         domain : X, optional
             (lo, hi) on the line, or the two corners (lo (d,), hi (d,)) of a box; None takes the convex hull of the
             means, whose diameter is their largest distance.
-
-        Returns
-        -------
-        float
-            max(t_bar, 0), as t >= 0 by definition.
         """
         if domain is None:
             diameter = self._diameter()

@@ -30,8 +30,7 @@ def min_hessian(mixture, t: float, domain=None) -> tuple[float, float]:
 
     Parameters
     ----------
-    t : float
-        Noise variance.
+    t : noise variance
     domain : (lo, hi), or None for the whole line
 
     Raises

@@ -1,4 +1,4 @@
-"""The spline operation through torch.compile: the engine for float32 on CUDA, where it becomes Triton kernels.
+"""CUDA engine: the splines in float32 through torch.compile, which makes Triton kernels of them.
 
 Both passes of :mod:`gnclib.spline.reference` are compiled as they stand, each into one graph without breaks and with
 dynamic shapes, once per set of orders. Where that fails a warning says so once, and the same formulas run in plain

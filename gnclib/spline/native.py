@@ -1,4 +1,4 @@
-"""Compiled C++ on CPU, built on first use; nothing here is needed for a correct result.
+"""CPU engine: C++ that is compiled on first use; nothing here is needed for a correct result.
 
 A source beside a module is compiled by torch's own extension loader (a few seconds, once; the library is kept in
 torch's extension cache). Where no compiler is at hand, or a build fails, :func:`library` answers None, a warning

@@ -1,4 +1,4 @@
-r"""The splines of :mod:`gnclib.spline` in plain torch: the definition, which every fast engine has to reproduce.
+r"""Reference engine: the splines in plain torch, as they are defined; every fast engine has to reproduce it.
 
 Any device, any floating dtype, any order of differentiation. On a uniform grid with spacing h the five basis functions
 that overlap on an interval are polynomials in the local variable f = (x - left end) / h, f in [0, 1], and so is their
@@ -82,11 +82,16 @@ def backward(
     and d/da is d/dc times PIECES. Outside phi has the slope of the range's end, hence d/dc_p has one term more,
     g_0 beyond D f^p, and of d/dx remains g_0 phi'; phi'' = 0 contributes nothing.
 
-    Args:
-        x: (S, M); coefficients: (S, N_x); grads: one (S, M) tensor g_k for each k of ``orders``, which are distinct.
+    Parameters
+    ----------
+    x : (S, M)
+    coefficients : (S, N_x)
+    grads
+        One (S, M) tensor g_k for each k of ``orders``, which are distinct.
 
-    Returns:
-        Tensors like x and like the coefficients.
+    Returns
+    -------
+    Tensors like x and like the coefficients.
     """
     interval, f, beyond = _locate(x, grid)
     c = _polynomials(coefficients, interval)

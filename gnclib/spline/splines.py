@@ -47,8 +47,10 @@ class SplineGrid:
     ``count`` nodes lie at ``low + (i - 3/2) h`` with ``h = (high - low) / (count - 4)``, so that exactly five basis
     functions overlap at each point of the range and constants (all quartic polynomials in fact) are reproduced.
 
-    Raises:
-        ValueError: fewer than five nodes, or an empty or non-finite range.
+    Raises
+    ------
+    ValueError
+        Fewer than five nodes, or an empty or non-finite range.
     """
 
     count: int
@@ -77,9 +79,11 @@ class SplineGrid:
     def fit(self, x: Tensor, values: Tensor) -> Tensor:
         """Coefficients (..., count) of the least-squares spline to samples.
 
-        Args:
-            x: points (P,), float64, in the range and dense enough that each basis function is seen.
-            values: (..., P), float64.
+        Parameters
+        ----------
+        x : (P,) float64
+            Points in the range, dense enough that each basis function is seen.
+        values : (..., P) float64
         """
         basis = quartic_bspline((x[:, None] - self.nodes()) / self.spacing)  # (P, count)
         flat = torch.linalg.lstsq(basis, values.reshape(-1, len(x)).T).solution.T
@@ -114,12 +118,10 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
                   (55 + 20 |u| - 120 u^2 + 80 |u|^3 - 16 u^4) / 96         1/2 <= |u| <= 3/2
                   (5/2 - |u|)^4 / 24                                       3/2 <= |u| <= 5/2
 
-    Args:
-        u: any shape, floating.
-        derivative: 0 to 4. The fourth derivative is piecewise constant (right-continuous at u >= 0).
-
-    Raises:
-        ValueError: a derivative outside of 0..4.
+    Parameters
+    ----------
+    derivative
+        0 to 4, else ValueError. The fourth derivative is piecewise constant (right-continuous at u >= 0).
     """
     if derivative not in (0, 1, 2, 3, 4):
         raise ValueError(f"derivative must be 0, 1, 2, 3 or 4, got {derivative!r}")
@@ -137,14 +139,18 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
 def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0) -> Tensor:
     r"""Sum over the tau direction: a_bci = sum_j w_cij d^k/dtau^k beta((tau_b - nu_j) / dtau).
 
-    Args:
-        weights: w, shape (..., N_tau).
-        tau: logarithmic smoothing parameter per image, shape (B,), inside of the range of ``grid``.
-        grid: the N_tau nodes nu_j.
-        derivative: order k of the derivative in tau, 0 to 4.
+    Parameters
+    ----------
+    weights : (..., N_tau)
+    tau : (B,)
+        Logarithmic smoothing parameter per image, inside of the range of ``grid``.
+    derivative
+        Order k of the derivative in tau, 0 to 4.
 
-    Returns:
-        Coefficients of shape (B, ...).
+    Returns
+    -------
+    (B, ...)
+        The coefficients a.
     """
     if weights.shape[-1] != grid.count:
         raise ValueError(f"weights end in {weights.shape[-1]} tau nodes but the grid has {grid.count}")
@@ -166,17 +172,23 @@ def evaluate(
 
     continued linearly outside of the range of the grid (second derivatives are zero there).
 
-    Args:
-        x: points, shape (*S, ...): everything behind S belongs to the same function.
-        coefficients: a, shape (*S, N_x).
-        grid: the N_x nodes mu_i.
-        orders: derivatives wanted, each 0, 1 or 2.
+    Parameters
+    ----------
+    x : (*S, ...)
+        Points; everything behind S belongs to the same function.
+    coefficients : (*S, N_x)
+    orders
+        Derivatives k wanted, each 0, 1 or 2.
 
-    Returns:
-        One tensor shaped like ``x`` per order. Differentiable in x and in the coefficients.
+    Returns
+    -------
+    tuple
+        One tensor shaped like ``x`` per order, differentiable in x and in the coefficients.
 
-    Raises:
-        ValueError: shapes that do not match or an unknown order.
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, or an unknown order.
     """
     lead = coefficients.shape[:-1]
     if coefficients.shape[-1] != grid.count or x.shape[: len(lead)] != lead:
