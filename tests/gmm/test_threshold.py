@@ -24,7 +24,7 @@ SAME_MEAN = GaussianMixture([1 - 1e-6, 1e-6], [0.0, 0.0], [0.01, 1.0])
     ],
 )
 def test_thresholds_follow_shifts_scales_and_reflections(mixture, domain, scale, shift):
-    """With Y = scale X + shift, t* is scale^2 times as large, and the lowest Hessian 1/scale^2 times, at the same place."""
+    """With Y = scale X + shift, t* is scale^2 times as large, the lowest Hessian 1/scale^2 times, at the same place."""
     moved = GaussianMixture(mixture.weights, scale * mixture.means + shift, scale**2 * mixture.variances)
     there = domain and sorted(scale * end + shift for end in domain)
     threshold = mixture.convexity_threshold(domain)
