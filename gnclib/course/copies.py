@@ -51,6 +51,7 @@ PAGE = "INSTRUCTOR.md"  # beside the copies; has the table of all exercises
 STATEMENT = re.compile(r"\*\*Exercise (\d+\.\d+)\*\*\s*\((\d+) points?, (?:about )?(\d+) min")
 KINDS = {"solution": "exercise", "grade": "check"}  # nbgrader's names, and how the grade ids begin
 BEGIN, END = "### BEGIN SOLUTION", "### END SOLUTION"
+SOLUTION = re.compile(rf"^( *){BEGIN}\n(?:.*\n)*? *{END}$", re.MULTILINE)
 CONFIG = '''\
 """nbgrader's settings for the course, written by `gnc course --nbgrader`."""
 
@@ -124,25 +125,12 @@ def unsolved(code: str, id: str) -> str:
     NotebookError
         Markers that are missing, not in pairs, or not exactly as they should be.
     """
-    kept, inside, count = [], False, 0
-    for number, line in enumerate(code.splitlines(), 1):
-        mark = line.strip()
-        if mark not in (BEGIN, END) and ("BEGIN SOLUTION" in mark or "END SOLUTION" in mark):
-            raise NotebookError(f"line {number}, {mark!r}, should be {BEGIN!r} or {END!r} alone on its line")
-        if mark in (BEGIN, END):
-            if inside == (mark == BEGIN):
-                raise NotebookError(f"line {number}, {mark!r}, has no partner")
-            inside = not inside
-            if inside:
-                kept.append(f'{line[: line.index("#")]}raise NotImplementedError("exercise {id}")')
-                count += 1
-        elif not inside:
-            kept.append(line)
-    if inside:
-        raise NotebookError(f"the last {BEGIN!r} has no partner")
-    if not count:
-        raise NotebookError(f"there is no {BEGIN!r} in it")
-    return "\n".join(kept)
+    kept, count = SOLUTION.subn(rf'\1raise NotImplementedError("exercise {id}")', code)
+    if not count or not count == code.count("BEGIN SOLUTION") == code.count("END SOLUTION"):
+        raise NotebookError(
+            f"each solution stands between lines {BEGIN!r} and {END!r}; there are {count} such pairs"
+        )
+    return kept
 
 
 def _has_tag(cell: NotebookNode, tag: str) -> bool:

@@ -86,23 +86,24 @@ def test_a_students_copy_lacks_solutions_and_remarks_and_nothing_else():
 
 
 @pytest.mark.parametrize(
-    ("code", "message"),
+    ("code", "pairs"),
     [
-        ("x = 1", "there is no '### BEGIN SOLUTION'"),
-        ("### BEGIN SOLUTION\nx = 1", "the last '### BEGIN SOLUTION' has no partner"),
-        ("x = 1\n### END SOLUTION", "line 2, '### END SOLUTION', has no partner"),
-        (
-            "### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION",
-            "line 2, '### BEGIN SOLUTION', has no partner",
-        ),
-        ("# BEGIN SOLUTION\nx = 1\n### END SOLUTION", "line 1, '# BEGIN SOLUTION', should be"),
+        ("x = 1", 0),
+        ("### BEGIN SOLUTION\nx = 1", 0),
+        ("x = 1\n### END SOLUTION", 0),
+        ("### BEGIN SOLUTION\n### BEGIN SOLUTION\n### END SOLUTION", 1),
+        ("# BEGIN SOLUTION\nx = 1\n### END SOLUTION", 0),
+        ("### BEGIN SOLUTION\nx = 1\n### END SOLUTION\nx = 2  ### BEGIN SOLUTION", 1),
+        ("### BEGIN SOLUTION\nx = 1\n### END SOLUTION  # and more", 0),
     ],
 )
-def test_markers_that_do_not_fit(code, message):
+def test_markers_that_do_not_fit(code, pairs):
+    message = f"each solution stands between lines .* there are {pairs} such pairs"
     with pytest.raises(notebooks.NotebookError, match=message):
         course.unsolved(code, "8.1")
-    (line,) = [line for line in course.problems(tiny(code), "8_tiny", KNOWN) if message in line]
-    assert line.startswith("8_tiny, cell 2: ")
+    assert any(
+        re.match(f"8_tiny, cell 2: {message}", line) for line in course.problems(tiny(code), "8_tiny", KNOWN)
+    )
 
 
 def test_nbgraders_source_has_the_solution_and_checks_that_show_nothing_but_points():
