@@ -1,4 +1,4 @@
-"""Small validators shared by every module: a wrong argument is named where it enters, not three calls later."""
+"""Checks of arguments that every package shares: times, images, devices."""
 
 from __future__ import annotations
 
@@ -22,16 +22,24 @@ def hidden() -> bool:
 def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
     """Smoothing parameter ``t`` (a noise *variance*) as one value per sample.
 
-    Args:
-        t: a number, a tensor with one element, or a tensor of shape (B,); finite and >= 0.
-        batch: the batch size B.
-        like: the tensor whose dtype and device the result takes.
+    Parameters
+    ----------
+    t
+        A number, a tensor with one element, or a tensor of shape (B,); finite and >= 0.
+    batch
+        The batch size B.
+    like
+        The tensor whose dtype and device the result takes.
 
-    Returns:
-        Tensor of shape (B,); differentiable in ``t`` when ``t`` is a tensor that requires a gradient.
+    Returns
+    -------
+    Tensor
+        (B,); differentiable in ``t`` when ``t`` is a tensor that requires a gradient.
 
-    Raises:
-        ValueError: t is not numeric, has another shape, is not finite, or is negative.
+    Raises
+    ------
+    ValueError
+        t is not numeric, has another shape, is not finite, or is negative.
     """
     try:
         value = torch.as_tensor(t, dtype=like.dtype, device=like.device)
@@ -58,12 +66,16 @@ def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
 def as_images(x: Tensor) -> Tensor:
     """Check a batch of grey images and return it unchanged.
 
-    Args:
-        x: floating tensor of shape (B, 1, H, W), finite; grey values are meant to be in [0, 1], but noisy images and
-            the iterates of a solver leave that range, so the range is not checked (see :func:`as_measured`).
+    Parameters
+    ----------
+    x
+        Floating tensor (B, 1, H, W), finite. Grey values are meant to be in [0, 1], but noisy images and the iterates
+        of a solver leave that range, so the range is not checked (see :func:`as_measured`).
 
-    Raises:
-        ValueError: not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
+    Raises
+    ------
+    ValueError
+        Not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"images must be a torch tensor of shape (B, 1, H, W), got {type(x).__name__}")
@@ -82,8 +94,10 @@ def as_images(x: Tensor) -> Tensor:
 def as_measured(y: Tensor) -> Tensor:
     """:func:`as_images` for what a user measured: noise takes grey values a few units beyond [0, 1], not to 255.
 
-    Raises:
-        ValueError: as :func:`as_images`, and for values farther from 0 than :data:`FARTHEST`.
+    Raises
+    ------
+    ValueError
+        As :func:`as_images`, and for values farther from 0 than :data:`FARTHEST`.
     """
     low, high = (v.item() for v in as_images(y).detach().aminmax())
     if max(-low, high) > FARTHEST:
@@ -96,7 +110,10 @@ def as_measured(y: Tensor) -> Tensor:
 def as_device(device: torch.device | str) -> torch.device:
     """A device that torch can compute on here.
 
-    Raises ValueError for a name that torch does not know, and for a device that is not there.
+    Raises
+    ------
+    ValueError
+        Torch does not know the name, or there is no such device.
     """
     try:
         found = torch.device(device)

@@ -13,20 +13,9 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
-    *(
-        "DEBUG",
-        "PATH",
-        "POSITIVE",
-        "SETTINGS",
-        "Command",
-        "command",
-        "device",
-        "image_set",
-        "only",
-        "progress",
-    ),
-    *("repeated", "say", "task", "together"),
-]
+    "DEBUG", "PATH", "POSITIVE", "SETTINGS", "Command", "command", "device", "image_set", "only", "progress",
+    "repeated", "say", "task", "together",
+]  # fmt: skip
 
 T = TypeVar("T")
 

@@ -7,9 +7,11 @@ import re
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import fields, replace
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, get_args
 
 import click
@@ -51,20 +53,21 @@ def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callab
     return options.together(*found)
 
 
-resume_option = click.option("--resume", is_flag=True, help="go on from the checkpoint in DIR")
-images_option = click.option(
-    "--images",
-    metavar="DIR",
-    help="train on the images of this folder (not of its subfolders), turned to grey, or on 'embedded', the photographs"
-    " of scikit-image; one in eight, at least one and at most eight, is held out for validation (default: BSDS500"
-    " train + test)",
-)
-
-
-def every_option(default: int) -> Callable:
-    """The option --every."""
-    return click.option(
-        "--every", type=POSITIVE, default=default, metavar="N", help="steps between two checkpoints"
+def _run_options(every: int) -> Callable[[Callable], Callable]:
+    """The options of every run; ``every`` is the default of --every."""
+    return options.together(
+        click.option("--resume", is_flag=True, help="go on from the checkpoint in DIR"),
+        click.option(
+            "--every", type=POSITIVE, default=every, metavar="N", help="steps between two checkpoints"
+        ),
+        options.device,
+        click.option(
+            "--images",
+            metavar="DIR",
+            help="train on the images of this folder (not of its subfolders), turned to grey, or on 'embedded', the"
+            " photographs of scikit-image; one in eight, at least one and at most eight, is held out for validation"
+            " (default: BSDS500 train + test)",
+        ),
     )
 
 
@@ -83,7 +86,6 @@ def every_option(default: int) -> Callable:
 )
 @click.argument("prior", type=click.Choice(sorted(PRIORS)))
 @click.option("--out", type=PATH, metavar="DIR", help="folder of the run (default: runs/PRIOR)")
-@resume_option
 @click.option(
     "--export-only", is_flag=True, help="train nothing: write weights and model card of the checkpoint in DIR"
 )
@@ -93,9 +95,7 @@ def every_option(default: int) -> Callable:
     help="set out from this prior of one layer, a shipped name or a folder (default: as in the paper, from DCT and"
     " random kernels)",
 )
-@every_option(1000)
-@options.device
-@images_option
+@_run_options(1000)
 @_settings_options(RECIPES)
 def train(prior, out, resume, export_only, warm_start, every, device, images, **settings):
     """Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7): R1, R2 and
@@ -105,55 +105,38 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
     share each batch."""
     import torch
 
-    from gnclib.io import signals
-    from gnclib.score import run
+    from gnclib.score import load_checkpoint, run
     from gnclib.score.distributed import join
 
     folder = out or Path("runs") / prior
     if export_only:
         state = run.export(folder)
-        say(f"{prior}: weights after {_done(state.step, state.config.steps)} and their card are in {folder}")
+        say(f"{prior}: weights after {_done(state)} and their card are in {folder}")
         return
     group, device = join(device)
     given = {name: value for name, value in settings.items() if value is not None}
     if resume:
-        state = _resumed_training(prior, folder, device, images, warm_start, given)
+        digest = {"warm_start_sha256": run.weights_sha256(warm_start)} if warm_start else {}
+        state = _resumed(load_checkpoint(folder, device), images, given | digest)
+        found, wanted = state.model.config, PRIORS[prior]
+        if (found.layers, found.constant) != (wanted.layers, wanted.constant):
+            raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
     else:
         _demand_no_run(folder)
         config = replace(RECIPES[prior], **given, images=_images(images))
         state = run.start(prior, config, warm_start=warm_start or "", device=device)
     weights = torch.cat([p.detach().reshape(-1) for p in state.model.parameters()])
-    group.agree(
-        torch.cat([weights, weights.new_tensor([state.step])]), "weights"
-    )  # all have looked for a checkpoint
-    first, total = state.step, state.config.steps
+    weights = torch.cat([weights, weights.new_tensor([state.step])])
+    group.agree(weights, "weights")  # all have looked for a checkpoint
     if group.rank == 0:
-        say(f"{prior}: from iteration {first} to {total}, reports every {every}")
-    with signals() as received:
-        steps = run.drive(state, folder, every=every, group=group, stop=lambda: bool(received))
-        _follow(steps, prior, first, total, {"image": ".4f", "smoothing": ".2f"}, quiet=group.rank > 0)
-    group.close()
-    if state.step < total:
-        _stopped(prior, state.step, total, folder, received, quiet=group.rank > 0)
+        say(f"{prior}: from iteration {state.step} to {state.total}, reports every {every}")
+    measures = {"image": ".4f", "smoothing": ".2f"}
+    with _to_the_end(prior, state, folder, quiet=group.rank > 0) as stop:
+        steps = run.drive(state, folder, every=every, group=group, stop=stop)
+        _follow(steps, prior, state, measures, quiet=group.rank > 0)
+        group.close()
     if group.rank == 0:
         say(f"{prior}: weights, log and checkpoint are in {folder}")
-
-
-def _resumed_training(
-    prior: str, folder: Path, device, images: str | None, warm_start: str | None, given: dict
-):
-    from gnclib.score import load_checkpoint, run
-
-    state = load_checkpoint(folder, device)
-    if images is not None:  # the folder may have moved; other images are refused when they are read
-        state.config = replace(state.config, images=_images(images))
-    if warm_start:
-        given = given | {"warm_start_sha256": run.weights_sha256(warm_start)}
-    _demand_same(given, {name: getattr(state.config, name) for name in given})
-    found, wanted = state.model.config, PRIORS[prior]
-    if (found.layers, found.constant) != (wanted.layers, wanted.constant):
-        raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
-    return state
 
 
 @command(
@@ -164,9 +147,7 @@ def _resumed_training(
     """
 )
 @click.argument("prior")
-@click.option(
-    "--task", type=click.Choice(["denoise", "inpaint"]), default="denoise", help="what the schedule is for"
-)
+@options.task
 @click.option(
     "--sigma", type=float, metavar="S", help="of denoise: noise in grey levels of 0..255 (default: 25)"
 )
@@ -195,19 +176,15 @@ def _resumed_training(
     help="folder of the run (default: runs/PRIOR-TASK, as in runs/R1-denoise-25); --scheme learned of gnc denoise looks"
     " for it beside the prior",
 )
-@resume_option
-@options.device
-@every_option(100)
-@images_option
+@_run_options(100)
 @_settings_options(LEARN_RECIPES)
 def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device, every, images, **settings):
     """Learn all t_i and eta_i of the GNC flow (Kobler & Pock 2023, eq. 9, unrolled for I steps) for one prior and one
     task from patches of images, and with --finetune the whole prior as well. A run can be stopped and resumed like
     those of 'gnc train'."""
     from gnclib.checks import as_device
-    from gnclib.io import signals
-    from gnclib.restore import Task
     from gnclib.restore import learn as learning
+    from gnclib.restore.learned import Task
 
     if (missing if task == "denoise" else sigma) is not None:
         raise ValueError("--sigma is for --task denoise, --missing for --task inpaint: leave the other away")
@@ -220,7 +197,14 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     device = as_device(device)
     given = {name: value for name, value in settings.items() if value is not None}
     if resume:
-        state = _resumed_learning(folder, task, device, images, given, {"steps": steps, "t0": t0})
+        state = learning.load_checkpoint(folder, device)
+        if state.schedule.task != task:
+            raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
+        first = state.schedule.first_t
+        begun = {"steps": (steps, len(first)), "t0": (t0, first[0].item())}
+        state = _resumed(
+            state, images, given, {name: pair for name, pair in begun.items() if pair[0] is not None}
+        )
     else:
         _demand_no_run(folder)
         kind, begin = "finetune", {"schedule": finetune or f"{prior}-{task}"}
@@ -234,27 +218,9 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
         if finetune is not None and not config.lr_prior:
             raise ValueError("--finetune needs --lr-prior above 0")
         state = learning.start(prior, task, config, **begin, device=device)
-    total = state.config.iterations
-    with signals() as received:
-        runs = learning.drive(state, folder, every=every, stop=lambda: bool(received))
-        _follow(runs, name, state.step, total, {"loss": ".3e"})
-    if state.step < total:
-        _stopped(name, state.step, total, folder, received)
+    with _to_the_end(name, state, folder) as stop:
+        _follow(learning.drive(state, folder, every=every, stop=stop), name, state, {"loss": ".3e"})
     say(f"{name}: schedule, card and log are in {folder}")
-
-
-def _resumed_learning(folder: Path, task, device, images: str | None, given: dict, begun: dict):
-    from gnclib.restore.learn import load_checkpoint
-
-    state = load_checkpoint(folder, device)
-    if images is not None:  # the folder may have moved; other images are refused when they are read
-        state.config = replace(state.config, images=_images(images))
-    if state.schedule.task != task:
-        raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
-    kept = {f.name: getattr(state.config, f.name) for f in fields(state.config)}
-    kept |= {"steps": len(state.schedule.first_t), "t0": state.schedule.first_t[0].item()}
-    _demand_same(given | {k: v for k, v in begun.items() if v is not None}, kept)
-    return state
 
 
 @command(
@@ -313,8 +279,8 @@ def _images(images: str | None) -> str:
     return images if images == EMBEDDED else str(Path(images).resolve()) if images else ""
 
 
-def _done(step: int, total: int) -> str:
-    return f"{step} of {total} iterations"
+def _done(state) -> str:
+    return f"{state.step} of {state.total} iterations"
 
 
 def _demand_no_run(folder: Path) -> None:
@@ -322,36 +288,41 @@ def _demand_no_run(folder: Path) -> None:
         raise ValueError(f"{folder} holds a run already: continue it with --resume or choose another --out")
 
 
-def _demand_same(given: dict, kept: dict) -> None:
-    """Refuse options of a resumed run that are not those of its checkpoint."""
-    changed = [name for name, value in given.items() if value != kept[name]]
-    if changed:
+def _resumed(state, images: str | None, given: dict, begun: Mapping[str, tuple] = MappingProxyType({})):
+    """A state from a checkpoint, whose settings are those that are given; ``begun`` holds pairs (given, kept)."""
+    if images is not None:  # the folder may have moved; other images are refused when they are read
+        state.config = replace(state.config, images=_images(images))
+    pairs = {name: (value, getattr(state.config, name)) for name, value in given.items()} | dict(begun)
+    if changed := [name for name, (value, kept) in pairs.items() if value != kept]:
         words = ", ".join("--" + name.removesuffix("_sha256").replace("_", "-") for name in changed)
         raise ValueError(f"--resume goes on with the settings of the checkpoint; leave out {words}")
+    return state
 
 
-def _stopped(name: str, step: int, total: int, folder: Path, received: list, quiet: bool = False) -> None:
-    """Say what a signal has stopped, and end with its status."""
-    if not quiet:
-        why = received[0].name if received else "a signal to another process"
-        say(
-            f"{name}: stopped by {why} after {_done(step, total)}; the checkpoint is in {folder}, --resume goes on"
-        )
-    raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
+@contextmanager
+def _to_the_end(name: str, state, folder: Path, quiet: bool = False) -> Iterator[Callable[[], bool]]:
+    """Whether a signal has come; if one has stopped the run, say so and end with its status."""
+    from gnclib.io import signals
+
+    with signals() as received:
+        yield lambda: bool(received)
+    if state.step < state.total:
+        if not quiet:
+            why = received[0].name if received else "a signal to another process"
+            say(
+                f"{name}: stopped by {why} after {_done(state)}; the checkpoint is in {folder}, --resume goes on"
+            )
+        raise SystemExit(128 + (received[0] if received else signal.SIGTERM))
 
 
-def _follow(
-    steps: Iterable[tuple], name: str, first: int, total: int, measures: dict[str, str], quiet: bool = False
-) -> None:
+def _follow(steps: Iterable[tuple], name: str, state, measures: dict[str, str], quiet: bool = False) -> None:
     """Consume the steps of a run, with a bar on a terminal, and a line for each row of its log elsewhere.
 
-    Parameters
-    ----------
-    measures
-        Names of numbers that steps and rows have, and their formats.
+    ``measures`` are names of numbers that steps and rows have, and their formats.
     """
     from tqdm import tqdm
 
+    first, total = state.step, state.total
     started, quality, terminal = time.monotonic(), "-", sys.stderr.isatty()
     with tqdm(total=total, initial=first, unit="it", desc=name, disable=quiet or not terminal) as bar:
         for step, row in steps:

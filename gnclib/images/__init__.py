@@ -10,10 +10,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "data": ["add_noise", "bsds68", "embedded", "training_images", "validation_images"],
-        "folders": ["folder_images", "image_files"],
+        "data": ["add_noise", "bsds68", "embedded", "folder_images", "training_images", "validation_images"],
         "metrics": ["psnr", "ssim"],
-        "reading": ["Picture", "read"],
+        "reading": ["Picture", "image_files", "read"],
         "writing": ["check_writable", "quantise", "write"],
     },
 )

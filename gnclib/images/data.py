@@ -1,4 +1,4 @@
-"""BSDS500 by split, the BSDS68 benchmark, photographs that need no network, and noise.
+"""BSDS500 by split, the BSDS68 benchmark, photographs that need no network, those of a folder, and noise.
 
 The Berkeley Segmentation Data Set (Arbelaez, Maire, Fowlkes & Malik, TPAMI 2011) has 500 photographs of 321 x 481
 pixels (either way up) in three splits: train (200), val (100) and test (200). The denoising benchmark BSDS68 of Roth &
@@ -33,6 +33,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from gnclib.images.crops import PatchSampler, middle, patches
+from gnclib.images.reading import Picture, image_files, read
 from gnclib.io import read_bytes
 
 with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them
@@ -40,8 +41,9 @@ with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; not
     import pooch
 
 __all__ = [
-    "PatchSampler", "add_noise", "available", "bsds68", "bsds68_ids", "bsds500", "bsds500_ids", "embedded", "middle",
-    "patches", "refuse_validation", "refuse_validation_files", "training_images", "validation_images", "verify",
+    "PatchSampler", "add_noise", "available", "bsds68", "bsds68_ids", "bsds500", "bsds500_ids", "embedded",
+    "folder_images", "middle", "patches", "refuse_validation", "refuse_validation_files",
+    "training_images", "validation_images", "verify",
 ]  # fmt: skip
 
 SPLITS = ("train", "val", "test")
@@ -56,6 +58,8 @@ EMBEDDED = (
 )
 #: those of them that are in colour
 COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+#: weights of red, green and blue in grey, ITU-R BT.601
+LUMA = (0.299, 0.587, 0.114)
 
 
 # --- which images there are -------------------------------------------------------------------------------
@@ -302,6 +306,52 @@ def embedded(colour: bool = False) -> dict[str, Tensor]:
     folder, mode = files("skimage") / "data", "RGB" if colour else "L"
     names = COLOURED if colour else EMBEDDED
     return {Path(name).stem: _decode((folder / name).read_bytes(), mode) for name in names}
+
+
+def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:
+    """All images of a folder in the order of their names.
+
+    Parameters
+    ----------
+    folder
+        See :func:`gnclib.images.reading.image_files`.
+    colour
+        False turns colour to grey by ITU-R 601 luma, rounded to the levels of the file; True demands colour.
+
+    Returns
+    -------
+    dict
+        Name -> (1, 1, H, W), with ``colour`` (3, 1, H, W), float32 in [0, 1].
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no such folder.
+    ValueError
+        No image in it, or one that is damaged, of a kind that is refused (:func:`gnclib.images.reading.read`), or grey
+        where colour is asked for; the message names it.
+    """
+    pictures = ((path.name, read(path)) for path in image_files(folder))
+    if not colour:
+        return {name: _grey(picture) for name, picture in pictures}
+    found = {name: torch.from_numpy(picture.pixels)[:, None] for name, picture in pictures}
+    if grey := [name for name, x in found.items() if len(x) != 3]:
+        raise ValueError(
+            f"{grey[0]}{f' and {len(grey) - 1} more' if grey[1:] else ''} in {folder}: not in colour"
+        )
+    return found
+
+
+def _grey(picture: Picture) -> Tensor:
+    if len(picture.pixels) == 1:
+        return torch.from_numpy(picture.pixels)[None]
+    top = 2**picture.depth - 1
+    if picture.depth == 8:  # as PIL does it, which is what BSDS68 is made with
+        colours = np.rint(np.moveaxis(picture.pixels, 0, -1) * top).astype(np.uint8)
+        grey = np.array(Image.fromarray(colours).convert("L"), np.float32)
+    else:
+        grey = np.rint(np.tensordot(LUMA, picture.pixels * top, 1)).astype(np.float32)
+    return torch.from_numpy(grey).div_(top)[None, None]
 
 
 # --- noise -------------------------------------------------------------------------------------------------

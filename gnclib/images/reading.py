@@ -1,4 +1,6 @@
-"""Image files in: grey or colour, 8 or 16 bit, upright, with alpha, colour profile, EXIF and resolution.
+"""Image files in, one by one or a folder of them, with all that belongs to a picture.
+
+Grey or colour, 8 or 16 bit, upright, with alpha, colour profile, EXIF and resolution.
 
 A file may be cut off, damaged, or made to fill the memory. So
 
@@ -25,7 +27,9 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
 
-__all__ = ["FORMATS", "LARGEST_FILE", "MOST_PIXELS", "Picture", "decode", "read"]
+__all__ = [
+    "FORMATS", "LARGEST_FILE", "MOST_PIXELS", "Picture", "declared_pixels", "decode", "image_files", "read",
+]  # fmt: skip
 
 #: what Pillow may take a file for
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
@@ -38,6 +42,10 @@ _KEPT_EXIF = (270, 271, 272, 305, 306, 315, 316, 33432, *range(40091, 40096))
 _KEPT_GROUPS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 #: of the EXIF group: width and height in pixels
 _EXIF_SIZE = (40962, 40963)
+
+
+#: what image files of a folder end in, in small or capital letters
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 
 
 @dataclass(frozen=True)
@@ -282,3 +290,43 @@ def _description(exif: Image.Exif, size: tuple[int, int]) -> bytes | None:
         return kept.tobytes() if len(kept) or any(kept.get_ifd(g) for g in _KEPT_GROUPS) else None
     except Exception:
         return None
+
+
+# --- folders ----------------------------------------------------------------------------------------------
+
+
+def image_files(folder: str | os.PathLike) -> list[Path]:
+    """The files of a folder that claim to be images, by name: those with one of :data:`SUFFIXES`, not hidden ones.
+
+    Files of subfolders do not count.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no such folder.
+    ValueError
+        There is no image in it.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file: give the folder that it lies in")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not (files := [path for path in files if not path.name.startswith(".")]):
+        raise ValueError(
+            f"there is no image in {folder}: its files (not those of its subfolders) count if they end in one of"
+            f" {', '.join(SUFFIXES)}"
+        )
+    return files
+
+
+def declared_pixels(path: Path) -> int:
+    """What the header of an image file declares; 0 for a damaged or far too large one, which is refused when read."""
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            with Image.open(path, formats=FORMATS) as image:
+                return image.size[0] * image.size[1]
+    except Exception:  # decoders raise whatever damaged bytes drive them into
+        return 0

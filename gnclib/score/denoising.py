@@ -1,4 +1,4 @@
-"""One-step denoising by a prior (Tweedie), and how good it is: what a training is watched by."""
+"""One-step denoising by a prior (Tweedie) and its PSNR, by which a training is watched."""
 
 from __future__ import annotations
 
@@ -8,8 +8,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from gnclib.images import psnr
-from gnclib.images.data import add_noise
+from gnclib.images import add_noise, psnr
 
 __all__ = ["denoising_psnr", "mmse"]
 

@@ -31,7 +31,6 @@ from torch.optim.swa_utils import AveragedModel
 
 from gnclib import io
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.foe.filters import crop_to
 from gnclib.images import data
 from gnclib.score import losses as sm
 from gnclib.score.distributed import ALONE, Group
@@ -244,7 +243,8 @@ def loss_parts(
     own_x, own_tau, own_z = (v[mine].to(model.offset) for v in (x, tau, z))
     t = (2 * own_tau).exp()
     grad = model.inner_grad(_noisy(own_x, own_tau, own_z), t)
-    noise = crop_to(own_z, grad)
+    edge = 2 * model.config.margin
+    noise = own_z[..., edge:-edge, edge:-edge]
     image = group.share(sm.image_term(grad, noise, t), len(x)) / noise[0].numel()
     if config.smoothing == 0:
         return image, torch.zeros_like(image).detach()

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from gnclib import io
 from gnclib.images import data
-from gnclib.images.folders import declared_pixels, folder_images, image_files
+from gnclib.images.reading import declared_pixels, image_files
 
 __all__ = ["EMBEDDED", "HELD_OUT", "MOST_PIXELS", "TRAINED_ON", "TrainingSet", "of_run", "training_set"]
 
@@ -55,7 +55,7 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
     Parameters
     ----------
     images
-        Which; a folder is named by its path (:func:`gnclib.images.folders.image_files`).
+        Which; a folder is named by its path (:func:`gnclib.images.reading.image_files`).
     patch
         Side of the patches that will be taken, in pixels.
 
@@ -130,7 +130,7 @@ def _of_folder(folder: Path) -> dict[str, Tensor]:
             "read here: give it fewer or smaller images"
         )
     data.refuse_validation_files(files)
-    return folder_images(folder)
+    return data.folder_images(folder)
 
 
 def _refuse_small(images: dict[str, Tensor], patch: int) -> None:

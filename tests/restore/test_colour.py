@@ -11,7 +11,7 @@ from PIL import Image
 
 from gnclib.cli import main as cli
 from gnclib.foe import WEIGHTS
-from gnclib.images import data, folders
+from gnclib.images import data
 from gnclib.images.metrics import ssim
 from gnclib.restore import colour, evaluate, schemes
 from gnclib.restore.learned import Task
@@ -207,7 +207,7 @@ def test_the_benchmark_in_colour_has_the_grey_one_as_its_luma():
         pytest.skip("BSDS500 is not at hand")
     colours, grey = (next(iter(data.bsds68(flag).values())) for flag in (True, False))
     assert colours.shape == (3, *grey.shape[1:])
-    luma = (torch.tensor(folders.LUMA)[:, None, None, None] * colours).sum(0)
+    luma = (torch.tensor(data.LUMA)[:, None, None, None] * colours).sum(0)
     assert (luma - grey[0]).abs().max() < 0.51 / 255 + 1e-3
 
 

@@ -396,7 +396,7 @@ def test_a_signal_writes_a_checkpoint(prior, tmp_path, capsys, monkeypatch, numb
 def test_the_bar_shows_quality_and_time_left(prior, tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(sys.stderr, "isatty", lambda: True, raising=False)
     state = begin(prior)
-    training._follow(learn.drive(state, tmp_path, every=3), "tiny", 0, 6, {"loss": ".3e"})
+    training._follow(learn.drive(state, tmp_path, every=3), "tiny", state, {"loss": ".3e"})
     shown = capsys.readouterr().err
     assert "6/6" in shown
     assert f"validation={io.rows(tmp_path, learn.Row)[-1].validation:.2f} dB" in shown

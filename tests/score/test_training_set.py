@@ -179,7 +179,7 @@ def test_bad_folders_are_refused(photos, tmp_path, monkeypatch):
     with pytest.raises(ValueError, match=r"p02\.png is a damaged image file"):
         training_set.training_set(photos)
     monkeypatch.setattr(training_set, "MOST_PIXELS", 20_000)
-    monkeypatch.setattr(training_set, "folder_images", lambda _: pytest.fail("decoded before it was counted"))
+    monkeypatch.setattr(data, "folder_images", lambda _: pytest.fail("decoded before it was counted"))
     with pytest.raises(ValueError, match="million pixels, more than"):
         training_set.training_set(photos)
 
