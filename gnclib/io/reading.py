@@ -33,7 +33,7 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gnclib.io import files
 
-__all__ = ["check", "demand", "parse_json", "read_bytes", "read_json", "settings", "some"]
+__all__ = ["check", "parse_json", "read_bytes", "read_json", "settings", "some"]
 
 #: bytes of the largest JSON file that is read
 LARGEST_JSON = 20_000_000
@@ -87,7 +87,7 @@ def read_json(
     kind
         What the file should be, in words, for the message.
     model
-        The type of its content, as :func:`check` takes it; or a shape for :func:`demand`.
+        The type of its content, as :func:`check` takes it.
     largest
         Number of bytes of the largest file that is read.
     plain
@@ -105,7 +105,7 @@ def read_json(
     try:
         value = parse_json(content)
         value = value if plain else files.decode(value)
-        return demand(value, model) if _is_shape(model) else check(value, model)
+        return check(value, model)
     except ValueError as error:
         raise ValueError(f"{path} is no {kind}: {error}") from None
 
@@ -232,85 +232,3 @@ def _brief(value: Any) -> str:
     if isinstance(value, (dict, list)):
         return f"{'an object' if isinstance(value, dict) else 'a list'} of {len(value)}"
     return repr(value)[:60]
-
-
-# shapes --------------------------------------------------------------------------------------------------------------
-
-
-def _is_shape(model: Any) -> bool:
-    return model is None or isinstance(model, (dict, list, tuple))
-
-
-def demand(value: Any, shape: Any, name: str = "") -> Any:
-    """Check parsed JSON against a shape and return it unchanged; :func:`check` with a type takes its place.
-
-    Parameters
-    ----------
-    value
-        From :func:`parse_json`.
-    shape
-        ``str``, ``bool``, ``int``, ``float`` (an integer will do; finite), ``complex`` (a number that may be nan or
-        infinite, as :func:`gnclib.io.files.decode` gives them), ``list``, ``dict``, ``None``, or ``object`` for
-        anything; ``[shape]`` a list of such; a tuple of shapes, one of which it must have; ``{str: shape}`` an object
-        with any names; any other dict an object with these names and no others, those that end in "?" may be missing.
-    name
-        Of the value, for the message.
-
-    Raises
-    ------
-    ValueError
-        It has another shape; the message says where.
-    """
-    what = name or "it"
-    if isinstance(shape, tuple):
-        for option in shape:
-            try:
-                return demand(value, option, name)
-            except ValueError:
-                continue
-        raise ValueError(f"{what} must be {' or '.join(map(_called, shape))}, got {_brief(value)}")
-    if isinstance(shape, list):
-        for k, item in enumerate(demand(value, list, name)):
-            demand(item, shape[0], f"{name}[{k}]")
-    elif isinstance(shape, dict):
-        demand(value, dict, name)
-        if set(shape) == {str}:
-            parts = {key: shape[str] for key in value}
-        else:
-            parts = {key.removesuffix("?"): kind for key, kind in shape.items()}
-            needed = {key for key in shape if not key.endswith("?")}
-            if wrong := [*(value.keys() - parts.keys()), *(needed - value.keys())]:
-                raise ValueError(f"{name and name + ': '}these names are missing or unknown: {some(wrong)}")
-        for key, item in value.items():
-            demand(item, parts[key], f"{name}.{key}" if name else key)
-    elif not _is(value, shape):
-        raise ValueError(f"{what} must be {_called(shape)}, got {_brief(value)}")
-    return value
-
-
-def _is(value: Any, kind: Any) -> bool:
-    if kind is object:
-        return True
-    if kind is None:
-        return value is None
-    if isinstance(value, bool):
-        return kind is bool
-    if kind is complex:
-        return isinstance(value, (int, float))
-    if kind is float:
-        return isinstance(value, (int, float)) and abs(value) < TOO_LARGE  # nan compares false
-    return isinstance(value, kind)
-
-
-def _called(kind: Any) -> str:
-    if isinstance(kind, (dict, list)):
-        kind = type(kind)
-    names = {
-        dict: "a JSON object",
-        int: "an integer",
-        bool: "true or false",
-        float: "a float (any finite number)",
-        complex: "a number",
-        None: "null",
-    }
-    return names.get(kind) or f"a {kind.__name__}"

@@ -489,30 +489,6 @@ def test_numbers_that_are_none(tmp_path):
         assert reading.read_json(path, "list of numbers") == json.loads(text)
 
 
-@pytest.mark.parametrize(
-    ("value", "shape", "message"),
-    [
-        (True, int, "must be an integer"),
-        (1, bool, "must be true or false"),
-        (True, float, "any finite number"),
-        (float("nan"), float, "any finite number"),
-        ({"a": [1, "2"]}, {"a": [int]}, r"a\[1\] must be an integer, got '2'"),
-        ({"a": 1}, {"a": int, "b": int}, "missing or unknown: b"),
-        ({"a": 1, "c": 1}, {"a": int}, "missing or unknown: c"),
-        ({"a": {"x": None}}, {"a": {str: (int, str)}}, r"a\.x must be an integer or a str, got None"),
-    ],
-)
-def test_shapes_of_json(value, shape, message):
-    with pytest.raises(ValueError, match=message):
-        reading.demand(value, shape)
-
-
-def test_shapes_of_json_that_fit():
-    value = {"a": [1, 2.5], "b": {"x": 1, "y": None}, "n": float("inf")}
-    shape = {"a": [float], "b": {str: (int, None)}, "n": complex, "more?": str}
-    assert reading.demand(value, shape) is value
-
-
 # --- notebooks --------------------------------------------------------------------------------------------
 
 TINY = {
