@@ -134,7 +134,7 @@ def sizes() -> dict[str, int]:
 
 
 # How large the house is today. Whoever makes it smaller lowers the number; nothing raises it.
-MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 223, 19_866, 17_029, 2
+MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 221, 19_773, 16_948, 2
 
 
 def without_the_course() -> int:
