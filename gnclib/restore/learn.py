@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from gnclib import io
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe import FieldsOfExperts, FoEConfig, load_prior
 from gnclib.images import data, psnr
 from gnclib.restore import learned_card
 from gnclib.restore.flow import last
@@ -185,7 +185,7 @@ def start(
     FileNotFoundError
         There is no such prior or schedule.
     """
-    model = FieldsOfExperts.from_pretrained(prior).to(device)
+    model = load_prior(prior).to(device)
     low, high = model.sigma_min, model.sigma_max
     if task.kind == "denoise":
         check_sigma(task.level, model)
