@@ -63,10 +63,6 @@ def _targets(inputs: tuple[Path, ...], output: str) -> list[Path]:
     twice = {path.name for path in targets if targets.count(path) > 1}
     if twice:
         raise ValueError(f"several inputs are called {', '.join(sorted(twice))}: they would go to one file")
-    if not any(path.is_file() for path in inputs):
-        if inputs[0].is_dir():
-            raise IsADirectoryError(f"{inputs[0]} is a folder: name the images in it, {inputs[0]}/*.png")
-        raise FileNotFoundError(f"there is no image file {inputs[0]}")
     folder.mkdir(parents=True, exist_ok=True)
     return targets
 
@@ -188,13 +184,12 @@ def _fraction(sigma: float) -> float:
 
 def _say_found(source: Path, planes, estimated: bool) -> None:
     """Lines about the planes of a picture and the noise in them."""
-    if not estimated:
-        if planes.unlike:
-            noise = "the noise of red, green and blue does not look independent"
-            say(f"{source}: {noise}: they are denoised one by one")
-        return
+    if planes.unlike and not estimated:
+        noise = "the noise of red, green and blue does not look independent"
+        say(f"{source}: {noise}: they are denoised one by one")
     if not any(planes.levels):
         say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
+    if not estimated or not any(planes.levels):
         return
     words = ", ".join("below 2.55" if level is None else f"{255 * level:.1f}" for level in planes.levels)
     names = "brightness, two differences of colour" if planes.basis == "opponent" else "red, green, blue"

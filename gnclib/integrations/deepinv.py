@@ -40,11 +40,8 @@ except RuntimeError as error:  # torchvision: "operator torchvision::nms does no
 import torch
 from torch import Tensor
 
-from gnclib.foe import FieldsOfExperts
-from gnclib.restore.flow import gnc_flow, last
-from gnclib.restore.learned import Task
-from gnclib.restore.operators import Denoising
-from gnclib.restore.proximal import proximal_point
+from gnclib.foe import load_prior
+from gnclib.restore import Denoising, Task, gnc_flow, last, proximal_point
 from gnclib.restore.schedules import as_count
 from gnclib.restore.schemes import predefined
 
@@ -54,10 +51,12 @@ __all__ = ["EnergyDenoiser", "EnergyPrior"]
 class EnergyPrior(Prior):
     """A learned energy as an explicit prior: g(x) = R(x, sigma_denoiser^2), in nats.
 
-    Args:
-        energy: a prior of the package ("R1"), a folder or a hub name as for :meth:`FieldsOfExperts.from_pretrained`, or
-            any energy of grey images with ``energy(y, t)`` and ``grad(y, t)``.
-        tolerance: of :meth:`prox`, a grey value. iterations: of :meth:`prox`, at most.
+    Parameters
+    ----------
+    energy : name of a prior as for :func:`gnclib.load_prior`, or an energy of grey images
+        With ``energy(y, t)`` and ``grad(y, t)``.
+    tolerance, iterations
+        Of :meth:`prox`: residual in grey values, and how many steps at most.
     """
 
     def __init__(
@@ -75,8 +74,10 @@ class EnergyPrior(Prior):
     def fn(self, x: Tensor, sigma_denoiser: float | Tensor, *args, **kwargs) -> Tensor:
         """R(x, sigma_denoiser^2) of each image, the sum over its channels: (B, C, H, W) -> (B,).
 
-        Raises ValueError for a shape that is not (B, C, H, W), or a sigma_denoiser that is missing, not positive, or
-        outside of the range of the energy.
+        Raises
+        ------
+        ValueError
+            Another shape, or a sigma_denoiser that is missing, not positive, or outside of the range of the energy.
         """
         channels, t = _channels(x, sigma_denoiser)
         return self.energy.energy(channels, t).reshape(x.shape[:2]).sum(1)
@@ -93,14 +94,20 @@ class EnergyPrior(Prior):
 
         That is the proximal map where R is convex. Elsewhere it is a stationary point of gamma R(z, t) +
         ||z - x||^2 / 2 at which that sum is, up to rounding, not above its value at x; it need not be the global
-        minimum. See :mod:`gnclib.restore.proximal` for the method. It stops, for each channel on its own, when
-        the root mean
-        square of the residual ``z - x + gamma grad R(z, t)`` is at most ``tolerance``. If that takes more than
+        minimum. See :mod:`gnclib.restore.proximal` for the method. It stops, for each channel on its own, when the root
+        mean square of the residual ``z - x + gamma grad R(z, t)`` is at most ``tolerance``. If that takes more than
         ``iterations`` steps, the point reached is returned with a RuntimeWarning which names its residual: gamma far
         above t asks for many steps (about 10 for gamma = t, 50 for gamma = 10 t).
 
         gamma: > 0, a number or one per image. The result is not differentiable: in unfolded networks use the gradient
-        (``g_first=True``). Raises ValueError as :meth:`fn` and RuntimeError where a derivative of the result is wanted.
+        (``g_first=True``).
+
+        Raises
+        ------
+        ValueError
+            As :meth:`fn`.
+        RuntimeError
+            A derivative of the result is wanted.
         """
         _refuse_gradient("prox", self.energy, x, sigma_denoiser, gamma)
         channels, t = _channels(x, sigma_denoiser)
@@ -126,12 +133,16 @@ class EnergyDenoiser(Denoiser):
     steps are the GNC flow on ``||x - y||^2 / (2 sigma^2) + R(x, t)`` along the predefined schedule of
     :func:`gnclib.restore.schemes.predefined`, a little better and as many times as expensive; not differentiable.
 
-    Args:
-        energy: as for :class:`EnergyPrior`; for more than one step it must be a :class:`FieldsOfExperts`.
-        steps: >= 1.
+    Parameters
+    ----------
+    energy : as for :class:`EnergyPrior`
+        For more than one step it must have ``sigma_min`` and ``sigma_max``.
+    steps : int >= 1
 
-    Raises:
-        ValueError: a number of steps below 1, or more than one with an energy that has no noise range of its own.
+    Raises
+    ------
+    ValueError
+        Another number of steps, or more than one with an energy that has no range of noise levels.
     """
 
     def __init__(self, energy: str | os.PathLike | torch.nn.Module = "R1", *, steps: int = 1):
@@ -145,7 +156,12 @@ class EnergyDenoiser(Denoiser):
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """The noisy images (B, C, H, W) without their noise of standard deviation sigma, a number or one per image.
 
-        Raises ValueError as :meth:`EnergyPrior.fn`; RuntimeError where a derivative of several steps is wanted.
+        Raises
+        ------
+        ValueError
+            As :meth:`EnergyPrior.fn`.
+        RuntimeError
+            A derivative of several steps is wanted.
         """
         channels, t = _channels(x, sigma)
         if self.steps == 1:
@@ -163,7 +179,7 @@ class EnergyDenoiser(Denoiser):
 
 
 def _energy(energy):
-    return FieldsOfExperts.from_pretrained(energy) if isinstance(energy, (str, os.PathLike)) else energy
+    return load_prior(energy) if isinstance(energy, (str, os.PathLike)) else energy
 
 
 def _channels(x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:

@@ -31,7 +31,7 @@ import numpy as np
 import torch
 from scipy.fft import dct, idct
 
-from gnclib.foe import FieldsOfExperts
+from gnclib.foe import load_prior
 from gnclib.restore.noise_level import clipped, estimate_sigma
 
 __all__ = ["BASES", "Planes", "as_tensor", "choose_planes", "from_opponent", "split", "to_opponent"]
@@ -115,7 +115,7 @@ def choose_planes(channels: np.ndarray, sigma: float | None = None, colour: str 
     mixed = values is not channels
     levels = [sigma] * len(values)
     if sigma is None or (mixed and colour == "auto"):
-        prior = FieldsOfExperts.from_pretrained("R1")
+        prior = load_prior("R1")
         lost = torch.stack([clipped(as_tensor(channel)) for channel in channels]).any(0)  # in every plane
         found = [estimate_sigma(as_tensor(plane), prior, lost if mixed else None) for plane in values]
         noisy = [s > prior.sigma_min for s in found]

@@ -76,13 +76,10 @@ class State:
 
     Attributes
     ----------
-    step : int
-        How many steps were taken, counted from 1.
-    t : float, or (B,) where every sample has one of its own
-        Noise variance of that step.
+    step : number of steps taken, from 1
+    t : noise variance of that step, or (B,) where every sample has one of its own
     x : iterate, shaped like the start
-    prior, data
-        What is minimised; the energies are computed from them when first asked for.
+    prior, data : what is minimised; energies are computed when first asked for
     """
 
     step: int

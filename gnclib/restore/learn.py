@@ -24,14 +24,15 @@ from collections.abc import Callable, Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from statistics import fmean
-from typing import Any, ClassVar, NotRequired
+from typing import Annotated, Any, ClassVar, NotRequired
 
 import torch
+from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from gnclib import io
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe import FieldsOfExperts, FoEConfig, load_prior
 from gnclib.images import data, psnr
 from gnclib.restore import learned_card
 from gnclib.restore.flow import last
@@ -123,21 +124,16 @@ class _Origin(TypedDict):
 
 
 class _Schedule(TypedDict):
-    t_range: list[float]
+    t_range: Annotated[list[float], Field(min_length=2, max_length=2)]
     x_0: str
     prior: str
     prior_sha256: str
     provenance: _Origin
 
 
-class _Task(TypedDict):
-    kind: str
-    level: float
-
-
 class _Checkpoint(io.Checkpoint):
     model: dict[str, Any]
-    task: _Task
+    task: TypedDict("_Task", {"kind": str, "level": float})
     schedule: _Schedule
 
 
@@ -150,8 +146,6 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> L
         shape = (values["first_t"].numel() if "first_t" in values else 0,)
         names = ("first_t", "first_eta", "shift_tau", "shift_log_eta")
         io.demand_tensors(values, dict.fromkeys(names, shape), "the schedule")
-        if len(of["t_range"]) != 2:
-            raise ValueError(f"t_range must hold two numbers, got {len(of['t_range'])}")
         schedule = LearnedSchedule(values["first_t"], values["first_eta"], task=Task(**meta["task"]), **of)
         schedule.load_state_dict(values)
         return LearnState(schedule, model.eval().to(device), LearnConfig(**meta["config"]))
@@ -173,28 +167,25 @@ def start(
 
     Parameters
     ----------
-    prior
-        A shipped name ("R1") or a folder.
-    steps
+    prior : a shipped name ("R1") or a folder
+    task, config
+        What is learned for, and how.
+    steps : int >= 1
         I, for a schedule that begins as the GNC flow, eta_i = t_i: t_i logarithmic down to sigma_min^2.
-    t_first
-        Its t_1, in [sigma_min^2, sigma_max^2]; None for sigma_max^2, for inpainting :data:`FIRST_INPAINTING`. Denoising
-        needs no more than a few times sigma^2: first steps far above do next to nothing, and learning leaves them
-        there.
-    schedule
-        A learned one to set out from instead, of this prior and task: a shipped name or a folder.
-    device
-        Where to compute; all random numbers are drawn on the CPU.
+    t_first : float in [sigma_min^2, sigma_max^2], optional
+        Its t_1; sigma_max^2 by default, for inpainting :data:`FIRST_INPAINTING`. Denoising needs no more than a few
+        times sigma^2: first steps far above do next to nothing, and learning leaves them there.
+    schedule : a learned one of this prior and task to set out from instead
+    device : where to compute; all random numbers are drawn on the CPU
 
     Raises
     ------
     ValueError
-        A noise level or t_first outside of the range of the prior, steps < 1, or a schedule of other weights or for
-        another task.
+        A number outside of its range, or a schedule of other weights or for another task.
     FileNotFoundError
         There is no such prior or schedule.
     """
-    model = FieldsOfExperts.from_pretrained(prior).to(device)
+    model = load_prior(prior).to(device)
     low, high = model.sigma_min, model.sigma_max
     if task.kind == "denoise":
         check_sigma(task.level, model)
@@ -231,10 +222,8 @@ def learning(state: LearnState, images) -> Iterator[Step]:
 
     Parameters
     ----------
-    state
-        Changed in place.
-    images
-        Dict or list of (1, 1, H, W) images, from :func:`gnclib.images.data.training_images` for a real schedule.
+    state : changed in place
+    images : dict or list of (1, 1, H, W)
 
     Raises
     ------
@@ -290,12 +279,10 @@ def drive(
 
     Parameters
     ----------
-    state
-        From :func:`start` or :func:`load_checkpoint`; changed in place.
-    every
-        Updates between two rows, >= 1.
-    stop
-        Asked after each update; when it says yes a checkpoint is written and the generator ends.
+    state : from :func:`start` or :func:`load_checkpoint`; changed in place
+    folder : of the run
+    every : int >= 1, updates between two rows
+    stop : asked after each update; when it says yes a checkpoint is written and the generator ends
 
     Raises
     ------
@@ -328,10 +315,8 @@ def export(folder: str | Path) -> LearnedSchedule:
 
     Raises
     ------
-    FileNotFoundError
-        There is no checkpoint.
-    ValueError
-        It cannot be read.
+    FileNotFoundError, ValueError
+        There is no checkpoint, or it cannot be read.
     OSError
         A file cannot be written.
     """

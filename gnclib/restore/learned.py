@@ -149,17 +149,12 @@ class LearnedSchedule(nn.Module):
     def _begin(self, data: Denoising | Inpainting) -> Tensor:
         return data.guess() if self.x_0 == "guess" else data.start()
 
-    def fits(self, prior: FieldsOfExperts) -> bool:
-        """Whether these are the weights that the schedule was learned with."""
-        return self.prior_sha256 == weights_sha256(prior)
-
     def demand_fit(self, prior: FieldsOfExperts) -> None:
-        """Raise ValueError, saying what to do, unless the schedule :meth:`fits`."""
-        if not self.fits(prior):
+        """Raise ValueError, saying what to do, unless these are the weights that the schedule was learned with."""
+        if (digest := weights_sha256(prior)) != self.prior_sha256:
             raise ValueError(
                 f"this schedule ({self.task}) was learned with other weights of the prior {self.prior or '?'}: with"
-                f" SHA-256 {self.prior_sha256[:12] or '?'}.., these have {weights_sha256(prior)[:12]}..; learn it again"
-                " with 'gnc learn'"
+                f" SHA-256 {self.prior_sha256[:12] or '?'}.., these have {digest[:12]}..; learn it again by 'gnc learn'"
             )
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:

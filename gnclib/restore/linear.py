@@ -233,9 +233,7 @@ class LinearMeasurement:
             raise ValueError("the measurement must be a finite floating-point tensor (B, ...)")
         self.operator, self.y, self.sigma = operator, y.detach().clone(), float(sigma)
         if not (math.isfinite(self.sigma) and self.sigma > 0):
-            raise ValueError(
-                f"sigma must be a finite number > 0, in the units of the measurement, got {sigma}"
-            )
+            raise ValueError(f"sigma must be finite and > 0, in the units of the measurement, got {sigma}")
         expected = tuple(operator(y.new_zeros(len(y), 1, *operator.size)).shape)
         if tuple(y.shape) != expected:
             raise ValueError(f"the operator gives {expected}, the measurement has {tuple(y.shape)}")

@@ -46,7 +46,8 @@ from scipy.optimize import brentq
 from torch import Tensor
 
 from gnclib.checks import as_measured
-from gnclib.foe import FieldsOfExperts
+from gnclib.foe import load_prior
+from gnclib.restore.flow import Energy
 
 __all__ = ["clipped", "estimate_sigma"]
 
@@ -66,7 +67,7 @@ def clipped(y: Tensor) -> Tensor:
     return ends & ~((y < 0) | (y > 1)).any()
 
 
-def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tensor | None = None) -> float:
+def estimate_sigma(y: Tensor, prior: Energy | str = "R1", cut_off: Tensor | None = None) -> float:
     """The standard deviation of white Gaussian noise in y, by maximum likelihood in tau.
 
     Parameters
@@ -90,7 +91,7 @@ def estimate_sigma(y: Tensor, prior: FieldsOfExperts | str = "R1", cut_off: Tens
         y is no finite image batch in [0, 1] up to noise, or smaller than the receptive field asks for.
     """
     if isinstance(prior, str):
-        prior = FieldsOfExperts.from_pretrained(prior)
+        prior = load_prior(prior)
     y = as_measured(y)
     seen, inside = _windows(y, clipped(y) if cut_off is None else cut_off, prior.margin)
     inside &= "border" in signature(prior.dtau).parameters

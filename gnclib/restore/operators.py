@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from gnclib.checks import as_images, as_measured, as_time
-from gnclib.images.data import add_noise
+from gnclib.images import add_noise
 
 __all__ = ["LEVELS", "Denoising", "Inpainting", "Task", "first_guess"]
 

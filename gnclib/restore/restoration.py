@@ -32,7 +32,7 @@ import numpy as np
 import torch
 
 from gnclib.checks import as_measured
-from gnclib.foe import FieldsOfExperts
+from gnclib.foe import load_prior
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
 from gnclib.restore.flow import State
 from gnclib.restore.operators import Denoising, Inpainting, Task
@@ -174,7 +174,7 @@ def denoise_channels(
     for channel in channels:
         as_measured(as_tensor(channel))  # said of the image, not of the planes made of it
     if sigma is None:
-        FieldsOfExperts.from_pretrained(prior)  # a name that is none is refused before the estimation
+        load_prior(prior)  # a name that is none is refused before the estimation
     planes = choose_planes(channels, sigma, colour)
     made = {
         level: load(scheme, prior, Task("denoise", 255 * level), tile=tile, **options)

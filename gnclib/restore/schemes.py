@@ -26,7 +26,7 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_device
-from gnclib.foe import FieldsOfExperts, hub
+from gnclib.foe import hub, load_prior
 from gnclib.restore.flow import Energy, State, gnc_flow
 from gnclib.restore.joint import joint_descent
 from gnclib.restore.learned import LearnedSchedule, find_schedule
@@ -170,7 +170,7 @@ def load(
     if kind.states is _learned:
         place = hub.derived(prior, f"finetuned-{task}" if kind.tuned else str(task))
         schedule, prior = find_schedule(place, task), place if kind.tuned else prior
-    model = FieldsOfExperts.from_pretrained(prior)
+    model = load_prior(prior)
     if task.kind == "denoise":
         check_sigma(task.level, model)
     if schedule is not None:

@@ -95,7 +95,7 @@ def test_a_run_learns_and_leaves_schedule_log_and_card(prior, tmp_path, task):
     assert not torch.equal(schedule.t, first)
     assert (schedule.task, schedule.prior) == (task, "tiny")
     assert schedule.x_0 == ("start" if task.kind == "denoise" else "guess")
-    assert schedule.fits(FieldsOfExperts.from_pretrained(prior))
+    schedule.demand_fit(FieldsOfExperts.from_pretrained(prior))
     assert not (tmp_path / "model.safetensors").exists()
     x = data.validation_images()["leaves"]
     measured = task.measure(x, torch.Generator().manual_seed(0))

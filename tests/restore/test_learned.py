@@ -369,11 +369,9 @@ def test_an_unknown_name_is_told_what_there_is(tmp_path, monkeypatch):
 def test_other_weights_are_noticed():
     model = prior()
     s = schedule(prior="R9", prior_sha256=weights_sha256(model))
-    assert s.fits(model)
     s.demand_fit(model)
     with torch.no_grad():
         model.weights[0][0, 0, 0] += 1e-6
-    assert not s.fits(model)
     with pytest.raises(ValueError, match=r"other weights of the prior R9.*gnc learn"):
         s.demand_fit(model)
 
