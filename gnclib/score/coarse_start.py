@@ -24,12 +24,21 @@ from gnclib.foe.filters import convolve, reflect_adjoint
 from gnclib.images import data
 from gnclib.spline import contract, evaluate
 
-__all__ = ["fit_coarse", "fit_constant"]
+__all__ = ["begin", "fit_coarse", "fit_constant"]
 
 #: widths w of the shapes; infinite is the quadratic
 WIDTHS = (math.inf, 1.0, 0.25)
 #: the least noise level at which gains are fitted; below, they are those found there
 LEAST = 0.03
+
+
+def begin(model: FieldsOfExperts, images, seed: int) -> None:
+    """:func:`fit_coarse`, convex potentials and :func:`fit_constant` on squares of the images, in place."""
+    side = min(160, *(min(x.shape[-2:]) for x in images.values()))
+    fit_coarse(model, images, torch.Generator().manual_seed(seed), side=side)
+    model.make_convex()
+    squares = [x[..., :side, :side] for x in images.values()]
+    fit_constant(model, squares, torch.Generator().manual_seed(seed + 1))
 
 
 @torch.no_grad()
@@ -59,8 +68,8 @@ def fit_coarse(model: FieldsOfExperts, images, generator: torch.Generator, crops
         kept, bent, coarse = gains[tau].tensor_split([config.features, 2 * config.features])
         model.weights[0][..., j] *= kept[:, None]
         model.weights[0][..., j] += bent[:, None] * quadratic
-        coarse = coarse.view(config.scales, len(WIDTHS), config.coarse_features)
-        for w, gain in zip(model.coarse.weights, coarse, strict=True):
+        coarse = coarse.view(-1, len(WIDTHS), config.coarse_features)  # of the scales that fit into the crops
+        for w, gain in zip(model.coarse.weights, coarse, strict=False):
             w[..., j] = torch.einsum("mk,mi->ki", gain, shapes)
 
 
