@@ -16,11 +16,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnclib import spline
 from gnclib.foe import experts
 from gnclib.foe.config import FoEConfig
 from gnclib.foe.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
-from gnclib.spline import SplineGrid
-from gnclib.spline import splines as spline
 
 __all__ = ["CoarseExperts", "down", "down_adjoint", "refit", "scale"]
 
@@ -164,7 +163,7 @@ def _fused(z: Tensor, kernels: Tensor, coefficients: Tensor) -> bool:
     return experts.usable(z, kernels, coefficients)
 
 
-def refit(weights: Tensor, before: SplineGrid, after: SplineGrid) -> Tensor:
+def refit(weights: Tensor, before: spline.SplineGrid, after: spline.SplineGrid) -> Tensor:
     """Coefficients (..., N_tau) on other nodes in tau: the same function, constant beyond the old range."""
     tau = torch.linspace(after.low, after.high, 40 * after.intervals + 1, dtype=torch.float64)
     flat = weights.detach().double().flatten(0, -2)

@@ -27,9 +27,8 @@ import torch
 from scipy.optimize import isotonic_regression
 from torch import Tensor
 
+from gnclib import spline
 from gnclib.foe.config import FoEConfig
-from gnclib.spline import SplineGrid
-from gnclib.spline import splines as spline
 
 if TYPE_CHECKING:
     from gnclib.foe.energy import FieldsOfExperts
@@ -51,7 +50,7 @@ def convex_nodes(config: FoEConfig) -> int:
 
 
 @torch.no_grad()
-def project(weights: Tensor, first: int, grid: SplineGrid) -> None:
+def project(weights: Tensor, first: int, grid: spline.SplineGrid) -> None:
     """Replace potentials (C, N_x, N_tau) by the closest ones that are convex at the nodes from ``first`` on, in place.
 
     Closest in the differences s_i from node to node, which the gradient of the energy sees, weighted by
@@ -145,7 +144,7 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     return Certificate(convex, *bounds.T.flatten().tolist())
 
 
-def _convex(weights: Tensor, tau: float, grid: SplineGrid) -> bool:
+def _convex(weights: Tensor, tau: float, grid: spline.SplineGrid) -> bool:
     """Whether no second difference is negative at any node in tau that counts, with exact signs.
 
     ``math.fsum`` rounds the exact sum of the floats once, which leaves its sign right.
@@ -159,7 +158,7 @@ def _convex(weights: Tensor, tau: float, grid: SplineGrid) -> bool:
     )
 
 
-def _curvatures(weights: Tensor, tau: float, grid_tau: SplineGrid, grid: SplineGrid):
+def _curvatures(weights: Tensor, tau: float, grid_tau: spline.SplineGrid, grid: spline.SplineGrid):
     """inf and sup of phi_c'' over the line, rounded outwards, each (C,).
 
     On a piece, u in [0, 1]: phi'' = h^-2 [ (d_0 + d_1) / 2 + (d_1 - d_0) u + (d_0 - 2 d_1 + d_2) u^2 / 2 ].
