@@ -31,6 +31,7 @@ COMMANDS = {
     "denoise": ("restore", "denoise image files with a learned prior"),
     "inpaint": ("restore", "fill in missing pixels of image files with a learned prior"),
     "evaluate": ("restore", "measure how well a prior denoises or inpaints a set of images"),
+    "certify": ("studies", "prove from which noise level on a prior is convex, and bound its curvature"),
     "compare": ("studies", "compare the priors with BM3D, TV and biharmonic inpainting"),
     "problems": (
         "studies",

@@ -34,7 +34,15 @@ Count = Annotated[int, Field(ge=1, le=1000, description="must be a positive inte
 Features = Annotated[int, Field(ge=1, description="must be a positive integer")]
 Taps = Annotated[int, Field(ge=1, description="must be odd and positive"), AfterValidator(_odd)]
 Nodes = Annotated[int, Field(ge=5, description="must be an integer, at least 5")]
+Scales = Annotated[int, Field(ge=0, le=10, description="must be an integer from 0 to 10")]
 Level = Annotated[float, Field(ge=1e-6, le=1e6, description="must lie in [1e-6, 1e6]")]
+
+
+#: fields that older files lack; their defaults are what held before there was a choice
+_LATER = (
+    *("dilation", "constant", "scales"),
+    *("coarse_features", "coarse_nodes", "coarse_sigma_0", "convex_from"),
+)
 
 
 @io.settings
@@ -63,6 +71,12 @@ class FoEConfig:
         Whether the first layer sees s(tau) y (ours) or y (as restored from the paper).
     constant
         Whether n c(tau) is a term of its own (ours), or left to the potentials (as restored from the paper).
+    scales
+        Number of the coarser scales 2, 4, ..., 2^scales with experts of their own (:mod:`gnclib.foe.coarse`; ours).
+    coarse_features, coarse_nodes, coarse_sigma_0
+        Channels, spline nodes per potential and sigma_0 of the input scaling at each of them.
+    convex_from
+        Noise level from which training keeps the energy of one layer convex (ours); None for no constraint.
 
     Raises
     ------
@@ -83,12 +97,22 @@ class FoEConfig:
     sigma_0: Level = 0.1
     scaled_input: bool = True
     constant: bool = True
+    scales: Scales = 0
+    coarse_features: Features = 24
+    coarse_nodes: Nodes = 63
+    coarse_sigma_0: Level = 0.3
+    convex_from: Level | None = None
 
     @model_validator(mode="after")
     def _fit_each_other(self) -> FoEConfig:
         most = self.kernel_size**2 - 1
-        if self.features > most:
-            raise ValueError(f"features must lie in 1..{most} (kernel_size^2 - 1), got {self.features}")
+        for name in ("features", "coarse_features"):
+            if (self.scales or name == "features") and getattr(self, name) > most:
+                raise ValueError(
+                    f"{name} must lie in 1..{most} (kernel_size^2 - 1), got {getattr(self, name)}"
+                )
+        if self.layers > 1 and (self.scales or self.convex_from is not None):
+            raise ValueError("scales and convex_from are for energies of one layer")
         if not self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min < sigma_max does not hold for {self.sigma_min}, {self.sigma_max}")
         return self
@@ -97,6 +121,11 @@ class FoEConfig:
     def grid_x(self) -> spline.SplineGrid:
         """Nodes of the potentials in their argument."""
         return spline.SplineGrid(self.nodes_x, -self.range, self.range)
+
+    @property
+    def coarse_grid(self) -> spline.SplineGrid:
+        """Nodes of the potentials of the coarser scales in their argument."""
+        return spline.SplineGrid(self.coarse_nodes, -self.range, self.range)
 
     @property
     def grid_tau(self) -> spline.SplineGrid:
@@ -120,20 +149,23 @@ class FoEConfig:
         kernels = [(c, 1, self.kernel_size, self.kernel_size), *[(c, c, *deep)] * (self.layers - 1)]
         found = {f"kernels.{k}": shape for k, shape in enumerate(kernels)}
         found |= {f"weights.{k}": (c, self.nodes_x, self.nodes_tau) for k in range(self.layers)}
+        for k in range(self.scales):
+            found[f"coarse.kernels.{k}"] = (self.coarse_features, 1, self.kernel_size, self.kernel_size)
+            found[f"coarse.weights.{k}"] = (self.coarse_features, self.coarse_nodes, self.nodes_tau)
         return found | {"offset": (self.nodes_tau,)}
 
     @classmethod
     def from_dict(cls, values: dict[str, Any]) -> FoEConfig:
         """The inverse of ``dataclasses.asdict``.
 
-        Older files lack ``dilation``, which was 1, and ``constant``, which was true; all other names must be there.
+        Older files lack the names of :data:`_LATER`; all other names must be there.
 
         Raises
         ------
         ValueError
             An unknown or missing name, or a value of another type or outside of its range.
         """
-        values = {"dilation": 1, "constant": True} | values
+        values = {name: cls.__dataclass_fields__[name].default for name in _LATER} | values
         if wrong := values.keys() ^ cls.__dataclass_fields__.keys():
             raise ValueError(f"no configuration of an energy, names are missing or unknown: {io.some(wrong)}")
         return cls(**values)

@@ -14,6 +14,9 @@ tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
   channel, and the energy is the sum over exactly these. ``grad`` is the exact gradient of that energy.
 * *Dilation.* The taps of ``K_2 ... K_L`` are ``dilation`` pixels apart, for the farther sight that strong noise asks
   for at the cost of 3 x 3 kernels.
+* *Coarser scales.* With ``scales`` > 0 the energy of :class:`gnclib.foe.coarse.CoarseExperts` is added.
+* *Convexity.* With ``convex_from`` the training keeps the potentials convex from that noise level on, and
+  :meth:`FieldsOfExperts.certify` proves that the energy is (:mod:`gnclib.foe.convexity`).
 * *Range ends.* Potentials are continued linearly outside of their nodes (:mod:`gnclib.spline`).
 
 ``grad`` is an explicit backward pass written in forward operations, so that training needs first-order automatic
@@ -35,7 +38,8 @@ from torch import Tensor, nn
 
 from gnclib.checks import as_images, as_time, hidden
 from gnclib.foe import config as foe_config
-from gnclib.foe import experts, hub
+from gnclib.foe import convexity, experts, hub
+from gnclib.foe.coarse import CoarseExperts, refit, scale
 from gnclib.foe.config import START_ACTIVATIONS, FoEConfig
 from gnclib.foe.filters import (
     convolve,
@@ -97,6 +101,7 @@ class FieldsOfExperts(nn.Module):
             [p.float()[None, :, None].repeat(c.features, 1, c.nodes_tau) for p in potentials]
         )
         self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
+        self.coarse = CoarseExperts(c) if c.scales else None
         self.project()
 
     @property
@@ -111,15 +116,38 @@ class FieldsOfExperts(nn.Module):
 
     @property
     def margin(self) -> int:
-        """How far a feature sees, in pixels; the gradient sees twice as far."""
-        return self.config.margin
+        """How far a feature sees, in pixels; the gradient sees twice as far.
+
+        With coarser scales up to 2^L it is 2 (2^L - 1) for the low passes and 3 2^L for kernels of side 7, in whole
+        pixels of the coarsest scale.
+        """
+        config, pixel = self.config, self.alignment
+        reach = 2 * (pixel - 1) + config.kernel_size // 2 * pixel
+        return -(-reach // pixel) * pixel if self.coarse else config.margin
+
+    @property
+    def alignment(self) -> int:
+        """A part of an image gives the same features where it begins at a multiple of this number of pixels."""
+        return 2**self.config.scales
 
     @torch.no_grad()
     def project(self) -> None:
-        """Put K_1 back to zero mean and norm at most 1 per kernel, in place."""
-        k = self.kernels[0]
-        k -= k.mean((-1, -2), keepdim=True)
-        k /= torch.linalg.vector_norm(k, dim=(-1, -2), keepdim=True).clamp(min=1.0)
+        """Put K_1 and the kernels of coarser scales back to zero mean and norm at most 1 per kernel, in place."""
+        for k in [self.kernels[0], *(self.coarse.kernels if self.coarse else ())]:
+            k -= k.mean((-1, -2), keepdim=True)
+            k /= torch.linalg.vector_norm(k, dim=(-1, -2), keepdim=True).clamp(min=1.0)
+
+    @torch.no_grad()
+    def make_convex(self) -> None:
+        """Replace potentials by the closest ones that are as convex as ``convex_from`` demands, in place.
+
+        Those of the fine scale from that noise level on, those of coarser scales at all
+        (:func:`gnclib.foe.convexity.project`).
+        """
+        if self.config.convex_from is not None:
+            convexity.project(self.weights[0], convexity.convex_nodes(self.config), self.config.grid_x)
+            for w in self.coarse.weights if self.coarse else ():
+                convexity.project(w, 0, self.config.coarse_grid)
 
     @torch.no_grad()
     def smooth(self, amount: float, hidden: float = 1.0) -> None:
@@ -143,6 +171,10 @@ class FieldsOfExperts(nn.Module):
             damping = (vectors * (1 / (1 + step * values)) @ vectors.T).to(w)
             w.copy_(torch.einsum("ij,cjt->cit", damping, w))
 
+    def certify(self, t: float) -> convexity.Certificate:
+        """Proof of convexity and bounds of the curvature for all images, see :func:`gnclib.foe.convexity.certify`."""
+        return convexity.certify(self, t)
+
     # the energy contract -------------------------------------------------------------------------------------------
 
     def energy(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
@@ -161,12 +193,14 @@ class FieldsOfExperts(nn.Module):
         """
         y, tau = self._check(y, t, border)
         z, coefficients = self._input(y, tau, border), self._coefficients(tau)
-        return self._value(z, coefficients) + self._count(z) * self._constant(tau)[0]
+        value = self._value(z, coefficients) + self._count(z) * self._constant(tau)[0]
+        return value + self.coarse.value(y, tau) if self.coarse else value
 
     def grad(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
         """The exact gradient of :meth:`energy` in y, shaped like y: s pad^T K_1^T phi_1' K_2^T ... phi_L'."""
         y, tau = self._check(y, t, border)
-        return self._output(self._slope(self._input(y, tau, border), self._coefficients(tau)), tau, border)
+        g = self._output(self._slope(self._input(y, tau, border), self._coefficients(tau)), tau, border)
+        return g + self.coarse.slope(y, tau) if self.coarse else g
 
     def energy_and_grad(
         self, y: Tensor, t: float | Tensor, *, border: str = "reflect"
@@ -175,7 +209,10 @@ class FieldsOfExperts(nn.Module):
         y, tau = self._check(y, t, border)
         z, coefficients = self._input(y, tau, border), self._coefficients(tau)
         value, slope = self._value_and_slope(z, coefficients)
-        return value + self._count(z) * self._constant(tau)[0], self._output(slope, tau, border)
+        value, slope = value + self._count(z) * self._constant(tau)[0], self._output(slope, tau, border)
+        if self.coarse:
+            value, slope = value + self.coarse.value(y, tau), slope + self.coarse.slope(y, tau)
+        return value, slope
 
     def inner_grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """:meth:`grad` at the pixels all of whose features lie inside of y, where no border is felt.
@@ -228,9 +265,12 @@ class FieldsOfExperts(nn.Module):
                 (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
                 jet.append(ftt + 2 * fxt[0] * x1 + fxx[0] * x1**2 + fx * x2[0])
         constant = self._constant(tau)[: order + 1]
-        return tuple(
+        found = tuple(
             j.sum((1, 2, 3)) + j[0, 0].numel() * c for j, c in zip(jet[1:], constant[1:], strict=True)
         )
+        if self.coarse:
+            found = tuple(map(torch.add, found, self.coarse.dtau(y, tau, order)))
+        return found
 
     def hvp(self, y: Tensor, t: float | Tensor, v: Tensor, *, border: str = "reflect") -> Tensor:
         """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of :meth:`grad` along v.
@@ -242,14 +282,20 @@ class FieldsOfExperts(nn.Module):
             raise ValueError(
                 f"v must have the shape and dtype of y, {tuple(y.shape)} {y.dtype}, got {tuple(v.shape)} {v.dtype}"
             )
+        far = self.coarse.curved(y, tau, v) if self.coarse else None
         z, v, coefficients = self._input(y, tau, border), self._input(v, tau, border), self._coefficients(tau)
-        return self._output(self._curved(z, v, coefficients), tau, border)
+        near = self._output(self._curved(z, v, coefficients), tau, border)
+        return near if far is None else near + far
 
     # parts ---------------------------------------------------------------------------------------------------------
 
     def _check(self, y: Tensor, t, border: str) -> tuple[Tensor, Tensor]:
         if border not in ("reflect", "valid"):
             raise ValueError(f'border must be "reflect" or "valid", got {border!r}')
+        if border == "valid" and self.coarse:
+            raise ValueError(
+                "an energy with coarser scales continues images by reflection: it has no valid part"
+            )
         as_images(y)
         if y.dtype != self.offset.dtype:
             raise ValueError(
@@ -279,9 +325,7 @@ class FieldsOfExperts(nn.Module):
         """s(tau) and its first two derivatives, each (B,)."""
         if not self.config.scaled_input:
             return torch.ones_like(tau), torch.zeros_like(tau), torch.zeros_like(tau)
-        t = torch.exp(2 * tau)
-        s = (t + self.config.sigma_0**2) ** -0.5
-        return s, -t * s**3, -2 * t * s**3 + 3 * t**2 * s**5
+        return scale(tau, 1.0, self.config.sigma_0)
 
     def _constant(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """c(tau) and its first two derivatives, each (B,)."""
@@ -401,6 +445,8 @@ class FieldsOfExperts(nn.Module):
             ValueError: ``shallow`` has other nodes, first kernels or features, or more than one layer; or another
                 name of an activation, or a magnitude without a hidden layer.
         """
+        if self.config.scales:
+            return self._set_out_from(shallow)
         if hidden not in START_ACTIVATIONS:
             raise ValueError(f"hidden must be one of {', '.join(START_ACTIVATIONS)}, got {hidden!r}")
         if hidden == "magnitude" and self.config.layers == 1:
@@ -425,6 +471,28 @@ class FieldsOfExperts(nn.Module):
             self.weights[-2].copy_(magnitude[None, :, None].expand_as(self.weights[-2]))
             self.weights[-1].copy_(composed)
         self.offset.copy_(shallow.offset)
+
+    def _set_out_from(self, fine: FieldsOfExperts) -> None:
+        """Become ``fine`` beside the start of the coarser scales; its range of noise levels may end earlier."""
+        same = (
+            "layers",
+            "features",
+            "kernel_size",
+            "nodes_x",
+            "range",
+            "sigma_0",
+            "scaled_input",
+            "constant",
+        )
+        if fine.coarse or any(getattr(fine.config, name) != getattr(self.config, name) for name in same):
+            raise ValueError(
+                f"a fine scale like that of {self.config} is needed to set out from, got {fine.config}"
+            )
+        grids = fine.config.grid_tau, self.config.grid_tau
+        self.kernels[0].copy_(fine.kernels[0])
+        self.weights[0].copy_(refit(fine.weights[0], *grids))
+        self.offset.copy_(refit(fine.offset[None], *grids)[0])
+        self.make_convex()
 
     # files ---------------------------------------------------------------------------------------------------------
 

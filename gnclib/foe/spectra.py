@@ -46,6 +46,8 @@ class PointHessian:
     def __init__(self, prior: FieldsOfExperts, y: Tensor, sigma: float):
         if len(y) != 1:
             raise ValueError(f"one image at a time, got {len(y)}")
+        if prior.coarse:
+            raise ValueError("this takes one scale apart: for a prior with coarser scales use its hvp")
         self.t, self.margin, self.shape = sigma**2, prior.config.margin, tuple(y.shape)
         self.kernels, self.dilations = [k.detach() for k in prior.kernels], prior.config.dilations
         self.scale = input_scale(prior.config, sigma)

@@ -94,7 +94,7 @@ def estimate_sigma(y: Tensor, prior: Energy | str = "R1", cut_off: Tensor | None
         prior = load_prior(prior)
     y = as_measured(y)
     seen, inside = _windows(y, clipped(y) if cut_off is None else cut_off, prior.margin)
-    inside &= "border" in signature(prior.dtau).parameters
+    inside &= "border" in signature(prior.dtau).parameters and getattr(prior, "alignment", 1) == 1
     seen = seen.to(next(prior.parameters()))
     margin, options = (2 * prior.margin, {"border": "valid"}) if inside else (0, {})
     pixels = len(seen) * (seen.shape[-2] - margin) * (seen.shape[-1] - margin)

@@ -74,10 +74,13 @@ class Tiled:
         return result
 
     def _cuts(self, length: int) -> list[slice]:
-        """Ranges of about the length of a tile, which together cover [0, length) once."""
-        count = max(1, round(length / self.tile))
-        edges = [length * i // count for i in range(count + 1)]
-        return [slice(*ends) for ends in pairwise(edges)]
+        """Ranges of about the length of a tile, which together cover [0, length) once.
+
+        They begin where the pixels of the coarsest scale of the prior do.
+        """
+        count, pixel = max(1, round(length / self.tile)), getattr(self.prior, "alignment", 1)
+        edges = {length * i // count // pixel * pixel for i in range(count)}
+        return [slice(*ends) for ends in pairwise([*sorted(edges), length])]
 
     def _pieces(self, y: Tensor) -> Iterator[tuple[int, Tensor]]:
         """Tiles that overlap by two margins, with the sign 1, and what neighbours share, with -1."""

@@ -188,6 +188,7 @@ def _training(config: FoEConfig, settings: TrainConfig, run: Training) -> list[t
         ("objective", OBJECTIVES[settings.objective]),
         ("warm start", start),
         ("optimiser", f"AdaBelief, cosine from {settings.lr:g} to {settings.lr_last:g}"),
+        *_ours(config, settings),
     ]
     if not settings.projected:
         rows.append(("kernels of K_1", "free: neither zero mean nor a bounded norm"))
@@ -205,6 +206,30 @@ def _training(config: FoEConfig, settings: TrainConfig, run: Training) -> list[t
         ("software", f"{run['software']}; revision {run['revision']}"),
         ("weights", f"SHA-256 {run['weights_sha256']}"),
     ]
+    return rows
+
+
+def _ours(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str]]:
+    """The rows on coarser scales, convexity and what trains them."""
+    rows = []
+    if config.scales:
+        levels = ", ".join(str(2 ** (k + 1)) for k in range(config.scales))
+        text = f"{config.coarse_features} experts at each of the scales {levels}, as `gnclib.foe.coarse` says (ours)"
+        rows.append(
+            (
+                "coarser scales",
+                f"{text}; started by least squares, first learning rate {settings.lr_coarse:g}",
+            )
+        )
+    if config.convex_from is not None:
+        text = f"potentials are kept convex for sigma >= {config.convex_from:g}, those of coarser scales everywhere"
+        rows.append(("convexity", f"{text}; `gnc certify` proves it (ours)"))
+    if settings.hold:
+        rows.append(("learning rates", f"constant for the first {settings.hold:.0%} of the iterations"))
+    if settings.emphasis:
+        rows.append(
+            ("weights of noise levels", f"(sigma / 0.1)^{settings.emphasis:g} in the image part (ours)")
+        )
     return rows
 
 

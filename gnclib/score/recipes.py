@@ -50,6 +50,13 @@ class TrainConfig:
         Last learning rate of all.
     smoothing
         lambda, weight of the smoothing part.
+    lr_coarse
+        First learning rate of coarser scales, 0 for that of the fine scale.
+    hold
+        Part of the iterations before the learning rates begin to fall.
+    emphasis
+        The image part at noise level sigma has the weight (sigma / 0.1)^emphasis: 0 is eq. (7), 1 gives a change of
+        the PSNR about the same weight at all noise levels (ours).
     fraction
         Part of the batch on which the smoothing part is evaluated.
     objective
@@ -90,6 +97,9 @@ class TrainConfig:
     lr: Rate = 1e-3
     lr_constant: Rate = 1e-2
     lr_last: Rate = 1e-5
+    lr_coarse: RateOrZero = 0.0
+    hold: RateOrZero = 0.0
+    emphasis: Weight = 0.0
     smoothing: Weight = 5e-4
     fraction: Part = 0.125
     objective: Annotated[Objective, Field(description=f"must be one of {', '.join(OBJECTIVES)}")] = (
@@ -161,6 +171,7 @@ PRIORS = {
     "R2": FoEConfig(layers=2, dilation=2),
     "R3": FoEConfig(layers=3, dilation=2),
     **{f"P{layers}": replace(_PAPER, layers=layers) for layers in (1, 2, 3)},
+    "C1": FoEConfig(layers=1, sigma_max=2.0, nodes_tau=20, scales=4, convex_from=0.6),
 }
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
 _DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
@@ -176,6 +187,19 @@ RECIPES = {
     "P1": _PRINTED,
     "P2": _PRINTED_DEEP,
     "P3": _PRINTED_DEEP,
+    "C1": replace(
+        _SHIPPED,
+        steps=20_000,
+        batch=4,
+        patch=128,
+        lr=3e-4,
+        lr_coarse=1e-3,
+        hold=0.6,
+        smoothing=2e-6,
+        emphasis=1.0,
+        fraction=0.25,
+        averaging=0.997,
+    ),
 }
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
 #: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03

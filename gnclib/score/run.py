@@ -20,7 +20,7 @@ import torch
 
 from gnclib import io
 from gnclib.foe import WEIGHTS, FieldsOfExperts, hub
-from gnclib.score import card, training_set
+from gnclib.score import card, coarse_start, training_set
 from gnclib.score.card import Row
 from gnclib.score.denoising import denoising_psnr
 from gnclib.score.distributed import ALONE, Group
@@ -105,6 +105,8 @@ def drive(
         ``every`` < 1, or what :func:`gnclib.score.training.training` and :mod:`gnclib.score.training_set` raise.
     """
     images = training_set.of_run(state)
+    if state.step == 0 and state.model.coarse:
+        coarse_start.begin(state.model, images.train, state.config.seed)
     keeper = None
     if group.rank == 0:
         held_out = [x.to(state.model.offset) for x in images.held_out]
@@ -142,6 +144,7 @@ def export(folder: str | Path) -> TrainState:
     folder, state = Path(folder), load_checkpoint(folder)
     weights = folder / "model.safetensors"
     before = weights.read_bytes() if weights.is_file() else b""
+    state.prior.make_convex()  # the moving average is so up to the steps between two projections
     state.prior.save_pretrained(folder)
     if weights.read_bytes() != before:
         for stale in folder.glob("evaluation*.json"):

@@ -59,10 +59,13 @@ class TrainState(io.State):
 
     def __post_init__(self) -> None:
         self.generator.manual_seed(self.config.seed)
-        groups = [
-            {"params": [*self.model.kernels, *self.model.weights], "lr": self.config.lr},
-            {"params": [self.model.offset], "lr": self.config.lr_constant},
+        coarse = list(self.model.coarse.parameters()) if self.model.coarse else []
+        parts = [
+            [*self.model.kernels, *self.model.weights],
+            [self.model.offset],
+            *([coarse] if coarse else []),
         ]
+        groups = [{"params": part, "lr": lr} for part, lr in zip(parts, self.rates, strict=True)]
         self.optimizer = AdaBelief(groups, weight_decay=0.0)
         if self.config.averaging:
             self.average = AveragedModel(self.model, multi_avg_fn=partial(_average, self.config.averaging))
@@ -76,7 +79,15 @@ class TrainState(io.State):
     def trained(self) -> list[Tensor]:
         """The parameters that are learned; c(tau) only where the energy has such a term."""
         model = self.model
-        return [*model.kernels, *model.weights, *([model.offset] if model.config.constant else [])]
+        coarse = model.coarse.parameters() if model.coarse else ()
+        return [*model.kernels, *model.weights, *([model.offset] if model.config.constant else []), *coarse]
+
+    @property
+    def rates(self) -> tuple[float, ...]:
+        """First learning rates: of the fine kernels and potentials, of c(tau), of coarser scales where there are."""
+        config = self.config
+        coarse = (config.lr_coarse or config.lr,) if self.model.coarse else ()
+        return config.lr, config.lr_constant, *coarse
 
     @property
     def total(self) -> int:
@@ -195,9 +206,13 @@ def smoothing_part(
     if not len(mine):
         return torch.zeros_like(model.offset[0]).detach()
     x, tau, z, z_ends = (v[mine].to(model.offset) for v in (x, tau, z, z_ends))
-    margin, order = model.config.margin, 1 if config.objective == "denoising" else 2
-    first, *second = model.dtau(_noisy(x, tau, z), (2 * tau).exp(), border="valid", order=order)
-    inner = z[..., margin:-margin, margin:-margin]  # one feature position per pixel of this part
+    order = 1 if config.objective == "denoising" else 2
+    border = "reflect" if model.config.scales else "valid"
+    first, *second = model.dtau(_noisy(x, tau, z), (2 * tau).exp(), border=border, order=order)
+    margin = model.config.margin if border == "valid" else 0
+    inner = z[
+        ..., margin : z.shape[-2] - margin, margin : z.shape[-1] - margin
+    ]  # one feature position per pixel
     pixels = inner[0].numel()
     if config.objective == "denoising":
         return group.share(sm.denoising_term(first, inner), total) / pixels
@@ -208,7 +223,7 @@ def smoothing_part(
     if corrected:
         ends, high = model.config.grid_tau, mine % 2 == 0
         tau = torch.where(high, ends.high, ends.low).to(tau)
-        (first,) = model.dtau(_noisy(x, tau, z_ends), (2 * tau).exp(), border="valid", order=1)
+        (first,) = model.dtau(_noisy(x, tau, z_ends), (2 * tau).exp(), border=border, order=1)
         high = high.to(first.device)
         at_max, at_min = group.share(first[high], (total + 1) // 2), group.share(first[~high], total // 2)
         value = value + sm.boundary_term(at_max, at_min, ends.low, ends.high)
@@ -242,10 +257,12 @@ def loss_parts(
     mine = group.slice(len(x))
     own_x, own_tau, own_z = (v[mine].to(model.offset) for v in (x, tau, z))
     t = (2 * own_tau).exp()
-    grad = model.inner_grad(_noisy(own_x, own_tau, own_z), t)
-    edge = 2 * model.config.margin
-    noise = own_z[..., edge:-edge, edge:-edge]
-    image = group.share(sm.image_term(grad, noise, t), len(x)) / noise[0].numel()
+    score = model.grad if model.config.scales else model.inner_grad  # coarser scales see the whole patch
+    grad = score(_noisy(own_x, own_tau, own_z), t)
+    edge = 0 if model.config.scales else 2 * model.config.margin
+    noise = own_z[..., edge : own_z.shape[-2] - edge, edge : own_z.shape[-1] - edge]
+    weight = (10 * own_tau.exp()) ** config.emphasis
+    image = group.share(weight * sm.image_term(grad, noise, t), len(x)) / noise[0].numel()
     if config.smoothing == 0:
         return image, torch.zeros_like(image).detach()
     least = 2 if config.objective == "corrected" else 1  # both ends of the tau interval
@@ -294,8 +311,10 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
         data.refuse_validation(images.keys())
     sampler = data.PatchSampler(images, config.patch, state.generator)
     while state.step < config.steps:
-        for part, first in zip(state.optimizer.param_groups, (config.lr, config.lr_constant), strict=True):
-            part["lr"] = learning_rate(first, config.lr_last, state.step, config.steps)
+        begun = round(config.hold * config.steps)
+        for part, first in zip(state.optimizer.param_groups, state.rates, strict=True):
+            since = max(0, state.step - begun)
+            part["lr"] = learning_rate(first, config.lr_last, since, config.steps - begun)
         loss, image, smoothing = _gradient(state, sampler.sample(config.batch), group)
         lr = state.optimizer.param_groups[0]["lr"]
         state.optimizer.step()
@@ -303,6 +322,8 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
             model.project()
         if config.roughness:
             model.smooth(config.roughness * lr, config.roughness_hidden)
+        if state.step % 10 == 9 or state.step + 1 == config.steps:
+            model.make_convex()
         if state.average:
             state.average.update_parameters(model)
         state.step += 1

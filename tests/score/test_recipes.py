@@ -6,8 +6,8 @@ from dataclasses import asdict, replace
 import pytest
 import torch
 
-from gnclib.foe import WEIGHTS, FieldsOfExperts
-from gnclib.score import PRIORS, RECIPES
+from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
+from gnclib.score import PRIORS, RECIPES, TrainConfig
 from gnclib.score import run as training_run
 from tests import child_runs
 
@@ -35,7 +35,7 @@ def test_a_few_iterations(name, tmp_path, monkeypatch):
 
 def test_the_recipe_of_p1_is_that_of_the_shipped_prior():
     shipped = json.loads((WEIGHTS / "P1" / "training.json").read_text())
-    assert shipped["settings"] == asdict(RECIPES["P1"])
+    assert asdict(TrainConfig(**shipped["settings"])) == asdict(RECIPES["P1"])
     assert shipped["iterations"] == RECIPES["P1"].steps
-    assert json.loads((WEIGHTS / "P1" / "config.json").read_text()) == asdict(PRIORS["P1"])
+    assert FoEConfig.from_dict(json.loads((WEIGHTS / "P1" / "config.json").read_text())) == PRIORS["P1"]
     assert shipped["parameters"] == sum(p.numel() for p in training_run.start("P1", RECIPES["P1"]).trained)

@@ -1,0 +1,171 @@
+r"""Experts on coarser scales of the image: the far sight that strong noise asks for (not in the paper).
+
+With D the binomial 5 x 5 low pass followed by every second pixel in each direction (images continued by reflection),
+
+    R_coarse(y, t) = sum_l < psi_l(K_l s_l(tau) P D^l y, tau), 1 >,    l = 1 ... L,
+
+P the continuation of each scale by reflection, K_l kernels of the size of K_1 without a mean, psi_l quartic splines of
+(feature, tau). White noise of D^l y has about the standard deviation sigma 2^-l while photographs keep their contrast,
+so that the input of scale l is scaled by s_l = (4^-l t + sigma_0^2)^(-1/2). An image too small for the kernels of a
+scale goes without it. Every map has its exact adjoint: gradients and Hessians are those of the energy.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from gnclib import spline
+from gnclib.foe import experts
+from gnclib.foe.config import FoEConfig
+from gnclib.foe.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
+
+__all__ = ["CoarseExperts", "down", "down_adjoint", "refit", "scale"]
+
+#: gain of the quadratic start relative to that of the fine scale: small, since the fine scale denoises already
+START = 0.2
+
+
+def down(y: Tensor) -> Tensor:
+    """D: the low pass (1, 4, 6, 4, 1) / 16 in both directions, every second pixel; (B, 1, H, W), H and W >= 3.
+
+    The result has ceil(H / 2) x ceil(W / 2) pixels.
+    """
+    return F.conv2d(reflect(y, 2), _binomial(y), stride=2)
+
+
+def down_adjoint(g: Tensor, height: int, width: int) -> Tensor:
+    """The adjoint of :func:`down` for images of ``height`` x ``width`` pixels."""
+    g = F.conv_transpose2d(g, _binomial(g), stride=2)
+    return reflect_adjoint(F.pad(g, (0, width + 4 - g.shape[-1], 0, height + 4 - g.shape[-2])), 2)
+
+
+def _binomial(like: Tensor) -> Tensor:
+    row = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0]).to(like) / 16
+    return (row[:, None] * row)[None, None]
+
+
+def scale(tau: Tensor, noise: float, sigma_0: float) -> tuple[Tensor, Tensor, Tensor]:
+    """s = (noise^2 t + sigma_0^2)^(-1/2) and its first two derivatives in tau, each (B,)."""
+    t = noise**2 * torch.exp(2 * tau)
+    s = (t + sigma_0**2) ** -0.5
+    return s, -t * s**3, -2 * t * s**3 + 3 * t**2 * s**5
+
+
+class CoarseExperts(nn.Module):
+    """R_coarse(y, t); see the module. The first kernels are the DCT basis, the potentials weak quadratics.
+
+    Methods take images y (B, 1, H, W) and tau (B,).
+    """
+
+    def __init__(self, config: FoEConfig):
+        super().__init__()
+        self.config = c = config
+        kernels = dct_kernels(c.kernel_size, c.coarse_features).float()
+        potential = c.coarse_grid.quadratic(c=0.5 * START / c.kernel_size**2).float()
+        potentials = potential[None, :, None].repeat(c.coarse_features, 1, c.nodes_tau)
+        self.kernels = nn.ParameterList([kernels.clone() for _ in range(c.scales)])
+        self.weights = nn.ParameterList([potentials.clone() for _ in range(c.scales)])
+
+    def value(self, y: Tensor, tau: Tensor) -> Tensor:
+        """R_coarse: (B,)."""
+        total = torch.zeros_like(tau)
+        for l, z, coefficients in self._scaled(y, tau):
+            if _fused(z, self.kernels[l], coefficients) and not torch.is_grad_enabled():
+                total = total + experts.value(z, self.kernels[l], coefficients, self.config.coarse_grid)
+            else:
+                (f,) = spline.evaluate(convolve(z, self.kernels[l]), coefficients, self.config.coarse_grid)
+                total = total + f.sum((1, 2, 3))
+        return total
+
+    def slope(self, y: Tensor, tau: Tensor) -> Tensor:
+        """The gradient in y: sum_l (D^l)^T s_l P^T K_l^T psi_l'."""
+        slopes = []
+        for l, z, coefficients in self._scaled(y, tau):
+            if _fused(z, self.kernels[l], coefficients):
+                slopes.append(experts.slope(z, self.kernels[l], coefficients, self.config.coarse_grid))
+            else:
+                x = convolve(z, self.kernels[l])
+                (fx,) = spline.evaluate(x, coefficients, self.config.coarse_grid, (1,))
+                slopes.append(convolve_adjoint(fx, self.kernels[l]))
+        return self._gather(slopes, y, tau)
+
+    def curved(self, y: Tensor, tau: Tensor, v: Tensor) -> Tensor:
+        """The Hessian times v, shaped like y."""
+        found = []
+        for (l, z, coefficients), (_, w, _) in zip(self._scaled(y, tau), self._scaled(v, tau), strict=True):
+            x = convolve(z, self.kernels[l])
+            (fxx,) = spline.evaluate(x, coefficients, self.config.coarse_grid, (2,))
+            found.append(convolve_adjoint(fxx * convolve(w, self.kernels[l]), self.kernels[l]))
+        return self._gather(found, y, tau)
+
+    def dtau(self, y: Tensor, tau: Tensor, order: int) -> tuple[Tensor, ...]:
+        """The derivatives in tau at fixed y up to ``order``, 1 or 2: each (B,)."""
+        grid, totals = self.config.coarse_grid, [torch.zeros_like(tau)] * order
+        for l, u in enumerate(self._pyramid(y)):
+            x = convolve(reflect(u, self._margin), self.kernels[l])
+            x, x1, x2 = (s[:, None, None, None] * x for s in self._scale(tau, l))
+            a, at, att = (self._coefficients(tau, l, k) for k in range(3))
+            ft, fxt = spline.evaluate(x, at, grid, (0, 1))
+            fx, fxx = spline.evaluate(x, a, grid, (1, 2))
+            found = [ft + fx * x1]
+            if order == 2:
+                (ftt,) = spline.evaluate(x, att, grid)
+                found.append(ftt + 2 * fxt * x1 + fxx * x1**2 + fx * x2)
+            totals = [total + f.sum((1, 2, 3)) for total, f in zip(totals, found, strict=True)]
+        return tuple(totals)
+
+    @property
+    def _margin(self) -> int:
+        return self.config.kernel_size // 2
+
+    def _pyramid(self, y: Tensor) -> list[Tensor]:
+        """D y, D^2 y, ... as far as the kernels fit."""
+        found = []
+        while len(found) < self.config.scales and min(y.shape[-2:]) >= 3:
+            y = down(y)
+            if min(y.shape[-2:]) <= self._margin:
+                break
+            found.append(y)
+        return found
+
+    def _scale(self, tau: Tensor, l: int) -> tuple[Tensor, Tensor, Tensor]:
+        return scale(tau, 0.5 ** (l + 1), self.config.coarse_sigma_0)
+
+    def _coefficients(self, tau: Tensor, l: int, derivative: int = 0) -> Tensor:
+        return spline.contract(self.weights[l], tau, self.config.grid_tau, derivative)
+
+    def _scaled(self, y: Tensor, tau: Tensor) -> list[tuple[int, Tensor, Tensor]]:
+        """(l - 1, s_l P D^l y, coefficients of psi_l) of each scale."""
+        return [
+            (
+                l,
+                self._scale(tau, l)[0][:, None, None, None] * reflect(u, self._margin),
+                self._coefficients(tau, l),
+            )
+            for l, u in enumerate(self._pyramid(y))
+        ]
+
+    def _gather(self, parts: list[Tensor], y: Tensor, tau: Tensor) -> Tensor:
+        """sum_l (D^l)^T s_l P^T parts_l, from the coarsest scale on."""
+        sizes = [tuple(y.shape[-2:])]
+        for _ in parts:
+            sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+        total = None
+        for l in reversed(range(len(parts))):
+            part = self._scale(tau, l)[0][:, None, None, None] * reflect_adjoint(parts[l], self._margin)
+            total = down_adjoint(part if total is None else total + part, *sizes[l])
+        return torch.zeros_like(y) if total is None else total
+
+
+def _fused(z: Tensor, kernels: Tensor, coefficients: Tensor) -> bool:
+    return experts.usable(z, kernels, coefficients)
+
+
+def refit(weights: Tensor, before: spline.SplineGrid, after: spline.SplineGrid) -> Tensor:
+    """Coefficients (..., N_tau) on other nodes in tau: the same function, constant beyond the old range."""
+    tau = torch.linspace(after.low, after.high, 40 * after.intervals + 1, dtype=torch.float64)
+    flat = weights.detach().double().flatten(0, -2)
+    values = spline.contract(flat, tau.clamp(before.low, before.high), before).T.contiguous()
+    return after.fit(tau, values).reshape(*weights.shape[:-1], after.count).to(weights)

@@ -1,0 +1,214 @@
+r"""Convex potentials: the projection that keeps them so, and certificates of energies of one layer (not in the paper).
+
+A quartic spline with coefficients a_i has the second derivative h^-2 sum_i (a_{i+1} - 2 a_i + a_{i-1}) B_i(x) with B_i
+quadratic B-splines. These are not negative and sum to 1, so second differences that are nowhere negative make it
+convex on its range, and the linear continuation keeps it convex on the whole line. In tau the coefficients are
+sum_j w_ij beta_j(tau), beta_j >= 0: it is enough that every node j with beta_j(tau) > 0 has such differences. The
+energy is then a sum of convex functions of linear maps of the image (continuation by reflection and low passes
+included), hence convex in y, for all images of all sizes.
+
+:func:`certify` also bounds the curvature of all images from both sides. With k_c = sup phi_c'' and K the filters,
+
+    t Hess R <= t s^2 || P ||^2 max_omega sum_c k_c |K_c(omega)|^2,
+
+|| P ||^2 <= 4 for continuation by reflection (a pixel occurs at most twice in each direction), plus the same of each
+coarser scale times || D^l ||^2; the lower bound has -inf phi_c'' for k_c, where that is positive.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from functools import cache
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from scipy.optimize import isotonic_regression
+from torch import Tensor
+
+from gnclib import spline
+from gnclib.foe.config import FoEConfig
+
+if TYPE_CHECKING:
+    from gnclib.foe.energy import FieldsOfExperts
+
+__all__ = ["Certificate", "certify", "convex_nodes", "project"]
+
+#: what `project` keeps second differences above, so that rounding to float32 cannot make one negative
+FLOOR = 2e-6
+#: bound of relative rounding errors of the sums below (a few hundred operations in float64)
+ROUNDING = 1e-12
+
+
+def convex_nodes(config: FoEConfig) -> int:
+    """Index of the first node in tau that the potentials of a noise level >= ``convex_from`` depend on."""
+    if config.convex_from is None:
+        return config.nodes_tau
+    grid = config.grid_tau
+    return int((grid.nodes() + 2.5 * grid.spacing <= math.log(config.convex_from) + 1e-9).sum())
+
+
+@torch.no_grad()
+def project(weights: Tensor, first: int, grid: spline.SplineGrid) -> None:
+    """Replace potentials (C, N_x, N_tau) by the closest ones that are convex at the nodes from ``first`` on, in place.
+
+    Closest in the differences s_i from node to node, which the gradient of the energy sees, weighted by
+    (1 + x_i^2)^-2, since features are mostly small: isotonic regression. The coefficient in the middle stays. At the
+    nodes in tau before, a second difference may be as negative as the most negative of any earlier node: the curvature
+    that is allowed falls from node to node. Second differences are kept above :data:`FLOOR`, or rather above that
+    curvature: rounding to float32 does not make one negative.
+    """
+    if first >= weights.shape[-1]:
+        return
+    v = weights.double().transpose(1, 2)  # (C, N_tau, N_x)
+    slopes, middle = v.diff().numpy(), v.shape[-1] // 2
+    least = np.minimum.accumulate(
+        -v.diff(n=2).amin((0, 2)).clamp(max=0).numpy()
+    )  # (N_tau,), of what is allowed
+    least[first:] = -FLOOR * max(1.0, v.abs().max().item())
+    ramp = np.arange(slopes.shape[-1])
+    x = grid.nodes().numpy()
+    omega = (1 + ((x[1:] + x[:-1]) / 2) ** 2) ** -2.0
+    for j, floor in enumerate(-least):
+        for row in slopes[:, j]:
+            raised = row - floor * ramp
+            if (np.diff(raised) < 0).any():
+                row[:] = isotonic_regression(raised, weights=omega).x + floor * ramp
+    values = torch.nn.functional.pad(torch.from_numpy(slopes).cumsum(-1), (1, 0))
+    values = values + (v[..., middle] - values[..., middle])[..., None]
+    weights.copy_(values.transpose(1, 2))
+
+
+@dataclass(frozen=True)
+class Certificate:
+    """What holds for all images at one noise variance t.
+
+    Attributes
+    ----------
+    convex : bool
+        Whether R(., t) is proved to be convex. False means that there is no proof.
+    curvature : float
+        Upper bound of t L: every eigenvalue of t Hess R is at most that.
+    modulus : float
+        Lower bound of the smallest eigenvalue of t Hess R, at most 0; 0 where convex.
+    inner_curvature, inner_modulus : float
+        The same for features that see no border.
+    """
+
+    convex: bool
+    curvature: float
+    modulus: float
+    inner_curvature: float
+    inner_modulus: float
+
+
+@torch.no_grad()
+def certify(prior: FieldsOfExperts, t: float) -> Certificate:
+    """Prove bounds of the curvature of an energy of one layer, for all images at least 2 margin + 2 pixels wide.
+
+    They hold for the function of real numbers that the stored weights define; rounding in its evaluation is not part
+    of it. Suprema over x are taken piece by piece in closed form, the one over frequencies from a grid with a bound for
+    trigonometric polynomials in between; rounding errors are added outwards.
+
+    Raises
+    ------
+    ValueError
+        More than one layer, or t outside of the range of the prior.
+    """
+    config = prior.config
+    if config.layers > 1:
+        raise ValueError(f"certificates are for energies of one layer, this one has {config.layers}")
+    low, high = config.sigma_min**2, config.sigma_max**2
+    if not low * (1 - 1e-5) <= t <= high * (1 + 1e-5):
+        raise ValueError(f"t = {t:.4g} leaves the range [{low:.4g}, {high:.4g}] of this energy")
+    tau = min(max(0.5 * math.log(t), math.log(config.sigma_min)), math.log(config.sigma_max))
+    s2 = 1 / (t + config.sigma_0**2) if config.scaled_input else 1.0
+    # factor, (bounds of the norm of what comes before the kernels, of all features and of inner ones), the experts
+    parts = [(t * s2, (4.0, 1.0), prior.kernels[0], prior.weights[0], config.grid_x)]
+    coarse = prior.coarse
+    for l in range(config.scales):
+        s2 = 1 / (0.25 ** (l + 1) * t + config.coarse_sigma_0**2)
+        norms = 4 * low_pass_norm(l + 1, config.kernel_size // 2), 0.25 ** (l + 1)
+        parts.append((t * s2, norms, coarse.kernels[l], coarse.weights[l], config.coarse_grid))
+    convex, bounds = True, np.zeros((2, 2))  # (upper, lower) x (any, inner)
+    for gain, norms, kernels, weights, grid in parts:
+        convex &= _convex(weights, tau, config.grid_tau)
+        lower, upper = _curvatures(weights, tau, config.grid_tau, grid)
+        for row, k in enumerate((upper, -lower)):
+            bounds[row] += gain * _spectrum(kernels, k.clip(min=0)) * np.array(norms)
+    if convex:
+        bounds[1] = 0
+    bounds *= 1 + 1e-9
+    bounds[1] *= -1
+    return Certificate(convex, *bounds.T.flatten().tolist())
+
+
+def _convex(weights: Tensor, tau: float, grid: spline.SplineGrid) -> bool:
+    """Whether no second difference is negative at any node in tau that counts, with exact signs.
+
+    ``math.fsum`` rounds the exact sum of the floats once, which leaves its sign right.
+    """
+    distance = (grid.nodes() - tau).abs() / grid.spacing
+    used = weights[..., distance < 2.5 + 1e-9].double().transpose(1, 2).flatten(0, 1).tolist()
+    return all(
+        math.fsum((row[i], -row[i + 1], -row[i + 1], row[i + 2])) >= 0
+        for row in used
+        for i in range(len(row) - 2)
+    )
+
+
+def _curvatures(weights: Tensor, tau: float, grid_tau: spline.SplineGrid, grid: spline.SplineGrid):
+    """inf and sup of phi_c'' over the line, rounded outwards, each (C,).
+
+    On a piece, u in [0, 1]: phi'' = h^-2 [ (d_0 + d_1) / 2 + (d_1 - d_0) u + (d_0 - 2 d_1 + d_2) u^2 / 2 ].
+    """
+    basis = spline.quartic_bspline((tau - grid_tau.nodes()) / grid_tau.spacing)
+    w = weights.detach().double().cpu()
+    a, size = w @ basis, (w.abs() @ basis).amax(1, keepdim=True)  # (C, N_x), (C, 1)
+    d = a.diff(n=2, dim=1) / grid.spacing**2
+    d0, d1, d2 = d[:, :-2], d[:, 1:-1], d[:, 2:]
+    bend = d0 - 2 * d1 + d2
+    u = torch.where(bend == 0, 0.0, (d0 - d1) / bend).nan_to_num().clamp(0, 1)
+    vertex = (d0 + d1) / 2 + (d1 - d0) * u + bend * u**2 / 2
+    pieces = torch.cat([(d0 + d1) / 2, (d1 + d2) / 2, vertex], 1)
+    error = 100 * ROUNDING * size[:, 0] / grid.spacing**2
+    lower, upper = pieces.amin(1) - error, pieces.amax(1) + error
+    return lower.clamp(max=0).numpy(), upper.clamp(min=0).numpy()
+
+
+def _spectrum(kernels: Tensor, gains: np.ndarray, points: int = 128) -> float:
+    """Upper bound of max_omega sum_c gains_c |K_c(omega)|^2: the largest value on a grid, divided by a cosine.
+
+    The sum is a trigonometric polynomial of degree s - 1 in each direction, s the side of the kernels. Such a
+    polynomial of degree d is at most its largest absolute value at N equidistant points over cos(pi d / N) in one
+    dimension (Ehlich & Zeller 1964), twice that in two.
+    """
+    k = kernels.detach().double().cpu().numpy()[:, 0]
+    power = np.abs(np.fft.rfft2(k, (points, points))) ** 2
+    largest = np.tensordot(gains, power, 1).max()
+    return float(largest / math.cos(math.pi * (k.shape[-1] - 1) / points) ** 2 * (1 + ROUNDING))
+
+
+@cache
+def low_pass_norm(l: int, margin: int) -> float:
+    """Upper bound of || D^l ||^2 over all images that have scale l: row sums are 1, so the largest column sum squared.
+
+    The largest one occurs near the ends of a line. How it ends depends on its length modulo 2^l only, so that
+    lengths up to three periods beyond the shortest one stand for all.
+    """
+    shortest = margin * 2**l + 1
+    worst = 0.0
+    for n in range(shortest, shortest + 3 * 2**l):
+        rows = torch.eye(n, dtype=torch.float64)[None, None]
+        for _ in range(l):
+            rows = _down_line(rows)
+        worst = max(worst, float(rows.sum(-1).max()))
+    return worst**2 * (1 + ROUNDING)
+
+
+def _down_line(rows: Tensor) -> Tensor:
+    """One direction of D along the last axis."""
+    padded = torch.nn.functional.pad(rows, [2, 2, 0, 0], mode="reflect")
+    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=rows.dtype) / 16
+    return torch.nn.functional.conv2d(padded, taps[None, None, None], stride=(1, 2))

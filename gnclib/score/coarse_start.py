@@ -1,0 +1,150 @@
+r"""A start for the experts of coarser scales by least squares (ours).
+
+With kernels and shapes of potentials given, the score is linear in their gains, so that the image part of eq. (7) is a
+problem of least squares. It is solved for gains that are not negative, at one noise level per node in tau:
+
+    min_{a, b >= 0}  E || sqrt(t) ( sum_c a_c grad r_c + sum_{l,k,m} b_lkm grad r_lkm ) - z ||^2 + ridge,
+
+r_c the experts of the fine scale as they are and as quadratics, r_lkm those of scale l, kernel k and shape m: x^2 / 2,
+or w^2 (sqrt(1 + x^2 / w^2) - 1), which is linear far out. Sums of convex shapes are convex.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+import torch.nn.functional as F
+from scipy.optimize import nnls
+from torch import Tensor
+
+from gnclib.foe import FieldsOfExperts
+from gnclib.foe.coarse import down_adjoint
+from gnclib.foe.filters import convolve, reflect_adjoint
+from gnclib.images import data
+from gnclib.spline import contract, evaluate
+
+__all__ = ["begin", "fit_coarse", "fit_constant"]
+
+#: widths w of the shapes; infinite is the quadratic
+WIDTHS = (math.inf, 1.0, 0.25)
+#: the least noise level at which gains are fitted; below, they are those found there
+LEAST = 0.03
+
+
+def begin(model: FieldsOfExperts, images, seed: int) -> None:
+    """:func:`fit_coarse`, convex potentials and :func:`fit_constant` on squares of the images, in place."""
+    side = min(160, *(min(x.shape[-2:]) for x in images.values()))
+    fit_coarse(model, images, torch.Generator().manual_seed(seed), side=side)
+    model.make_convex()
+    squares = [x[..., :side, :side] for x in images.values()]
+    fit_constant(model, squares, torch.Generator().manual_seed(seed + 1))
+
+
+@torch.no_grad()
+def fit_coarse(model: FieldsOfExperts, images, generator: torch.Generator, crops: int = 6, side: int = 160):
+    """Give the coarser scales of ``model`` fitted potentials and scale those of the fine one, in place.
+
+    Parameters
+    ----------
+    model
+        An energy of one layer with coarser scales, set out from a trained fine scale.
+    images
+        As for :func:`gnclib.score.training.training`.
+    generator
+        Of crops and noise.
+    crops, side
+        Number and side of the crops for each noise level.
+    """
+    config, grid = model.config, model.config.coarse_grid
+    shapes = torch.stack([_shape(grid.nodes(), w) for w in WIDTHS]).float()  # (M, N_x), convex sequences
+    quadratic = _shape(config.grid_x.nodes(), math.inf).float()
+    sampler = data.PatchSampler(images, side, generator)
+    levels = config.grid_tau.nodes().clamp(math.log(LEAST), math.log(config.sigma_max)).tolist()
+    gains: dict[float, Tensor] = {}
+    for tau in dict.fromkeys(levels):
+        gains[tau] = torch.from_numpy(_gains(model, sampler.sample(crops), tau, generator)).float()
+    for j, tau in enumerate(levels):
+        kept, bent, coarse = gains[tau].tensor_split([config.features, 2 * config.features])
+        model.weights[0][..., j] *= kept[:, None]
+        model.weights[0][..., j] += bent[:, None] * quadratic
+        coarse = coarse.view(-1, len(WIDTHS), config.coarse_features)  # of the scales that fit into the crops
+        for w, gain in zip(model.coarse.weights, coarse, strict=False):
+            w[..., j] = torch.einsum("mk,mi->ki", gain, shapes)
+
+
+@torch.no_grad()
+def fit_constant(model: FieldsOfExperts, images, generator: torch.Generator, levels: int = 60) -> None:
+    """Choose the spline in c(tau) such that the mean of d_tau R over noisy images is 0 at all noise levels, in place.
+
+    Each level sees some images, the next ones in turn, with fresh noise; least squares over the levels.
+
+    Parameters
+    ----------
+    images
+        List of clean (1, 1, H, W).
+    levels
+        Number of noise levels, equidistant in tau.
+    """
+    grid = model.config.grid_tau
+    tau = torch.linspace(grid.low, grid.high, levels)
+    means = []
+    for k, (here, spread) in enumerate(zip(tau.tolist(), tau.exp().tolist(), strict=True)):
+        found = []
+        for m in range(6):
+            x = images[(6 * k + m) % len(images)]
+            y = x + spread * torch.randn(x.shape, generator=generator)
+            found.append(model.dtau(y, math.exp(2 * here), order=1)[0].item() / x.numel())
+        means.append(-sum(found) / len(found))
+    slopes = contract(torch.eye(grid.count, dtype=torch.float64), tau.double(), grid, 1)
+    change = torch.linalg.lstsq(
+        slopes, torch.tensor(means, dtype=torch.float64)[:, None], driver="gelsd"
+    ).solution
+    model.offset += change[:, 0].to(model.offset)
+
+
+def _shape(x: Tensor, width: float) -> Tensor:
+    return x**2 / 2 if math.isinf(width) else width**2 * ((1 + (x / width) ** 2).sqrt() - 1)
+
+
+def _shape_slope(x: Tensor, width: float) -> Tensor:
+    return x if math.isinf(width) else x * (1 + (x / width) ** 2).rsqrt()
+
+
+def _gains(model: FieldsOfExperts, x: Tensor, tau: float, generator: torch.Generator, ridge: float = 1e-4):
+    """The gains of all experts at one noise level: those of the fine scale are drawn to 1, the others to 0."""
+    z = torch.randn(x.shape, generator=generator)
+    square, right = 0.0, 0.0
+    for clean, noise in zip(x, z, strict=True):
+        columns = _scores(model, (clean + math.exp(tau) * noise)[None], torch.tensor([tau])).flatten(1)
+        square = square + (columns @ columns.T).double()
+        right = right + (columns @ noise.flatten()).double()
+    start = torch.zeros(len(right), dtype=torch.float64)
+    start[: model.config.features] = 1
+    weight = ridge * square.diagonal() + 1e-6 * square.diagonal().mean()
+    square, right = square + weight.diag(), right + weight * start
+    root = torch.linalg.cholesky(square)
+    reduced = torch.linalg.solve_triangular(root, right[:, None], upper=False)[:, 0]
+    return nnls(root.T.numpy(), reduced.numpy(), maxiter=20 * len(right))[0]
+
+
+def _scores(model: FieldsOfExperts, y: Tensor, tau: Tensor) -> Tensor:
+    """sqrt(t) grad r of every expert with gain 1 at one image (1, 1, H, W): (experts, H, W)."""
+    config, coarse, root = model.config, model.coarse, tau.exp()
+    x = convolve(model._input(y, tau, "reflect"), model.kernels[0])
+    (slope,) = evaluate(x, model._coefficients(tau)[0], config.grid_x, (1,))
+    found = []
+    for g in (slope, x):
+        g = F.conv_transpose2d(g, model.kernels[0], groups=config.features)
+        found.append(root * model._output(g, tau, "reflect")[0])
+    sizes = [tuple(y.shape[-2:])]
+    for l, z, _ in coarse._scaled(y, tau):
+        x = convolve(z, coarse.kernels[l])
+        sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
+        for width in WIDTHS:
+            g = F.conv_transpose2d(_shape_slope(x, width), coarse.kernels[l], groups=config.coarse_features)
+            g = reflect_adjoint(g, config.kernel_size // 2).transpose(0, 1)  # experts as a batch
+            for size in sizes[-2::-1]:
+                g = down_adjoint(g, *size)
+            found.append(root * coarse._scale(tau, l)[0] * g[:, 0])
+    return torch.cat(found)

@@ -1,0 +1,179 @@
+"""Experts on coarser scales: adjoints, derivatives against autograd, images of every size, tiles, start and files."""
+
+import math
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe.coarse import down, down_adjoint, refit
+from gnclib.restore.tiles import Tiled
+from gnclib.score import coarse_start
+from gnclib.spline import SplineGrid, contract
+from tests.leaves import dead_leaves
+
+f64 = {"dtype": torch.float64}
+SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7, "scales": 2}
+COARSE = {"coarse_features": 3, "coarse_nodes": 11}
+T = torch.tensor([0.003, 0.4], **f64)
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def random_energy(**changes):
+    g = generator(3)
+    energy = FieldsOfExperts(FoEConfig(**SMALL | COARSE | changes)).double()
+    for p in energy.parameters():
+        p.data += 0.2 * torch.randn(p.shape, generator=g, **f64)
+    return energy.requires_grad_(False)
+
+
+def images(height=13, width=10, batch=2):
+    return torch.rand(batch, 1, height, width, generator=generator(1), **f64)
+
+
+@pytest.mark.parametrize("size", [(3, 3), (4, 7), (8, 5), (16, 17)])
+def test_adjoint_of_the_low_pass(size):
+    x = images(*size)
+    g = torch.randn(down(x).shape, generator=generator(2), **f64)
+    assert g.shape[-2:] == tuple(math.ceil(n / 2) for n in size)
+    torch.testing.assert_close((down(x) * g).sum(), (x * down_adjoint(g, *size)).sum())
+
+
+def test_low_pass_keeps_constants_and_lines():
+    ramp = torch.arange(20.0, **f64).expand(1, 1, 20, 20)
+    torch.testing.assert_close(down(ramp)[..., 1:-1], ramp[..., ::2, 2:-2:2])
+    torch.testing.assert_close(down(torch.ones_like(ramp)), torch.ones(1, 1, 10, 10, **f64))
+
+
+@pytest.mark.parametrize("size", [(13, 10), (8, 9), (5, 5), (3, 4), (2, 2)])
+def test_derivatives_against_autograd(size):
+    energy, y = random_energy(), images(*size).requires_grad_()
+    tau = (0.5 * T.log()).requires_grad_()
+    value = energy.energy(y, (2 * tau).exp())
+    g, first = torch.autograd.grad(value.sum(), (y, tau), create_graph=True)
+    (second,) = torch.autograd.grad(first.sum(), tau, retain_graph=True)
+    y0 = y.detach()
+    torch.testing.assert_close(energy.grad(y0, T), g.detach(), rtol=1e-10, atol=1e-12)
+    both = energy.energy_and_grad(y0, T)
+    torch.testing.assert_close(both, (value.detach(), g.detach()), rtol=1e-10, atol=1e-12)
+    for found, exact in zip(energy.dtau(y0, T), (first, second), strict=True):
+        torch.testing.assert_close(found, exact.detach(), rtol=1e-9, atol=1e-9)
+    (only,) = energy.dtau(y0, T, order=1)
+    torch.testing.assert_close(only, first.detach())
+    v = torch.randn(y.shape, generator=generator(5), **f64)
+    (product,) = torch.autograd.grad((g * v).sum(), y)
+    torch.testing.assert_close(energy.hvp(y0, T, v), product, rtol=1e-9, atol=1e-9)
+
+
+def test_energy_is_the_sum_of_its_scales():
+    """Each scale is a fine energy of the image that was filtered with the 5 x 5 kernel written out."""
+    energy, y = random_energy(), images(24, 20, 1)
+    parts = [random_energy(scales=0).energy(y, 0.04)]
+    taps = torch.tensor([1.0, 4, 6, 4, 1], **f64) / 16
+    fine = FieldsOfExperts(FoEConfig(**SMALL | {"scales": 0, "features": 3, "nodes_x": 11})).double()
+    u = y
+    for l in range(2):
+        u = F.conv2d(F.pad(u, [2] * 4, mode="reflect"), torch.outer(taps, taps)[None, None])[..., ::2, ::2]
+        fine.kernels[0].data, fine.weights[0].data = energy.coarse.kernels[l], energy.coarse.weights[l]
+        s = (0.04 / 4 ** (l + 1) + 0.3**2) ** -0.5 * math.sqrt(0.04 + 0.1**2)
+        constant = fine._constant(torch.tensor([math.log(0.2)], **f64))[0] * u.numel()
+        parts.append(fine.energy(s * u, 0.04).detach() - constant)
+    fresh = random_energy()
+    same = FieldsOfExperts(FoEConfig(**SMALL | {"scales": 0})).double()
+    same.load_state_dict({k: v for k, v in fresh.state_dict().items() if not k.startswith("coarse")})
+    parts[0] = same.energy(y, 0.04).detach()
+    torch.testing.assert_close(energy.energy(y, 0.04), sum(parts))
+
+
+def test_the_compiled_form_is_the_definition():
+    """float32, kernels of side 7: the value and the gradient of the compiled experts against the float64 definition."""
+    energy = FieldsOfExperts(FoEConfig(scales=3, sigma_max=2.0)).requires_grad_(False)
+    y = images(41, 38)
+    exact = FieldsOfExperts(energy.config).requires_grad_(False).double()
+    exact.load_state_dict(energy.state_dict())
+    torch.testing.assert_close(energy.grad(y.float(), 0.3), exact.grad(y, 0.3).float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(
+        energy.energy(y.float(), 0.3), exact.energy(y, 0.3).float(), rtol=1e-4, atol=1e-3
+    )
+
+
+def test_small_images_go_without_the_scales_that_do_not_fit():
+    energy = random_energy()
+    counts = [len(energy.coarse._pyramid(images(n, n))) for n in (2, 3, 4, 5, 20)]
+    assert counts == [0, 1, 1, 2, 2]
+
+
+@pytest.mark.parametrize(("size", "tile"), [((70, 64), 20), ((90, 41), 30), ((30, 30), 8)])
+def test_tiles_give_the_gradient_and_the_energy_of_the_whole(size, tile):
+    energy, y = random_energy(), images(*size)
+    assert energy.margin == 12  # 2 (4 - 1) + 1 * 4, in whole pixels of scale 4
+    tiles = Tiled(energy, tile)
+    torch.testing.assert_close(tiles.grad(y, T), energy.grad(y, T), rtol=1e-10, atol=1e-10)
+    torch.testing.assert_close(tiles.energy(y, T), energy.energy(y, T), rtol=1e-10, atol=1e-8)
+
+
+def test_there_is_no_valid_part():
+    with pytest.raises(ValueError, match="no valid part"):
+        random_energy().energy(images(), 0.1, border="valid")
+    with pytest.raises(ValueError, match="energies of one layer"):
+        FoEConfig(layers=2, scales=1)
+
+
+def test_refit_is_the_same_function_on_other_nodes():
+    before, after = SplineGrid(7, -3.0, 0.0), SplineGrid(9, -3.0, 1.0)
+    w = before.quadratic(1.0, 0.5, 0.25).expand(2, 3, -1)
+    tau = torch.linspace(-2.9, -1.0, 20, **f64)
+    found = contract(refit(w, before, after), tau, after)
+    torch.testing.assert_close(found[:, 0, 0], 1 + 0.5 * tau + 0.25 * tau**2, rtol=0, atol=0.02)
+
+
+def test_a_start_from_a_fine_prior_and_files(tmp_path):
+    """Without coarse potentials it is the prior that it set out from; saved and loaded it is itself."""
+    fine = FieldsOfExperts(FoEConfig(features=6), generator=generator()).requires_grad_(False)
+    config = FoEConfig(features=6, sigma_max=2.0, nodes_tau=12, scales=2)
+    energy = FieldsOfExperts(config).requires_grad_(False)
+    energy.warm_start(fine)
+    for w in energy.coarse.weights:
+        w.zero_()
+    y = images().float()
+    torch.testing.assert_close(energy.grad(y, 0.09), fine.grad(y, 0.09), rtol=1e-3, atol=1e-4)
+    energy.save_pretrained(tmp_path)
+    again = FieldsOfExperts.from_pretrained(tmp_path)
+    assert again.config == config
+    torch.testing.assert_close(again.grad(y, 0.5), energy.grad(y, 0.5))
+    with pytest.raises(ValueError, match="fine scale"):
+        energy.warm_start(energy)
+
+
+def test_scores_of_single_experts_sum_to_the_gradient():
+    """The columns of the least squares: gains 1 for the fine scale and for quadratics give the energy's gradient."""
+    energy = FieldsOfExperts(FoEConfig(scales=2, coarse_features=5, range=30.0)).requires_grad_(False)
+    quadratic = energy.config.coarse_grid.quadratic(c=0.5).float()
+    for w in energy.coarse.weights:
+        w.copy_(quadratic[None, :, None].expand_as(w))
+    y, tau = images(40, 36, 1).float(), torch.tensor([math.log(0.3)])
+    columns = coarse_start._scores(energy, y, tau)
+    gains = torch.zeros(len(columns))
+    gains[:48] = 1
+    for l in range(2):
+        gains[96 + 15 * l : 101 + 15 * l] = 1
+    total = torch.einsum("k,khw->hw", gains, columns) / 0.3
+    torch.testing.assert_close(total, energy.grad(y, 0.09)[0, 0], rtol=1e-3, atol=1e-4)
+
+
+def test_least_squares_start_denoises_better():
+    """On dead leaves at strong noise, against the quadratic start; its potentials are convex."""
+    energy = FieldsOfExperts(FoEConfig(features=8, scales=2, coarse_features=5, nodes_tau=6, sigma_max=0.5))
+    leaves = [dead_leaves(96, 96, generator(k)) for k in range(3)]
+    y = leaves[0] + 0.4 * torch.randn(1, 1, 96, 96, generator=generator(7))
+    errors = []
+    for _ in range(2):
+        with torch.no_grad():
+            errors.append(float((y - 0.16 * energy.grad(y, 0.16) - leaves[0]).square().mean()))
+        coarse_start.fit_coarse(energy, leaves, generator(), crops=3, side=64)
+    assert errors[1] < 0.97 * errors[0]
+    assert min(float(w.detach().double().diff(n=2, dim=1).min()) for w in energy.coarse.weights) > -1e-6

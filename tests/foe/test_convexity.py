@@ -1,0 +1,174 @@
+"""Convexity: the projection against brute force, certificates against Hessians, Lanczos, attacks and broken weights."""
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from scipy.optimize import minimize
+
+from gnclib.foe import FieldsOfExperts, FoEConfig, convexity
+from gnclib.foe.coarse import down
+from gnclib.foe.spectra import extreme_eigenvalues
+from gnclib.spline import SplineGrid, contract, evaluate
+
+f64 = {"dtype": torch.float64}
+CONFIG = FoEConfig(
+    features=6, nodes_x=21, nodes_tau=12, sigma_max=2.0, scales=2, coarse_features=4, coarse_nodes=17, convex_from=0.6
+)  # fmt: skip
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+def bent_energy(seed=0, size=0.1):
+    """An energy with random potentials, made convex where it should be."""
+    energy = FieldsOfExperts(CONFIG).requires_grad_(False)
+    for w in [*energy.weights, *energy.coarse.weights]:
+        w += size * torch.randn(w.shape, generator=generator(seed))
+    energy.make_convex()
+    return energy
+
+
+@pytest.fixture(scope="module")
+def energy():
+    return bent_energy()
+
+
+def test_the_first_convex_node():
+    """Potentials at sigma >= convex_from depend on no node before; a little above the lower end of its knot they do."""
+    grid, first = CONFIG.grid_tau, convexity.convex_nodes(CONFIG)
+    w = torch.zeros(grid.count, **f64)
+    w[:first] = 1
+    tau = torch.linspace(math.log(0.6), grid.high, 50, **f64)
+    assert contract(w, tau, grid).abs().max() == 0
+    w[first - 1], w[first] = 0, 1
+    assert contract(w, tau, grid).max() > 0
+
+
+def test_projection_is_the_closest_convex_sequence():
+    """Against a general solver, in the weighted differences from node to node."""
+    grid, v = SplineGrid(9, -2.0, 2.0), torch.randn(2, 9, 1, generator=generator(), **f64)
+    w = v.clone()
+    convexity.project(w, 0, grid)
+    x = grid.nodes().numpy()
+    omega = (1 + ((x[1:] + x[:-1]) / 2) ** 2) ** -2.0
+    for row, found in zip(v[..., 0].numpy(), w[..., 0].numpy(), strict=True):
+        slopes = np.diff(row)
+        best = minimize(
+            lambda s, slopes=slopes: float((omega * (s - slopes) ** 2).sum()),
+            np.zeros(8),
+            constraints={"type": "ineq", "fun": np.diff},
+            options={"ftol": 1e-14, "maxiter": 1000},
+        )
+        np.testing.assert_allclose(np.diff(found), best.x, atol=1e-4)
+        assert found[4] == pytest.approx(row[4])
+
+
+def test_projection_keeps_what_is_convex_and_lets_the_bend_only_fall():
+    grid = SplineGrid(21, -6.0, 6.0)
+    w = grid.quadratic(0.1, 0.2, 0.5).float()[None, :, None].repeat(3, 1, 8)
+    kept = w.clone()
+    convexity.project(kept, 0, grid)
+    torch.testing.assert_close(kept, w)
+    w += torch.randn(w.shape, generator=generator())
+    convexity.project(w, 5, grid)
+    bend = w.double().diff(n=2, dim=1).amin((0, 1))
+    assert (bend[5:] > 0).all()
+    assert bend[0] < -0.1
+    assert (bend[:4].diff() > -1e-5).all()  # up to rounding to float32
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 0.6, 1.5])
+def test_bounds_hold_for_the_full_hessian(energy, sigma):
+    """On random, constant and checkered images, the border included, of several sizes."""
+    found, exact = energy.certify(sigma**2), bent_energy().double()
+    assert found.modulus <= found.inner_modulus <= 0 <= found.inner_curvature <= found.curvature
+    for height, width in [(9, 8), (14, 9)]:
+        n = height * width
+        checkers = ((torch.arange(height)[:, None] + torch.arange(width)) % 2).double()
+        noise = torch.randn(height, width, generator=generator(1), **f64)
+        for y in (sigma * noise, 3 * noise, checkers, 20 * checkers, torch.zeros(height, width, **f64)):
+            y = y.expand(n, 1, height, width)
+            hessian = exact.hvp(y, sigma**2, torch.eye(n, **f64).view(n, 1, height, width)).view(n, n)
+            values = torch.linalg.eigvalsh(sigma**2 * (hessian + hessian.T) / 2)
+            assert found.modulus - 1e-9 <= values[0]
+            assert values[-1] <= found.curvature
+            if found.convex:
+                assert values[0] > -1e-9
+
+
+def attack(energy, sigma, steps=40):
+    """The smallest eigenvalue of t Hess that gradient descent on image and direction finds."""
+    y = (0.5 + sigma * torch.randn(1, 1, 14, 14, generator=generator(2), **f64)).requires_grad_()
+    v = torch.randn(1, 1, 14, 14, generator=generator(3), **f64).requires_grad_()
+    optimizer, worst = torch.optim.Adam([y, v], lr=0.1 * sigma), math.inf
+    for _ in range(steps):
+        u = (v - v.mean()) / torch.linalg.vector_norm(v - v.mean())
+        value = sigma**2 * (u * energy.hvp(y, sigma**2, u)).sum()
+        optimizer.zero_grad()
+        value.backward()
+        optimizer.step()
+        worst = min(worst, value.item())
+    product = lambda v: sigma**2 * energy.hvp(y.detach(), sigma**2, v)  # noqa: E731
+    return min(worst, extreme_eigenvalues(product, (1, 1, 14, 14), torch.float64)[0])
+
+
+def test_lanczos_at_attacked_images_breaks_no_certificate(energy):
+    """It finds negative curvature where there is no proof, and none below the certified bound."""
+    exact = bent_energy().double()
+    free, convex = energy.certify(0.05**2), energy.certify(0.8**2)
+    assert not free.convex
+    assert free.modulus < attack(exact, 0.05) < -1e-3
+    assert convex.convex
+    assert convex.modulus == 0
+    assert attack(exact, 0.8) > -1e-9
+
+
+def test_one_coefficient_that_is_not_convex_is_refused():
+    """By the smallest step of float32 below a straight line, in the fine and in a coarse scale."""
+    for scale in ("fine", "coarse"):
+        energy = bent_energy()
+        w = energy.weights[0] if scale == "fine" else energy.coarse.weights[1]
+        w[2] = 0.125 * torch.arange(float(w.shape[1]))[:, None]  # straight, without rounding
+        assert energy.certify(1.0).convex
+        w[2, 5, -2] = torch.nextafter(w[2, 5, -2], torch.tensor(9.0))
+        assert not energy.certify(1.0).convex
+        assert energy.certify(1.0).modulus < 0
+
+
+def test_curvature_of_single_potentials():
+    """Against the largest and smallest second derivative on a dense grid."""
+    grid, grid_tau = SplineGrid(13, -3.0, 3.0), SplineGrid(7, -4.0, 0.0)
+    w = torch.randn(5, 13, 7, generator=generator(), **f64)
+    tau = -1.3
+    lower, upper = convexity._curvatures(w, tau, grid_tau, grid)
+    a = contract(w, torch.tensor([tau], **f64), grid_tau)[0]
+    x = torch.linspace(-3, 3, 20001, **f64).expand(5, -1).contiguous()
+    (bend,) = evaluate(x, a, grid, (2,))
+    np.testing.assert_allclose(lower, bend.amin(1).clamp(max=0), atol=1e-4)
+    np.testing.assert_allclose(upper, bend.amax(1).clamp(min=0), atol=1e-4)
+    assert (lower <= bend.amin(1).numpy()).all()
+    assert (upper >= bend.amax(1).numpy()).all()
+
+
+def test_spectrum_and_low_pass_norm_are_bounds():
+    kernels = torch.randn(3, 1, 7, 7, generator=generator())
+    gains = np.array([0.3, 1.0, 2.0])
+    dense = np.abs(np.fft.fft2(kernels[:, 0].double().numpy(), (1024, 1024))) ** 2
+    largest = np.tensordot(gains, dense, 1).max()
+    assert largest <= convexity._spectrum(kernels, gains) < 1.1 * largest
+    for height, width in [(13, 22), (17, 30), (61, 14)]:
+        y = torch.eye(height * width, **f64).view(-1, 1, height, width)
+        matrix = down(down(y)).flatten(1)
+        norm = torch.linalg.matrix_norm(matrix, 2).item() ** 2
+        assert 0.5 / 16 < norm <= convexity.low_pass_norm(2, 3)
+
+
+def test_what_cannot_be_certified_is_said(energy):
+    with pytest.raises(ValueError, match="range"):
+        energy.certify(9.0)
+    with pytest.raises(ValueError, match="one layer"):
+        FieldsOfExperts(FoEConfig(layers=2)).certify(0.1)
+    assert not FieldsOfExperts.from_pretrained("R1").certify(0.25).convex
