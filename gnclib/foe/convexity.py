@@ -12,7 +12,8 @@ included), hence convex in y, for all images of all sizes.
     t Hess R <= t s^2 || P ||^2 max_omega sum_c k_c |K_c(omega)|^2,
 
 || P ||^2 <= 4 for continuation by reflection (a pixel occurs at most twice in each direction), plus the same of each
-coarser scale times || D^l ||^2, where || P ||^2 <= 9 since it may be as small as the kernels allow; the lower bound has -inf phi_c'' for k_c, where that is positive.
+coarser scale times || D^l ||^2, where || P ||^2 <= 9 since it may be as small as the kernels allow; the lower bound
+has -inf phi_c'' for k_c, where that is positive.
 """
 
 from __future__ import annotations
