@@ -12,7 +12,8 @@ included), hence convex in y, for all images of all sizes.
     t Hess R <= t s^2 || P ||^2 max_omega sum_c k_c |K_c(omega)|^2,
 
 || P ||^2 <= 4 for continuation by reflection (a pixel occurs at most twice in each direction), plus the same of each
-coarser scale times || D^l ||^2; the lower bound has -inf phi_c'' for k_c, where that is positive.
+coarser scale times || D^l ||^2, where || P ||^2 <= 9 since it may be as small as the kernels allow; the lower bound
+has -inf phi_c'' for k_c, where that is positive.
 """
 
 from __future__ import annotations
@@ -129,7 +130,7 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     coarse = prior.coarse
     for l in range(config.scales):
         s2 = 1 / (0.25 ** (l + 1) * t + config.coarse_sigma_0**2)
-        norms = 4 * low_pass_norm(l + 1, config.kernel_size // 2), 0.25 ** (l + 1)
+        norms = 9 * low_pass_norm(l + 1, config.kernel_size // 2), 0.25 ** (l + 1)
         parts.append((t * s2, norms, coarse.kernels[l], coarse.weights[l], config.coarse_grid))
     convex, bounds = True, np.zeros((2, 2))  # (upper, lower) x (any, inner)
     for gain, norms, kernels, weights, grid in parts:
