@@ -62,7 +62,9 @@ def test_examples_of_extensions_run(name):
     run(code)
 
 
-@pytest.mark.parametrize("folder", sorted((ROOT / "gnclib" / "weights").glob("[A-Z][0-9]")), ids=lambda f: f.name)
+@pytest.mark.parametrize(
+    "folder", sorted((ROOT / "gnclib" / "weights").glob("[A-Z][0-9]")), ids=lambda f: f.name
+)
 def test_the_table_of_priors_is_what_is_shipped(folder):
     made, measured = (
         json.loads((folder / name).read_text()) for name in ("training.json", "evaluation.json")
