@@ -169,7 +169,7 @@ def write_executed(node: NotebookNode, path: Path) -> None:
     NotebookError
         A cell failed; nothing is written.
     """
-    asyncio.run(notebooks.execute(node, path.name))
+    node = asyncio.run(notebooks.execute(node, path.name))
     for cell in node.cells:
         if _has_tag(cell, "widget"):
             cell.outputs = []

@@ -72,7 +72,7 @@ class CoarseExperts(nn.Module):
         """R_coarse: (B,)."""
         total = torch.zeros_like(tau)
         for l, z, coefficients in self._scaled(y, tau):
-            if _fused(z, self.kernels[l], coefficients) and not torch.is_grad_enabled():
+            if experts.usable(z, self.kernels[l], coefficients) and not torch.is_grad_enabled():
                 total = total + experts.value(z, self.kernels[l], coefficients, self.config.coarse_grid)
             else:
                 (f,) = spline.evaluate(convolve(z, self.kernels[l]), coefficients, self.config.coarse_grid)
@@ -83,7 +83,7 @@ class CoarseExperts(nn.Module):
         """The gradient in y: sum_l (D^l)^T s_l P^T K_l^T psi_l'."""
         slopes = []
         for l, z, coefficients in self._scaled(y, tau):
-            if _fused(z, self.kernels[l], coefficients):
+            if experts.usable(z, self.kernels[l], coefficients):
                 slopes.append(experts.slope(z, self.kernels[l], coefficients, self.config.coarse_grid))
             else:
                 x = convolve(z, self.kernels[l])
@@ -157,10 +157,6 @@ class CoarseExperts(nn.Module):
             part = self._scale(tau, l)[0][:, None, None, None] * reflect_adjoint(parts[l], self._margin)
             total = down_adjoint(part if total is None else total + part, *sizes[l])
         return torch.zeros_like(y) if total is None else total
-
-
-def _fused(z: Tensor, kernels: Tensor, coefficients: Tensor) -> bool:
-    return experts.usable(z, kernels, coefficients)
 
 
 def refit(weights: Tensor, before: spline.SplineGrid, after: spline.SplineGrid) -> Tensor:

@@ -7,33 +7,21 @@ that changes from run to run (timings, versions, traces of papermill).
 from __future__ import annotations
 
 import asyncio
+import json
 import os
 import re
-import signal
+import sys
 import tempfile
 import warnings
-from collections.abc import Iterable
-from contextlib import suppress
+from asyncio.subprocess import DEVNULL, PIPE
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
 from gnclib.io import read_json, write_bytes
 from gnclib.suite import ledger
 
-__all__ = [
-    *(
-        "NotebookError",
-        "check",
-        "clean",
-        "execute",
-        "find",
-        "load",
-        "parameters",
-        "refresh",
-        "unfinished",
-        "write",
-    ),
-]
+__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "refresh", "write"]
 
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
@@ -107,17 +95,29 @@ def parameters(node: Any, name: str) -> Any:
     return cells[0]
 
 
-async def execute(node: Any, name: str, threads: int = 0) -> None:
-    """Run all cells of a notebook, and put their outputs into it.
+#: papermill in a process of its own, which ends like after Ctrl-C, with its kernel, as soon as its input is closed
+_PAPERMILL = """
+import json, os, signal, sys, threading
+def watch(): sys.stdin.read(); os.kill(os.getpid(), signal.SIGINT)
+threading.Thread(target=watch, daemon=True).start()
+import papermill
+papermill.execute_notebook(**json.loads(sys.argv[1]))
+"""
+
+
+async def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, threads: int = 0) -> Any:
+    """Run a notebook by papermill, and return it with its outputs.
 
     It runs in an empty temporary folder, so that one which depends on the folder it is started from does not pass.
 
     Parameters
     ----------
     node
-        The notebook, as nbformat's object.
+        The notebook, as nbformat's object; left as it is.
     name
         Of its file, for messages.
+    given
+        Parameters, in place of the defaults.
     threads
         How many a computation in the kernel may use; 0 leaves that to the environment.
 
@@ -126,40 +126,53 @@ async def execute(node: Any, name: str, threads: int = 0) -> None:
     NotebookError
         A cell failed, or the kernel died.
     """
-    from nbclient import NotebookClient
-    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+    import nbformat
 
     # a kernel shows its figures in the notebook, whatever the backend of this process
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
-    client = NotebookClient(
-        node, timeout=900, kernel_name="python3", extra_arguments=["--log-level=CRITICAL"],
-        coalesce_streams=True, on_notebook_start=_signals_as_ever,
-    )  # fmt: skip
+    with tempfile.TemporaryDirectory(prefix="gnc-run-") as folder:
+        source, done, empty = (Path(folder) / part for part in ("source.ipynb", "done.ipynb", "cwd"))
+        empty.mkdir()
+        nbformat.write(node, source)
+        options = {
+            "input_path": str(source), "output_path": str(done), "parameters": dict(given or {}), "cwd": str(empty),
+            "progress_bar": False, "kernel_name": "python3", "extra_arguments": ["--log-level=CRITICAL"],
+            "execution_timeout": 900, "coalesce_streams": True,
+        }  # fmt: skip
+        error = await _in_a_process([sys.executable, "-c", _PAPERMILL, json.dumps(options)], environment)
+        found = nbformat.read(done, nbformat.NO_CONVERT) if done.is_file() else nbformat.v4.new_notebook()
+    if error is None:
+        return found
+    outputs = (output for cell in found.cells for output in cell.get("outputs", ()))
+    if failed := next((output for output in outputs if output.output_type == "error"), None):
+        reason = f"{failed.ename}: {failed.evalue.strip() or '(no message)'}"
+        raise NotebookError(f"{name}, {_place(failed.traceback, bool(given))}: {reason}")
+    raise NotebookError(f"{name}: {(error.strip().splitlines() or ['papermill was killed'])[-1]}")
+
+
+async def _in_a_process(words: list[str], environment: dict[str, str]) -> str | None:
+    """Run a command to its end: what it wrote to stderr if it failed. Where this task is cancelled, its input ends."""
+    # Ctrl-C in a terminal is for this process alone, which hands it on once
+    process = await asyncio.create_subprocess_exec(
+        *words, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, start_new_session=True
+    )
     try:
-        with tempfile.TemporaryDirectory(prefix="gnc-cwd-") as cwd:
-            await client.async_execute(cwd=cwd, env=environment)
-    except CellExecutionError as error:
-        reason = f"{error.ename}: {error.evalue.strip() or '(no message)'}"
-        raise NotebookError(f"{name}, {_place(error.traceback)}: {reason}") from None
-    except (DeadKernelError, CellTimeoutError) as error:
-        raise NotebookError(f"{name}: {str(error).strip().splitlines()[-1]}") from None
+        error = await process.stderr.read()
+        return error.decode("utf-8", "replace") if await process.wait() else None
+    finally:
+        process.stdin.close()
+        await process.wait()
 
 
-def _signals_as_ever(notebook: Any) -> None:
-    """Take away nbclient's handlers of Ctrl-C and SIGTERM, which stop the kernel that was started last and go on."""
-    with suppress(RuntimeError):  # there are none on Windows
-        for number in (signal.SIGINT, signal.SIGTERM):
-            asyncio.get_running_loop().remove_signal_handler(number)
-
-
-def _place(traceback: str) -> str:
-    """The cell that failed, and the line in it, from IPython's traceback."""
-    text = re.sub(r"\x1b\[[0-9;]*m", "", traceback)
+def _place(traceback: list[str], inserted: bool) -> str:
+    """The cell that failed, and the line in it, from IPython's traceback; an inserted cell is not counted."""
+    text = re.sub(r"\x1b\[[0-9;]*m", "", "\n".join(traceback))
     cell = re.search(r"Cell In ?\[(\d+)\]", text)
     line = re.search(r"^-+> *\d+ (.*)$", text, re.M)
-    return f"cell In [{cell[1] if cell else '?'}]" + (f", at '{line[1].strip()}'" if line else "")
+    number = int(cell[1]) - inserted if cell else "?"
+    return f"cell In [{number}]" + (f", at '{line[1].strip()}'" if line else "")
 
 
 def clean(content: bytes) -> bytes:
@@ -169,6 +182,9 @@ def clean(content: bytes) -> bytes:
 
     node = nbformat.reads(content.decode("utf-8"), as_version=nbformat.NO_CONVERT)
     node = strip_output(node, keep_output=True, keep_count=True, keep_id=True, extra_keys=CLEAN_KEYS)
+    for cell in node.cells:
+        if cell.metadata.get("tags") == []:  # papermill
+            del cell.metadata["tags"]
     return (nbformat.writes(node).rstrip("\n") + "\n").encode()
 
 
@@ -181,9 +197,7 @@ def write(node: Any, path: Path) -> Path:
 
 def refresh(path: Path) -> None:
     """Run a committed notebook with its own defaults and put it, executed and clean, in place of the old one."""
-    node = load(path)
-    asyncio.run(execute(node, path.name))
-    write(node, path)
+    write(asyncio.run(execute(load(path), path.name)), path)
 
 
 def check(path: Path, records: Iterable[ledger.Record]) -> list[str]:

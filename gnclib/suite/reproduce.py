@@ -252,8 +252,8 @@ async def _attempt(
     name, start, figures = path.stem, time.monotonic(), _of(path.stem, manifest)
     try:
         node = notebooks.load(path)
-        notebooks.parameters(node, path.name).source += f"\nfull = {full}\nout = {str(staging)!r}"
-        await notebooks.execute(node, path.name, threads)
+        notebooks.parameters(node, path.name)  # it has these two
+        node = await notebooks.execute(node, path.name, {"full": full, "out": str(staging)}, threads)
         _check_made(name, figures, staging)
         ledger.save(staging, ledger.collect(node, name, "full" if full else "quick"))
         changed, elsewhere = compared(name, out, staging, manifest)

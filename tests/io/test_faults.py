@@ -129,7 +129,7 @@ def test_without_a_home(odd, environment):
 
 @posix
 def test_figures_without_a_home_in_a_folder_with_an_odd_name(tmp_path):
-    pytest.importorskip("nbclient")
+    pytest.importorskip("papermill")
     write(tmp_path / ODD / "notebooks", "01_tiny", saving("one"))
     code = (
         "import sys; from pathlib import Path; from gnclib.suite import reproduce\n"

@@ -86,7 +86,7 @@ KILLS = int(os.environ.get("GNC_KILLS", "3"))
 def test_every_command_killed_again_and_again(name, tmp_path):
     """The result is that of a run which nobody has killed; nothing half-written is seen, nothing is left over."""
     if name == "figures":
-        pytest.importorskip("nbclient")
+        pytest.importorskip("papermill")
     result = kill_runs.kill_again_and_again(name, tmp_path, KILLS)
     assert result.hit == KILLS
     left = [path for path in kill_runs.remains(tmp_path) if name != "download"]
