@@ -134,7 +134,7 @@ def sizes() -> dict[str, int]:
 
 
 # How large the house is today. Whoever makes it smaller lowers the number; only a new kind of prior raised it.
-MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 233, 20_515, 17_690, 2
+MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 233, 20_517, 17_692, 2
 
 
 def without_the_course() -> int:

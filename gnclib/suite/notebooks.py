@@ -95,12 +95,15 @@ def parameters(node: Any, name: str) -> Any:
     return cells[0]
 
 
-#: papermill in a process of its own, which ends like after Ctrl-C, with its kernel, as soon as its input is closed
+#: papermill in a process of its own, which dies with its kernel as soon as its input is closed
 _PAPERMILL = """
-import json, os, signal, sys, threading
-def watch(): sys.stdin.read(); os.kill(os.getpid(), signal.SIGINT)
+import json, os, papermill, psutil, sys, threading
+def watch():
+    os.read(0, 1)
+    kernels = psutil.Process().children(recursive=True)
+    for kernel in kernels: kernel.kill()
+    psutil.wait_procs(kernels, timeout=5); os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
-import papermill
 papermill.execute_notebook(**json.loads(sys.argv[1]))
 """
 
@@ -154,7 +157,6 @@ async def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, 
 
 async def _in_a_process(words: list[str], environment: dict[str, str]) -> str | None:
     """Run a command to its end: what it wrote to stderr if it failed. Where this task is cancelled, its input ends."""
-    # Ctrl-C in a terminal is for this process alone, which hands it on once
     process = await asyncio.create_subprocess_exec(
         *words, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, start_new_session=True
     )
