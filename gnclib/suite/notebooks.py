@@ -165,7 +165,7 @@ async def _in_a_process(words: list[str], environment: dict[str, str]) -> str | 
         return error.decode("utf-8", "replace") if await process.wait() else None
     finally:
         process.stdin.close()
-        await process.wait()
+        await asyncio.gather(process.stdin.wait_closed(), process.stderr.read(), process.wait())
 
 
 def _place(traceback: list[str], inserted: bool) -> str:

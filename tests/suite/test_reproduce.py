@@ -197,7 +197,8 @@ def test_ctrl_c_stops_all_notebooks_and_their_kernels(tmp_path):
         write(tmp_path / "notebooks", name, waiting.replace("PLACE", repr(str(tmp_path / "kernels"))))
     (tmp_path / "kernels").mkdir()
     code = (
-        "import sys; from pathlib import Path; from gnclib.suite import reproduce\n"
+        "import signal, sys; from pathlib import Path; from gnclib.suite import reproduce\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)  # a job in the background ignores it\n"
         "here = Path(sys.argv[1])\n"
         "reproduce.run(out=here / 'out', manifest={}, folder=here / 'notebooks', jobs=2)"
     )
