@@ -171,6 +171,12 @@ class GaussianMixture:
             mean_p = torch.einsum("bk,kil,bkl,kjl->bij", g, self._q, p, self._q)
         return (mean_p - cov)[:, 0, 0] if self.on_line else mean_p - cov
 
+    def hvp(self, y, t, v) -> Tensor:
+        """``hess F`` times v, shaped like y and v: the energy's contract for :mod:`gnclib.restore.posterior`."""
+        v = self._points(v)  # (B, d)
+        hessian = self.hessian(y, t)
+        return self._shape((hessian.reshape(-1, self.dim, self.dim) @ v[..., None])[..., 0])
+
     def dtau(self, y, t, *, order: int = 2) -> tuple[Tensor, ...]:
         """The derivatives of F in ``tau = 0.5 log t`` up to ``order`` (1 or 2), as many (B,); closed form, t > 0.
 

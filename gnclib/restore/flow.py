@@ -29,7 +29,7 @@ from torch import Tensor
 from gnclib.restore.schedules import as_count, as_schedule, log_schedule
 
 __all__ = [
-    "DataTerm", "Energy", "Prior", "State", "attained", "attainment_map", "ddim_flow", "gnc_flow", "last",
+    "DataTerm", "Energy", "Hessian", "Prior", "State", "attained", "attainment_map", "ddim_flow", "gnc_flow", "last",
     "proximal_gradient", "steps_until_all_arrive",
 ]  # fmt: skip
 
@@ -42,7 +42,13 @@ class Prior(Protocol):
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor: ...
 
 
-class Energy(Prior, Protocol):
+class Hessian(Prior, Protocol):
+    """An energy whose Hessian in y is known by its products with v, shaped like y."""
+
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor: ...
+
+
+class Energy(Hessian, Protocol):
     """The contract of a learned energy of images: all that this package asks of the priors that it loads.
 
     sigma_min, sigma_max: the noise levels between which it is defined, grey values; t = sigma^2.
@@ -56,8 +62,6 @@ class Energy(Prior, Protocol):
     def energy_and_grad(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]: ...
 
     def dtau(self, y: Tensor, t: float | Tensor, *, order: int) -> tuple[Tensor, ...]: ...
-
-    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor: ...
 
 
 class DataTerm(Protocol):

@@ -12,7 +12,7 @@ since the terms at the two new borders occur twice with opposite signs. So are i
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from itertools import pairwise
 
@@ -63,12 +63,20 @@ class Tiled:
 
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """grad_1 R(y, t), shaped like y (B, 1, H, W)."""
-        if max(y.shape[-2:]) <= self.tile:
-            return self.prior.grad(y, t)
-        margin, result = 2 * self.margin, torch.empty_like(y)
-        for rows, columns in itertools.product(*(self._cuts(length) for length in y.shape[-2:])):
+        return self._whole(lambda part: self.prior.grad(part, t), y)
+
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
+        """The Hessian of R in y times v, shaped like y."""
+        return self._whole(lambda part, along: self.prior.hvp(part, t, along), y, v)
+
+    def _whole(self, function: Callable[..., Tensor], *images: Tensor) -> Tensor:
+        """What a function of images gives that sees two margins far, tile by tile."""
+        if max(images[0].shape[-2:]) <= self.tile:
+            return function(*images)
+        margin, result = 2 * self.margin, torch.empty_like(images[0])
+        for rows, columns in itertools.product(*(self._cuts(length) for length in result.shape[-2:])):
             (i, seen_rows), (j, seen_columns) = (_widened(part, margin) for part in (rows, columns))
-            part = self.prior.grad(y[..., seen_rows, seen_columns].contiguous(), t)
+            part = function(*(image[..., seen_rows, seen_columns].contiguous() for image in images))
             height, width = rows.stop - rows.start, columns.stop - columns.start
             result[..., rows, columns] = part[..., i : i + height, j : j + width]
         return result

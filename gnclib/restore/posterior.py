@@ -1,0 +1,209 @@
+r"""Posterior of a clean image by Tweedie's two formulas: mean, covariance, risk without the clean image.
+
+For y = x + t^(1/2) z with white Gaussian z, and an energy R(y, t) = -log p_t(y) + const of noisy images,
+
+    E[x | y] = y - t grad R,        Cov[x | y] = t (I - t Hess R)
+
+(Kobler & Pock 2023 use the first one). The trace of the covariance is what the energy believes the squared error of
+the mean to be. What it is can be estimated without x and without trust in R, as long as the noise is white, Gaussian
+and of variance t (Stein's unbiased risk estimate, n pixels):
+
+    SURE = -n t + ||t grad R||^2 + 2 t (n - t tr Hess R).
+
+The two agree if ||t grad R||^2 = t^2 tr Hess R, which holds on average over y for the energy of the true density:
+:func:`doubts` compares the sides, at distance 0 and between neighbours, and says where uncertainty is not to be trusted.
+
+*The diagonal of the Hessian* is read from products with images that are 0 but on a lattice of spacing q, where they
+are 1 or -1 at random: q^2 products reach all pixels (coloured probing). Entries of the Hessian between pixels that are
+q or more apart are the error. With q above 2 margins of an energy without coarser scales there are none: it is exact.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from scipy.sparse.linalg import LinearOperator, eigsh
+from torch import Tensor
+
+from gnclib.checks import as_time
+from gnclib.restore.flow import Hessian, wide
+from gnclib.restore.noise_level import CLIPPED, clipped
+
+__all__ = ["Posterior", "components", "doubts", "posterior"]
+
+#: values in one product with the Hessian: probes are joined up to so many
+BATCH = 2**16
+#: spacing of probes where it is not said and an exact diagonal would cost more
+SPACING = 9
+
+
+@dataclass(frozen=True)
+class Posterior:
+    """Mean and variance of x given y, and sums over each image.
+
+    Attributes
+    ----------
+    mean, variance : shaped like y
+        E[x | y] and the diagonal of t (I - t Hess R). Where the energy is none of a density, or probing is not exact,
+        a variance can come out negative; :attr:`std` does not use it then.
+    removed : shaped like y
+        t grad R = y - mean.
+    t : (B,)
+    neighbours : (2, B)
+        Sums of the covariances of vertical and of horizontal neighbours; nan for energies of vectors.
+    error : (B,)
+        Root mean square error of the variance by probing, relative to its mean; 0 where exact.
+    """
+
+    mean: Tensor
+    variance: Tensor
+    removed: Tensor
+    t: Tensor
+    neighbours: Tensor
+    error: Tensor
+
+    @property
+    def std(self) -> Tensor:
+        """Standard deviation of each pixel, shaped like y; never less than a tenth of the root mean variance."""
+        least = 0.01 * (self.total / self._pixels).clamp(min=0)
+        return torch.maximum(self.variance, wide(least, self.variance)).sqrt()
+
+    @property
+    def total(self) -> Tensor:
+        """Trace of the covariance, (B,): the squared error of the mean that the energy expects."""
+        return self.variance.reshape(len(self.t), -1).sum(1)
+
+    @property
+    def dimension(self) -> Tensor:
+        """Effective dimension tr(I - t Hess R), (B,): how many of the n numbers the noise leaves free."""
+        return self.total / self.t
+
+    @property
+    def risk(self) -> Tensor:
+        """SURE, (B,): an unbiased estimate of the squared error of the mean, whatever the energy is."""
+        return self.removed.reshape(len(self.t), -1).square().sum(1) - self.t * self._pixels + 2 * self.total
+
+    @property
+    def _pixels(self) -> int:
+        return self.mean[0].numel()
+
+
+@torch.no_grad()
+def posterior(
+    energy: Hessian, y: Tensor, t: float | Tensor, *, spacing: int | None = None, seed: int = 0
+) -> Posterior:
+    """Mean and variance of the clean image given a noisy one.
+
+    Parameters
+    ----------
+    energy : with ``grad(y, t)`` and ``hvp(y, t, v)``
+    y : (B, 1, H, W), or (B, d) and (B,) for energies of vectors and numbers
+        Noisy images; the noise is white, Gaussian, of variance t.
+    t : float or (B,)
+        In the range of the energy.
+    spacing : int >= 1, optional
+        q of the probes, see the module: q^2 products with the Hessian. By default exact where that takes no more than
+        :data:`SPACING` squared, else that spacing. Vectors are always probed exactly.
+    seed : of the signs of the probes
+
+    Raises
+    ------
+    ValueError
+        As the energy, and for a spacing below 1.
+    """
+    ts = as_time(t, len(y), like=y)
+    removed = wide(ts, y) * energy.grad(y, t)
+    exact = 2 * getattr(energy, "margin", math.inf) + 1 if y.ndim == 4 else math.inf
+    spacing = min(exact, SPACING) if spacing is None else spacing
+    if spacing < 1:
+        raise ValueError(f"the spacing of probes is a number of pixels >= 1, got {spacing}")
+    colours = _colours(y, spacing)
+    diagonal, beside, _ = _probe(energy, y, t, colours, seed)
+    error = torch.zeros_like(ts)
+    if y.ndim == 4 and spacing < min(exact, max(y.shape[-2:])):
+        chosen = torch.arange(0, spacing**2, max(1, spacing**2 // 8))  # a second draw of signs for an eighth
+        again, _, seen = _probe(energy, y, t, colours, seed + 1, chosen)
+        error = ((again - diagonal)[:, seen].square().mean(1) / 2).sqrt() * ts
+        error = error / (1 - ts * diagonal.flatten(1).mean(1)).abs()
+    variance = wide(ts, y) * (1 - wide(ts, y) * diagonal)
+    return Posterior(y - removed, variance, removed, ts, -(ts**2) * beside, error)
+
+
+def _colours(y: Tensor, spacing: int) -> Tensor:
+    """The number of the probe that sees each coordinate, shaped like y[0]."""
+    if y.ndim < 4:
+        return torch.arange(y[0].numel(), device=y.device).reshape(y.shape[1:])
+    rows, columns = (torch.arange(n, device=y.device) % spacing for n in y.shape[-2:])
+    return (rows[:, None] * spacing + columns)[None]
+
+
+def _probe(
+    energy: Hessian, y: Tensor, t: float | Tensor, colours: Tensor, seed: int, chosen: Tensor | None = None
+) -> tuple[Tensor, Tensor, Tensor]:
+    """Diagonal of Hess R, shaped like y; sums of entries between neighbours (2, B); which coordinates were probed.
+
+    colours, chosen: the probe of each coordinate, and which probes to make (all).
+    """
+    generator, count = torch.Generator().manual_seed(seed), len(y)
+    signs = 2.0 * torch.randint(2, colours.shape, generator=generator).to(y) - 1
+    if chosen is None:
+        chosen = torch.arange(int(colours.max()) + 1)
+    ts = as_time(t, count, like=y)
+    diagonal, beside = torch.zeros_like(y), y.new_zeros(2, count)
+    for some in chosen.to(y.device).split(max(1, BATCH // y.numel())):
+        v = signs * (colours == some.reshape(-1, *[1] * colours.ndim))  # (k, ...), k probes
+        v = v[:, None].expand(-1, *y.shape)  # (k, B, ...)
+        many = y.expand_as(v).flatten(0, 1), ts.repeat(len(some)), v.flatten(0, 1)
+        product = energy.hvp(*many).reshape(v.shape)
+        diagonal += (v * product).sum(0)
+        if y.ndim == 4:
+            beside[0] += (v[..., :-1, :] * product[..., 1:, :]).sum((0, 2, 3, 4))
+            beside[1] += (v[..., :-1] * product[..., 1:]).sum((0, 2, 3, 4))
+    seen = torch.isin(colours, chosen.to(y.device))
+    return diagonal, beside if y.ndim == 4 else beside * math.nan, seen
+
+
+@torch.no_grad()
+def components(
+    energy: Hessian, y: Tensor, t: float, count: int, box: tuple[slice, slice] = (slice(None), slice(None))
+) -> tuple[Tensor, Tensor]:
+    """Principal components of the posterior in a part of one image: where another plausible image differs.
+
+    The largest eigenvalues of the covariance t (I - t Hess R), restricted to the pixels of the box, by Lanczos'
+    method. A constant has the variance t: an energy of differences does not know how bright the part is.
+
+    Parameters
+    ----------
+    energy : with ``hvp(y, t, v)``
+    y : (1, 1, H, W)
+    t : float
+        Noise variance.
+    count : int >= 1
+        Fewer than the pixels of the box.
+    box : rows and columns of the part; all by default
+
+    Returns
+    -------
+    variances : (count,)
+        Falling. mean + c variances[k]^(1/2) images[k] is the direction k, c standard deviations away.
+    images : (count, h, w)
+        Each of norm 1.
+    """
+    if len(y) != 1:
+        raise ValueError(f"one image at a time, got {len(y)}")
+    shape = y[0, 0][box].shape
+
+    def product(vector: np.ndarray) -> np.ndarray:
+        v = torch.zeros_like(y)
+        v[0, 0][box] = torch.from_numpy(vector.reshape(shape)).to(y)
+        return (t * (v - t * energy.hvp(y, t, v)))[0, 0][box].flatten().double().cpu().numpy()
+
+    operator = LinearOperator((math.prod(shape),) * 2, product, dtype=np.float64)
+    start = np.random.default_rng(0).standard_normal(math.prod(shape))
+    values, vectors = eigsh(operator, count, which="LA", v0=start, tol=1e-3)
+    order = np.argsort(-values)
+    images = torch.from_numpy(vectors.T[order].copy()).reshape(count, *shape)
+    return torch.from_numpy(values[order]).to(y), images.to(y)
