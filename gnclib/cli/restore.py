@@ -102,6 +102,7 @@ def _bar() -> Callable[[int, int], None]:
 # --- denoise ----------------------------------------------------------------------------------------------
 
 COLOUR_HELP = "denoise brightness and differences of colour, or red, green and blue; auto: as the noise looks"
+STD_HELP = "write the standard deviation of each pixel (float TIFF, grey levels of 0..255) and a PNG of it"
 NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 if none is given)"
 
 
@@ -112,6 +113,7 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
     gnc denoise scans/*.tif -o restored/                             several files, into a folder
     gnc denoise photo.png --sigma 25 --add-noise -o demo.png         add the noise first, print PSNRs
     gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference
+    gnc denoise noisy.png --sigma 25 -o clean.png --uncertainty std.tif   how sure each pixel is
     """
 )
 @file_options
@@ -122,7 +124,8 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
 )
 @click.option("--clean", type=PATH, metavar="REF", help="noise-free image to measure the PSNR against")
 @click.option("--add-noise", type=int, is_flag=False, flag_value=0, metavar="[SEED]", help=NOISE_HELP)
-def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
+@click.option("--uncertainty", type=PATH, metavar="FILE", help=STD_HELP)
+def denoise(inputs, output, force, sigma, clean, add_noise, uncertainty, **solver):
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
     hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
     literature, whatever the depth. Without --sigma it is estimated by maximum likelihood under the prior R1. Colour is
@@ -134,6 +137,8 @@ def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
         raise ValueError("--add-noise needs --sigma: how much noise to add")
     if clean is not None and len(inputs) > 1:
         raise ValueError("--clean is for one image, not for several")
+    if uncertainty is not None and len(inputs) > 1:
+        raise ValueError("--uncertainty is for one image, not for several")
     fraction = None if sigma is None else _fraction(sigma)
     import torch
 
@@ -143,6 +148,8 @@ def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
     def work(source: Path, target: Path) -> None:
         picture = images.read(source)
         images.check_writable(target, picture, force)
+        if uncertainty is not None:
+            images.check_map(uncertainty, force)
         noisy, reference = picture.pixels, None
         if clean is not None:
             reference = images.read(clean).pixels
@@ -163,8 +170,29 @@ def denoise(inputs, output, force, sigma, clean, add_noise, **solver):
             say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
         images.write(target, made, force)
         say(f"{target}: {made}")
+        if uncertainty is not None:
+            _write_std(uncertainty, noisy, planes, sigma is None, solver["prior"], solver["device"], force)
 
     _each(inputs, output, work)
+
+
+def _write_std(file: Path, noisy, planes, estimated: bool, prior: str, device: str, force: bool) -> None:
+    """The standard deviation of each pixel in FILE, and lines about it."""
+    import numpy as np
+
+    from gnclib import images
+    from gnclib.restore import std_channels
+
+    std, reasons = std_channels(noisy, planes, prior=prior, device=device)
+    for reason in [*["sigma was estimated"] * estimated, *reasons]:
+        say(f"warning: {file} is uncertain: {reason}")
+    levels = 255 * std
+    white = max(float(np.nan_to_num(levels).max()), 1e-6)
+    picture = images.write_map(file, levels, white, force)
+    say(
+        f"{file}: standard deviation in grey levels of 0..255, {np.sqrt((levels**2).mean()):.2f} on average (rms)"
+    )
+    say(f"{picture}: a picture of it, white is {white:.1f}")
 
 
 def _fraction(sigma: float) -> float:

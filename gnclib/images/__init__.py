@@ -13,6 +13,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "data": ["add_noise", "bsds68", "embedded", "folder_images", "training_images", "validation_images"],
         "metrics": ["psnr", "ssim"],
         "reading": ["Picture", "image_files", "read"],
-        "writing": ["check_writable", "quantise", "write"],
+        "writing": ["check_map", "check_writable", "quantise", "write", "write_map"],
     },
 )

@@ -17,7 +17,7 @@ from PIL import Image
 from gnclib.images.reading import Picture
 from gnclib.io import write_bytes
 
-__all__ = ["check_writable", "encode", "quantise", "write"]
+__all__ = ["check_map", "check_writable", "encode", "quantise", "write", "write_map"]
 
 _LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 _LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG"}
@@ -98,6 +98,47 @@ def encode(picture: Picture, suffix: str) -> bytes:
         buffer = io.BytesIO()
         Image.fromarray(array).save(buffer, kind, **options)
     return buffer.getvalue()
+
+
+def check_map(path: str | os.PathLike, force: bool = False) -> Path:
+    """Refuse, before the long computation, a path that :func:`write_map` cannot write to; return it as a Path.
+
+    Raises
+    ------
+    ValueError
+        It does not end in .tif or .tiff.
+    FileExistsError
+        It or the PNG file beside it exists and `force` is not given.
+    FileNotFoundError
+        The folder does not exist.
+    """
+    path = Path(path)
+    if path.suffix.lower() not in (".tif", ".tiff"):
+        raise ValueError(f"{path.name!r} cannot hold real numbers: write to a name that ends in .tif")
+    if not path.parent.is_dir():
+        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
+    for file in (path, path.with_suffix(".png")):
+        if file.exists() and not force:
+            raise FileExistsError(f"{file} exists: use --force to overwrite it")
+    return path
+
+
+def write_map(path: str | os.PathLike, values: np.ndarray, white: float, force: bool = False) -> Path:
+    """Real numbers (C, H, W) as a float32 TIFF file, and beside it a PNG to look at: black is 0, `white` white.
+
+    Returns the path of the PNG file; raises as :func:`check_map`.
+    """
+    import tifffile
+
+    path = check_map(path, force)
+    array = np.moveaxis(values, 0, -1) if len(values) == 3 else values[0]
+    buffer, picture = io.BytesIO(), io.BytesIO()
+    kind = "rgb" if len(values) == 3 else "minisblack"
+    tifffile.imwrite(buffer, array.astype(np.float32), photometric=kind, metadata=None, software=False)
+    grey = np.nan_to_num(array / white).clip(0, 1) * 255
+    Image.fromarray(np.rint(grey).astype(np.uint8)).save(picture, "PNG")
+    write_bytes(path, buffer.getvalue())
+    return write_bytes(path.with_suffix(".png"), picture.getvalue())
 
 
 def _levels(picture: Picture) -> np.ndarray:

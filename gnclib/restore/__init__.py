@@ -18,6 +18,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "learned": ["LearnedSchedule"],
         "proximal": ["proximal_point"],
         "noise_level": ["estimate_sigma"],
-        "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc"],
+        "posterior": ["Posterior", "components", "posterior"],
+        "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "std_channels"],
     },
 )

@@ -185,3 +185,30 @@ def test_sixteen_bits_and_colour_profile_survive(capsys, tmp_path, depth):
     assert (np.unique(levels).size > 256) == (depth == 16)
     expected = restoration.denoise_gnc(image, 20 / 255, steps=2, clip=True, channel_axis=-1)
     assert np.abs(levels - expected * (2**depth - 1)).max() < 0.6
+
+
+def test_uncertainty_is_written_as_numbers_and_as_a_picture(capsys, tmp_path):
+    noisy, pixels = tmp_path / "noisy.png", grey(sigma=20) // 2 + 60  # nothing is cut off
+    Image.fromarray(pixels).save(noisy)
+    words = ("denoise", noisy, "--sigma", 10, "--scheme", "mmse", "-o", tmp_path / "a.png")
+    status, out, err = gnc(capsys, *words, "--uncertainty", tmp_path / "std.tif")
+    assert (status, err) == (0, "")
+    assert "warning" not in out
+    expected = restoration.denoise_gnc(pixels, 10 / 255, scheme="mmse", return_std=True)[1]
+    std = tifffile.imread(tmp_path / "std.tif")
+    assert std.dtype == np.float32
+    np.testing.assert_allclose(std, 255 * expected, rtol=1e-4)
+    np.testing.assert_allclose(read(tmp_path / "std.png"), 255 * std / std.max(), atol=0.51)
+    assert f"white is {std.max():.1f}" in out
+    status, _, err = gnc(capsys, *words, "--force", "--uncertainty", tmp_path / "std.png")
+    assert (status, "ends in .tif" in err) == (2, True)
+    (tmp_path / "std.tif").unlink()
+    status, _, err = gnc(capsys, *words, "--force", "--uncertainty", tmp_path / "nowhere" / "std.tif")
+    assert (status, "no folder" in err) == (1, True)
+    status, _, err = gnc(capsys, *words, "--uncertainty", tmp_path / "std.tif")
+    assert (status, "a.png exists" in err) == (1, True)
+    Image.fromarray(pixels[..., None].repeat(3, -1)).save(tmp_path / "rgb.png")
+    words = ("denoise", tmp_path / "rgb.png", "-o", tmp_path / "b.png", "--force", "--scheme", "mmse")
+    status, out, _ = gnc(capsys, *words, "--uncertainty", tmp_path / "std.tif")
+    assert (status, "sigma was estimated" in out) == (0, True)
+    assert tifffile.imread(tmp_path / "std.tif").shape == (64, 80, 3)

@@ -58,6 +58,8 @@ def test_grad_and_hessian_match_autograd(d, full):
         expected = torch.autograd.grad(energy(point), point)[0]
         assert torch.allclose(grad[k], expected, rtol=1e-10, atol=1e-10)
         assert torch.allclose(hess[k], autograd_hessian(energy, y[k]), rtol=1e-9, atol=1e-9)
+    v = torch.randn(5, d, generator=generator(3), dtype=F64)
+    torch.testing.assert_close(mixture.hvp(y, t, v), torch.einsum("bij,bj->bi", hess, v))
 
 
 @pytest.mark.parametrize(("d", "full"), CASES)

@@ -2,13 +2,14 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
-from gnclib import load_prior
+from gnclib import denoise_gnc, load_prior
 from gnclib.gmm import GaussianMixture, figure1_mixture
 from gnclib.images import data
-from gnclib.restore.posterior import components, posterior
+from gnclib.restore.posterior import FLOOR, components, doubts, posterior
 from gnclib.restore.tiles import Tiled
 
 F64 = torch.float64
@@ -33,7 +34,9 @@ class Gaussian:
         return (squared + (self.values + t).log().sum()) / 2
 
     def grad(self, y, t):
-        return torch.cat([self._times(1 / (self.values + s), v[None]) for v, s in zip(y, self.ts(y, t))])
+        return torch.cat(
+            [self._times(1 / (self.values + s), v[None]) for v, s in zip(y, self.ts(y, t), strict=True)]
+        )
 
     def ts(self, y, t):
         return torch.as_tensor(t, dtype=F64).expand(len(y))
@@ -54,7 +57,9 @@ def smooth(height=6, width=5, length=1.5, variance=0.05):
 
 def mixture_in_space(d=3):
     roots = draw(3, d, d, seed=1) / 2
-    return GaussianMixture([0.5, 0.2, 0.3], draw(3, d, seed=2), roots @ roots.mT + 0.05 * torch.eye(d, dtype=F64))
+    return GaussianMixture(
+        [0.5, 0.2, 0.3], draw(3, d, seed=2), roots @ roots.mT + 0.05 * torch.eye(d, dtype=F64)
+    )
 
 
 def test_mixtures_in_closed_form():
@@ -72,7 +77,8 @@ def test_mixtures_in_closed_form():
     variance = torch.einsum("bk,kii->bi", g, inner) + (g[..., None] * (means - mean[:, None]) ** 2).sum(1)
     torch.testing.assert_close(found.mean, mean)
     torch.testing.assert_close(found.variance, variance)
-    torch.testing.assert_close(found.std, variance.sqrt())
+    least = FLOOR * variance.mean(1, keepdim=True)
+    torch.testing.assert_close(found.std, torch.maximum(variance, least).sqrt())
     torch.testing.assert_close(found.dimension, variance.sum(1) / t)
     assert not found.error.any()
 
@@ -96,7 +102,9 @@ def test_gaussian_images():
     found = posterior(energy, y, t)
     for k in range(2):
         cov = energy.posterior(t[k])
-        torch.testing.assert_close(found.mean[k].flatten(), y[k].flatten() - t[k] * energy.grad(y, t)[k].flatten())
+        torch.testing.assert_close(
+            found.mean[k].flatten(), y[k].flatten() - t[k] * energy.grad(y, t)[k].flatten()
+        )
         torch.testing.assert_close(found.variance[k].flatten(), cov.diagonal())
         pairs = cov.reshape(6, 5, 6, 5)
         below = sum(pairs[i, j, i + 1, j] for i in range(5) for j in range(5))
@@ -161,7 +169,9 @@ def test_the_diagonal_of_a_learned_energy(patch):
     assert found.error.item() == 0
     pairs = dense.view(12, 12, 12, 12)
     vertical = sum(pairs[i, j, i + 1, j] for i in range(11) for j in range(12))
-    torch.testing.assert_close(found.neighbours[0, 0], -(t**2) * vertical, rtol=0.02, atol=0)  # probes touch there
+    torch.testing.assert_close(
+        found.neighbours[0, 0], -(t**2) * vertical, rtol=0.02, atol=0
+    )  # probes touch there
     rough = [posterior(prior, y, t, spacing=3, seed=seed) for seed in range(12)]
     errors = torch.stack([(p.variance - variance).square().mean().sqrt() for p in rough])
     stated = torch.stack([p.error * p.total / y.numel() for p in rough])
@@ -187,3 +197,81 @@ def test_bad_spacing(patch):
         posterior(prior, y, t, spacing=0)
     with pytest.raises(ValueError, match="range"):
         posterior(prior, y, 2.0)
+
+
+# --- numpy arrays -----------------------------------------------------------------------------------------
+
+
+def photo(side=96, noise=0.0, seed=0):
+    x = data.embedded()["camera"][..., 100 : 100 + side, 220 : 220 + side]
+    return data.add_noise(x, noise, seed)[0, 0].numpy() if noise else x[0, 0].numpy()
+
+
+@pytest.mark.filterwarnings("error")
+def test_arrays_and_colour():
+    """The same numbers as by hand, no doubt about white noise; in colour the variances of the planes add up."""
+    sigma = 25 / 255
+    y = photo(noise=sigma)
+    image, std = denoise_gnc(y, sigma, scheme="mmse", return_std=True)
+    found = posterior(load_prior("R1"), torch.from_numpy(y)[None, None], sigma**2)
+    np.testing.assert_allclose(std, found.std[0, 0].numpy(), rtol=1e-4)
+    np.testing.assert_allclose(image, found.mean[0, 0].numpy(), atol=1e-5)
+    assert std.dtype == y.dtype
+    inside = np.abs(image - photo()) < 1.645 * std
+    assert 0.85 < inside.mean() < 0.95
+    x = data.embedded(colour=True)["astronaut"][..., 40:104, 200:264]
+    noisy = data.add_noise(x, sigma, 1).numpy()[:, 0] if x.ndim == 4 else data.add_noise(x, sigma, 1).numpy()
+    colour, spread = denoise_gnc(
+        noisy, sigma, scheme="mmse", channel_axis=0, colour="opponent", return_std=True
+    )
+    basis = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
+    planes = np.einsum("kc,chw->khw", basis, noisy - 0.5).astype(np.float32) + 0.5
+    stds = [
+        posterior(load_prior("R1"), torch.from_numpy(p)[None, None], sigma**2).std[0, 0].numpy()
+        for p in planes
+    ]
+    np.testing.assert_allclose(spread**2, np.einsum("kc,khw->chw", basis**2, np.square(stds)), rtol=1e-3)
+    assert 0.85 < (np.abs(colour - x.numpy().reshape(colour.shape)) < 1.645 * spread).mean() < 0.95
+
+
+def blurred(noise):
+    """Noise of the same power whose neighbours are correlated."""
+    z = noise + np.roll(noise, 1, 0) + np.roll(noise, 1, 1) + np.roll(noise, (1, 1), (0, 1))
+    return z / 2
+
+
+BAD = {
+    "the power that this sigma": lambda x, z: x + 1.3 * z,
+    "the power": lambda x, z: x + 0.7 * z,
+    "expect: another sigma, parts without noise": lambda x, z: np.where(np.arange(96) < 40, 0.0, x + z),
+    "not white": lambda x, z: x + blurred(z),
+    "cut off at 0 or 1": lambda x, z: (1.5 * x - 0.25 + z).clip(0, 1),
+    "in steps of 0.0667": lambda x, z: np.rint(15 * (x + z)) / 15,
+}
+
+
+@pytest.mark.parametrize("reason", BAD)
+def test_noise_that_is_not_white_and_gaussian_is_named(reason):
+    z = 0.1 * np.random.default_rng(0).standard_normal((96, 96))
+    with pytest.warns(UserWarning, match=f"standard deviations are uncertain: .*{reason}"):
+        denoise_gnc(BAD[reason](photo(), z), 0.1, scheme="mmse", return_std=True)
+
+
+def test_what_is_refused_or_unknown():
+    y = photo(noise=0.1)
+    with pytest.raises(ValueError, match="range"):
+        denoise_gnc(y, 0.005, return_std=True)
+    with pytest.raises(ValueError, match="one sigma for all pixels"):
+        denoise_gnc(y, np.full(y.shape, 0.1), return_std=True)
+    with pytest.warns(UserWarning, match="sigma was estimated"):
+        denoise_gnc(y, scheme="mmse", return_std=True)
+    with pytest.warns(UserWarning, match="no noise was found"):
+        assert np.isnan(denoise_gnc(np.full((40, 40), 0.3), return_std=True)[1]).all()
+
+
+def test_no_doubt_about_other_photographs():
+    prior, levels = load_prior("R1"), (15 / 255, 50 / 255)
+    for name in ("camera", "astronaut", "coffee"):
+        x = data.embedded()[name][..., 60:188, 100:228]
+        for sigma in levels:
+            assert doubts(posterior(prior, data.add_noise(x, sigma, 3), sigma**2)) == [], (name, sigma)
