@@ -7,6 +7,7 @@ traceback.
 
 from __future__ import annotations
 
+import ctypes
 import os
 import sys
 from collections.abc import Sequence
@@ -92,6 +93,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the work
         if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
+    if argv is None:  # the process is ours
+        _keep_memory()
     words = list(sys.argv[1:] if argv is None else argv)
     try:
         with gnc.make_context("gnc", list(words)) as context:
@@ -115,6 +118,21 @@ def main(argv: Sequence[str] | None = None) -> int:
         _drop_output()
         return 2 if isinstance(error, ValueError) else 1
     return 0
+
+
+def _keep_memory() -> None:
+    """Let the allocator of glibc keep up to 2 GB of freed memory, in this process and in its children.
+
+    By default it returns large blocks to the system and gets them back as fresh pages, filled with zeros: half of the
+    time of ``gnc denoise --prior R3``.
+    """
+    most = 2**31 - 1
+    os.environ.setdefault("MALLOC_TRIM_THRESHOLD_", str(most))
+    os.environ.setdefault("MALLOC_MMAP_MAX_", "0")
+    with suppress(AttributeError, OSError, TypeError):  # another C library
+        mallopt = ctypes.CDLL(None).mallopt
+        mallopt(-1, most)  # M_TRIM_THRESHOLD
+        mallopt(-4, 0)  # M_MMAP_MAX
 
 
 def _explained(error: Exception) -> str:
