@@ -4,7 +4,7 @@
 # make env       only the virtual environment .venv (all other targets make it when it is needed)
 # make integrations  DeepInverse, torchvision, the hub and nbgrader with the default torch, in .venv-integrations (6 GB)
 # make stress    what takes long: damaged files, 20 kills of each command, hostile surroundings
-# make mutants   changes the mathematics in many places, one at a time, and lists those that no test notices
+# make mutants   40 small changes of the mathematics in each package, one at a time: which of them does no test notice?
 # make course    the students' copies of the exercises anew from their source
 # make notebooks run the committed notebooks anew in place (after a change of the library)
 # make book      the notebooks as an HTML site in _book/html that needs no network to read

@@ -13,7 +13,10 @@ from __future__ import annotations
 
 import argparse
 import ast
+import contextlib
+import cProfile
 import hashlib
+import importlib
 import json
 import multiprocessing
 import os
@@ -22,13 +25,11 @@ import shutil
 import signal
 import sys
 import tempfile
-import threading
 import time
 import tomllib
 from pathlib import Path
 
 import pytest
-import scipy.optimize  # noqa: F401
 import torch  # noqa: F401  loaded here, so that no child needs to
 
 ROOT = Path(__file__).parents[1]
@@ -45,10 +46,16 @@ def both_ways(pairs: str) -> dict[str, str]:
 OPERATORS = both_ways("Lt LtE,Gt GtE,Eq NotEq,Is IsNot,In NotIn,Add Sub,Mult Div,BitOr BitAnd,And Or")
 OPERATORS |= {"Pow": "Mult", "FloorDiv": "Div", "Mod": "Mult"}
 FUNCTIONS = both_ways("min max,argmin argmax,floor ceil,sin cos,any all,minimum maximum,low high,left right")
+SYMMETRIC = {"min", "max", "minimum", "maximum", "hull", "_dot"}  # swapped arguments change nothing
 
 
 def opposite(operator: ast.AST) -> ast.AST:
     return getattr(ast, OPERATORS[type(operator).__name__])()
+
+
+def interchangeable(function: ast.AST, first: ast.AST, second: ast.AST) -> bool:
+    name = getattr(function, "attr", getattr(function, "id", None))
+    return name in SYMMETRIC or ast.dump(first) == ast.dump(second)
 
 
 def changes(node: ast.AST):
@@ -66,7 +73,9 @@ def changes(node: ast.AST):
             yield "constant", ast.Constant(not value)
         case ast.Constant(int(value) | float(value)):
             yield "constant", ast.Constant(value + 1 if value in (0, 1) else 2 * value)
-        case ast.Call(function, [first, second, *others], keywords) if ast.dump(first) != ast.dump(second):
+        case ast.Call(function, [first, second, *others], keywords) if not interchangeable(
+            function, first, second
+        ):
             yield "arguments", ast.Call(function, [second, first, *others], keywords)
         case ast.Attribute(value, name, context) if name in FUNCTIONS:
             yield "name", ast.Attribute(value, FUNCTIONS[name], context)
@@ -81,8 +90,11 @@ def changes(node: ast.AST):
 
 
 def children(node: ast.AST):
-    """(parent, field, index or None, child) of what may be mutated: no annotations, decorators, messages or texts."""
-    if isinstance(node, ast.JoinedStr | ast.Raise):
+    """(parent, field, index or None, child) of what may be mutated: no annotations, decorators, messages or texts.
+
+    Nor the ``strict=True`` of a zip, which guards against mistakes in the code itself, and which line a warning names.
+    """
+    if isinstance(node, ast.JoinedStr | ast.Raise) or getattr(node, "arg", None) in ("strict", "stacklevel"):
         return
     for field, value in ast.iter_fields(node):
         if field not in ("annotation", "returns", "decorator_list"):
@@ -134,23 +146,16 @@ class Calls:
 
     @pytest.hookimpl(wrapper=True)
     def pytest_runtest_protocol(self, item):
-        codes, began = {}, time.monotonic()
-
-        def note(frame, event, argument):
-            codes[id(frame.f_code)] = frame.f_code
-
-        threading.settrace(note)
-        sys.settrace(note)
+        profile, began = cProfile.Profile(builtins=False), time.monotonic()
+        profile.enable()
         try:
             return (yield)
         finally:
-            sys.settrace(None)
-            threading.settrace(None)
+            profile.disable()
             self.seconds[item.nodeid] = time.monotonic() - began
-            names = {
-                f"{code.co_filename} {code.co_qualname.replace('.<locals>', '')}" for code in codes.values()
-            }
-            self.called[item.nodeid] = [name.partition("/gnclib/")[2] for name in names if "/gnclib/" in name]
+            codes = [entry.code for entry in profile.getstats() if "/gnclib/" in entry.code.co_filename]
+            names = {f"{code.co_filename} {code.co_qualname.replace('.<locals>', '')}" for code in codes}
+            self.called[item.nodeid] = [name.partition("/gnclib/")[2] for name in names]
 
 
 def pytest_in(tree: Path, where: list[str], found: Path | None) -> None:
@@ -166,7 +171,8 @@ def pytest_in(tree: Path, where: list[str], found: Path | None) -> None:
     calls = Calls()
     status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *where], [calls] if found else [])
     if found:
-        found.write_text(json.dumps([calls.seconds, calls.called]))
+        others = [name for name in sys.modules if not name.startswith(("gnclib", "tests", "__m"))]
+        found.write_text(json.dumps([calls.seconds, calls.called, others]))
     os._exit(status)
 
 
@@ -191,7 +197,10 @@ def callers(package: str, tree: Path) -> tuple[dict[str, float], dict[str, list[
     verdict, _ = tests(tree, [f"tests/{package}"], None, found)
     if verdict != "survived":
         raise SystemExit(f"tests/{package} fail without any mutation")
-    seconds, called = json.loads(found.read_text())
+    seconds, called, others = json.loads(found.read_text())
+    for name in others:  # what all tests load, so that no child needs to
+        with contextlib.suppress(Exception):
+            importlib.import_module(name)
     by_name = {}
     for test in sorted(seconds, key=seconds.get):
         for name in called[test]:

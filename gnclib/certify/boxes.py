@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
+from operator import mul
 from typing import Any
 
 from gnclib.certify import intervals
@@ -125,9 +126,9 @@ class HessianBoxes:
         g = self._softmax([w + x * dy + z * dt for w, x, z in zip(logits, a0, l0, strict=True)])
         p0 = [x - p_ref for x in p]
         mean = self._dot(g, a0)
-        square = [self.sets.square(x - mean) for x in a0]
-        third = [s * (x - mean) for s, x in zip(square, a0, strict=True)]
-        h_y = 3 * self._cov(g, p0, a0) - self._dot(g, third)
+        centred = [x - mean for x in a0]
+        square = [self.sets.square(x) for x in centred]
+        h_y = 3 * self._cov(g, p0, a0) - self._dot(g, map(mul, square, centred))
         ap = [x * q - a_ref * p_ref for x, q in zip(a, p, strict=True)]
         h_t = self._cov(g, p0, l0) - self._dot(g, [self.sets.square(q) for q in p]) - self._cov(g, square, l0)
         h_t += 2 * self._cov(g, a0, ap)
@@ -135,10 +136,10 @@ class HessianBoxes:
         return h + h_y + h_t, h_y, h_t
 
     def _dot(self, x, y):
-        return sum((a * b for a, b in zip(x, y, strict=True)), self.zero)
+        return sum(map(mul, x, y), self.zero)
 
     def _cov(self, g, x, y):
-        return self._dot(g, [a * b for a, b in zip(x, y, strict=True)]) - self._dot(g, x) * self._dot(g, y)
+        return self._dot(g, map(mul, x, y)) - self._dot(g, x) * self._dot(g, y)
 
     def _softmax(self, logits):
         """g_i = 1 / (1 + sum_j exp(l_j - l_i)), decreasing in every difference: take their lower and upper ends."""

@@ -44,7 +44,7 @@ class Arb:
         if x.abs_lower() > 0:
             return x * x
         most = x.abs_upper()
-        return (0 * most).union(most * most)
+        return self._flint.arb(0).union(most * most)
 
     def exp(self, x):
         return x.exp()
@@ -103,8 +103,6 @@ class Mpmath:
 
     def floats(self, x) -> tuple[float, float]:
         lo, hi = (self._to_float(end) for end in x._mpi_)
-        if math.isnan(lo) or math.isnan(hi):
-            return -math.inf, math.inf
         return math.nextafter(lo, -math.inf), math.nextafter(hi, math.inf)
 
 

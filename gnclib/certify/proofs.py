@@ -136,7 +136,7 @@ def _interval(pair, name: str, endless: bool = False) -> tuple[Fraction, Fractio
 
 
 def _boxes_of(mixture, name: str) -> HessianBoxes:
-    if getattr(mixture, "means", None) is None or mixture.means.ndim != 1:
+    if mixture.means.ndim != 1:
         raise ValueError("certificates are for mixtures on the line (means of shape (K,))")
     rows = zip(mixture.weights.tolist(), mixture.means.tolist(), mixture.variances.tolist(), strict=True)
     rows = [tuple(exact(x, "parameter") for x in row) for row in rows if row[0] > 0]
@@ -219,7 +219,7 @@ def _tails(boxes: HessianBoxes, t: Fraction) -> tuple[tuple[Fraction, float], ..
 def _bound(boxes: HessianBoxes, y_range, t_range, max_boxes: int):
     """Branch and bound: (done, smallest lower bound, proved boxes, evaluations)."""
     proved, lower, evaluations = [], math.inf, 0
-    queue = [(0.0, 0, y_range, t_range)]  # the worst lower bound first: a failure shows early
+    queue = [(lower, evaluations, y_range, t_range)]  # the worst lower bound first: a failure shows early
     while queue and evaluations < max_boxes:
         _, _, ys, ts = heapq.heappop(queue)
         evaluations += 1
@@ -247,7 +247,7 @@ def _middle(pair) -> Fraction:
 
 
 def _bisect(boxes: HessianBoxes, ys, ts, spread_y: float, spread_t: float):
-    if ts[0] == ts[1] or (ys[0] < ys[1] and boxes.prefers_y(ys, ts, spread_y, spread_t)):
+    if boxes.prefers_y(ys, ts, spread_y, spread_t):
         middle = _middle(ys)
         return (((ys[0], middle), ts), ((middle, ys[1]), ts))
     middle = _middle(ts)
@@ -264,7 +264,7 @@ def pave(mixture, domain, t_range, *, arithmetic: str = "auto", max_boxes: int =
     y_range, t_range = _interval(domain, "domain"), _interval(t_range, "t_range")
     _need_positive(boxes, t_range[0])
     settled, evaluations = [], 0
-    queue = [(0.0, 0, y_range, t_range)]
+    queue = [(-math.inf, evaluations, y_range, t_range)]
     while queue and evaluations < max_boxes:
         _, _, ys, ts = heapq.heappop(queue)
         evaluations += 1
@@ -291,7 +291,7 @@ def witness_nonconvex(mixture, domain, t, *, arithmetic: str = "auto") -> Witnes
     if ends and ends[0] == ends[1]:
         guess = ends[0]
     else:
-        guess = Fraction(mixture.min_hessian(float(t), ends and tuple(map(float, ends)))[1])
+        guess = Fraction(mixture.min_hessian(float(t), ends)[1])
         guess = min(max(guess, ends[0]), ends[1]) if ends else guess
     upper = boxes.at_point(guess, t)[1]
     return Witness(guess, t, upper) if upper < 0 else None
@@ -318,11 +318,10 @@ def enclose_threshold(
     boxes, tol = _boxes_of(mixture, arithmetic), exact(tol, "tol")
     if tol <= 0:
         raise ValueError(f"tol must be positive, got {tol}")
-    ends = None if domain is None else tuple(map(float, _interval(domain, "domain")))
-    estimate = mixture.convexity_threshold(ends)
+    estimate = mixture.convexity_threshold(None if domain is None else _interval(domain, "domain"))
     grain = tol / 100
     lo = (Fraction(estimate) / grain).__floor__() * grain - tol / 2 + grain / 2
-    if lo < 0 or boxes.smallest + lo <= 0:  # t* is 0, or nearer to it than the tolerance
+    if lo < 0:  # t* is 0, or nearer to it than the tolerance
         lo, witness = Fraction(0), None
         hi = lo if boxes.smallest > 0 and estimate == 0 else tol
     else:

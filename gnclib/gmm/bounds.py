@@ -99,7 +99,7 @@ def longest_edge(points: Tensor, candidates: Tensor, tries: int = 60) -> Edge | 
     distances, order = torch.triu(torch.cdist(outer, outer), diagonal=1).flatten().sort(descending=True)
     k = 0
     for _ in range(tries):
-        if k >= len(order) or distances[k] == 0:
+        if distances[k] == 0:  # more than half of all: the diagonal and below
             break
         a, b = (int(candidates[index]) for index in divmod(int(order[k]), len(candidates)))
         edge = edge_direction(points, a, b)

@@ -108,8 +108,6 @@ def convexity_threshold(mixture, domain=None) -> float:
         below, above = _last_change(dip, top, smallest) if top > 0 else (0.0, 0.0)
     if above == 0 or dip(below) >= 0:
         return 0.0
-    if dip(above) <= 0:  # a root that sits on a grid point
-        return above
     return float(brentq(dip, below, above, xtol=1e-14, rtol=1e-14, maxiter=500))
 
 
@@ -228,7 +226,7 @@ def _candidates(parts: Parts, lo: float, hi: float) -> np.ndarray:
         (mu[:, None] + np.sqrt(v)[:, None] * np.linspace(-6, 6, 49)).ravel(),
         (y[:, None] + width[:, None] * np.linspace(-16, 16, 65)).ravel(),
     ]
-    if hi - lo < math.inf:  # a dip beside an end shows as a dip of its own
+    if math.isfinite(lo):  # a dip beside an end shows as a dip of its own
         points.append(np.array([lo, lo + 1e-7 * (hi - lo), hi - 1e-7 * (hi - lo), hi]))
     points = np.unique(np.concatenate(points))
     return points[(points >= lo) & (points <= hi)]

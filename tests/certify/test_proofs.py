@@ -15,6 +15,7 @@ from gnclib.certify import (
     exact,
     intervals,
     pave,
+    proofs,
     witness_nonconvex,
 )
 from gnclib.certify.boxes import HessianBoxes
@@ -66,6 +67,10 @@ def test_arithmetic_contains_the_exact_result(name):
             assert below <= low
             assert high <= above
             assert above - below == pytest.approx(high - low, rel=1e-6)
+        below, above = sets.floats(sets.square(sets.hull(sets.number(third), sets.number(Fraction(1, 2)))))
+        assert 0.09 < below <= 1 / 9  # x * x of a ball about 5/12 is a little larger than the set of all x^2
+        assert 1 / 4 <= above < 0.27
+        assert sets.floats(sets.square(sets.number(Fraction(0)))) == pytest.approx((0, 0), abs=1e-300)
         assert sets.floats(1 / x) == (-math.inf, math.inf)
         below, above = sets.floats(sets.number(third))
         assert Fraction(below) < third < Fraction(above)
@@ -127,6 +132,17 @@ def test_mean_value_form_converges_quadratically():
     assert excess[2] / excess[1] < 0.35
 
 
+@pytest.mark.parametrize(("y_lo", "times"), [(3, 40), (-3, 60)])
+def test_the_enclosure_stays_sharp_where_every_term_is_large(y_lo, times):
+    """Three from the means a and l are large and all alike: taken about their mean only what differs counts."""
+    mixture, width = figure1_mixture(), Fraction(1, 100)
+    ys, ts = (Fraction(y_lo), y_lo + width), (exact("0.05"), exact("0.05") + width)
+    low, high, _, _ = boxes_of(mixture).on_box(ys, ts)
+    grids = (torch.linspace(float(a), float(b), 60, dtype=torch.float64) for a, b in (ys, ts))
+    sampled = mixture.hessian(*(g.ravel() for g in torch.meshgrid(*grids, indexing="ij")))
+    assert high - low < times * (sampled.max() - sampled.min()).item()
+
+
 def test_derivatives_of_the_hessian_against_finite_differences():
     """On a thin box the spread returned for y is |d_y h| times the half-width."""
     mixture, w = figure1_mixture(), Fraction(1, 10**9)
@@ -156,6 +172,81 @@ def test_the_tail_bound_knows_nothing_where_components_still_balance():
     assert boxes_of(two()).below_on_tail(Fraction(0), Fraction(1, 2), 1) < 0
 
 
+def single(mean, s2):
+    return GaussianMixture([1.0], [mean], [s2])
+
+
+@pytest.mark.parametrize(
+    ("s2", "t", "first"), [(1.0, 0, 2), (0.25, 2, 3), (0.01, 0, "1/4"), (0.04, 0, "1/2")]
+)
+def test_tails_begin_two_widths_beyond_the_means_rounded_up_to_eighths(s2, t, first):
+    """A single Gaussian of variance s^2 + t needs no tail: its Hessian is constant."""
+    boxes, far = boxes_of(single(0.5, s2)), Fraction(first)
+    (left, left_bound), (right, right_bound) = proofs._tails(boxes, Fraction(t))
+    assert (left, right) == (Fraction(1, 2) - far, Fraction(1, 2) + far)
+    assert left_bound == right_bound == pytest.approx(1 / (s2 + t), rel=1e-15)
+    assert Fraction(left_bound) < 1 / (exact(s2) + t)
+
+
+def test_tails_are_looked_for_twice_as_far_each_time_and_not_for_ever():
+    mixture = GaussianMixture([0.999999, 0.000001], [-1.0, 2.0], [1.0, 0.5])
+    boxes = boxes_of(mixture)
+    for side, mean, (start, bound) in zip((-1, 1), (-1, 2), proofs._tails(boxes, Fraction(1)), strict=True):
+        step = side * (start - mean)
+        doublings = round(math.log2(step * 8 / 23))  # 16 sqrt(2) = 22.6
+        assert step == Fraction(23, 8) * 2**doublings
+        assert bound == boxes.below_on_tail(start, Fraction(1), side) > 0
+        nearer = boxes.below_on_tail(mean + side * step / 2, Fraction(1), side)
+        assert doublings == 0 or nearer <= 0
+    assert doublings > 0
+    # the wider component, wider by 1e-16 only, wins at 1e19 and beyond: too far out
+    alike = GaussianMixture([0.5, 0.5], [0.0, 1000.0], [1.0, 1 - 2**-53])
+    certificate = certify_convex(alike, None, (250_000, None))
+    assert (certificate.proved, certificate.tails, certificate.evaluations) == (False, (), 0)
+    assert certificate.lower_bound == -math.inf
+
+
+def exact_floats(monkeypatch):
+    """Sets without rounding, so that a bound can be exactly 0."""
+    monkeypatch.setattr(intervals.Arb, "floats", lambda self, x: (float(x.lower()), float(x.upper())))
+
+
+def test_s_i_falls_from_d_squared_equal_to_2q_on_but_not_at_d_equal_to_0(monkeypatch):
+    exact_floats(monkeypatch)
+    boxes = boxes_of(two())
+    for d, q, falls in ((-2, 2, True), (-2, 2.001, False), (-1, 0.5, True), (0, 0, False), (2, 1, False)):
+        assert boxes._falls(arb(d), arb(q)) is falls, (d, q)
+
+
+def test_a_bound_of_exactly_zero_proves_nothing(monkeypatch):
+    mixture = two()
+    monkeypatch.setattr(HessianBoxes, "on_box", lambda *_: (0.0, 0.0, 1.0, 1.0))
+    assert not certify_convex(mixture, X, (1, 2), max_boxes=3).proved
+    assert {box.status for box in pave(mixture, X, (0, 1), max_boxes=5)} == {"open"}
+    monkeypatch.setattr(HessianBoxes, "at_point", lambda *_: (0.0, 0.0))
+    assert witness_nonconvex(mixture, X, "0.1") is None
+    assert certify_convex(mixture, X, (1, 2)).evaluations == 1  # a point of the rectangle cannot be proved
+    monkeypatch.setattr(HessianBoxes, "below_on_tail", lambda *_: 0.0)
+    assert certify_convex(mixture, None, (1, None)).tails == ()
+
+
+def test_a_box_is_cut_along_its_larger_spread():
+    boxes = boxes_of(GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.25, 4.0]))
+    ys, ts = (Fraction(1), Fraction(2)), (Fraction(2), Fraction(3))
+    for spread_y, spread_t in ((5.0, 4.0), (5.0, 5.0), (500.0, 499.0), (4.0, 5.0), (400.0, 599.0)):
+        assert boxes.prefers_y(ys, ts, spread_y, spread_t) == (spread_y >= spread_t)
+
+
+def test_while_the_spreads_are_huge_a_box_is_cut_along_its_longer_side_in_natural_units():
+    """y in units of sqrt(smallest s^2 + t_lo) = 3/2 here, t in units of its square."""
+    boxes = boxes_of(GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.25, 4.0]))
+    for spreads in ((600.0, 400.0), (400.0, 600.0), (0.0, 1e6), (math.inf, math.inf)):
+        for length, along_y in (("1.4", True), ("1.5", True), ("1.6", False), (0, True)):
+            ts = (Fraction(2), 2 + Fraction(length))
+            assert boxes.prefers_y((Fraction(1), Fraction(2)), ts, *spreads) is along_y
+        assert not boxes.prefers_y((Fraction(1), Fraction(1)), (Fraction(2), Fraction(3)), *spreads)
+
+
 # --- proofs -----------------------------------------------------------------------------------------------
 
 
@@ -170,7 +261,9 @@ def test_encloses_the_threshold_of_figure_1(name):
     assert float(lo) == pytest.approx(0.17637, abs=1e-5)
     assert enclosure.certificate.t_range == (hi, None)
     assert enclosure.certificate.arithmetic == name
-    assert enclosure.certificate.evaluations < 5000
+    assert enclosure.certificate.evaluations < 1130  # boxes about their centre, cut along the larger spread
+    assert abs((lo + hi) / 2 - Fraction(mixture.convexity_threshold(X))) <= Fraction(1, 2 * 10**8)
+    assert (lo * 2 * 10**8).denominator == 1  # on a grid of a two-hundredth of the tolerance
     assert max(box.t_hi for box in enclosure.certificate.boxes) <= 3.9984  # above, component by component
     assert f"convex on [-1, 1] for every t >= {float(hi):.9g}" in str(enclosure)
     assert name in str(enclosure)
@@ -204,8 +297,12 @@ def test_already_convex_mixtures():
     assert (lo, hi) == (0, 0)
     lo, hi = enclose_threshold(GaussianMixture([0.5, 0.5], [-0.1, 0.1], [1.0, 1.0]), None)
     assert (lo, hi) == (0, 0)
-    lo, hi = enclose_threshold(empirical([0.0]), (-0.1, 0.1), "1e-2")
-    assert (lo, hi) == (0, Fraction(1, 100))  # a point mass: no statement at t = 0 itself
+    enclosure = enclose_threshold(empirical([0.0]), (-0.1, 0.1), "1e-2")
+    assert tuple(enclosure) == (0, Fraction(1, 100))  # a point mass: no statement at t = 0 itself
+    assert enclosure.witness is None
+    assert str(enclosure).startswith("t* in [0, 0.01]: no smaller t to exclude; proved: F(., t) is convex on")
+    enclosure = enclose_threshold(two(0.2, 0.03), X, "0.1")  # t* = 1/100, less than the tolerance
+    assert (*enclosure, enclosure.witness) == (0, Fraction(1, 10), None)
 
 
 def test_fifty_random_mixtures_against_brute_force():
@@ -274,6 +371,39 @@ def test_a_witness_is_negative_in_exact_arithmetic():
         assert float(h) == pytest.approx(witness.upper_bound, rel=1e-12)
 
 
+@pytest.mark.parametrize(("means", "domain"), [((-0.2, 0.8), ("1/3", 1)), ((-0.8, 0.2), (-1, "-1/3"))])
+def test_a_witness_lies_in_the_domain_exactly(means, domain):
+    """Where the lowest point of the domain is an end that is no float, the search returns the float beside it."""
+    lo, hi = map(Fraction, domain)
+    mixture = GaussianMixture([0.5, 0.5], means, [0.01, 0.01])
+    witness = witness_nonconvex(mixture, domain, "0.07")
+    assert lo <= witness.y <= hi
+    assert witness.y in (lo, hi)
+    assert witness_nonconvex(mixture, (witness.y, witness.y), "0.07") == witness
+
+
+def test_what_is_false_or_trivially_true_is_settled_early():
+    assert certify_convex(single(0.0, 1.0), X, (0, 1), max_boxes=1).evaluations == 1
+    certificate = certify_convex(figure1_mixture(), X, ("0.1", "4"))
+    assert not certificate.proved
+    assert certificate.evaluations < 40
+    certificate = certify_convex(two(), (0, 0), ("9/20", "9/20"))  # hess F = 0 there
+    assert (certificate.proved, certificate.evaluations) == (False, 1)
+
+
+def test_the_lower_bound_is_that_of_the_boxes_and_of_the_tails():
+    """Far out only the widest component is left, and 1/(s^2 + t) of it is the lowest value on the line."""
+    mixture = GaussianMixture([0.5, 0.5], [0.0, 0.0], [0.5, 1.0])
+    certificate = certify_convex(mixture, None, (3, None))
+    assert certificate.proved
+    tails = [bound for _, bound in certificate.tails]
+    y = torch.linspace(-50, 50, 20_001, dtype=torch.float64)
+    lowest = mixture.hessian(y, 3.0).min().item()
+    assert certificate.lower_bound <= min(*tails, lowest)
+    inside = certify_convex(mixture, tuple(exact(y) for y, _ in certificate.tails), (3, 3))
+    assert certificate.lower_bound == min(*tails, inside.lower_bound)
+
+
 def test_giving_up_is_not_a_proof():
     certificate = certify_convex(figure1_mixture(), X, ("0.18", "3.9984"), max_boxes=10)
     assert not certificate.proved
@@ -309,6 +439,7 @@ def test_exact_refuses(value):
         (X, (1, 0.2), "t_range must have lo <= hi"),
         (X, (-0.2, 1), "t must be >= 0"),
         (X, ("x", 1), "t_range must be a finite number"),
+        ((0, None), (0.2, 1), "domain must be a finite number"),
     ],
 )
 def test_certify_refuses(domain, t_range, message):
@@ -323,7 +454,24 @@ def test_certify_refuses_mixtures_in_space_and_no_boxes():
         certify_convex(figure1_mixture(), X, (0.2, 1), max_boxes=0)
 
 
+def test_components_of_weight_zero_do_not_matter():
+    assert certify_convex(GaussianMixture([1.0, 0.0], [0.0, 5.0], [1.0, 0.0]), X, (0, 1)).proved
+
+
+def test_equal_variances_have_the_outermost_component_in_each_tail():
+    certificate = certify_convex(
+        GaussianMixture([0.2, 0.3, 0.5], [0.5, 1.0, 2.0], [1.0, 1.0, 1.0]), None, (1, None)
+    )
+    assert certificate.proved
+    (_, left), (_, right) = certificate.tails
+    assert max(left, right) < 0.5
+
+
 def test_witness_refuses():
+    with pytest.raises(ValueError, match="point mass"):
+        witness_nonconvex(GaussianMixture([0.5, 0.5], [0.0, 1.0], [1.0, 0.0]), X, 0)
+    with pytest.raises(ValueError, match="point mass"):
+        pave(empirical([0.0, 1.0]), X, (0, 1))
     with pytest.raises(ValueError, match="point mass"):
         witness_nonconvex(empirical([0.0, 1.0]), X, 0)
     with pytest.raises(ValueError, match="domain must have"):
@@ -356,3 +504,15 @@ def test_a_paving_is_a_map_of_what_is_proved():
         assert (sign * mixture.hessian(corners[:, 0], corners[:, 1])).min() > 0
     still = [(b.y_hi - b.y_lo) * (b.t_hi - b.t_lo) for b in boxes if b.status == "open"]
     assert sum(still) < 0.06  # a tenth of the rectangle
+
+
+def test_a_paving_cuts_the_largest_box_first_and_counts_what_it_evaluates():
+    mixture = figure1_mixture()
+    assert [box.status for box in pave(mixture, X, (0, "0.3"), max_boxes=0)] == ["open"]
+    assert [box[:4] for box in pave(mixture, X, (0, "0.3"), max_boxes=1)] == [
+        (-1.0, 1.0, 0.0, 0.15),
+        (-1.0, 1.0, 0.15, 0.3),
+    ]
+    boxes = pave(mixture, X, (0, "0.3"), max_boxes=64)
+    areas = {(b.y_hi - b.y_lo) * (b.t_hi - b.t_lo) for b in boxes if b.status == "open"}
+    assert max(areas) < 2.1 * min(areas)

@@ -2,11 +2,14 @@
 
 import json
 import math
+from itertools import pairwise
+from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 
-from gnclib.gmm import empirical
+from gnclib.gmm import bounds, empirical
 from gnclib.gmm.bounds import (
     _spread,
     edge_direction,
@@ -55,6 +58,47 @@ def test_a_point_is_no_edge():
     assert longest_edge(points, every_other, tries=500) is None
 
 
+def test_the_margin_and_the_direction_of_an_edge_in_numbers():
+    points = torch.tensor([[0, 0], [4, 0], [4, 2], [1, 2], [2, 1]], **F64)
+    edge = edge_direction(points, 0, 1)
+    assert (edge.a, edge.b, edge.length, edge.t_below) == (0, 1, 4.0, 4.0)
+    assert edge.direction == pytest.approx([0, -1], abs=1e-12)
+    assert edge.margin == pytest.approx(1)  # the nearest of the others is (2, 1)
+
+
+def solution(monkeypatch, x):
+    monkeypatch.setattr(bounds, "linprog", lambda *_, **__: SimpleNamespace(status=0, x=np.array(x)))
+
+
+def test_a_direction_that_is_only_nearly_across_the_edge_is_made_exact(monkeypatch):
+    """The linear program is solved to 1e-7 only."""
+    solution(monkeypatch, [1e-3, -2.0])
+    edge = edge_direction(torch.tensor([[0, 0], [3, 0], [1, 1]], **F64), 0, 1)
+    assert edge.direction.tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(("height", "found"), [(2.9e-9, False), (3.1e-9, True), (5.9e-9, True)])
+def test_a_margin_below_rounding_is_no_margin(monkeypatch, height, found):
+    """A billionth of the largest coordinate, 3 here."""
+    solution(monkeypatch, [0.0, -1.0])
+    points = torch.tensor([[0, 0], [3, 0], [1, height], [2, 2]], **F64)
+    assert (edge_direction(points, 0, 1) is not None) == found
+
+
+def test_pairs_are_tried_from_the_farthest_down_in_growing_steps(monkeypatch):
+    """One by one for the first thirty, then every second; sixty linear programs at most."""
+    points, tried = torch.rand(40, 2, generator=torch.Generator().manual_seed(0), **F64), []
+    monkeypatch.setattr(bounds, "edge_direction", lambda points, a, b: tried.append((a, b)))
+    candidates = torch.arange(39, -1, -1)
+    assert longest_edge(points, candidates) is None
+    pairs = [(a, b) for a in range(40) for b in range(a)]
+    ranked = sorted(pairs, key=lambda pair: -(points[pair[0]] - points[pair[1]]).norm().item())
+    ranks = [ranked.index((max(pair), min(pair))) for pair in tried]
+    assert ranks[:32] == [*range(31), 32]
+    assert len(ranks) == 60
+    assert all(1 <= b - a <= max(1, a / 15) for a, b in pairwise(ranks))
+
+
 def test_far_out_along_the_direction_the_energy_is_not_convex_below_the_bound():
     """The statement about edges, on the Hessian of the library: at y = r u + shift, for t just below |a - b|^2/4."""
     generator = torch.Generator().manual_seed(0)
@@ -96,6 +140,45 @@ def test_the_search_finds_the_exact_threshold_of_two_points_and_never_more():
         found, where = threshold_on_box(cloud, (0.0, 1.0), generator)
         assert 0 < found <= squared_diameter(cloud) / 4
         assert torch.linalg.eigvalsh(empirical(cloud).hessian(where[None], found)[0])[0] <= 1e-9
+
+
+@pytest.mark.parametrize("threshold", [0.003, 0.37, 20.0])
+def test_the_bisection_ends_within_its_accuracy(monkeypatch, threshold):
+    """With a largest variance that is the same at every t, the answer is known."""
+    points = torch.tensor([[0.0, 0.0], [1.0, 1.0], [2.0, 0.5]], **F64)
+    times = []
+    monkeypatch.setattr(bounds, "largest_spread", lambda _, y, t, box: times.append(t) or (threshold, y))
+    found, _ = threshold_on_box(points, (0.0, 1.0), torch.Generator().manual_seed(0))
+    assert threshold / 1.02 <= found < threshold
+    for seen, done in ((times, True), (times[:-1], False)):  # not earlier and not later than needed
+        low = max([t for t in seen if t < threshold], default=0)
+        high = min([t for t in seen if t >= threshold], default=math.inf)
+        assert (high <= 1.02 * low) is done
+
+
+def test_the_search_returns_the_worst_of_its_points():
+    """Of the points where F is not convex at the t found, the one with the largest covariance."""
+    generator = torch.Generator().manual_seed(5)
+    cloud = torch.rand(12, 2, generator=generator, **F64)
+    found, where = threshold_on_box(cloud, (0.0, 1.0), generator)
+    _, others = largest_spread(cloud, (cloud[:6] + cloud[6:]) / 2, found, (0.0, 1.0))
+    eigenvalues = torch.linalg.eigvalsh(empirical(cloud).hessian(torch.cat([where[None], others]), found))[
+        :, 0
+    ]
+    assert eigenvalues[0] <= eigenvalues.min() + 1e-6
+
+
+@pytest.mark.parametrize("t", [0.02, 0.05, 0.2])
+def test_the_ascent_finds_the_largest_covariance_of_a_grid(t):
+    points = torch.rand(8, 2, generator=torch.Generator().manual_seed(6), **F64)
+    starts = (points[:, None] + points).reshape(-1, 2) / 2
+    found, ends = largest_spread(points, starts, t, (0.0, 1.0))
+    axis = torch.linspace(0, 1, 201, **F64)
+    grid = torch.cartesian_prod(axis, axis)
+    spreads = t - t**2 * torch.linalg.eigvalsh(empirical(points).hessian(grid, t))[:, 0]
+    assert found >= 0.98 * spreads.max()
+    at_ends = t - t**2 * torch.linalg.eigvalsh(empirical(points).hessian(ends, t))[:, 0]
+    assert found <= at_ends.max() + 1e-9
 
 
 def test_the_ascent_climbs():

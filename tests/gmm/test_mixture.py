@@ -307,6 +307,62 @@ def test_variance_preserving_is_a_rescaled_mixture():
     assert torch.allclose(vp, matrix.energy(x, 1.0) + math.log(0.5), atol=1e-12)
 
 
+def test_weights_are_normalised_unless_they_are_so_to_rounding():
+    """Off the simplex by more than 1e-6 is an error, by more than 1e-12 rounding, by less left as written."""
+    for off, kept in ((5e-13, True), (1.5e-12, False), (9e-7, False)):
+        weights = [0.5, 0.5 + off]
+        mixture = GaussianMixture(weights, [0.0, 1.0], [1.0, 1.0])
+        assert (mixture.weights.tolist() == weights) is kept
+        assert kept or mixture.weights.sum().item() == pytest.approx(1, abs=1e-15)
+    with pytest.raises(ValueError, match="simplex"):
+        GaussianMixture([0.5, 0.5 + 1.5e-6], [0.0, 1.0], [1.0, 1.0])
+
+
+def test_components_of_weight_zero_never_matter():
+    kept = GaussianMixture([0.4, 0.6], [0.0, 1.0], [0.2, 0.3])
+    with_zero = GaussianMixture([0.4, 0.0, 0.6], [0.0, 9.0, 1.0], [0.2, 0.0, 0.3])  # it would be a point mass
+    y = torch.linspace(-3, 3, 7, dtype=F64)
+    for name in ("energy", "grad", "hessian", "denoise"):
+        assert torch.equal(getattr(kept, name)(y, 0.0), getattr(with_zero, name)(y, 0.0))
+    assert with_zero.theorem_bound() == kept.theorem_bound()
+
+
+def test_covariances_may_be_off_symmetry_and_near_singular_up_to_rounding():
+    def of(second):
+        return GaussianMixture([0.5, 0.5], torch.zeros(2, 2), [[[2.0, 0.0], [0.0, 2.0]], second])
+
+    of([[1.0, 0.9e-10], [0.0, 1.0]])
+    of([[1.0, 0.0], [0.0, 1.5e-13]])
+    with pytest.raises(ValueError, match="symmetric, matrix 1"):
+        of([[1.0, 1.5e-10], [0.0, 1.0]])
+    with pytest.raises(ValueError, match="positive definite, matrix 1"):
+        of([[1.0, 0.0], [0.0, 0.9e-13]])
+
+
+def test_the_bounds_of_theory_at_their_borders():
+    at_the_ends = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [0.04, 0.05])
+    assert at_the_ends.theorem_bound((-1, 1)) == at_the_ends.theorem_bound() == 4 - 0.04
+    wide = GaussianMixture([0.5, 0.5], [-0.1, 0.1], [1.0, 1.0])
+    assert wide.theorem_bound() == wide.popoviciu_bound() == 0
+    plane = GaussianMixture([1.0], [[0.5, 0.5]], [0.1])
+    assert plane.theorem_bound([[0.0, 0.0], [3.0, 4.0]]) == pytest.approx(25 - 0.1)
+    for box in ([[0.0, 1.0], [1.0, 1.0]], [[0.0, 0.0], [1.0, -1.0]]):
+        with pytest.raises(ValueError, match="in all 2 directions"):
+            plane.theorem_bound(box)
+
+
+def test_the_smallest_samples_and_orders():
+    mixture = figure1_mixture()
+    assert mixture.sample(1, generator()).shape == (1,)
+    with pytest.raises(ValueError, match="n must be"):
+        mixture.sample(True, generator())
+    (first,) = mixture.dtau([0.3], 0.2, order=1)
+    assert torch.equal(first, mixture.dtau([0.3], 0.2)[0])
+    with pytest.raises(ValueError, match="order must be 1 or 2"):
+        mixture.dtau([0.3], 0.2, order=3)
+    assert repr(mixture) == "GaussianMixture(K=5, d=1)"
+
+
 def test_the_input_is_not_changed():
     weights, means, variances = torch.tensor([0.5, 0.5]), torch.tensor([0.0, 1.0]), torch.tensor([0.1, 0.1])
     mixture = GaussianMixture(weights, means, variances)
@@ -465,8 +521,13 @@ def test_crossings_are_where_two_leading_components_balance(seed):
                 expected.append(
                     (root.real, 1 / max(abs(2 * square * root.real + linear), math.sqrt(abs(square))))
                 )
+        vertex = -linear / (2 * square)  # where the two come closest, or differ the most
+        if min(terms(vertex)[[i, j]]) > terms(vertex).max() - 12:
+            expected.append((vertex, 1 / math.sqrt(abs(square))))
     for root, wide in expected:
         k = np.abs(y - root).argmin()
         assert y[k] == pytest.approx(root, rel=1e-9, abs=1e-9)
         assert width[k] == pytest.approx(wide, rel=1e-9)
     assert expected
+    seconds = [np.sort(terms(x))[-2] - terms(x).max() for x in y]
+    assert min(seconds) > -12

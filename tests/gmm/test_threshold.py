@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnclib.gmm import GaussianMixture, figure1_mixture
+from gnclib.gmm import GaussianMixture, figure1_mixture, threshold
 from gnclib.gmm.threshold import _last_change
 
 SAME_MEAN = GaussianMixture([1 - 1e-6, 1e-6], [0.0, 0.0], [0.01, 1.0])
@@ -56,6 +56,14 @@ def test_the_last_spell_is_found_however_short(smallest, last, half):
     assert np.all([dip(t) >= -1e-15 for t in np.linspace(max(above, end), 1, 2000)])
 
 
+def test_a_hessian_of_zero_is_convex_and_the_scan_goes_on():
+    def dip(t):
+        return -1.0 if 0.1 < t < 0.2 else 0.0 if 0.4 < t < 0.6 else 1.0
+
+    below, above = _last_change(dip, 1.0, 0.0)
+    assert 0.1 < below < 0.2 <= above
+
+
 @pytest.mark.parametrize("smallest", [0.0, 0.01])
 def test_without_a_spell_nothing_is_found(smallest):
     assert _last_change(lambda t: 0.1 + math.sin(40 * t) ** 2, 1.0, smallest) == (0.0, 0.0)
@@ -73,3 +81,72 @@ def test_no_lower_hessian_on_a_fine_grid(seed):
             y = torch.linspace(*domain, 200_001, dtype=torch.float64)
             h = torch.cat([mixture.hessian(part, t) for part in y.split(20_000)]).min().item()
             assert mixture.min_hessian(t, domain)[0] <= h + 1e-9 * abs(h)
+
+
+def dips_one_by_one(y, h):
+    """(depth, k) of each local minimum: how low the two chords through it reach on the other side."""
+    found = []
+    for k in range(1, len(y) - 1):
+        if h[k - 1] >= h[k] <= h[k + 1]:
+            chords = [np.polyfit(y[[k, k + d]], h[[k, k + d]], 1) for d in (-1, 1)]
+            depth = min(np.polyval(chords[0], y[k + 1]), np.polyval(chords[1], y[k - 1]))
+            if depth < h.min() - 1e-9:
+                found.append((depth, k))
+    return [k for _, k in sorted(found)]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_dips_are_the_deepest_local_minima_by_their_chords(seed):
+    rng = np.random.default_rng(seed)
+    y, h = np.cumsum(rng.uniform(0.1, 3, 60)), rng.uniform(-1, 5, 60).round(1)  # with plateaus
+    expected = dips_one_by_one(y, h)
+    assert len(expected) > 6
+    assert threshold._dips(y, h).tolist() == expected[:6]
+    assert threshold._dips(y, h, most=3).tolist() == expected[:3]
+
+
+def test_where_nothing_can_be_deeper_there_is_no_dip():
+    y = np.array([0.0, 1.0, 3.0, 4.0])
+    assert threshold._dips(y, np.full(4, 0.3)).tolist() == []
+    assert threshold._dips(y, y).tolist() == []
+    assert threshold._dips(y, np.array([1.0, 0.0, 0.0, 1.0])).tolist() == [
+        1,
+        2,
+    ]  # 0 on the grid, less between
+
+
+@pytest.mark.parametrize("seed", range(6))
+def test_the_scan_in_t_begins_where_every_component_bends_upwards(seed, monkeypatch):
+    """The largest (y - mu_i)^2 - s_i^2 over the domain and the components: against a grid."""
+    rng, tops = np.random.default_rng(seed), []
+    mixture = GaussianMixture([0.3, 0.3, 0.4], rng.uniform(-1, 1, 3), rng.uniform(0, 0.5, 3))
+    lo, hi = sorted(rng.uniform(-3, 3, 2))
+    monkeypatch.setattr(threshold, "_last_change", lambda dip, top, smallest: tops.append(top) or (0.0, 0.0))
+    assert mixture.convexity_threshold((lo, hi)) == 0
+    grid = (np.linspace(lo, hi, 501)[:, None] - mixture.means.numpy()) ** 2 - mixture.variances.numpy()
+    assert tops == [pytest.approx(grid.max(), rel=1e-12)]
+
+
+def test_where_no_component_ever_bends_downwards_nothing_is_searched(monkeypatch):
+    monkeypatch.setattr(threshold, "_last_change", None)
+    mixture = GaussianMixture([0.5, 0.5], [-0.1, 0.1], [1.0, 1.0])
+    assert mixture.convexity_threshold((-0.01, 0.01)) == 0
+
+
+def test_the_search_looks_at_the_ends_of_the_domain_and_just_inside():
+    parts = (np.zeros(1), np.zeros(1), np.ones(1))
+    for lo, hi in ((-3.0, 1.0), (-6.0, -4.0), (7.0, 15.0)):  # two of them at four deviations and beyond
+        y = threshold._candidates(parts, lo, hi)
+        assert (y[0], y[-1]) == (lo, hi)
+        assert y[1] - lo == pytest.approx(1e-7 * (hi - lo), rel=1e-6)
+        assert hi - y[-2] == pytest.approx(1e-7 * (hi - lo), rel=1e-6)
+        assert np.diff(y).max() <= (hi - lo) / 1000 * 1.001
+
+
+def test_tables_are_cut_to_at_most_four_million_numbers():
+    parts = (np.zeros(2), np.zeros(2), np.ones(2))
+    y = np.arange(5_000_000.0)
+    pieces = threshold._pieces(y, parts)
+    assert max(map(len, pieces)) * 2 <= 4_000_000
+    assert np.array_equal(np.concatenate(pieces), y)
+    assert len(threshold._pieces(y[:1000], parts)) == 1

@@ -21,7 +21,6 @@ from gnclib.foe import FieldsOfExperts
 from gnclib.images import data
 from gnclib.io import files
 from gnclib.score import run as training_run
-from gnclib.spline import native as spline_native
 from gnclib.suite import reproduce
 from tests import child_runs
 from tests.suite.test_reproduce import saving, write
@@ -285,26 +284,6 @@ def test_remains_go_and_what_is_being_written_stays(tmp_path):
     files.remove_remains(tmp_path)  # of all files of a folder
     assert sorted(tmp_path.iterdir()) == sorted([named, live, path])
     os.close(handle)
-
-
-def test_a_damaged_library_is_built_again(tmp_path):
-    """One that was cut off would end the process by a bus error as soon as it is called."""
-    found = spline_native.library()
-    if found is None:
-        pytest.skip("the splines are not compiled here")
-    whole = Path(found._name)
-    content, copy = whole.read_bytes(), tmp_path / whole.name
-    for damaged in (
-        b"",
-        content[:20_000],
-        content[:-1],
-        content + b"\0",
-        content[:99] + b"\xff" + content[100:],
-    ):
-        copy.write_bytes(damaged)
-        assert spline_native._whole(tmp_path, spline_native._name()) is None
-    copy.write_bytes(content)
-    assert spline_native._whole(tmp_path, spline_native._name()) == copy
 
 
 # --- read-only ------------------------------------------------------------------------------------------------

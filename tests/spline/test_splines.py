@@ -4,11 +4,13 @@ import itertools
 import os
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 from scipy.interpolate import BSpline
+from torch.utils import cpp_extension
 
 from gnclib.spline import SplineGrid, contract, evaluate, quartic_bspline
 from gnclib.spline import compiled as spline_compiled
@@ -81,6 +83,13 @@ def test_basis_is_three_times_continuously_differentiable_and_no_more(knot):
     assert jumps[4] == pytest.approx([1, 5, 10, 10, 5, 1][int(knot + 2.5)])
 
 
+def test_basis_at_its_knots():
+    """The pieces meet there, and the fourth derivative is that of the piece which begins (for u >= 0)."""
+    knots = torch.tensor([0.0, 0.5, 1.5, 2.5], **f64)
+    np.testing.assert_allclose(quartic_bspline(knots), [115 / 192, 11 / 24, 1 / 24, 0], atol=1e-15)
+    assert quartic_bspline(knots, 4).tolist() == [6, -4, 1, 0]
+
+
 @pytest.mark.parametrize("derivative", [-1, 5, 1.5, "1"])
 def test_unknown_derivatives_of_the_basis(derivative):
     with pytest.raises(ValueError, match="derivative must be"):
@@ -111,6 +120,8 @@ def test_quadratics_are_reproduced_exactly(count, low, high):
     torch.testing.assert_close(value, a + b * x + c * x**2, atol=1e-12, rtol=1e-12)
     torch.testing.assert_close(slope, b + 2 * c * x, atol=1e-11, rtol=1e-11)
     torch.testing.assert_close(curvature, torch.full_like(x, 2 * c), atol=1e-9, rtol=0)
+    assert (grid.quadratic() == 0).all()
+    assert torch.equal(grid.quadratic(c=c), grid.quadratic(0, 0, c))
 
 
 def test_exactly_five_functions_overlap_at_each_point_of_the_range():
@@ -121,7 +132,9 @@ def test_exactly_five_functions_overlap_at_each_point_of_the_range():
     assert (active.sum(1)[off_knots] == 5).all()
 
 
-@pytest.mark.parametrize("arguments", [(4, 0, 1), (7.5, 0, 1), (9, 1, 1), (9, 2, 1), (9, 0, float("inf"))])
+@pytest.mark.parametrize(
+    "arguments", [(4, 0, 1), (7.5, 0, 1), (9, 1, 1), (9, 2, 1), (9, 0, np.inf), (9, -np.inf, 0)]
+)
 def test_bad_grids(arguments):
     with pytest.raises(ValueError, match=r"at least 5 nodes|finite with low < high"):
         SplineGrid(*arguments)
@@ -250,6 +263,8 @@ def test_bad_input_to_contract():
         contract(torch.zeros(3, 7), torch.tensor(0.5), grid)
     with pytest.raises(ValueError, match="derivative"):
         contract(torch.zeros(3, 7), torch.zeros(2), grid, 5)
+    flat = contract(torch.ones(3, 7, **f64), torch.full((2,), 0.5, **f64), grid)  # by itself no derivative
+    torch.testing.assert_close(flat, torch.ones(2, 3, **f64))
 
 
 # --- the backward pass of the definition ------------------------------------------------------------------
@@ -417,6 +432,8 @@ def test_compiled_form_survives_values_that_are_not_finite(compiled):
 def test_which_tensors_the_compiled_form_serves(compiled):
     x, c = torch.zeros(2, 3), torch.zeros(2, 9)
     assert spline_native.usable(x, c)
+    assert spline_native.usable(torch.nn.Parameter(x[:1, :1]), c)
+    assert not spline_native.usable(x.to("meta"), c.to("meta"))
     assert not spline_native.usable(x.double(), c.double())
     assert not spline_native.usable(x, c.double())
     assert not spline_native.usable(x[:, :0], c)
@@ -428,6 +445,44 @@ def test_another_build_has_another_name(monkeypatch):
     assert spline_native._name() == name
     monkeypatch.setattr(spline_native, "_FLAGS", ["-O2"])
     assert spline_native._name() != name
+
+
+def test_a_damaged_library_is_built_again(tmp_path):
+    """One that was cut off would end the process by a bus error as soon as it is called."""
+    found = spline_native.library()
+    if found is None:
+        pytest.skip("the splines are not compiled here")
+    whole = Path(found._name)
+    content, copy = whole.read_bytes(), tmp_path / whole.name
+    for damaged in (
+        b"",
+        content[:20_000],
+        content[:-1],
+        content + b"\0",
+        content[:99] + b"\xff" + content[100:],
+    ):
+        copy.write_bytes(damaged)
+        assert spline_native._whole(tmp_path, spline_native._name()) is None
+    copy.write_bytes(content)
+    assert spline_native._whole(tmp_path, spline_native._name()) == copy
+
+
+def test_a_source_is_built_once_and_kept_whole(tmp_path, monkeypatch):
+    """In a folder that does not exist yet; what is kept serves the next process, and nothing else is left behind."""
+    root, sources = tmp_path / "not" / "yet", []
+    monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(root))
+    monkeypatch.setenv("GNC_NATIVE", "1")
+    monkeypatch.setattr(spline_native, "_libraries", {})
+    for number in (42, 43):
+        sources.append(tmp_path / f"source{number}.cpp")
+        sources[-1].write_text(f'extern "C" int gnc_number() {{ return {number}; }}\n')
+        assert spline_native.library(sources[-1]).gnc_number() == number
+    kept = sorted(root.iterdir())
+    assert [path.suffix for path in kept] == [".so", ".so"]
+    monkeypatch.setattr(spline_native, "_libraries", {})  # as in another process
+    monkeypatch.setattr(cpp_extension, "load", None)
+    assert [spline_native.library(source).gnc_number() for source in sources] == [42, 43]
+    assert sorted(root.iterdir()) == kept
 
 
 @pytest.mark.stress
@@ -488,8 +543,11 @@ class OnCuda:
 
 
 def test_which_tensors_go_through_torch_compile(monkeypatch):
-    monkeypatch.setattr(spline_compiled, "failed", False)
     assert spline._engine(OnCuda(), OnCuda()) is spline_compiled
+    assert spline._engine(OnCuda(count=1), OnCuda()) is spline_compiled
+    monkeypatch.setattr(OnCuda, "device", property(lambda self: object()))  # two devices
+    assert spline._engine(OnCuda(), OnCuda()) is None
+    monkeypatch.setattr(OnCuda, "device", torch.device("cuda", 0))
     assert spline._engine(OnCuda(torch.float64), OnCuda(torch.float64)) is None
     assert spline._engine(OnCuda(count=0), OnCuda()) is None
     assert spline._engine(torch.zeros(2, 3).double(), torch.zeros(2, 9).double()) is None
@@ -531,7 +589,7 @@ def test_without_a_compiler_it_says_so_once_and_goes_on(tmp_path, monkeypatch):
     monkeypatch.setenv("GNC_NATIVE", "1")
     monkeypatch.setenv("CXX", str(tmp_path / "no-compiler"))
     monkeypatch.setenv("TORCH_EXTENSIONS_DIR", str(tmp_path / "empty"))
-    with pytest.warns(RuntimeWarning, match="compiled splines could not be built") as said:
+    with pytest.warns(RuntimeWarning, match=r"compiled splines could not be built \(Error building") as said:
         values = [script_values(torch.float32) for _ in range(3)]
     assert len([w for w in said if "compiled splines" in str(w.message)]) == 1
     assert spline_native.library() is None
