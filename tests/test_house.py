@@ -135,7 +135,7 @@ def sizes() -> dict[str, int]:
 
 # How large the house is today. Whoever makes it smaller lowers the number; what raised it: a new kind of prior, and the
 # energy as a probability (posterior covariance, SURE, sampling, calibration).
-MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 237, 20_946, 18_121, 2
+MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 237, 20_942, 18_117, 2
 
 
 def without_the_course() -> int:
