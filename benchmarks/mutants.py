@@ -46,7 +46,17 @@ def both_ways(pairs: str) -> dict[str, str]:
 OPERATORS = both_ways("Lt LtE,Gt GtE,Eq NotEq,Is IsNot,In NotIn,Add Sub,Mult Div,BitOr BitAnd,And Or")
 OPERATORS |= {"Pow": "Mult", "FloorDiv": "Div", "Mod": "Mult"}
 FUNCTIONS = both_ways("min max,argmin argmax,floor ceil,sin cos,any all,minimum maximum,low high,left right")
-SYMMETRIC = {"min", "max", "minimum", "maximum", "hull", "_dot"}  # swapped arguments change nothing
+SYMMETRIC = {
+    "min",
+    "max",
+    "minimum",
+    "maximum",
+    "hypot",
+    "transpose",
+    "flip",
+    "hull",
+    "_dot",
+}  # in their arguments
 
 
 def opposite(operator: ast.AST) -> ast.AST:

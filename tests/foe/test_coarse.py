@@ -10,7 +10,7 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe.coarse import down, down_adjoint, refit
 from gnclib.restore.tiles import Tiled
 from gnclib.score import coarse_start
-from gnclib.spline import SplineGrid, contract
+from gnclib.spline import SplineGrid, contract, evaluate
 from tests.leaves import dead_leaves
 
 f64 = {"dtype": torch.float64}
@@ -96,15 +96,38 @@ def test_the_compiled_form_is_the_definition():
     exact = FieldsOfExperts(energy.config).requires_grad_(False).double()
     exact.load_state_dict(energy.state_dict())
     torch.testing.assert_close(energy.grad(y.float(), 0.3), exact.grad(y, 0.3).float(), rtol=1e-4, atol=1e-5)
-    torch.testing.assert_close(
-        energy.energy(y.float(), 0.3), exact.energy(y, 0.3).float(), rtol=1e-4, atol=1e-3
-    )
+    for differentiable in (True, False):
+        with torch.set_grad_enabled(differentiable):
+            found, expected = energy.energy(y.float(), 0.3), exact.energy(y, 0.3).float()
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
+
+
+def test_the_start_is_a_fifth_of_the_curvature_of_the_fine_scale():
+    energy = FieldsOfExperts(FoEConfig(scales=2))
+    config, tau, x = energy.config, torch.tensor([-1.0]), torch.zeros(1, 24, 1)
+    fine = contract(energy.weights[0], tau, config.grid_tau)[:, :24]
+    (bend,) = evaluate(x, fine, config.grid_x, (2,))
+    for kernels, weights in zip(energy.coarse.kernels, energy.coarse.weights, strict=True):
+        (coarse,) = evaluate(x, contract(weights, tau, config.grid_tau), config.coarse_grid, (2,))
+        torch.testing.assert_close(coarse, 0.2 * bend, rtol=1e-3, atol=0)
+        assert torch.equal(kernels, energy.kernels[0][:24])
 
 
 def test_small_images_go_without_the_scales_that_do_not_fit():
     energy = random_energy()
     counts = [len(energy.coarse._pyramid(images(n, n))) for n in (2, 3, 4, 5, 20)]
     assert counts == [0, 1, 1, 2, 2]
+    assert [len(energy.coarse._pyramid(images(*size))) for size in ((2, 9), (9, 2), (3, 40))] == [0, 0, 1]
+    wide = (
+        FieldsOfExperts(FoEConfig(scales=2, coarse_features=3)).double().coarse
+    )  # side 7: images of 4 and more
+    assert [len(wide._pyramid(images(*size))) for size in ((5, 5), (6, 40), (7, 40), (13, 40))] == [
+        0,
+        0,
+        1,
+        2,
+    ]
+    assert (energy.coarse.slope(images(2, 2), 0.5 * T.log()) == 0).all()
 
 
 @pytest.mark.parametrize(("size", "tile"), [((70, 64), 20), ((90, 41), 30), ((30, 30), 8)])

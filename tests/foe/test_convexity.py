@@ -47,6 +47,23 @@ def test_the_first_convex_node():
     assert contract(w, tau, grid).max() > 0
 
 
+def test_the_first_convex_node_at_its_border():
+    """With one node per unit of tau from -5.5 on, the potentials of sigma = 1/e depend on the node at -3.5 no more."""
+    config = FoEConfig(nodes_tau=8, sigma_min=math.exp(-4), sigma_max=1.0, convex_from=math.exp(-1))
+    assert config.grid_tau.nodes()[:3].tolist() == pytest.approx([-5.5, -4.5, -3.5])
+    assert convexity.convex_nodes(config) == 3
+    assert convexity.convex_nodes(FoEConfig(nodes_tau=8)) == 8  # no constraint
+
+
+def test_projection_of_nothing_and_of_large_potentials():
+    grid, w = SplineGrid(9, -2.0, 2.0), 1000 * torch.randn(2, 9, 6, generator=generator())
+    kept = w.clone()
+    convexity.project(kept, 6, grid)
+    assert torch.equal(kept, w)
+    convexity.project(w, 0, grid)
+    assert (w.diff(n=2, dim=1).double() > 0).all()  # rounding to float32 made none negative
+
+
 def test_projection_is_the_closest_convex_sequence():
     """Against a general solver, in the weighted differences from node to node."""
     grid, v = SplineGrid(9, -2.0, 2.0), torch.randn(2, 9, 1, generator=generator(), **f64)
@@ -97,6 +114,46 @@ def test_bounds_hold_for_the_full_hessian(energy, sigma):
             assert values[-1] <= found.curvature
             if found.convex:
                 assert values[0] > -1e-9
+
+
+def largest_gain(kernels, curvatures):
+    """max over frequencies of sum_c k_c |K_c|^2, on a fine grid."""
+    power = np.abs(np.fft.fft2(kernels[:, 0].double().numpy(), (512, 512))) ** 2
+    return np.tensordot(curvatures, power, 1).max()
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.3])
+def test_bounds_are_the_ones_of_the_formula(energy, sigma):
+    """Written out with potentials on a dense grid and spectra on a fine one, which the bound exceeds by 3 % at most."""
+    t, tau = sigma**2, torch.tensor([math.log(sigma)], **f64)
+    parts = [(t / (t + 0.1**2), 4, 1, energy.kernels[0], energy.weights[0], CONFIG.grid_x)]
+    for l in (1, 2):
+        gain, rows = t / (t / 4**l + 0.3**2), 9 * convexity.low_pass_norm(l, 3)
+        coarse = energy.coarse.kernels[l - 1], energy.coarse.weights[l - 1]
+        parts.append((gain, rows, 4.0**-l, *coarse, CONFIG.coarse_grid))
+    expected = np.zeros((2, 2))
+    for gain, everywhere, inside, kernels, weights, grid in parts:
+        x = torch.linspace(grid.low, grid.high, 20_001, **f64).expand(len(weights), -1).contiguous()
+        (bend,) = evaluate(x, contract(weights.double(), tau, CONFIG.grid_tau)[0], grid, (2,))
+        for row, k in enumerate((bend.amax(1).clamp(min=0), -bend.amin(1).clamp(max=0))):
+            expected[row] += gain * largest_gain(kernels, k.numpy()) * np.array([everywhere, inside])
+    found = energy.certify(t)
+    assert not found.convex
+    bounds = np.array([[found.curvature, found.inner_curvature], [-found.modulus, -found.inner_modulus]])
+    assert (expected <= bounds * (1 + 1e-6)).all()
+    assert (bounds <= 1.03 * expected).all()
+
+
+@pytest.mark.parametrize(("l", "margin"), [(1, 1), (1, 3), (2, 1), (2, 3)])
+def test_the_norm_of_the_low_passes_by_columns(l, margin):
+    """The largest sum of a column of D^l in one direction, squared; lengths three periods further add nothing."""
+    sums = []
+    for n in range(margin * 2**l + 1, margin * 2**l + 1 + 6 * 2**l):
+        y = torch.eye(n, **f64)[:, None, :, None].expand(n, 1, n, 3 * 2**l)  # constant in the other direction
+        for _ in range(l):
+            y = down(y)
+        sums.append(y[..., 0].sum(-1).max().item())
+    assert convexity.low_pass_norm(l, margin) == pytest.approx(max(sums) ** 2, rel=1e-9)
 
 
 def attack(energy, sigma, steps=40):

@@ -65,6 +65,7 @@ def test_quantiles_of_a_uniform_sample():
     found = inspect_foe.feature_quantiles(x, 5)
     expected = torch.linspace(0.01, 0.99, 5, dtype=torch.float64)
     torch.testing.assert_close(found, torch.stack([expected, 4 * (expected - 1)]))
+    assert inspect_foe.feature_quantiles(x).shape == (2, 197)
 
 
 # --- kernels ----------------------------------------------------------------------------------------------
@@ -185,9 +186,17 @@ def test_point_hessian_against_autograd_and_dense_eigenvalues(layers):
     assert float((vector * at(vector)).sum()) == pytest.approx(low, abs=1e-6)
 
 
-def test_point_hessian_wants_one_image():
+def test_point_hessian_wants_one_image_and_one_scale():
     with pytest.raises(ValueError, match="one image"):
         spectra.PointHessian(random_energy(1), image(batch=2), 0.1)
+    coarse = FieldsOfExperts(FoEConfig(**SMALL, scales=1, coarse_features=3)).double()
+    with pytest.raises(ValueError, match="use its hvp"):
+        spectra.PointHessian(coarse, image(), 0.1)
+
+
+def test_the_constant_image_is_lifted_to_one_half():
+    found = spectra.extreme_eigenvalues(lambda v: 0.2 * (v - v.mean()), (1, 1, 6, 5), torch.float64)
+    assert found[:2] == pytest.approx((0.2, 0.5), abs=1e-6)
 
 
 # --- drawing ----------------------------------------------------------------------------------------------
