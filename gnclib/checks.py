@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import math
+import warnings
+
 import torch
 from torch import Tensor
 
-#: grey values farther from 0 than this are refused: 1 plus 29 standard deviations of the strongest noise
-FARTHEST = 30.0
+#: grey values farther from 0 than this are no noise: 1 plus nine standard deviations of the strongest
+FARTHEST = 10.0
+#: how far the mean of an image may lie from [0, 1]: noise moves it little, another unit much
+FARTHEST_MEAN = 0.5
 
 
 def transformed() -> bool:
@@ -63,14 +68,16 @@ def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
     return value
 
 
-def as_images(x: Tensor) -> Tensor:
+def as_images(x: Tensor, bytes_above: float = math.inf) -> Tensor:
     """Check a batch of grey images and return it unchanged.
 
     Parameters
     ----------
     x
         Floating tensor (B, 1, H, W), finite. Grey values are meant to be in [0, 1], but noisy images and the iterates
-        of a solver leave that range, so the range is not checked (see :func:`as_measured`).
+        of a solver leave that range, so it is not checked (see :func:`as_measured`).
+    bytes_above
+        Images with greater values, few of them negative, get a RuntimeWarning: they look like 0..255.
 
     Raises
     ------
@@ -86,8 +93,12 @@ def as_images(x: Tensor) -> Tensor:
         )
     if not x.is_floating_point():
         raise ValueError(f"images must be floating point in [0, 1], got {x.dtype}; divide by 255 first")
-    if not hidden() and not torch.isfinite(x.detach()).all():
-        raise ValueError("images must be finite, got nan or inf")
+    if not hidden():
+        low, high = (v.item() for v in x.detach().aminmax())
+        if not -math.inf < low <= high < math.inf:
+            raise ValueError("images must be finite, got nan or inf")
+        if high > bytes_above and low > -high / 2:  # -high / 2: bytes with noise
+            warnings.warn(f"gnclib: {_range(low, high)}", RuntimeWarning, stacklevel=3)
     return x
 
 
@@ -97,14 +108,25 @@ def as_measured(y: Tensor) -> Tensor:
     Raises
     ------
     ValueError
-        As :func:`as_images`, and for values farther from 0 than :data:`FARTHEST`.
+        As :func:`as_images`, and for values farther from 0 than :data:`FARTHEST` or a mean farther from [0, 1] than
+        :data:`FARTHEST_MEAN` and four standard errors.
     """
-    low, high = (v.item() for v in as_images(y).detach().aminmax())
-    if max(-low, high) > FARTHEST:
-        raise ValueError(
-            f"images have grey values in [0, 1], up to noise; these go from {low:.4g} to {high:.4g}: divide by 255"
-        )
+    if hidden():
+        return as_images(y)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", RuntimeWarning)  # it becomes an error here
+        seen = as_images(y).detach()
+    (low, high), far = (v.item() for v in seen.aminmax()), 4 * seen.std(correction=0) / seen.numel() ** 0.5
+    if max(-low, high) > FARTHEST or abs(seen.mean() - 0.5) > 0.5 + FARTHEST_MEAN + far:
+        raise ValueError(_range(low, high))
     return y
+
+
+def _range(low: float, high: float) -> str:
+    return (
+        f"images have grey values in [0, 1], up to noise; these go from {low:.4g} to {high:.4g}: divide by 255, or by"
+        " what white is (data_range=)"
+    )
 
 
 def as_device(device: torch.device | str) -> torch.device:

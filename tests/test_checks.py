@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from gnclib.checks import FARTHEST, as_device, as_images, as_measured, as_time
+from gnclib.foe import FieldsOfExperts, FoEConfig
 
 LIKE = torch.zeros(3, dtype=torch.float64)
 
@@ -69,6 +70,29 @@ def test_as_measured_takes_strong_noise_but_no_bytes():
             as_measured(x)
     with pytest.raises(ValueError, match="shape"):
         as_measured(torch.zeros(3, 3))
+
+
+def test_as_measured_knows_counts_by_their_mean():
+    """Poisson counts of an image stay below FARTHEST, but noise of mean 0 does not move the mean of an image."""
+    generator = torch.Generator().manual_seed(0)
+    x = torch.rand(1, 1, 32, 32, generator=generator)
+    for sigma in (0, 0.1, 1):
+        as_measured(x + sigma * torch.randn(x.shape, generator=generator))
+        as_measured(x.round() * 0 + sigma * torch.randn(x.shape, generator=generator))
+    with pytest.raises(ValueError, match="data_range"):
+        as_measured(torch.poisson(5 * x, generator=generator))
+    with pytest.raises(ValueError, match="data_range"):
+        as_measured(-2 + x)
+
+
+def test_energies_of_bytes_are_warned_about():
+    prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3, nodes_x=31, nodes_tau=5))
+    y = torch.rand(1, 1, 9, 9, generator=torch.Generator().manual_seed(0))
+    for far in (3 * y, -300 * y):
+        prior.energy(far, 0.01)
+    for method in (prior.energy, prior.grad):
+        with pytest.warns(RuntimeWarning, match="divide by 255"):
+            method(255 * y, 0.01)
 
 
 def test_as_device():

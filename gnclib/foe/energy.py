@@ -296,7 +296,7 @@ class FieldsOfExperts(nn.Module):
             raise ValueError(
                 "an energy with coarser scales continues images by reflection: it has no valid part"
             )
-        as_images(y)
+        as_images(y, bytes_above=100)
         if y.dtype != self.offset.dtype:
             raise ValueError(
                 f"images are {y.dtype} but the energy is {self.offset.dtype}: convert one, e.g. prior.double()"

@@ -16,6 +16,7 @@ import math
 import os
 import re
 import secrets
+import stat
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -34,7 +35,9 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
-    """Write `content` to `path` atomically; missing folders are made.
+    """Write `content` to `path` atomically; missing folders are made, a file that is replaced leaves its mode.
+
+    A link stays one: what it leads to is written.
 
     Raises
     ------
@@ -43,14 +46,16 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     OSError
         It cannot be written; what was there is as it was.
     """
-    path = Path(path)
+    given, path = Path(path), Path(os.path.realpath(path))
     if path.is_dir():
-        raise IsADirectoryError(f"{path} is a folder, not a file: give the name of a file")
+        raise IsADirectoryError(f"{given} is a folder, not a file: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_remains(path.parent, path.name)
     handle, temporary = _temporary(path)
     try:
         with os.fdopen(handle, "wb") as file:
+            with suppress(FileNotFoundError):
+                os.chmod(temporary, stat.S_IMODE(os.stat(path).st_mode))
             file.write(content)
             file.flush()
             os.fsync(file.fileno())  # on the disk before it replaces anything: power may fail, too
@@ -61,7 +66,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    return path
+    return given
 
 
 def _temporary(path: Path) -> tuple[int, Path]:

@@ -18,7 +18,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnclib.checks import as_images, as_measured, as_time
+from gnclib.checks import FARTHEST, as_images, as_measured, as_time
 from gnclib.images import add_noise
 
 __all__ = ["LEVELS", "Denoising", "Inpainting", "Task", "first_guess"]
@@ -34,7 +34,7 @@ class Denoising:
     ----------
     y : (B, 1, H, W)
         Noisy image, in [0, 1] up to noise, not clipped.
-    sigma : float > 0
+    sigma : float in (0, 10]
         Standard deviation of the noise in grey values (25/255 = 0.098).
 
     Raises
@@ -46,9 +46,10 @@ class Denoising:
     def __init__(self, y: Tensor, sigma: float) -> None:
         self.y = as_measured(y).detach().clone()
         self.sigma = float(sigma)
-        if not (math.isfinite(self.sigma) and self.sigma > 0):
+        if not 0 < self.sigma <= FARTHEST:
             raise ValueError(
-                f"sigma must be a finite number > 0 in units of the grey range (25/255 = 0.098), got {sigma}"
+                f"sigma must be a number > 0 in units of the grey range (25 of 255 is 0.098), got {sigma:g}: divide"
+                " grey levels by 255"
             )
 
     def energy(self, x: Tensor) -> Tensor:

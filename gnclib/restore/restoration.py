@@ -5,15 +5,18 @@ r"""Denoising and inpainting of numpy arrays, in the manner of ``skimage.restora
 
 approached by the schemes of :mod:`gnclib.restore.schemes`. The rules of scikit-image hold:
 
-* *Floats* are grey values in [0, 1] as they are; noise may leave the range. *Integers and bools* are first scaled by
-  ``skimage.img_as_float``, unsigned ones to [0, 1]. The result is float: float64 for integers, bools and float64,
-  float32 for float32 and float16. Inside, everything is computed in float32.
-* sigma is in the units of the float image: noise of 25 grey levels of 255 is ``sigma=25 / 255``, whatever the dtype.
+* *Floats* are grey values in [0, 1] as they are; noise may leave the range. *uint8, uint16 and bools* are first scaled
+  to [0, 1] from 0..255, 0..65535 and 0..1. Everything else needs ``data_range``: the value of white, or a pair of those
+  of black and white, which become 0 and 1. 12 bits in uint16 are ``data_range=4095``. The result is float: float64 for
+  integers, bools and float64, float32 for float32 and float16. Inside, everything is computed in float32.
+* sigma and the result are in the units of the float image in [0, 1]: noise of 25 grey levels of 255 is
+  ``sigma=25 / 255``, whatever the dtype.
 * A *mask* is True where pixels are MISSING, as in ``skimage.restoration.inpaint_biharmonic``. This is the opposite of
   :class:`gnclib.restore.operators.Inpainting`, where True means observed.
 * ``channel_axis`` names the axis of the channels of a colour image. Three channels are denoised in opponent colours
   (:mod:`gnclib.restore.colour`) if their noise looks independent and equally strong, any other number of channels, and
-  what is missing, one by one.
+  what is missing, one by one. Of four channels the last one is taken for alpha: it stays as it is, and the others are
+  denoised as three. ``colour="channels"`` denoises all four, one by one.
 
 Both are thin faces of a pair of functions on channels (C, H, W) of float grey values, which the command line uses too:
 
@@ -45,6 +48,10 @@ __all__ = ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc",
 
 #: called with the number of steps done and that of all steps
 Progress = Callable[[int, int], object]
+#: white, or black and white
+DataRange = float | tuple[float, float]
+#: an image that uses less than this share of 16 bits is thought to have fewer
+USED = 1 / 8
 #: schemes for inpainting do not depend on the fraction that is missing; schedules were learned for this one
 INPAINTING = Task("inpaint", 0.8)
 
@@ -57,6 +64,7 @@ def denoise_gnc(
     scheme: str = "gnc",
     steps: int | None = None,
     channel_axis: int | None = None,
+    data_range: DataRange | None = None,
     colour: str = "auto",
     clip: bool = False,
     device: torch.device | str | None = None,
@@ -79,6 +87,8 @@ def denoise_gnc(
         better where a schedule was learned nearby (R1: 12 to 62 of 255).
     steps : int, optional, of gnc and joint
     channel_axis : int, optional, of a colour image
+    data_range : float or pair of floats, optional
+        White, or black and white, in the units of the image; see the module.
     colour : {"auto", "opponent", "channels"}
         See :func:`gnclib.restore.colour.choose_planes`.
     clip : bool
@@ -99,12 +109,13 @@ def denoise_gnc(
     Raises
     ------
     ValueError
-        No such image (wrong axes, complex, nan, far outside of [0, 1], smaller than the prior's receptive field), sigma
-        outside of the prior's range, another ``colour``, or what :func:`gnclib.restore.schemes.load` refuses.
+        No such image (wrong axes, complex, nan, far outside of [0, 1], integers without a range of their own, smaller
+        than the prior's receptive field), sigma outside of the prior's range, another ``colour``, or what
+        :func:`gnclib.restore.schemes.load` refuses.
     FileNotFoundError
         No such prior, or no schedule was learned for it near this noise level.
     """
-    channels, back = _as_channels(image, channel_axis)
+    channels, back = _as_channels(image, channel_axis, data_range)
     if return_std and np.ndim(sigma):
         raise ValueError("standard deviations need one sigma for all pixels: maps of sigma are not supported")
     if sigma is not None and not 0 < sigma <= 1:
@@ -112,15 +123,18 @@ def denoise_gnc(
             f"sigma is in the units of the float image, in (0, 1], got {sigma:g}: divide grey levels by 255"
         )
     options = {"prior": prior, "scheme": scheme, "steps": steps, "device": device or "cpu", "tile": tile}
-    result, planes = denoise_channels(channels, sigma, colour=colour, **options)
+    count = 3 if len(channels) == 4 and colour != "channels" else len(channels)
+    colours, alpha = channels[:count], channels[count:]
+    result, planes = denoise_channels(colours, sigma, colour=colour, **options)
+    result = back(np.concatenate([result, alpha]), clip)
     if not return_std:
-        return back(result, clip)
-    std, reasons = std_channels(channels, planes, prior=prior, device=device or "cpu", tile=tile)
+        return result
+    std, reasons = std_channels(colours, planes, prior=prior, device=device or "cpu", tile=tile)
     if sigma is None:
         reasons.insert(0, "sigma was estimated")
     if reasons:
         warnings.warn(f"the standard deviations are uncertain: {'; '.join(reasons)}", stacklevel=2)
-    return back(result, clip), back(std, False)
+    return result, back(np.concatenate([std, np.zeros_like(alpha)]), False)
 
 
 def inpaint_gnc(
@@ -131,6 +145,7 @@ def inpaint_gnc(
     scheme: str = "gnc",
     steps: int | None = None,
     channel_axis: int | None = None,
+    data_range: DataRange | None = None,
     clip: bool = False,
     device: torch.device | str | None = None,
     tile: int | None = 512,
@@ -145,7 +160,7 @@ def inpaint_gnc(
         **True where the pixel is MISSING** (scikit-image's convention).
     scheme : {"gnc", "joint", "learned"}
         "learned": for 80 % scattered missing pixels.
-    prior, steps, channel_axis, clip, device, tile
+    prior, steps, channel_axis, data_range, clip, device, tile
         As for :func:`denoise_gnc`.
 
     Returns
@@ -160,7 +175,7 @@ def inpaint_gnc(
     FileNotFoundError
         No such prior, or no schedule was learned for it.
     """
-    channels, back = _as_channels(image, channel_axis)
+    channels, back = _as_channels(image, channel_axis, data_range)
     mask = np.asarray(mask)
     if mask.shape != (shape := channels.shape[1:]):
         raise ValueError(f"the mask has the shape {mask.shape}, the image {shape} (without its channels)")
@@ -302,7 +317,9 @@ def _solve(states: Iterator[State], tick: Callable[[], object]) -> np.ndarray:
     return state.x[0, 0].cpu().numpy()
 
 
-def _as_channels(image, channel_axis: int | None) -> tuple[np.ndarray, Callable]:
+def _as_channels(
+    image, channel_axis: int | None, data_range: DataRange | None
+) -> tuple[np.ndarray, Callable]:
     """(C, H, W) floats, and the way back to the layout of the image."""
     if isinstance(image, np.ma.MaskedArray):
         raise ValueError("masked arrays are not supported: pass the mask to inpaint_gnc")
@@ -316,13 +333,7 @@ def _as_channels(image, channel_axis: int | None) -> tuple[np.ndarray, Callable]
         raise ValueError(f"channel_axis must name one of 3 axes, got {channel_axis}")
     if image.size == 0:
         raise ValueError(f"the image has no pixels: its shape is {image.shape}")
-    if image.dtype.kind in "biu":
-        from skimage import img_as_float  # takes a while to load
-
-        image = img_as_float(image)
-    if image.dtype.kind != "f":
-        raise ValueError(f"an image holds real numbers, got {image.dtype}")
-    image = image.astype(np.float32 if image.dtype.itemsize <= 4 else np.float64, copy=False)
+    image = _scaled(image, data_range)
     channels = image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0)
 
     def back(result: np.ndarray, clip: bool) -> np.ndarray:
@@ -330,3 +341,30 @@ def _as_channels(image, channel_axis: int | None) -> tuple[np.ndarray, Callable]
         return np.clip(result, 0.0, 1.0) if clip else np.ascontiguousarray(result)
 
     return channels, back
+
+
+def _scaled(image: np.ndarray, data_range: DataRange | None) -> np.ndarray:
+    """The float image whose black is 0 and whose white is 1."""
+    kind = image.dtype.kind
+    if kind not in "biuf":
+        raise ValueError(f"an image holds real numbers, got {image.dtype}")
+    if data_range is None and kind in "iu" and image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"integers of the type {image.dtype} have no range of their own: say what white is (data_range=4095 for"
+            " 12 bits), or convert the image to uint8, uint16, or floats in [0, 1]"
+        )
+    if data_range is None and image.dtype == np.uint16 and np.ptp(image) < USED * 65535:
+        warnings.warn(
+            f"gnclib: the image goes from {image.min()} to {image.max()} of 65535: if white is less, say so"
+            " (data_range=4095 for 12 bits)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    floats = image.astype(np.float32 if kind == "f" and image.dtype.itemsize <= 4 else np.float64, copy=False)
+    if data_range is None and kind in "bf":
+        return floats
+    limits = np.iinfo(image.dtype).max if data_range is None else data_range
+    black, white = map(float, (0, limits) if np.ndim(limits) == 0 else limits)
+    if not -np.inf < black < white < np.inf:
+        raise ValueError(f"data_range is white, or (black, white) with black below white, got {data_range!r}")
+    return (floats - black) / (white - black)

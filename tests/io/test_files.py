@@ -1,6 +1,7 @@
 """Files that are written: their rights, and folders that are held."""
 
 import os
+import stat
 import subprocess
 import sys
 
@@ -29,3 +30,20 @@ def test_a_held_folder_is_free_after_an_error(tmp_path):
     with files.held(tmp_path, "somebody"):
         assert [path.name for path in tmp_path.iterdir()] == [".lock"]
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.skipif(os.name != "posix", reason="about Unix")
+def test_a_replaced_file_keeps_its_mode_and_a_link_stays_one(tmp_path):
+    real, link, chain = (tmp_path / name for name in ("folder/real", "link", "chain"))
+    real.parent.mkdir()
+    real.write_bytes(b"before")
+    real.chmod(0o640)
+    link.symlink_to("folder/real")
+    chain.symlink_to(link)
+    for path in (real, link, chain):
+        assert files.write_bytes(path, str(path).encode()) == path
+        assert real.read_bytes() == str(path).encode()
+        assert stat.S_IMODE(real.stat().st_mode) == 0o640
+    assert link.is_symlink()
+    assert chain.is_symlink()
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["chain", "folder", "link", "real"]

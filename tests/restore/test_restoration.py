@@ -4,7 +4,6 @@ import numpy as np
 import pytest
 import torch
 from scipy.interpolate import griddata
-from skimage import img_as_float
 from skimage.restoration import inpaint_biharmonic
 
 from gnclib.images import data
@@ -33,26 +32,70 @@ def by_hand(y, sigma=SIGMA, steps=3):
     return last(scheme.states(Denoising(y, scheme.task.sigma))).x[0, 0].numpy()
 
 
-@pytest.mark.parametrize(
-    "kind", ["bool", "uint8", "uint16", "int16", "int32", "float16", "float32", "float64", ">f4"]
-)
-def test_dtypes_follow_scikit_image(kind):
+@pytest.mark.parametrize("kind", ["bool", "uint8", "uint16", "float16", "float32", "float64", ">f4"])
+def test_dtypes_have_their_ranges(kind):
     y = photo().clip(0, 1)
-    if kind == "bool":
-        image = y > 0.5
-    elif np.issubdtype(kind, np.integer):
-        image = (y.astype(float) * np.iinfo(kind).max).astype(kind)
-    else:
-        image = y.astype(kind)
+    top = np.iinfo(kind).max if np.issubdtype(kind, np.integer) else 1
+    image = y > 0.5 if kind == "bool" else (top * y.astype(float)).astype(kind)
     before, result = image.copy(), denoise_gnc(image, SIGMA, **QUICK)
     np.testing.assert_array_equal(image, before)
     assert result.dtype == (np.float32 if kind in ("float16", "float32", ">f4") else np.float64)
-    np.testing.assert_allclose(result, by_hand(img_as_float(image)), atol=1e-6)
+    np.testing.assert_allclose(result, by_hand(image.astype(float) / top), atol=1e-6)
     # where nothing is missing, what comes back is the float image itself
     kept = inpaint_gnc(image, np.zeros(image.shape, bool), **QUICK)
     assert kept.dtype == result.dtype
-    np.testing.assert_array_equal(kept, img_as_float(image).astype(kept.dtype))
+    np.testing.assert_array_equal(kept, (image.astype(float) / top).astype(kept.dtype))
     assert not np.shares_memory(kept, image)
+
+
+@pytest.mark.parametrize("kind", ["int8", "int16", "int32", "int64", "uint32", "uint64"])
+def test_other_integers_need_the_value_of_white(kind):
+    image, missing = np.rint(100 * photo().clip(0, 1)).astype(kind), holes((48, 56))
+    with pytest.raises(ValueError, match="data_range=4095 for 12 bits"):
+        denoise_gnc(image, SIGMA)
+    with pytest.raises(ValueError, match="data_range"):
+        inpaint_gnc(image.tolist(), missing)
+    expected = denoise_gnc(image / 100, SIGMA, **QUICK)
+    np.testing.assert_array_equal(denoise_gnc(image, SIGMA, data_range=100, **QUICK), expected)
+    np.testing.assert_array_equal(denoise_gnc(image + 9, SIGMA, data_range=(9, 109), **QUICK), expected)
+    filled = inpaint_gnc(image / 100, missing, **QUICK)
+    np.testing.assert_array_equal(inpaint_gnc(image, missing, data_range=100, **QUICK), filled)
+
+
+def test_twelve_bits_in_sixteen():
+    y = photo().clip(0, 1)
+    twelve = np.rint(4095 * y).astype(np.uint16)
+    with pytest.warns(RuntimeWarning, match="of 65535: if white is less, say so"):
+        denoise_gnc(twelve, SIGMA, **QUICK)
+    np.testing.assert_allclose(denoise_gnc(twelve, SIGMA, data_range=4095, **QUICK), by_hand(y), atol=2e-3)
+
+
+@pytest.mark.parametrize("counts", [20, 8, 255, 4095])
+def test_counts_are_refused_unless_white_is_named(counts):
+    y = counts * photo()
+    with pytest.raises(ValueError, match="data_range"):
+        denoise_gnc(y)
+    found = denoise_gnc(y, SIGMA, data_range=counts, **QUICK)
+    assert found.dtype == np.float32
+    np.testing.assert_allclose(found, by_hand(photo()), atol=1e-5)
+    for wrong in (0, -1, (1, 1), (0, np.nan), np.inf):
+        with pytest.raises(ValueError, match="black below white"):
+            denoise_gnc(y, SIGMA, data_range=wrong)
+
+
+def test_alpha_stays_and_colour_is_that_of_rgb():
+    rgb = np.stack([photo(seed=k) for k in range(3)], -1)
+    alpha = np.linspace(0, 1, rgb[..., 0].size, dtype=np.float32).reshape(rgb.shape[:2])
+    rgba = np.dstack([rgb, alpha])
+    for sigma in (SIGMA, None):
+        found = denoise_gnc(rgba, sigma, channel_axis=-1, **QUICK)
+        np.testing.assert_array_equal(found[..., 3], alpha)
+        np.testing.assert_array_equal(found[..., :3], denoise_gnc(rgb, sigma, channel_axis=-1, **QUICK))
+    alone = [denoise_gnc(c, SIGMA, **QUICK) for c in np.moveaxis(rgba, -1, 0)]
+    bands = denoise_gnc(rgba, SIGMA, channel_axis=-1, colour="channels", **QUICK)
+    np.testing.assert_array_equal(bands, np.stack(alone, -1))
+    five = np.dstack([rgba, rgb[..., 0]])  # more than four are bands of their own
+    np.testing.assert_array_equal(denoise_gnc(five, SIGMA, channel_axis=-1, **QUICK)[..., :4], bands)
 
 
 def test_layout_of_the_array_does_not_matter():
