@@ -77,6 +77,15 @@ ENERGY = Exercise(
         lambda *a: _energy(*a) - 0.5 * math.log(2 * math.pi),
         "this is the density itself: its energy is minus its logarithm",
         lambda *a: (-_energy(*a)).exp(),
+        "the factor of the normal density is 1/sqrt(2 pi s): the variance s stands under the root, too",
+        lambda w, mu, v, y, t: (
+            -log_terms(w, mu, v + t, y, root=1.0).logsumexp(1) - 0.5 * math.log(2 * math.pi)
+        ),
+        "a logarithm of a sum is no sum of logarithms: add the densities of the components first",
+        lambda w, mu, v, y, t: -(log_terms(torch.ones_like(w), mu, v + t, y) @ w),
+        lambda w, mu, v, y, t: -log_terms(w, mu, v + t, y).sum(1),
+        "this is the energy of the likeliest component alone: the others add to the density, too",
+        lambda w, mu, v, y, t: -log_terms(w, mu, v + t, y).amax(1),
     ),
     laws=hints(
         "at y = 60, far away from all means, the energy is too low: exp underflows there, stay with logarithms",

@@ -259,7 +259,7 @@ BOUNDARY = Exercise(
     solution=_tau,
     draw=_draw_samples,
     mistakes=hints(
-        "this is eq. (7) as printed: what the integration by parts leaves at the two ends is missing",
+        "this is eq. (7) alone: what the integration by parts leaves at the two ends is missing",
         lambda first, second, *a: _inside(first, second),
         "the boundary term has the wrong sign: it must CHARGE for a rise of R at tau_max",
         lambda first, second, high, low, a, b: _tau(first, second, low, high, a, b),
@@ -285,6 +285,14 @@ BOUNDARY = Exercise(
         slip(_tau, high=lambda high: len(high) * high, low=lambda low: len(low) * low),
         "both ends come with the same sign: an integral by parts leaves a difference",
         slip(_tau, low=lambda low: -low),
+        "the lower end is missing: an integral by parts leaves a difference of two ends",
+        slip(_tau, low=torch.zeros_like),
+        "the boundary term is halved: the factor 1/2 belongs to the square only",
+        slip(_tau, high=lambda high: high / 2, low=lambda low: low / 2),
+        "everything was divided by the length of the interval: inside it, a mean over samples has done that already",
+        lambda first, second, high, low, a, b: (_inside(first, second) + high.mean() - low.mean()) / (b - a),
+        "this is the square of a mean: the loss has the mean of the square",
+        lambda first, second, *a: _tau(first.mean() * torch.ones_like(first), second, *a),
     ),
 )
 

@@ -85,6 +85,8 @@ _PROX_MISTAKES = hints(
     lambda v, y, sigma, eta: sigma**2 * v + eta * y,
     "sigma is not used: the noisier the measurement, the less it should count",
     slip(_prox, sigma=1.0),
+    "eta enters squared: by (x - v)/eta the distance from v has the weight 1/eta",
+    slip(_prox, eta=lambda eta: eta**2),
     "the step enters inverted: a LONG step should end near the minimiser of D",
     slip(_prox, eta=lambda eta: 1 / eta),
 )
@@ -178,11 +180,6 @@ def _flow(grad, prox, t, eta, x0, step=_eq9):
     return x
 
 
-def _prox_first(grad, prox, x, t, eta):
-    v = prox(x, eta)
-    return v - eta * grad(v, t)
-
-
 def _no_prox(grad, prox, x, t, eta):
     return x - eta * grad(x, t)
 
@@ -190,11 +187,6 @@ def _no_prox(grad, prox, x, t, eta):
 def _some_steps(which):
     """Only some of the steps, a slice of t and eta, or all in another order."""
     return slip(_flow, t=lambda t: t[which], eta=lambda eta: eta[which])
-
-
-def _sorted(grad, prox, t, eta, x0):
-    order = t.argsort(descending=True)
-    return _flow(grad, prox, t[order], eta[order], x0)
 
 
 FLOW = Exercise(
@@ -209,12 +201,18 @@ FLOW = Exercise(
         slip(_flow, step=lambda grad, prox, x, t, eta: prox(x - t * grad(x, t), eta)),
         "the gradient is taken at the smoothing eta_i: eta_i is the length of the step",
         lambda grad, prox, t, eta, x0: _flow(grad, prox, eta, eta, x0),
+        "grad expects the variance t_i, not its root",
+        slip(_flow, step=lambda grad, prox, x, t, eta: _eq9(grad, prox, x, t**0.5, eta)),
+        "the step is t_i eta_i long: with both at hand t_i says only how smooth, and eta_i alone how far",
+        slip(_flow, step=lambda grad, prox, x, t, eta: prox(x - t * eta * grad(x, t), eta)),
+        "the gradient is always taken at the first t: the energy changes with every step",
+        lambda grad, prox, t, eta, x0: _flow(lambda x, _: grad(x, float(t[0])), prox, t, eta, x0),
         "t_i and eta_i are exchanged: t_i says how smooth, eta_i how far",
         lambda grad, prox, t, eta, x0: _flow(grad, prox, eta, t, x0),
         "the flow climbs: an energy goes down AGAINST its gradient",
         slip(_flow, step=lambda grad, prox, x, t, eta: prox(x + eta * grad(x, t), eta)),
         "the data come first and the prior last: eq. (9) does it in the other order",
-        slip(_flow, step=_prox_first),
+        slip(_flow, step=lambda grad, prox, x, t, eta: _no_prox(grad, prox, prox(x, eta), t, eta)),
         "the data term is missing: this is the flow of Algorithm 1",
         slip(_flow, step=_no_prox),
         "the prox is used once, at the end: it belongs into every step",
@@ -232,7 +230,7 @@ FLOW = Exercise(
         "the schedule runs backwards: from strong smoothing to weak",
         slip(_flow, t=lambda t: t.flip(0), eta=lambda eta: eta.flip(0)),
         "the schedule is sorted first: take the t_i and eta_i in the order in which they are given",
-        _sorted,
+        lambda grad, prox, t, *a: _some_steps(t.argsort(descending=True))(grad, prox, t, *a),
         slip(_flow, t=lambda t: t.sort(descending=True).values),
     ),
 )
@@ -284,12 +282,14 @@ SCHEDULE = Exercise(
 def _draw_joint(g):
     """The functions of an energy with a data term, images, their t (B,), and the ends of its interval.
 
-    The t are spread over the interval, and in turn pass the lower end, the upper end, and move little.
+    The t are spread over the interval, both ends included, and in turn pass the lower end, the upper end, and move
+    little; from an end even a short step leaves the interval.
     """
     t_min, t_max = 0.02, 0.3
     wells = Wells(g, rise=g.in_turn(0.9, -1.3, -0.1))
     b = len(wells.start)
     share = (torch.arange(b, **F64) + g.rand(b)) / b
+    share[0], share[-1] = 0, 1
     return wells.grad, wells.dtau, wells.prox, wells.start, t_min * (t_max / t_min) ** share, t_min, t_max
 
 
@@ -302,24 +302,33 @@ def _tau_step(t, slope, n):
     return (t.log() - 2 * slope / (2 * n)).exp()
 
 
-def _joint(grad, dtau, prox, x, t, t_min, t_max, pixels=lambda x: x[0].numel(), move=_tau_step, wide=wide):
+def _pixels(x):
+    return x[0].numel()
+
+
+def _literal(x):
+    """The paper's preconditioner, 48 n for the 48 channels of R_1, in units of ours, 2 n."""
+    return 24 * x[0].numel()
+
+
+def _joint(grad, dtau, prox, x, t, t_min, t_max, pixels=_pixels, move=_tau_step, wide=wide):
     """One step in x, then one in tau at the new x: x (B, 1, H, W) and t (B,)."""
     x = _image_step(grad, prox, x, t, wide)
     return x, move(t, dtau(x, t), pixels(x)).clamp(t_min, t_max)
 
 
-def _old_image(grad, dtau, prox, x, t, t_min, t_max):
-    t_new = _tau_step(t, dtau(x, t), x[0].numel()).clamp(t_min, t_max)
-    return _image_step(grad, prox, x, t), t_new
+def _old_image(grad, dtau, prox, x, t, t_min, t_max, pixels=_pixels):
+    return _image_step(grad, prox, x, t), _tau_step(t, dtau(x, t), pixels(x)).clamp(t_min, t_max)
 
 
-def _tau_first(grad, dtau, prox, x, *others):
-    t_new = _old_image(grad, dtau, prox, x, *others)[1]
-    return _image_step(grad, prox, x, t_new), t_new
+def _tau_first(grad, dtau, prox, x, t, t_min, t_max, pixels=_pixels):
+    t = _tau_step(t, dtau(x, t), pixels(x)).clamp(t_min, t_max)
+    return _image_step(grad, prox, x, t), t
 
 
-def _clipped_before(grad, dtau, prox, x, t, t_min, t_max):
-    return _joint(grad, dtau, prox, x, t.clamp(t_min, t_max), 0.0, math.inf)
+def _twice(formula, **changes):
+    """A mistake with our preconditioner and with the paper's."""
+    return slip(formula, **changes), slip(formula, pixels=_literal, **changes)
 
 
 def _at_tau(function):
@@ -333,37 +342,38 @@ JOINT = Exercise(
     draw=_draw_joint,
     mistakes=hints(
         "the derivative in tau is taken at the old image: the two steps alternate, the second sees the first",
-        _old_image,
+        *_twice(_old_image),
         "t leaves the interval [t_min, t_max]: the step is a PROJECTED one, clipped AFTER it was made",
-        slip(_joint, t_min=0.0, t_max=math.inf),
-        _clipped_before,
+        *_twice(_joint, t_min=0.0, t_max=math.inf),
         "t is clipped at t_max only: it can leave the interval [t_min, t_max] at the lower end, too",
-        slip(_joint, t_min=0.0),
+        *_twice(_joint, t_min=0.0),
         "t is clipped at t_min only: it can leave the interval [t_min, t_max] at the upper end, too",
-        slip(_joint, t_max=math.inf),
+        *_twice(_joint, t_max=math.inf),
         "tau was clipped to log t_min and log t_max: its ends need the 1/2, too",
-        slip(_joint, t_min=lambda t: t**2, t_max=lambda t: t**2),
+        *_twice(_joint, t_min=lambda t: t**2, t_max=lambda t: t**2),
         "t moved before the image: the image has the first turn, with the old t",
-        _tau_first,
+        *_twice(_tau_first),
         "grad and dtau want the variance t, not tau",
-        slip(_joint, grad=_at_tau, dtau=_at_tau),
+        *_twice(_joint, grad=_at_tau, dtau=_at_tau),
         "dtau(x, t) wants the variance t, not tau",
-        slip(_joint, dtau=_at_tau),
+        *_twice(_joint, dtau=_at_tau),
         "the step in tau is twice as long as Newton's: see the second derivative of the Gaussian's energy",
         slip(_joint, pixels=lambda x: x[0].numel() / 2),
         "n counts the pixels of ONE image: this step depends on the size of the batch",
         slip(_joint, pixels=lambda x: x.numel()),
+        slip(_joint, pixels=lambda x: 24 * x.numel()),
         "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
         slip(_joint, pixels=lambda x: 0.5),
         slip(_joint, pixels=lambda x: 1.0),
         "the step in tau climbs: it must go AGAINST the derivative",
-        slip(_joint, dtau=lambda dtau: lambda x, t: -dtau(x, t)),
+        *_twice(_joint, dtau=lambda dtau: lambda x, t: -dtau(x, t)),
         "this step was made in log t, which is 2 tau: go from t to tau = 0.5 log t, step, and come back",
         slip(_joint, pixels=lambda x: 2 * x[0].numel()),
+        slip(_joint, pixels=lambda x: 48 * x[0].numel()),
         "t itself was stepped with the derivative in tau: go from t to tau = 0.5 log t, step, and come back",
-        slip(_joint, move=lambda t, slope, n: t - slope / (2 * n)),
+        *_twice(_joint, move=lambda t, slope, n: t - slope / (2 * n)),
         "t (B,) was broadcast along the columns of the images: give it the shape (B, 1, 1, 1)",
-        slip(_joint, wide=lambda t: t),
+        *_twice(_joint, wide=lambda t: t),
     ),
     laws=hints(
         "grad(x, t) wants the variance t, not tau",
@@ -382,7 +392,7 @@ JOINT = Exercise(
     variants=hints(
         "with the paper's preconditioner read literally, 48 n for the 48 channels of R_1; its steps are 24 times as "
         "short, so that t has hardly moved at the end of the picture below",
-        slip(_joint, pixels=lambda x: 24 * x[0].numel()),
+        slip(_joint, pixels=_literal),
     ),
 )
 

@@ -26,10 +26,11 @@ def table(kind: str) -> dict[str, list]:
 WRONG, RIGHT = table("wrong"), table("right")
 
 
-def test_every_exercise_has_right_solutions_and_at_least_four_wrong_ones():
+def test_every_exercise_has_three_right_solutions_and_six_wrong_ones():
     assert WRONG.keys() == RIGHT.keys() == EXERCISES.keys()
     for id, entries in WRONG.items():
-        assert len({message for _, message in entries}) >= 4, f"{id}: four different messages are wanted"
+        assert len({message for _, message in entries}) >= 6, f"{id}: six different messages are wanted"
+        assert len(RIGHT[id]) >= 3, f"{id}: a loop, all at once, and another dtype on the way are wanted"
 
 
 @pytest.mark.parametrize(("id", "k"), [(id, k) for id, entries in WRONG.items() for k in range(len(entries))])

@@ -1,1 +1,4 @@
-"""Solutions that are unusual but right: for each exercise a list of functions."""
+"""Solutions that are right, for each exercise a list of functions.
+
+There is a loop, an expression for all at once, and one that leaves torch or its default dtype on the way.
+"""

@@ -34,6 +34,12 @@ def energy_with_variance_as_std(w, mu, v, y, t):
     return -torch.logsumexp(torch.distributions.Normal(mu, v + t).log_prob(y[:, None]) + w.log(), 1)
 
 
+def energy_with_half_a_root(w, mu, v, y, t):
+    s = v + t
+    logs = w.log() - (y[:, None] - mu) ** 2 / (2 * s) - torch.log(math.sqrt(2 * math.pi) * s)
+    return -torch.logsumexp(logs, 1)
+
+
 # --- 1.2 ---
 
 
@@ -231,6 +237,10 @@ def bisect_or_zero(lowest, t_low, t_high, tol):
 
 WRONG = {
     "1.1": [
+        (lambda w, mu, v, y, t: -torch.log(densities(w, mu, v + t, y)).sum(1), "nan or inf"),
+        (lambda w, mu, v, y, t: -(w * (log_normal(y, mu, v + t))).sum(1), "no sum of logarithms"),
+        (lambda w, mu, v, y, t: -(w.log() + log_normal(y, mu, v + t)).amax(1), "likeliest component alone"),
+        (energy_with_half_a_root, "stands under the root"),
         (lambda w, mu, v, y, t: -energy(w, mu, v, y, t), "sign is wrong"),
         (lambda w, mu, v, y, t: energy(w, mu, v, y, 0.0), "noise is missing"),
         (lambda w, mu, v, y, t: energy(w, mu, v + t**0.5, y, 0.0), "standard deviations do not"),

@@ -432,7 +432,7 @@ WRONG = {
         (lambda d_t, d_tt, t: 2 * t * d_t, "2 results are wanted"),
     ],
     "3.5": [
-        (tau_printed, "as printed"),
+        (tau_printed, r"eq. \(7\) alone"),
         (tau_edges_swapped, "CHARGE"),
         (tau_no_length, "lacks the density of tau"),
         (tau_plus_second, "lowers the loss"),
@@ -443,6 +443,16 @@ WRONG = {
             "square only",
         ),
         (tau_sum_of_ends, "leaves a difference"),
+        (
+            lambda d, dd, high, low, a, b: tau_printed(d, dd, high, low, a, b) + high.mean() / (b - a),
+            "lower end",
+        ),
+        (lambda *a: (tau_printed(*a) + a[2].mean() - a[3].mean()) / (a[5] - a[4]), "everything was divided"),
+        (lambda *a: tau_printed(*a) + (a[2].mean() - a[3].mean()) / 2 / (a[5] - a[4]), "term is halved"),
+        (
+            lambda d, dd, *a: d.mean() ** 2 / 2 - dd.mean() + (a[0].mean() - a[1].mean()) / (a[3] - a[2]),
+            "square of a mean",
+        ),
         (tau_sums, "at the two ends sums"),
         (tau_mixed_sizes, "stopped with RuntimeError"),
         (tau_pairs_the_ends, "stopped with RuntimeError"),

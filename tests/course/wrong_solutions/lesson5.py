@@ -71,6 +71,11 @@ def flow_full_steps(grad, prox, t, eta, x0):
     return x
 
 
+def flow_at_once(grad, prox, t, eta, x0):
+    """Right, if it is given the right functions."""
+    return [x0 := prox(x0 - e * grad(x0, s), e) for s, e in zip(t.tolist(), eta.tolist(), strict=True)][-1]
+
+
 def flow_prox_with_t(grad, prox, t, eta, x0):
     x = x0
     for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
@@ -222,6 +227,13 @@ def joint_one_end(grad, dtau, prox, x, t, t_min, t_max, lower=None, upper=None):
     return x, torch.exp(t.log() - dtau(x, t) / x[0].numel()).clamp(lower, upper)
 
 
+def joint_literal(grad, dtau, prox, x, t, t_min, t_max, lower=0.0, upper=math.inf, at=None):
+    """With the preconditioner of the paper, 48 n."""
+    x = _image_step(grad, prox, x, t)
+    tau = 0.5 * t.log() - dtau(x if at is None else at, t) / (48 * x[0].numel())
+    return x, (2 * tau).exp().clamp(lower, upper)
+
+
 def joint_asks_with_axes(grad, dtau, prox, x, t, t_min, t_max):
     wide = t[:, None, None, None]
     x = prox(x - wide * grad(x, wide), wide)
@@ -351,6 +363,7 @@ WRONG = {
         (lambda v, y, sigma, eta: (v + eta * y) / (1 + eta), "sigma is not used"),
         (lambda v, y, sigma, eta: (sigma**2 * v - eta * y) / (sigma**2 - eta), "leaves the interval"),
         (lambda v, y, sigma, eta: ((sigma**2 * v + eta * y) / (sigma**2 + eta)).mean(), "shape|is wanted"),
+        (lambda v, y, s, eta: (v / eta**2 + y / s**2) / (1 / eta**2 + 1 / s**2), "eta enters squared"),
     ],
     "5.3": [
         (
@@ -393,6 +406,12 @@ WRONG = {
         (flow_no_data, "data term is missing"),
         (flow_returns_in_loop, "only one step"),
         (flow_old_gradient, "current x"),
+        (lambda grad, *a: flow_at_once(lambda x, t: grad(x, t**0.5), *a), "not its root"),
+        (
+            lambda grad, p, t, *a: flow_at_once(lambda x, _: grad(x, t[0]), p, t, *a),
+            "always taken at the first t",
+        ),
+        (lambda grad, *a: flow_at_once(lambda x, t: t * grad(x, t), *a), "eta_i alone"),
     ],
     "5.5": [
         (schedule_linear, "linear"),
@@ -426,6 +445,9 @@ WRONG = {
         (joint_grad_at_tau, r"grad\(x, t\) wants"),
         (joint_both_at_tau, "grad and dtau want"),
         (joint_dtau_at_tau, r"dtau\(x, t\) wants"),
+        (lambda *a: joint_literal(*a), "PROJECTED"),
+        (lambda *a: joint_literal(*a, lower=a[5]), "clipped at t_min only"),
+        (lambda *a: joint_literal(*a, lower=a[5], upper=a[6], at=a[3]), "old image"),
         (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: was tau returned"),
     ],
 }
