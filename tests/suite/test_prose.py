@@ -1,0 +1,146 @@
+"""The numbers in the prose of the notebooks, against the outputs beside them and against the stored results."""
+
+import json
+import re
+from pathlib import Path
+
+import nbformat
+import pytest
+import torch
+
+from gnclib.foe import WEIGHTS
+from gnclib.gmm import figure1_mixture
+from gnclib.studies import ablations, patches, problems
+
+FOLDER = Path(__file__).parents[2] / "notebooks"
+NOTEBOOKS = sorted(FOLDER.glob("0*.ipynb"))
+NAMES = re.compile(
+    r"arXiv:\S+|(?:Theorem|Corollary|[Ss]ection) \d\.\d|\]\([^)]*\)|`[^`]*`"
+)  # digits, no numbers
+NUMBER = re.compile(r"(?<![\w.])(\d+(?:\.\d+)?)(?=\s?%|\s?dB)|(?<![\w.])(\d+\.\d+)(?![\d.])")
+IN_CODE = re.compile(r"\d+(?:\.\d+)?(?:e[-+]?\d+)?")
+
+
+def text(path: Path) -> str:
+    """The prose of a notebook, without its exercises, whose numbers are suggestions."""
+    cells = [cell.source for cell in nbformat.read(path, 4).cells if cell.cell_type == "markdown"]
+    return "\n".join(re.sub(r"(?m)^## (\d+\. )?Exercises$[\s\S]*?(?=^## |\Z)", "", cell) for cell in cells)
+
+
+def printed(path: Path):
+    """The numbers of the code and of its outputs."""
+    for cell in nbformat.read(path, 4).cells:
+        if cell.cell_type == "code":
+            yield from IN_CODE.findall(cell.source)
+            for output in cell.outputs:
+                texts = output.get("text", ""), *output.get("data", {}).values()
+                yield from IN_CODE.findall(
+                    "\n".join(x for x in texts if isinstance(x, str) and len(x) < 20_000)
+                )
+
+
+def stored(*names: str) -> dict:
+    return json.loads(WEIGHTS.joinpath(*names).read_text(encoding="utf-8"))
+
+
+def claim(id: str) -> dict:
+    """The evidence that the ledger stored with a claim."""
+    records = json.loads((FOLDER.parent / "figures" / "claims.json").read_text(encoding="utf-8"))["records"]
+    (found,) = [record["evidence"] for record in records if record["id"] == id]
+    return found
+
+
+def mean_psnr(*names: str) -> float:
+    mean = stored(*names)["psnr_by_sigma"]["25"]
+    assert len(mean["images"]) == 68
+    return mean["mean"]
+
+
+def ratio(over: str, under: str) -> tuple[float, float]:
+    """The smallest and the largest ratio of two bounds of patches, over their sizes."""
+    ratios = [getattr(row, over) / getattr(row, under) for row in patches.load().rows["sizes"]]
+    return min(ratios), max(ratios)
+
+
+def tuned_super_resolution(t_first: float) -> float:
+    """The best mean PSNR on the training crops of R_3 from that t_1, super-resolution by two."""
+    (row,) = (r for r in problems.load().rows["tuned"] if (r.task, r.method) == ("super-2", "R3 gnc"))
+    return max(p for p, given in zip(row.psnr, row.grid, strict=True) if given["t_first"] == t_first)
+
+
+def views(side: int) -> float:
+    """How many views of an image of that width are taken, each as wide as the image."""
+    measured = problems.PROBLEMS["tomography"].measure(torch.zeros(1, 1, side, side), torch.Generator())
+    return measured.y.numel() / side
+
+
+# Numbers in the prose that no cell of the notebook prints or sets: a function computes them, or a text says whose
+# they are.
+ELSEWHERE = {
+    "02_gnc_flow": {"0.06": lambda: float(figure1_mixture().variances[3]) ** 0.5},
+    "03_score_matching": {"0.42": lambda: figure1_mixture().convexity_threshold((-1.0, 1.0)) ** 0.5},
+    "06_inverse_problems": {
+        "28.64": lambda: stored("R3-denoise-25", "schedule.json")["provenance"]["validation_psnr"]["learned"],
+        "30.71": "cited, with its source",
+    },
+    "07_ablations": {"99": lambda: 100 * (2 * 0.995 - 1)},  # two-sided, of student.ppf(0.995, ...)
+    "08_more_inverse_problems": {
+        "0.005": lambda: problems.PROBLEMS["tomography"].sigma,
+        "0.002": "the error of single precision, measured once",
+        "29.517": lambda: tuned_super_resolution(0.3),
+        "29.514": lambda: tuned_super_resolution(1.0),
+    },
+}
+
+# Sentences whose numbers are words, or come from files of results: the text, and a function that says if it is true.
+SENTENCES = [
+    ("06_inverse_problems", "(28.47 against 28.63 dB, from 28.36 with one step; 68 images", lambda: (
+        round(mean_psnr("R1", "evaluation_gnc.json"), 2) == 28.47
+        and round(mean_psnr("R1-denoise-25", "evaluation.json"), 2) == 28.63
+        and round(mean_psnr("R1", "evaluation.json"), 2) == 28.36
+    )),
+    ("07_ablations", "with nineteen variants and seven measures", lambda: (
+        len({run.variant for run in ablations.load(ablations.SHIPPED).rows["runs"]}) == 1 + 19
+    )),
+    ("07_ablations", "the hundred thousand of the shipped priors", lambda: (
+        {stored(name, "training.json")["iterations"] for name in ("R1", "R2", "R3")} == {100_000}
+    )),
+    ("08_more_inverse_problems", "along the lines of 45 views", lambda: views(192) == 45),
+    ("08_more_inverse_problems", "22 for the crop of 96 pixels", lambda: views(96) == 22),
+    ("09_beyond_the_line", "on 51 % of the runs (17 % without smoothing)", lambda: (
+        f"{claim('X-attain')['gnc']:.0%} {claim('X-attain')['no_smoothing']:.0%}" == "51% 17%"
+    )),
+    ("09_beyond_the_line", "about three to four times lower", lambda: (
+        [round(end) for end in ratio("edge", "cube")] == [3, 4]
+    )),
+    ("09_beyond_the_line", "up to a factor between two and three in", lambda: (
+        2 < ratio("theorem", "edge")[0] and ratio("theorem", "edge")[1] < 3
+    )),
+    ("09_beyond_the_line", "(in the ledger, `R-convex` does not hold)", lambda: (
+        float(claim("R-convex")["smallest_at_largest_sigma_R_1"]) < 0
+    )),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_number_in_the_prose_is_computed(path):
+    """Decimals, percentages and decibels agree with a number of a cell, rounded as in the prose."""
+    known, elsewhere = set(map(float, printed(path))), ELSEWHERE.get(path.stem, {})
+    unknown, used = [], set()
+    for match in NUMBER.finditer(NAMES.sub("", text(path))):
+        number = match.group(1) or match.group(2)
+        digits = len(number.partition(".")[2])
+        if any(float(number) in (round(a, digits), round(100 * a, digits)) for a in known):
+            continue
+        used.add(number)
+        source = elsewhere.get(number)
+        if source is None or (callable(source) and round(source(), digits) != float(number)):
+            unknown.append(match.string[max(match.start() - 40, 0) : match.end() + 20])
+    assert unknown == []
+    assert used == elsewhere.keys(), "a number that has gone, or that a cell prints now"
+
+
+@pytest.mark.parametrize(("name", "sentence", "true"), SENTENCES, ids=[item[1] for item in SENTENCES])
+def test_sentences_with_numbers_are_those_of_the_stored_results(name, sentence, true):
+    assert sentence in text(FOLDER / f"{name}.ipynb")
+    assert true()
