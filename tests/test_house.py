@@ -36,7 +36,7 @@ ALLOWED = {
     "suite": "io",
     "course": "suite gmm spline foe score restore images io",
     "integrations": "restore foe images io",
-    "cli": "course suite studies restore score foe images io",
+    "cli": "course suite studies restore score foe spline images io",
     "__main__": "cli",
 }
 

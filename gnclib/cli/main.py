@@ -17,7 +17,7 @@ from importlib import import_module
 import click
 
 from gnclib import __version__
-from gnclib.cli.options import DEBUG, SETTINGS
+from gnclib.cli.options import DEBUG, SETTINGS, say
 
 __all__ = ["COMMANDS", "main"]
 
@@ -31,7 +31,7 @@ COMMANDS = {
     "learn": ("training", "learn the schedule of a prior for one task"),
     "denoise": ("restore", "denoise image files with a learned prior"),
     "inpaint": ("restore", "fill in missing pixels of image files with a learned prior"),
-    "evaluate": ("restore", "measure how well a prior denoises or inpaints a set of images"),
+    "evaluate": ("evaluate", "measure how well a prior denoises or inpaints a set of images"),
     "certify": ("studies", "prove from which noise level on a prior is convex, and bound its curvature"),
     "compare": ("studies", "compare the priors with BM3D, TV and biharmonic inpainting"),
     "problems": (
@@ -43,6 +43,7 @@ COMMANDS = {
         "studies",
         "bound the sigma from which the energy of image patches is convex (corollary 2.3)",
     ),
+    "doctor": ("doctor", "say what is installed, and whether it works: for a bug report"),
     "data": ("suite", "show, download or verify the images of BSDS500"),
 }
 
@@ -90,6 +91,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     int
         The exit status: 0, 1 (the work failed), 2 (wrong usage) or 130 (interrupted).
     """
+    for name in ("stdout", "stderr"):
+        if getattr(sys, name) is None:  # closed, as by 2>&-
+            setattr(sys, name, open(os.devnull, "w"))
     for stream in (sys.stdout, sys.stderr):  # a name that the terminal cannot show must not end the work
         if getattr(stream, "errors", "") == "strict" and hasattr(stream, "reconfigure"):
             stream.reconfigure(errors="backslashreplace")
@@ -103,19 +107,18 @@ def main(argv: Sequence[str] | None = None) -> int:
         return stop.exit_code
     except click.UsageError as error:
         path = error.ctx.command_path if error.ctx else "gnc"
-        print(f"gnc: error: {error.format_message().rstrip('.')}; see {path} --help", file=sys.stderr)
+        say(f"gnc: error: {error.format_message().rstrip('.')}; see {path} --help", error=True)
         return 2
     except KeyboardInterrupt:
-        print("gnc: interrupted", file=sys.stderr)
+        say("gnc: interrupted", error=True)
         return 130
-    except BrokenPipeError:  # the reader of our output has gone, as in `gnc data | head -1`
-        _drop_output()
+    except BrokenPipeError:  # what click prints, as in `gnc --help | true`
+        say("")
         return 1
     except Exception as error:
         if "--debug" in words:
             raise
-        print(f"gnc: error: {_explained(error)}", file=sys.stderr)
-        _drop_output()
+        say(f"gnc: error: {_explained(error)}", error=True)
         return 2 if isinstance(error, ValueError) else 1
     return 0
 
@@ -142,14 +145,3 @@ def _explained(error: Exception) -> str:
     if isinstance(error, (ValueError, OSError, RuntimeError, ImportError)):
         return text
     return f"{text} ({type(error).__name__}; run it again with --debug to see where)"
-
-
-def _drop_output() -> None:
-    """Forget what cannot be printed any more: Python would complain about it when it ends."""
-    try:
-        sys.stdout.flush()
-    except OSError:
-        with suppress(OSError, ValueError):  # a stream without a file
-            null = os.open(os.devnull, os.O_WRONLY)
-            os.dup2(null, sys.stdout.fileno())
-            os.close(null)

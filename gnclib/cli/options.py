@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import functools
 import inspect
+import os
 import sys
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from textwrap import indent
 from typing import Any, TypeVar
@@ -13,8 +15,8 @@ from typing import Any, TypeVar
 import click
 
 __all__ = [
-    "DEBUG", "PATH", "POSITIVE", "SETTINGS", "Command", "command", "device", "image_set", "only", "progress",
-    "repeated", "say", "task", "together",
+    "DEBUG", "PATH", "POSITIVE", "SCHEMES", "SETTINGS", "Command", "command", "device", "image_set", "only", "progress",
+    "repeated", "say", "solver_options", "task", "together",
 ]  # fmt: skip
 
 T = TypeVar("T")
@@ -22,6 +24,14 @@ T = TypeVar("T")
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 PATH = click.Path(path_type=Path)
 POSITIVE = click.IntRange(min=1)
+#: what --scheme may be, and what the help says about it
+SCHEMES = {
+    "mmse": "one Tweedie step",
+    "gnc": "GNC flow, predefined schedule",
+    "joint": "over image and smoothing",
+    "learned": "learned schedule",
+    "finetuned": "and the prior with it",
+}
 #: :func:`gnclib.cli.main.main` looks for it
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="show the traceback of an error")
 
@@ -71,9 +81,31 @@ image_set = together(
 )
 
 
-def say(text: str) -> None:
-    """Print a line of results at once."""
-    print(text, flush=True)
+def solver_options(*schemes: str, default: str | None = "gnc", more: str = "") -> Callable:
+    """The options --prior, --scheme, --steps and --device."""
+    meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in schemes)
+    place = "a prior of the package, a folder, or hf:owner/name on the Hugging Face hub"
+    counts = "steps of gnc (default: 10, inpainting 30) and joint (12, 60)"
+    return together(
+        click.option("--prior", default="R1", metavar="NAME", help=place),
+        click.option("--scheme", type=click.Choice(schemes), default=default, help=meanings + more),
+        click.option("--steps", type=int, metavar="I", help=counts),
+        device,
+    )
+
+
+def say(text: str, error: bool = False) -> None:
+    """Print a line at once, to stdout or stderr; who does not listen (any more) does not stop the work."""
+    stream = sys.stderr if error else sys.stdout
+    try:
+        print(text, file=stream, flush=True)
+    except BrokenPipeError:  # the reader has gone, as in `gnc data | head -1`
+        with suppress(
+            OSError, ValueError
+        ):  # a stream without a file; Python would complain about the rest at its end
+            null = os.open(os.devnull, os.O_WRONLY)
+            os.dup2(null, stream.fileno())
+            os.close(null)
 
 
 def progress(items: Iterable[T], unit: str, **options: Any) -> Iterable[T]:

@@ -1,4 +1,4 @@
-"""The commands that restore images: ``gnc denoise``, ``inpaint`` and ``evaluate``."""
+"""The commands that restore image files: ``gnc denoise`` and ``inpaint``."""
 
 from __future__ import annotations
 
@@ -7,45 +7,29 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
-from statistics import fmean
 
 import click
 
 from gnclib.cli import options
-from gnclib.cli.options import PATH, command, progress, say
+from gnclib.cli.options import PATH, command, say
 
-__all__ = ["denoise", "evaluate", "inpaint"]
+__all__ = ["denoise", "inpaint"]
 
 #: in grey levels; a warning is printed about more noise than this: little of an image is left
 STRANGE = 100.0
-#: what --scheme may be, and what the help says about it
-SCHEMES = {
-    "mmse": "one Tweedie step",
-    "gnc": "GNC flow, predefined schedule",
-    "joint": "over image and smoothing",
-    "learned": "learned schedule",
-    "finetuned": "and the prior with it",
-}
-
-
-def solver_options(*schemes: str, default: str | None = "gnc", more: str = "") -> Callable:
-    """The options --prior, --scheme, --steps and --device."""
-    meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in schemes)
-    place = "a prior of the package, a folder, or hf:owner/name on the Hugging Face hub"
-    counts = "steps of gnc (default: 10, inpainting 30) and joint (12, 60)"
-    return options.together(
-        click.option("--prior", default="R1", metavar="NAME", help=place),
-        click.option("--scheme", type=click.Choice(schemes), default=default, help=meanings + more),
-        click.option("--steps", type=int, metavar="I", help=counts),
-        options.device,
-    )
-
+#: a picture that uses less than this share of its 16 bits is thought to have fewer
+USED = 1 / 8
+#: masks that mark more than this share as missing are asked about
+MUCH = 0.6
 
 OUT_HELP = "file to write: png, tif, jpg, bmp; or a folder (existing, or ending in /)"
+WHITE_HELP = "value of white in IN: 4095 for 12 bits in 16 (default: 255 or 65535)"
 file_options = options.together(
     click.argument("inputs", type=PATH, nargs=-1, required=True, metavar="IN..."),
     click.option("-o", "--output", required=True, metavar="OUT", help=OUT_HELP),
     click.option("--force", is_flag=True, help="overwrite OUT if it exists"),
+    click.option("--white", type=float, metavar="N", help=WHITE_HELP),
+    click.option("--black", type=float, metavar="N", help="value of black in IN (default: 0)"),
 )
 
 
@@ -79,7 +63,7 @@ def _each(inputs: tuple[Path, ...], output: str, work: Callable[[Path, Path], No
             work(source, target)
         except (ValueError, OSError) as error:
             failed += 1
-            print(f"gnc: {source.name} failed: {error}", file=sys.stderr)
+            say(f"gnc: {source.name} failed: {error}", error=True)
     if failed:
         raise RuntimeError(f"{failed} of {len(targets)} images failed, see above")
 
@@ -97,6 +81,33 @@ def _bar() -> Callable[[int, int], None]:
             bar.close()
 
     return show
+
+
+def _limits(source: Path, picture, white: float | None, black: float | None) -> tuple[float, float]:
+    """Black and white of a picture as fractions of what its depth holds; warns where white may be less."""
+    top = 2**picture.depth - 1
+    low, high = (black or 0) / top, (top if white is None else white) / top
+    if not 0 <= low < high <= 1:
+        raise ValueError(
+            f"--black {low * top:g} and --white {high * top:g}: of {source} they must be 0 <= black < white <= {top}"
+        )
+    used = float(picture.pixels.max() - picture.pixels.min())
+    if white is None and picture.depth == 16 and used < USED:
+        say(
+            f"warning: {source} uses {100 * used:.1f} % of its 16 bits; if white is less than 65535, say so"
+            " (--white 4095 for 12 bits)"
+        )
+    return low, high
+
+
+def _between(pixels, limits: tuple[float, float]):
+    """Grey values of a picture with black as 0 and white as 1."""
+    return pixels if limits == (0, 1) else (pixels - limits[0]) / (limits[1] - limits[0])
+
+
+def _back(pixels, limits: tuple[float, float]):
+    """The inverse of :func:`_between`."""
+    return pixels if limits == (0, 1) else limits[0] + pixels * (limits[1] - limits[0])
 
 
 # --- denoise ----------------------------------------------------------------------------------------------
@@ -118,19 +129,20 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
 )
 @file_options
 @click.option("--sigma", type=float, metavar="S", help="noise in grey levels of 0..255 (default: estimated)")
-@solver_options(*SCHEMES)
+@options.solver_options(*options.SCHEMES)
 @click.option(
     "--colour", type=click.Choice(["auto", "opponent", "channels"]), default="auto", help=COLOUR_HELP
 )
 @click.option("--clean", type=PATH, metavar="REF", help="noise-free image to measure the PSNR against")
 @click.option("--add-noise", type=int, is_flag=False, flag_value=0, metavar="[SEED]", help=NOISE_HELP)
 @click.option("--uncertainty", type=PATH, metavar="FILE", help=STD_HELP)
-def denoise(inputs, output, force, sigma, clean, add_noise, uncertainty, **solver):
+def denoise(inputs, output, force, white, black, sigma, clean, add_noise, uncertainty, **solver):
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
     hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
-    literature, whatever the depth. Without --sigma it is estimated by maximum likelihood under the prior R1. Colour is
-    denoised in opponent colours, brightness and two differences, if the noise of red, green and blue looks independent
-    and equally strong: better by a decibel or two. Otherwise channel by channel."""
+    literature, whatever the depth; with --white or --black, in 255ths of their distance. Without --sigma it is
+    estimated by maximum likelihood under the prior R1. Colour is denoised in opponent colours, brightness and two
+    differences, if the noise of red, green and blue looks independent and equally strong: better by a decibel or two.
+    Otherwise channel by channel."""
     if add_noise is not None and clean is not None:
         raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
     if add_noise is not None and sigma is None:
@@ -150,9 +162,10 @@ def denoise(inputs, output, force, sigma, clean, add_noise, uncertainty, **solve
         images.check_writable(target, picture, force)
         if uncertainty is not None:
             images.check_map(uncertainty, force)
-        noisy, reference = picture.pixels, None
+        limits = _limits(source, picture, white, black)
+        noisy, reference = _between(picture.pixels, limits), None
         if clean is not None:
-            reference = images.read(clean).pixels
+            reference = _between(images.read(clean).pixels, limits)
             if reference.shape != noisy.shape:
                 raise ValueError(
                     f"{clean} has the shape {reference.shape} (channels, height, width), {source} has"
@@ -161,14 +174,14 @@ def denoise(inputs, output, force, sigma, clean, add_noise, uncertainty, **solve
         elif add_noise is not None:
             noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, add_noise).numpy(), noisy
         pixels, planes = denoise_channels(noisy, fraction, progress=_bar(), **solver)
+        made = images.quantise(picture, _back(pixels, limits))
+        images.write(target, made, force)
         _say_found(source, planes, sigma is None)
-        made = images.quantise(picture, pixels)
         if reference is not None:
             kind = "as in the file" if clean else "unclipped"
-            truth = torch.from_numpy(reference)
-            before, after = (evaluate.psnr(torch.from_numpy(a), truth) for a in (noisy, made.pixels))
+            truth, written = torch.from_numpy(reference), _between(made.pixels, limits)
+            before, after = (evaluate.psnr(torch.from_numpy(a), truth) for a in (noisy, written))
             say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
-        images.write(target, made, force)
         say(f"{target}: {made}")
         if uncertainty is not None:
             _write_std(uncertainty, noisy, planes, sigma is None, solver["prior"], solver["device"], force)
@@ -233,131 +246,62 @@ def _say_found(source: Path, planes, estimated: bool) -> None:
     """
     gnc inpaint scratched.png --mask scratches.png -o whole.png      white (anything but black) = missing
     gnc inpaint cutout.png --mask alpha -o whole.png                 missing where fully transparent
-    gnc inpaint noisy80.png --mask holes.png --scheme learned -o whole.png
+    gnc inpaint noisy80.png --mask holes.png --scheme learned --yes -o whole.png    80 % are missing indeed
     """
 )
 @file_options
 @click.option(
     "--mask", required=True, metavar="MASK", help="image that is not black where IN is missing; or 'alpha'"
 )
-@solver_options("gnc", "joint", "learned")
-def inpaint(inputs, output, force, mask, **solver):
+@click.option("--invert", is_flag=True, help="MASK marks what is known instead")
+@click.option("--yes", is_flag=True, help=f"yes, more than {100 * MUCH:.0f} % may be missing")
+@options.solver_options("gnc", "joint", "learned")
+def inpaint(inputs, output, force, white, black, mask, invert, yes, **solver):
     """Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are, and so do
-    colour profile, EXIF and resolution where OUT can hold them. The prior sees a few pixels far: scratches, writing
+    colour profile, EXIF and resolution where OUT can hold them. White marks what is missing: all that is not black; in
+    JPEG files, what is brighter than half; on a transparent ground, ink of any colour; in 1-bit TIFF files, true. The
+    prior sees a few pixels far: scratches, writing
     and scattered pixels vanish, larger holes are filled smoothly."""
+    import numpy as np
+
     from gnclib import images
     from gnclib.restore import inpaint_channels
 
     def work(source: Path, target: Path) -> None:
         picture = images.read(source)
-        missing, whole = _missing(mask, source, picture)
+        missing, whole, meaning = _missing(mask, source, picture, invert)
+        meaning = f"{meaning}: {100 * missing.mean():.3g} %"
         images.check_writable(target, whole, force)
+        limits = _limits(source, picture, white, black)
         if not missing.any():
-            say(f"warning: {mask} marks no pixel as missing, {source} stays as it is")
-        filled = inpaint_channels(picture.pixels, missing, progress=_bar(), **solver)
-        made = images.quantise(whole, filled)
+            say(f"warning: {mask} marks no pixel as missing ({meaning}), {source} stays as it is")
+        elif missing.mean() > MUCH and not yes and not missing.all():
+            raise ValueError(
+                f"{mask} marks most of {source} as missing ({meaning}): is it inverted? --invert takes it the other"
+                " way round, --yes as it is"
+            )
+        filled = inpaint_channels(_between(picture.pixels, limits), missing, progress=_bar(), **solver)
+        made = images.quantise(whole, np.where(missing, _back(filled, limits), picture.pixels))
         images.write(target, made, force)
-        say(f"{target}: {made}, {100 * missing.mean():.3g} % filled in")
+        say(f"{target}: {made}, {meaning} filled in")
 
     _each(inputs, output, work)
 
 
-def _missing(mask: str, source: Path, picture):
-    """Where pixels are missing, (H, W), and the picture as it will be: with the alpha channel opaque there."""
+def _missing(mask: str, source: Path, picture, invert: bool):
+    """Where pixels are missing, (H, W), the picture as it will be, with alpha opaque there, and what marked them."""
     import numpy as np
 
     from gnclib import images
 
     if mask == "alpha":
-        if picture.alpha is None:
+        if picture.alpha is None or picture.kind == "unspecified":
             raise ValueError(f"{source} has no alpha channel: give an image as --mask")
-        missing = picture.alpha == 0
-        return missing, replace(picture, alpha=np.where(missing, 2**picture.depth - 1, picture.alpha))
-    missing = (images.read(mask, bilevel=True).pixels > 0).any(0)
+        missing = (picture.alpha == 0) != invert
+        opaque = np.where(missing, 2**picture.depth - 1, picture.alpha)
+        return missing, replace(picture, alpha=opaque), f"{'not ' * invert}transparent = missing"
+    missing, meaning = images.read_mask(mask)
     if missing.shape != picture.pixels.shape[1:]:
         sizes = " x ".join(map(str, missing.shape[::-1])), " x ".join(map(str, picture.pixels.shape[:0:-1]))
         raise ValueError(f"the mask {mask} has {sizes[0]} pixels, {source} has {sizes[1]}: they must agree")
-    return missing, picture
-
-
-# --- evaluate ---------------------------------------------------------------------------------------------
-
-
-@command(
-    """
-    gnc evaluate --scheme mmse --sigma 15 --sigma 25 --sigma 50
-    gnc evaluate --prior R1 --scheme learned --task inpaint --missing 0.8
-    gnc evaluate --sigma 25 --images photos/ --limit 10 --json numbers.json
-    gnc evaluate --sigma 25 --scheme learned --colour opponent             CBSD68, see 'gnc denoise --help'
-    """
-)
-@solver_options(*SCHEMES, default=None, more=" (default: mmse, for inpainting gnc)")
-@options.task
-@options.repeated("--sigma", type=float, metavar="S", help="noise in grey levels of 0..255 (default: 25)")
-@options.repeated("--missing", type=float, metavar="F", help="fraction of missing pixels (default: 0.8)")
-@click.option(
-    "--colour", type=click.Choice(["opponent", "channels"]), help="images in colour, restored in this basis"
-)
-@options.image_set
-@click.option("--json", "file", type=PATH, metavar="FILE", help="write the numbers, image by image, to FILE")
-def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour, limit, file):
-    """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;
-    nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder."""
-    from gnclib import io
-    from gnclib.images import bsds68, folder_images
-    from gnclib.restore import Task, schemes
-
-    denoising = task == "denoise"
-    option, other = ("sigma", "missing") if denoising else ("missing", "sigma")
-    if missing if denoising else sigma:
-        raise ValueError(f"--{other} is not for --task {task}: use --{option}")
-    if colour == "opponent" and not denoising:
-        raise ValueError("missing pixels are filled in channel by channel: use --colour channels")
-    scheme = scheme or ("mmse" if denoising else "gnc")
-    levels = (sigma or [25]) if denoising else (missing or [0.8])
-    loaded = [schemes.load(scheme, prior, Task(task, level), steps, device=device) for level in levels]
-    found = folder_images(images, colour is not None) if images else bsds68(colour is not None)
-    found = dict(list(found.items())[:limit])
-    numbers = {f"{one.task.level:g}": _measured(one, found, colour or "channels") for one in loaded}
-    if file:
-        about = {
-            "prior": prior,
-            "scheme": scheme,
-            "steps": loaded[0].steps if loaded[0].steps > 1 else None,
-            "task": task,
-            "colour": colour,
-            "clipping": "none",
-            "noise": "image k has torch.Generator seed k",
-            "set": str(images or ("CBSD68" if colour else "BSDS68")),
-            "energy": "D + R at the smallest t of the prior, nats per pixel",
-            f"psnr_by_{option}": numbers,
-        }
-        io.write_text(file, io.dumps({name: value for name, value in about.items() if value is not None}))
-
-
-def _measured(scheme, images, basis: str) -> dict:
-    """The numbers of a scheme on images (name -> image), and a line of text about them."""
-    from gnclib.restore import evaluate
-
-    items = progress(images.items(), "image", desc=str(scheme.task))
-    done = {name: evaluate.restoration(scheme, x, k, basis) for k, (name, x) in enumerate(items)}
-
-    def mean(key: str) -> float | list[float]:
-        values = [getattr(r, key) for r in done.values()]
-        return list(map(fmean, zip(*values, strict=True))) if isinstance(values[0], tuple) else fmean(values)
-
-    psnrs, similarity = mean("psnr"), mean("ssim")
-    level = f"sigma {scheme.task.level:>4g}" if scheme.task.kind == "denoise" else str(scheme.task)
-    say(
-        f"{level}: {psnrs[-1]:.2f} dB, SSIM {similarity:.4f}, mean of {len(done)} images, not clipped;"
-        f" {mean('seconds'):.2f} s and {scheme.evaluations} gradient(s) per image"
-    )
-    return {
-        "mean": psnrs[-1],
-        "mean_ssim": similarity,
-        "mean_psnr_of_measurement": mean("start"),
-        "mean_psnr_per_step": psnrs,
-        "mean_energy_per_step": mean("energy"),
-        "gradients_per_image": scheme.evaluations,
-        "images": {name: r.psnr[-1] for name, r in done.items()},
-    }
+    return missing != invert, picture, meaning.replace("missing", "known") if invert else meaning

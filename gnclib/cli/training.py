@@ -334,4 +334,4 @@ def _follow(steps: Iterable[tuple], name: str, state, measures: dict[str, str], 
                 left = (time.monotonic() - started) / (step.step - first) * (total - step.step)
                 parts = "".join(f"{key} {getattr(row, key):{form}}, " for key, form in measures.items())
                 text = f"{name} {row.step}/{total}: {parts}validation {quality}, {tqdm.format_interval(left)} left"
-                print(text, file=sys.stderr, flush=True)
+                say(text, error=True)

@@ -11,6 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "data": ["add_noise", "bsds68", "embedded", "folder_images", "training_images", "validation_images"],
+        "masks": ["read_mask"],
         "metrics": ["psnr", "ssim"],
         "reading": ["Picture", "image_files", "read"],
         "writing": ["check_map", "check_writable", "quantise", "write", "write_map"],

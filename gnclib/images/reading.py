@@ -21,11 +21,11 @@ import logging
 import math
 import os
 import warnings
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
 
 __all__ = [
     "FORMATS", "LARGEST_FILE", "MOST_PIXELS", "Picture", "declared_pixels", "decode", "image_files", "read",
@@ -48,6 +48,10 @@ _EXIF_SIZE = (40962, 40963)
 SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 
 
+#: what a fourth sample of TIFF files may be, by tifffile's names
+EXTRA = {"unassalpha": "alpha", "assocalpha": "associated alpha", "unspecified": "an extra band"}
+
+
 @dataclass(frozen=True)
 class Picture:
     """An image in memory.
@@ -66,6 +70,9 @@ class Picture:
         Descriptive EXIF without orientation, or None.
     dpi
         Resolution (along the width, along the height) in pixels per inch, or None.
+    kind
+        What `alpha` is: "unassalpha", or of TIFF files "assocalpha", by which the colours are multiplied, or
+        "unspecified", another band than alpha.
     """
 
     pixels: np.ndarray
@@ -74,13 +81,13 @@ class Picture:
     profile: bytes | None = None
     exif: bytes | None = None
     dpi: tuple[float, float] | None = None
+    kind: str = "unassalpha"
 
     def __str__(self) -> str:
         channels, height, width = self.pixels.shape
-        kind = "grey" if channels == 1 else "colour"
-        return (
-            f"{width} x {height}, {kind}{' with alpha' if self.alpha is not None else ''}, {self.depth} bit"
-        )
+        colour = "grey" if channels == 1 else "colour"
+        more = "" if self.alpha is None else f" with {EXTRA[self.kind]}"
+        return f"{width} x {height}, {colour}{more}, {self.depth} bit"
 
 
 def read(path: str | os.PathLike, *, bilevel: bool = False) -> Picture:
@@ -123,7 +130,10 @@ def decode(content: bytes, name: str, *, bilevel: bool = False) -> Picture:
     except _Refused as error:
         raise ValueError(str(error)) from None
     except UnidentifiedImageError:
-        raise ValueError(f"{name} is not an image file that can be read here") from None
+        kind = "a TIFF of a kind" if content[:4] in (b"II*\0", b"MM\0*") else "an image file"
+        raise ValueError(
+            f"{name} is not {kind} that can be read here: convert it to grey or RGB, 8 or 16 bit"
+        ) from None
     except MemoryError:
         raise ValueError(f"{name} needs more memory than there is") from None
     except Image.DecompressionBombError:
@@ -144,7 +154,7 @@ def _decode(content: bytes, name: str, bilevel: bool) -> Picture:
         _demand_size(image.size, name)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photograph and its previews
             raise _Refused(f"{name} has {image.n_frames} frames or pages: save one of them as its own file")
-        wide = _is_wide_colour(image, content)
+        wide, extra = _is_wide_colour(image, content), _has_extra_band(image)
         if wide and image.format != "TIFF":
             raise _Refused(f"{name} has 16 bits per colour channel, which is read from TIFF only: convert it")
         exif = image.getexif()  # now: Pillow closes TIFF files when it has the pixels
@@ -156,13 +166,19 @@ def _decode(content: bytes, name: str, bilevel: bool) -> Picture:
         remarks = _description(exif, stored[::-1] if turned else stored)
         profile = image.info.get("icc_profile")
         dpi = _resolution(image.info.get("dpi"), turned)
-        if wide:
-            array = _upright(_wide_tiff(content, stored, name), orientation)
+        kind = "unassalpha"
+        if wide or extra:
+            array, kind = _wide_tiff(content, stored, name)
+            array = _upright(array, orientation)
         else:
             array = np.asarray(_plain(image, name, bilevel))
+            clear = image.info.get("transparency")
+            if image.format == "PNG" and image.mode.startswith("I;16") and clear is not None:
+                array = np.dstack([array, np.where(array == clear, 0, 65535).astype(np.uint16)])
             if image.format == "TIFF" and image.mode.startswith("I;16"):
                 array = _as_black_is_zero(image, array, name)
-    return _picture(array, profile if isinstance(profile, bytes) and profile else None, remarks, dpi)
+    profile = profile if isinstance(profile, bytes) and profile else None
+    return replace(_picture(array, profile, remarks, dpi), kind=kind)
 
 
 def _demand_size(size: tuple[int, int], name: str) -> None:
@@ -188,8 +204,15 @@ def _is_wide_colour(image: Image.Image, content: bytes) -> bool:
     return False
 
 
-def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
-    """(H, W, C) of a TIFF file with several channels of 16 bit."""
+def _has_extra_band(image: Image.Image) -> bool:
+    """Whether a TIFF file has samples beyond grey or colour that are not declared as plain alpha."""
+    if image.format != "TIFF" or (kind := image.tag_v2.get(262)) not in (0, 1, 2):
+        return False
+    return image.tag_v2.get(277, 1) > (3 if kind == 2 else 1) and tuple(image.tag_v2.get(338, ())) != (2,)
+
+
+def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> tuple[np.ndarray, str]:
+    """(H, W, C) of a TIFF file with several channels, of 16 bits or with an extra band; what that band is."""
     import tifffile
 
     with tifffile.TiffFile(io.BytesIO(content)) as file:
@@ -197,23 +220,31 @@ def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> np.ndarray:
         samples = page.samplesperpixel
         if (page.imagewidth, page.imagelength) != size or page.imagedepth != 1 or not 2 <= samples <= 4:
             raise _Refused(f"{name} is a TIFF with {samples} channels of {page.shape}: convert it to RGB")
-        if page.photometric.name not in ("RGB", "MINISBLACK") or page.dtype != np.uint16:
+        if page.photometric.name not in ("RGB", "MINISBLACK") or page.dtype not in (
+            np.uint8,
+            np.uint16,
+        ):
             raise _Refused(
                 f"{name} is a TIFF of kind {page.photometric.name}, {page.dtype}: convert it to RGB"
             )
         colours = 3 if page.photometric.name == "RGB" else 1
         if not colours <= samples <= colours + 1:
-            raise _Refused(f"{name} has {samples} channels where {colours} and alpha are known: convert it")
+            raise _Refused(
+                f"{name} has {samples} channels where {colours} and one more are known: convert it"
+            )
         if page.compression not in (1, 8, 32946, 32773):  # none, deflate twice, packbits
             raise _Refused(
-                f"{name} is compressed by {page.compression.name}, with 16 bits per colour channel: save it"
+                f"{name} is compressed by {page.compression.name}, with 16 bits per channel or an extra band: save it"
                 " without compression or with deflate"
             )
         # deflate makes data at most 1032 times smaller: what promises more is a fragment, or made to fill the memory
         if max(page.nbytes, 2 * math.prod(page.chunks)) > 1100 * len(content):
             raise _Refused(f"{name} is a damaged image file: it holds less than it declares")
-        array = page.asarray()
-        return array if page.planarconfig.name == "CONTIG" else np.moveaxis(array, 0, -1)
+        array, extra = (
+            page.asarray(),
+            [sample.name.lower() for sample in page.extrasamples] or ["unspecified"],
+        )
+        return array if page.planarconfig.name == "CONTIG" else np.moveaxis(array, 0, -1), extra[0]
 
 
 def _as_black_is_zero(image: Image.Image, array: np.ndarray, name: str) -> np.ndarray:
@@ -227,6 +258,8 @@ def _as_black_is_zero(image: Image.Image, array: np.ndarray, name: str) -> np.nd
 def _plain(image: Image.Image, name: str, bilevel: bool) -> Image.Image:
     """Upright, and in one of the modes L, LA, RGB, RGBA, I;16."""
     if image.mode == "1" and bilevel:
+        if image.format == "TIFF" and image.tag_v2.get(262) == 0 and "tifffile" in str(image.tag_v2.get(305)):
+            image = ImageChops.invert(image)  # an array of bools, which it stores with true as black
         return ImageOps.exif_transpose(image).convert("L")
     if image.mode not in ("P", "PA", "L", "LA", "RGB", "RGBA", "I;16", "I;16B"):
         raise _Refused(f"{name} has the mode {image.mode}: convert it to 8 or 16 bit grey or to RGB first")

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gnclib.images.reading import Picture
+from gnclib.images.reading import EXTRA, Picture
 from gnclib.io import write_bytes
 
 __all__ = ["check_map", "check_writable", "encode", "quantise", "write", "write_map"]
@@ -52,6 +52,10 @@ def check_writable(path: str | os.PathLike, picture: Picture, force: bool = Fals
         raise ValueError(
             f"{path.name!r} cannot hold the alpha channel: write to a name that ends in .png or .tif"
         )
+    if picture.kind != "unassalpha" and suffix not in (".tif", ".tiff"):
+        raise ValueError(
+            f"{path.name!r} cannot hold {EXTRA[picture.kind]}: write to a name that ends in .tif"
+        )
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     if path.is_dir():
@@ -81,7 +85,7 @@ def encode(picture: Picture, suffix: str) -> bytes:
     """The bytes of the file with this suffix (".png", ...) that :func:`check_writable` found possible."""
     array, kind = _levels(picture), _FORMATS[suffix.lower()]
     buffer = io.BytesIO()
-    if picture.depth == 16 and array.ndim == 3:
+    if array.ndim == 3 and (picture.depth == 16 or picture.kind != "unassalpha"):
         _encode_wide_tiff(buffer, array, picture)
         return buffer.getvalue()
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
@@ -169,7 +173,7 @@ def _encode_wide_tiff(buffer: io.BytesIO, array: np.ndarray, picture: Picture) -
     tifffile.imwrite(
         buffer, array, metadata=None, iccprofile=picture.profile,
         photometric="rgb" if picture.pixels.shape[0] == 3 else "minisblack",
-        extrasamples=None if picture.alpha is None else ["unassalpha"],
+        extrasamples=None if picture.alpha is None else [picture.kind],
         resolution=picture.dpi, resolutionunit=None if picture.dpi is None else "inch",
         software=False, extratags=[(key, "s", 0, text, True) for key, text in known.items()],
     )  # fmt: skip

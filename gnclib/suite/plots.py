@@ -36,10 +36,23 @@ _METADATA = {
 }
 
 
-def use_style() -> None:
-    """Switch matplotlib to the style of this project (`gnclib/gnclib.mplstyle`): print sizes, colour-blind safe."""
+def use_style(full: bool = False) -> None:
+    """Switch matplotlib to the style of this project (`gnclib/gnclib.mplstyle`): print sizes, colour-blind safe.
+
+    Parameters
+    ----------
+    full
+        The parameter of the notebook, which is checked here.
+
+    Raises
+    ------
+    ValueError
+        `full` is not a bool: papermill's ``-p full no`` is the text "no", which would count as true.
+    """
     import matplotlib.pyplot as plt
 
+    if not isinstance(full, bool):
+        raise ValueError(f"full must be true or false, got {full!r}: write -p full True or -p full False")
     plt.style.use(["default", str(STYLE)])
 
 

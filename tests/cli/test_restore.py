@@ -1,6 +1,9 @@
 """gnc denoise and gnc inpaint on files: estimated noise, several inputs, masks, what is kept, and what is refused."""
 
+import os
 import re
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -212,3 +215,56 @@ def test_uncertainty_is_written_as_numbers_and_as_a_picture(capsys, tmp_path):
     status, out, _ = gnc(capsys, *words, "--uncertainty", tmp_path / "std.tif")
     assert (status, "sigma was estimated" in out) == (0, True)
     assert tifffile.imread(tmp_path / "std.tif").shape == (64, 80, 3)
+
+
+def test_most_of_an_image_is_missing_only_if_that_is_meant(capsys, tmp_path, noisy):
+    x, out = read(noisy), tmp_path / "out.png"
+    known = np.zeros(x.shape, np.uint8)
+    known[:50] = 255
+    Image.fromarray(known).save(tmp_path / "mask.png")
+    words = ("inpaint", noisy, "--mask", tmp_path / "mask.png", "-o", out, "--steps", 1, "--force")
+    status, _, err = gnc(capsys, *words)
+    assert (status, "white = missing: 78.1 %): is it inverted?" in err) == (2, True)
+    assert not out.exists()
+    status, text, _ = gnc(capsys, *words, "--invert")
+    assert (status, "white = known: 21.9 % filled in" in text) == (0, True)
+    np.testing.assert_array_equal(read(out)[:50], x[:50])
+    assert gnc(capsys, *words, "--yes")[0] == 0
+    np.testing.assert_array_equal(read(out)[50:], x[50:])
+
+
+def test_twelve_bits_in_sixteen(capsys, tmp_path):
+    x = np.rint(grey(sigma=20) / 255 * 4000).astype(np.uint16)
+    Image.fromarray(x + 95).save(tmp_path / "in.png")
+    words = (
+        "denoise",
+        tmp_path / "in.png",
+        "-o",
+        tmp_path / "out.png",
+        "--sigma",
+        20,
+        "--steps",
+        2,
+        "--force",
+    )
+    assert "--white 4095 for 12 bits" in gnc(capsys, *words)[1]
+    status, out, _ = gnc(capsys, *words, "--white", 4095, "--black", 95)
+    assert (status, "warning" in out) == (0, False)
+    expected = 95 + 4000 * restoration.denoise_gnc(x / 4000, 20 / 255, steps=2)
+    assert np.abs(read(tmp_path / "out.png") - expected).max() < 0.6
+    for wrong in (("--white", 0), ("--black", 70000), ("--white", 70000), ("--black", -1)):
+        status, _, err = gnc(capsys, *words, *wrong)
+        assert (status, "0 <= black < white <= 65535" in err) == (2, True)
+
+
+@pytest.mark.skipif(os.name != "posix", reason="about the shell of Unix")
+def test_files_are_written_whoever_reads_the_report(tmp_path, noisy):
+    gnc = f"{sys.executable} -m gnclib denoise noisy.png --force --steps 1 -o"
+    (tmp_path / "o").mkdir()
+    (tmp_path / "two.png").write_bytes(noisy.read_bytes())
+    commands = [f"{gnc} p.png | true", f"{gnc} q.png 2>&- >&-", f"{gnc} o/ two.png 2>&1 | head -1"]
+    done = [subprocess.run(c, shell=True, cwd=tmp_path, capture_output=True, text=True) for c in commands]
+    assert [process.stderr for process in done] == [""] * 3
+    expected = (tmp_path / "p.png").read_bytes()
+    for name in ("q.png", "o/noisy.png", "o/two.png"):
+        assert (tmp_path / name).read_bytes() == expected

@@ -193,3 +193,88 @@ def test_a_photograph_with_previews_is_read(tmp_path):
     first.save(tmp_path / "photo.jpg", "MPO", save_all=True, append_images=[second], quality=95)
     first.save(tmp_path / "alone.jpg", quality=95)
     np.testing.assert_array_equal(*(images.read(tmp_path / n).pixels for n in ("photo.jpg", "alone.jpg")))
+
+
+@pytest.mark.parametrize(("depth", "channels"), [(8, 2), (8, 4), (16, 4)])
+@pytest.mark.parametrize(("extra", "said"), [(0, "an extra band"), (1, "associated alpha"), (2, "alpha")])
+def test_an_extra_sample_of_tiff_stays_what_it_is(tmp_path, depth, channels, extra, said):
+    array, photometric = levels((7, 9, channels), depth), "rgb" if channels == 4 else "minisblack"
+    tifffile.imwrite(
+        tmp_path / "a.tif", array, photometric=photometric, planarconfig="contig", extrasamples=[extra]
+    )
+    picture = images.read(tmp_path / "a.tif")
+    assert f" with {said}, {depth} bit" in str(picture)
+    images.write(tmp_path / "b.tif", picture)
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert [int(sample) for sample in file.pages[0].extrasamples] == [extra]
+        np.testing.assert_array_equal(file.pages[0].asarray(), array)
+    if extra != 2:
+        with pytest.raises(ValueError, match=f"cannot hold ({said}|this 16-bit image)"):
+            images.write(tmp_path / "b.png", picture)
+
+
+def test_two_extra_samples_are_refused_and_not_dropped(tmp_path):
+    for depth in (8, 16):
+        tifffile.imwrite(tmp_path / "a.tif", levels((7, 9, 5), depth), photometric="rgb", extrasamples=[0, 0])
+        with pytest.raises(ValueError, match=r"5 channels|TIFF of a kind"):
+            images.read(tmp_path / "a.tif")
+
+
+def test_a_transparent_level_of_sixteen_bits_becomes_alpha(tmp_path):
+    array = levels((6, 8), 16)
+    Image.fromarray(array).save(tmp_path / "a.png", transparency=int(array[2, 3]))
+    with Image.open(tmp_path / "a.png") as image:
+        assert image.info["transparency"] == array[2, 3]
+    picture = images.read(tmp_path / "a.png")
+    np.testing.assert_array_equal(picture.alpha, np.where(array == array[2, 3], 0, 65535))
+    np.testing.assert_allclose(picture.pixels[0], array / 65535, atol=1e-7)
+
+
+def marked(shape=(40, 50)):
+    missing = np.zeros(shape, bool)
+    missing[10:14] = True
+    return missing
+
+
+def ink(path, mask, level, ground=0):
+    colour = np.where(mask, level, ground).astype(np.uint8)
+    Image.fromarray(np.dstack([colour] * 3 + [255 * mask.astype(np.uint8)])).save(path)
+
+
+@pytest.mark.parametrize(
+    ("name", "save", "meaning"),
+    [
+        ("bool.tif", tifffile.imwrite, "true"),
+        ("one.png", lambda path, m: Image.fromarray(m).save(path), "white"),
+        ("one.tif", lambda path, m: Image.fromarray(m).save(path), "true"),
+        ("dark.png", lambda path, m: Image.fromarray(m.astype(np.uint8)).save(path), "white"),
+        ("grey16.png", lambda path, m: Image.fromarray(m.astype(np.uint16)).save(path), "white"),
+        (
+            "q75.jpg",
+            lambda path, m: Image.fromarray(255 * m.astype(np.uint8)).save(path),
+            "brighter than half",
+        ),
+        (
+            "q30.webp",
+            lambda path, m: Image.fromarray(255 * m.astype(np.uint8)).save(path, quality=30),
+            "half",
+        ),
+        ("black.png", lambda path, m: ink(path, m, 0), "ink"),
+        ("hidden.png", lambda path, m: ink(path, m, 0, 255), "ink"),
+        ("white.png", lambda path, m: ink(path, m, 255, 255), "ink"),
+    ],
+)
+def test_masks_are_understood_and_said(tmp_path, name, save, meaning):
+    save(tmp_path / name, marked())
+    missing, said = images.read_mask(tmp_path / name)
+    np.testing.assert_array_equal(missing, marked())
+    assert meaning in said.partition(" = missing")[0]
+
+
+def test_a_mask_of_two_inks_on_a_transparent_ground_is_refused(tmp_path):
+    colour = np.where(marked(), 255, 0).astype(np.uint8)
+    alpha = np.full(colour.shape, 255, np.uint8)
+    alpha[:5] = 0
+    Image.fromarray(np.dstack([colour, alpha])).save(tmp_path / "a.png")
+    with pytest.raises(ValueError, match="make it black and white"):
+        images.read_mask(tmp_path / "a.png")

@@ -15,13 +15,13 @@ import matplotlib.pyplot as plt
 import torch
 
 from gnclib.io import files
-from gnclib.suite import plots
+from gnclib.suite import notebooks, plots
 
 SCRIPT = """
 import sys, matplotlib
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
-from gnclib.suite import plots
+from gnclib.suite import notebooks, plots
 plots.use_style()
 fig, ax = plt.subplots()
 for k, colour in enumerate(plots.tau_colours(4)):
@@ -130,3 +130,13 @@ def test_style_differs_in_more_than_colour():
     assert len({entry["linestyle"] for entry in cycle}) >= 4
     for before, after in pairwise(cycle):
         assert before["linestyle"] != after["linestyle"]
+
+
+def test_a_text_is_no_answer_to_full():
+    """What papermill makes of `-p full no`; every notebook asks."""
+    for wrong in ("no", "yes", "", 1, None):
+        with pytest.raises(ValueError, match="-p full True or -p full False"):
+            plots.use_style(wrong)
+    for path in notebooks.find().values():
+        (cell,) = [cell for cell in notebooks.load(path).cells if "use_style(" in cell.source]
+        assert "plots.use_style(full)" in cell.source, path
