@@ -1,4 +1,4 @@
-"""Recipes of the priors: each trains, K_1 is projected where it should be, and P1 is the shipped one's."""
+"""Recipes of the priors: each trains, K_1 is projected where it should be, and they are what the shipped files say."""
 
 import json
 from dataclasses import asdict, replace
@@ -7,8 +7,10 @@ import pytest
 import torch
 
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
-from gnclib.score import PRIORS, RECIPES, TrainConfig
+from gnclib.score import LEARN_RECIPES, PRIORS, RECIPES, LearnConfig, TrainConfig
 from gnclib.score import run as training_run
+from gnclib.score.recipes import variants
+from gnclib.studies import ablations
 from tests import child_runs
 
 
@@ -39,3 +41,81 @@ def test_the_recipe_of_p1_is_that_of_the_shipped_prior():
     assert shipped["iterations"] == RECIPES["P1"].steps
     assert FoEConfig.from_dict(json.loads((WEIGHTS / "P1" / "config.json").read_text())) == PRIORS["P1"]
     assert shipped["parameters"] == sum(p.numel() for p in training_run.start("P1", RECIPES["P1"]).trained)
+
+
+FILLED_IN = {"warm_start", "warm_start_sha256", "images", "images_sha256"}
+
+
+def differing(stored, settings, apart=FILLED_IN):
+    """What stored settings, which may lack later names, have of their own."""
+    ours = asdict(settings)
+    return {name: value for name, value in stored.items() if name not in apart and ours[name] != value}
+
+
+@pytest.mark.parametrize("name", ["R1", "R2", "R3", "P1"])
+def test_the_recipes_are_those_of_the_shipped_priors(name):
+    shipped = json.loads((WEIGHTS / name / "training.json").read_text())
+    assert differing(shipped["settings"], RECIPES[name]) == {}
+    assert shipped["iterations"] == RECIPES[name].steps
+    assert FoEConfig.from_dict(json.loads((WEIGHTS / name / "config.json").read_text())) == PRIORS[name]
+
+
+def test_the_recipe_of_c1_but_for_its_length():
+    shipped = json.loads((WEIGHTS / "C1" / "training.json").read_text())
+    assert differing(shipped["settings"], RECIPES["C1"], FILLED_IN | {"steps", "hold"}) == {}
+
+
+@pytest.mark.parametrize("path", sorted(WEIGHTS.glob("*-*/schedule.json")), ids=lambda path: path.parent.name)
+def test_the_recipes_of_schedules(path):
+    """Those of R_3 took half of the iterations; fine-tuning has its own."""
+    shipped = json.loads(path.read_text())["provenance"]["settings"]
+    recipe = LEARN_RECIPES["finetune" if "finetuned" in path.parent.name else "schedule"]
+    assert differing(shipped, recipe, FILLED_IN | {"iterations"}) == {}
+    assert shipped["iterations"] in (recipe.iterations, recipe.iterations / 2)
+
+
+def test_the_variants_are_those_of_the_stored_ablations():
+    stored = {run["variant"]: run["settings"] for run in json.loads(ablations.SHIPPED.read_text())["runs"]}
+    for variant in variants():
+        settings = stored.pop(variant.name)
+        assert (
+            differing(settings["prior"], variant.prior) == differing(settings["config"], variant.config) == {}
+        )
+        assert (settings["kernels"], settings["warm"]) == (
+            variant.kernels,
+            variant.warm and variant.warm.name,
+        )
+    assert stored == {}
+    assert {variant.config.steps for variant in variants(7)} == {7}
+
+
+def test_nothing_departs_from_eq_7_unless_it_is_asked_for():
+    config = TrainConfig()
+    names = ("lr_coarse", "hold", "emphasis", "roughness", "averaging", "seed")
+    assert {getattr(config, name) for name in names} == {0}
+    assert (config.objective, config.projected, config.roughness_hidden) == ("corrected", True, 1)
+    assert (config.steps, config.batch, config.patch) == (100_000, 32, 48)
+    assert (config.lr, config.lr_constant, config.lr_last) == (1e-3, 1e-2, 1e-5)
+    assert (config.smoothing, config.fraction) == (5e-4, 0.125)
+
+
+@pytest.mark.parametrize(
+    ("kind", "inside", "outside"),
+    [
+        (TrainConfig, {"steps": 1, "objective": "printed", "batch": 1}, {"steps": 0}),
+        (TrainConfig, {"lr": 0.999}, {"lr": 1.0}),
+        (TrainConfig, {"lr_last": 1e-300}, {"lr_last": 0.0}),
+        (TrainConfig, {"hold": 0.0, "averaging": 0.999}, {"averaging": 1.0}),
+        (TrainConfig, {"smoothing": 0.0}, {"smoothing": -1e-300}),
+        (TrainConfig, {"fraction": 1.0}, {"fraction": 0.0}),
+        (TrainConfig, {"fraction": 1e-300}, {"fraction": 1.001}),
+        (TrainConfig, {"batch": 2}, {"batch": 1}),  # the boundary term takes pairs
+        (TrainConfig, {"batch": 1, "smoothing": 0.0}, {"batch": 1, "smoothing": 1e-9}),
+        (LearnConfig, {"iterations": 1, "lr_prior": 0.0}, {"lr_prior": -1e-300}),
+    ],
+    ids=str,
+)
+def test_settings_at_their_limits(kind, inside, outside):
+    assert {name: getattr(kind(**inside), name) for name in inside} == inside
+    with pytest.raises(ValueError, match=f"{[*outside][-1]} must|batch must be >= 2"):
+        kind(**outside)

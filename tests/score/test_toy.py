@@ -284,6 +284,12 @@ def test_bad_points():
         BASIS.features(y, tau[:4])
     with pytest.raises(ValueError, match="tau must lie"):
         BASIS.features(y, tau + 3)
+    for end, outwards in ((LOW, -1), (HIGH, 1)):
+        at = torch.full_like(y, end)
+        rounded = BASIS.features(y, at + outwards * 0.9e-6)
+        assert abs(rounded - BASIS.features(y, at)).max() == 0
+        with pytest.raises(ValueError, match="tau must lie"):
+            BASIS.features(y, at + outwards * 1.1e-6)
     with pytest.raises(ValueError, match="order"):
         BASIS.features(y, tau, (3, 0))
 
