@@ -27,6 +27,7 @@ import sys
 import tempfile
 import time
 import tomllib
+from collections import Counter
 from pathlib import Path
 
 import pytest
@@ -131,7 +132,7 @@ def mutants(path: Path):
             node.body[0].value = ast.copy_location(ast.Constant(""), node.body[0])
     text = ast.unparse(tree)
     inside, module = scopes(tree), str(path.relative_to(ROOT))
-    queue, number = list(children(tree)), 0
+    queue, number, met = list(children(tree)), 0, Counter()
     for parent, field, index, node in queue:  # grows while it is walked
         queue += children(node)
         for kind, replacement in changes(node):
@@ -144,8 +145,9 @@ def mutants(path: Path):
             number += 1
             before, after = (ast.unparse(n).splitlines()[0][:60] for n in (node, replacement))
             identity = hashlib.sha256(f"{path.name} {number} {text}".encode()).hexdigest()[:12]
-            change = f"{module} {inside[node]}: {before} -> {after}"
-            yield identity, node.lineno, f"{change} ({kind})", mutated
+            change = f"{module} {inside[node]}: {before} -> {after} ({kind})"
+            met[change] += 1
+            yield identity, node.lineno, change if met[change] == 1 else f"{change} #{met[change]}", mutated
 
 
 class Calls:

@@ -88,12 +88,12 @@ def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
     return [x.transpose(0, 1).flatten(1) for x, _ in layers(prior, y, sigma)]
 
 
-def feature_quantiles(x: Tensor, count: int = 197, share: float = 0.01) -> Tensor:
-    """Quantiles of features (C, M), from ``share`` to 1 - ``share``: (C, count).
+def feature_quantiles(x: Tensor, count: int = 197) -> Tensor:
+    """Quantiles of features (C, M), from 1 to 99 %: (C, count).
 
     The first and the last column are the effective range; all columns together are a sample of the density within it.
     """
-    levels = np.linspace(share, 1 - share, count)
+    levels = np.linspace(0.01, 0.99, count)
     return torch.from_numpy(np.quantile(x.detach().numpy(), levels, axis=1).T).to(x).contiguous()
 
 
@@ -137,10 +137,10 @@ def effective_kernels(
     return composed
 
 
-def mean_frequency(kernels: Tensor, size: int = 32) -> Tensor:
+def mean_frequency(kernels: Tensor) -> Tensor:
     """Mean radial frequency of each kernel's power spectrum, in cycles per pixel: (C, 1, s, s) -> (C,)."""
-    power = torch.fft.fft2(kernels[:, 0].double(), s=(size, size)).abs() ** 2
-    axis = torch.fft.fftfreq(size, dtype=torch.float64)
+    power = torch.fft.fft2(kernels[:, 0].double(), s=(32, 32)).abs() ** 2
+    axis = torch.fft.fftfreq(32, dtype=torch.float64)
     radius = torch.hypot(axis[:, None], axis[None])
     return (power * radius).sum((1, 2)) / power.sum((1, 2))
 

@@ -158,7 +158,6 @@ def threshold_on_box(
     points: Tensor,
     box: tuple[float, float],
     generator: torch.Generator,
-    starts: int = 24,
     accuracy: float = 0.02,
 ) -> tuple[float, Tensor]:
     """Lower bound of the threshold on a box: the largest t found where F is *not* convex, and a point where.
@@ -166,7 +165,7 @@ def threshold_on_box(
     Begins at a small t with midpoints of random pairs and follows the maximisers of the covariance while t grows, until
     ``lambda_max <= t`` at all of them; then bisects to the relative accuracy. (0, a point) if nothing is found.
     """
-    pairs = torch.randint(len(points), (2, starts), generator=generator)
+    pairs = torch.randint(len(points), (2, 24), generator=generator)
     y = points[pairs].mean(0)
     low, high, where, t = 0.0, math.inf, y[0], 0.01 * squared_diameter(points)
     while high > (1 + accuracy) * low and t > 1e-12:

@@ -62,8 +62,8 @@ def _lowest(parts: Parts, ends: tuple[float, float]) -> tuple[float, float]:
     return min(found)
 
 
-def _dips(y: np.ndarray, h: np.ndarray, most: int = 6) -> np.ndarray:
-    """Indices of the local minima of h that may hide the lowest value of all between their neighbours, deepest first.
+def _dips(y: np.ndarray, h: np.ndarray) -> np.ndarray:
+    """Indices of up to six local minima of h that may hide the lowest value between their neighbours, deepest first.
 
     How deep? No convex function goes below the chord from one neighbour through the dip, drawn on to the other.
     """
@@ -71,7 +71,7 @@ def _dips(y: np.ndarray, h: np.ndarray, most: int = 6) -> np.ndarray:
     left, right, ratio = -rise[:-1], rise[1:], step[1:] / step[:-1]
     depth = h[1:-1] - np.maximum(left * ratio, right / ratio)
     dips = np.flatnonzero((left >= 0) & (right >= 0) & (depth < h.min() - 1e-12 * np.abs(h[1:-1])))
-    return 1 + dips[np.argsort(depth[dips], kind="stable")[:most]]
+    return 1 + dips[np.argsort(depth[dips], kind="stable")[:6]]
 
 
 def convexity_threshold(mixture, domain=None) -> float:

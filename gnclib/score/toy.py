@@ -190,9 +190,9 @@ class Points:
         return (self.weight * values).sum()
 
 
-def cells(low: float, high: float, count: int, order: int = 6) -> tuple[Tensor, Tensor]:
-    """Gauss-Legendre nodes and weights, both (count * order,), on ``count`` equal cells of [low, high]."""
-    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(order))
+def cells(low: float, high: float, count: int) -> tuple[Tensor, Tensor]:
+    """Six Gauss-Legendre nodes and weights in each of ``count`` equal cells of [low, high], both (6 count,)."""
+    x, w = (torch.from_numpy(a) for a in np.polynomial.legendre.leggauss(6))
     h = (high - low) / count
     centres = low + h * (torch.arange(count, dtype=torch.float64) + 0.5)
     return (centres[:, None] + h / 2 * x).reshape(-1), (h / 2 * w).repeat(count)
@@ -250,18 +250,18 @@ def sample(
     return Points(x + tau.exp() * z, tau, torch.full_like(x, 1 / count), z)
 
 
-def with_noise(mixture: GaussianMixture, points: Points, nodes: int = 3) -> Points:
-    """The same expectation with the noise z beside y: exact for polynomials in z up to degree ``2 nodes - 1``.
+def with_noise(mixture: GaussianMixture, points: Points) -> Points:
+    """The same expectation with the noise z beside y: exact for polynomials in z up to degree 5.
 
     Given y, tau and the component i (with probability g_i), z is Gaussian with mean ``sqrt(t) (y - mu_i)/v_i`` and
-    variance ``sigma_i^2/v_i``, ``v_i = sigma_i^2 + t``: each point becomes K * nodes points with Gauss-Hermite nodes.
+    variance ``sigma_i^2/v_i``, ``v_i = sigma_i^2 + t``: each point becomes 3 K points with Gauss-Hermite nodes.
     """
     y, t = points.y[:, None], points.t[:, None]
     v = mixture.variances + t  # (B, K)
     g = (mixture.weights.log() - 0.5 * ((y - mixture.means) ** 2 / v + v.log())).softmax(1)
-    x, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(nodes))
+    x, w = (torch.from_numpy(a) for a in np.polynomial.hermite_e.hermegauss(3))
     mean, deviation = t.sqrt() * (y - mixture.means) / v, (mixture.variances / v).sqrt()
-    z = mean[..., None] + deviation[..., None] * x  # (B, K, nodes)
+    z = mean[..., None] + deviation[..., None] * x  # (B, K, 3)
     weight = (points.weight[:, None] * g)[..., None] * (w / w.sum())
     count = z[0].numel()
     return Points(

@@ -72,9 +72,9 @@ class SplineGrid:
     def spacing(self) -> float:
         return (self.high - self.low) / self.intervals
 
-    def nodes(self, dtype=torch.float64) -> Tensor:
+    def nodes(self) -> Tensor:
         """The node positions mu_i, shape (count,)."""
-        return self.low + (torch.arange(self.count, dtype=dtype) - 1.5) * self.spacing
+        return self.low + (torch.arange(self.count, dtype=torch.float64) - 1.5) * self.spacing
 
     def fit(self, x: Tensor, values: Tensor) -> Tensor:
         """Coefficients (..., count) of the least-squares spline to samples.
@@ -89,12 +89,12 @@ class SplineGrid:
         flat = torch.linalg.lstsq(basis, values.reshape(-1, len(x)).T).solution.T
         return flat.reshape(*values.shape[:-1], self.count)
 
-    def quadratic(self, a: float = 0.0, b: float = 0.0, c: float = 0.0, dtype=torch.float64) -> Tensor:
+    def quadratic(self, a: float = 0.0, b: float = 0.0, c: float = 0.0) -> Tensor:
         """Coefficients (count,) whose spline *is* a + b x + c x^2 on the range.
 
         beta has mean 0 and variance 5/12, so sum_i mu_i beta = x and sum_i mu_i^2 beta = x^2 + 5/12 h^2.
         """
-        mu = self.nodes(dtype)
+        mu = self.nodes()
         return a + b * mu + c * (mu**2 - 5 / 12 * self.spacing**2)
 
 

@@ -126,7 +126,7 @@ PROBLEMS = {
 
 
 def total_variation(
-    data: LinearMeasurement, weight: float, steps: int = 100, accuracy: float = 1e-5, threshold: float = 0.02
+    data: LinearMeasurement, weight: float, steps: int = 100, accuracy: float = 1e-5
 ) -> Iterator[State]:
     """The iterates of the alternating direction method of multipliers for min_x D(x) + w TV(x) (Boyd et al. 2011).
 
@@ -142,8 +142,6 @@ def total_variation(
         100 come within 0.1 dB of 300 on photographs.
     accuracy
         Of the second proximal map (:func:`gnclib.studies.classical.tv`).
-    threshold
-        eta w in grey values, which sets the speed and not the limit.
 
     Yields
     ------
@@ -152,7 +150,7 @@ def total_variation(
     """
     if not 0 < weight < math.inf:
         raise ValueError(f"the weight of TV must be a finite number > 0, got {weight}")
-    eta = threshold / weight
+    eta = 0.02 / weight  # sets the speed and not the limit
     z = data.start()
     u = torch.zeros_like(z)
     for step in range(1, steps + 1):

@@ -29,6 +29,7 @@ __all__ = ["COLLECT", "STYLE", "Block", "columns_figure", "save", "sheet", "tau_
 #: names a folder to which figures and claims go when a notebook is run without one of its own, as by ``make test``
 COLLECT = "GNC_COLLECT"
 STYLE = Path(__file__).with_name("gnclib.mplstyle")
+WIDTH = 7.2  # of the figures that are laid out by hand, in inches
 _DIGITS = 8  # significant digits kept in NAME.json
 _METADATA = {
     "png": {"Software": None},
@@ -135,7 +136,7 @@ class Block(NamedTuple):
     f: np.ndarray
 
 
-def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], width: float = 7.2) -> Figure:
+def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float]) -> Figure:
     """Every block as a row of kernels above a row of curves, one column per channel; all with as many channels.
 
     The layout is fixed in inches, so that the figure looks the same with any number of blocks; the legend has the S
@@ -143,12 +144,12 @@ def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], width: floa
     """
     columns = len(blocks[0].kernels)
     left, gap, image, curve, ticks, foot = 0.56, 0.1, 0.5, 0.55, 0.26, 0.46
-    cell = (width - left - 0.06) / columns
+    cell = (WIDTH - left - 0.06) / columns
     height = len(blocks) * (image + 0.05 + curve + ticks) + foot + 0.06
-    fig = _figure(width, height)
+    fig = _figure(height)
 
     def axes(x: float, y: float, w: float, h: float):
-        return fig.add_axes((x / width, y / height, w / width, h / height))
+        return fig.add_axes((x / WIDTH, y / height, w / WIDTH, h / height))
 
     top = height - 0.06
     for block in blocks:
@@ -160,17 +161,17 @@ def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], width: floa
             ax = axes(x + gap / 2, top - image - 0.05 - curve, cell - gap, curve)
             _curves(ax, block.x[:, k], block.f[:, k])
         middle = (top - (image + 0.05 + curve) / 2) / height
-        fig.text(0.24 / width, middle, block.label, rotation=90, va="center", ha="center", fontsize=8)
+        fig.text(0.24 / WIDTH, middle, block.label, rotation=90, va="center", ha="center", fontsize=8)
         top -= image + 0.05 + curve + ticks
     _legend(fig, sigmas)
     return fig
 
 
-def _figure(width: float, height: float) -> Figure:
+def _figure(height: float) -> Figure:
     import matplotlib.pyplot as plt
 
     with plt.rc_context({"figure.constrained_layout.use": False}):  # axes are placed by hand
-        return plt.figure(figsize=(width, height))
+        return plt.figure(figsize=(WIDTH, height))
 
 
 def _kernel(ax, kernel: np.ndarray) -> None:
@@ -221,9 +222,7 @@ def _legend(fig: Figure, sigmas: Sequence[float]) -> None:
     )
 
 
-def sheet(
-    block: Block, sigmas: Sequence[float], limit: float, columns: int = 12, width: float = 7.2
-) -> Figure:
+def sheet(block: Block, sigmas: Sequence[float], limit: float, columns: int = 12) -> Figure:
     """All channels of a layer, with one horizontal scale for all: x from -limit to limit, cut off beyond.
 
     Everything is drawn into one pair of axes, in units of cells; that is many times faster than an axes per panel.
@@ -231,9 +230,9 @@ def sheet(
     from matplotlib.collections import LineCollection
 
     rows, tall, foot, head = -(-len(block.kernels) // columns), 1.72, 0.46, 0.22
-    unit = width / (columns + 0.2)
+    unit = WIDTH / (columns + 0.2)
     height = rows * tall * unit + foot + head
-    fig = _figure(width, height)
+    fig = _figure(height)
     ax = fig.add_axes((0, foot / height, 1, rows * tall * unit / height))
     segments, colours, baselines, zeros = [], [], [], []
     for k, kernel in enumerate(block.kernels[:, 0]):

@@ -58,6 +58,12 @@ def test_a_point_is_no_edge():
     assert longest_edge(points, every_other, tries=500) is None
 
 
+def test_the_diameter_of_more_points_than_fit_into_one_table():
+    points = torch.rand(2300, 2, generator=torch.Generator().manual_seed(0), **F64)
+    points[[7, 2100]] = torch.tensor([[-3.0, 0.0], [0.0, 4.0]], **F64)  # in the first and in the last part
+    assert squared_diameter(points) == pytest.approx(25)
+
+
 def test_the_margin_and_the_direction_of_an_edge_in_numbers():
     points = torch.tensor([[0, 0], [4, 0], [4, 2], [1, 2], [2, 1]], **F64)
     edge = edge_direction(points, 0, 1)

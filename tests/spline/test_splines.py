@@ -383,7 +383,7 @@ def test_compiled_form_does_not_depend_on_the_number_of_threads(compiled):
 def test_double_backward_through_the_compiled_form(compiled):
     """A gradient penalty: differentiate the derivative, compiled against float64 plain torch."""
     x, _, grid = problem(21, rows=2, points=301, reach=1.2, dtype=torch.float32)
-    coefficients = torch.sin(grid.nodes(torch.float32)).expand(2, -1)
+    coefficients = torch.sin(grid.nodes()).float().expand(2, -1)
 
     def penalty(function, x, c):
         x, c = x.clone().requires_grad_(), c.clone().requires_grad_()
