@@ -12,5 +12,7 @@ from .restore import estimate_sigma as estimate_sigma
 from .restore import gnc_flow as gnc_flow
 from .restore import inpaint_gnc as inpaint_gnc
 from .restore import joint_descent as joint_descent
+from .restore import posterior_components as posterior_components
+from .restore import posterior_moments as posterior_moments
 
 __version__: str

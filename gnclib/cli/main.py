@@ -38,6 +38,7 @@ COMMANDS = {
         "studies",
         "solve other inverse problems: deblurring, super-resolution, sensing, tomography",
     ),
+    "coverage": ("studies", "measure how often errors lie within the uncertainty that a prior states"),
     "sweep": ("studies", "compute Figure 3: attainment and PSNR over t_0 and I, image by image"),
     "patches": (
         "studies",

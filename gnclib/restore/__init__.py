@@ -18,7 +18,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "learned": ["LearnedSchedule"],
         "proximal": ["proximal_point"],
         "noise_level": ["estimate_sigma"],
-        "posterior": ["Posterior", "components", "posterior"],
+        "posterior": ["Posterior", "posterior_components", "posterior_moments"],
+        "sampling": ["effective_size", "mala", "r_hat"],
         "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "std_channels"],
     },
 )

@@ -32,7 +32,7 @@ from gnclib.checks import as_time
 from gnclib.restore.flow import Hessian, wide
 from gnclib.restore.noise_level import CLIPPED, clipped
 
-__all__ = ["Posterior", "components", "doubts", "flaws", "posterior"]
+__all__ = ["Posterior", "doubts", "flaws", "posterior_components", "posterior_moments"]
 
 #: values in one product with the Hessian: probes are joined up to so many
 BATCH = 2**16
@@ -97,7 +97,7 @@ class Posterior:
 
 
 @torch.no_grad()
-def posterior(
+def posterior_moments(
     energy: Hessian, y: Tensor, t: float | Tensor, *, spacing: int | None = None, seed: int = 0
 ) -> Posterior:
     """Mean and variance of the clean image given a noisy one.
@@ -172,7 +172,7 @@ def _probe(
 
 
 @torch.no_grad()
-def components(
+def posterior_components(
     energy: Hessian, y: Tensor, t: float, count: int, box: tuple[slice, slice] = (slice(None), slice(None))
 ) -> tuple[Tensor, Tensor]:
     """Principal components of the posterior in a part of one image: where another plausible image differs.

@@ -40,7 +40,7 @@ from gnclib.foe import load_prior
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
 from gnclib.restore.flow import State
 from gnclib.restore.operators import Denoising, Inpainting, Task
-from gnclib.restore.posterior import doubts, flaws, posterior
+from gnclib.restore.posterior import doubts, flaws, posterior_moments
 from gnclib.restore.schemes import load
 from gnclib.restore.tiles import Tiled
 
@@ -233,9 +233,9 @@ def std_channels(
 ) -> tuple[np.ndarray, list[str]]:
     """Standard deviations (C, H, W) of the clean channels given the noisy ones, and why to doubt them.
 
-    Those of :func:`gnclib.restore.posterior.posterior`: of the posterior at the noise level of each plane, whose mean
-    is the scheme "mmse". Planes are independent there, so variances of channels are sums. Where no noise was found in
-    a plane, nothing is known: nan.
+    Those of :func:`gnclib.restore.posterior.posterior_moments` at the noise level of each plane; its mean is the scheme
+    "mmse". Planes are independent there, so variances of channels are sums. Where no noise was found in a plane,
+    nothing is known: nan.
 
     Parameters
     ----------
@@ -257,7 +257,7 @@ def std_channels(
         if level is None:
             reasons.append("no noise was found")
             continue
-        found = posterior(energy, as_tensor(plane).to(device), level**2)
+        found = posterior_moments(energy, as_tensor(plane).to(device), level**2)
         variance[...] = found.std[0, 0].square().cpu().numpy()
         reasons += [*flaws(channels, level), *doubts(found)]
     if planes.basis == "opponent":  # x = J planes + const with an orthogonal J

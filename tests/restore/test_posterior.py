@@ -9,7 +9,7 @@ import torch
 from gnclib import denoise_gnc, load_prior
 from gnclib.gmm import GaussianMixture, figure1_mixture
 from gnclib.images import data
-from gnclib.restore.posterior import FLOOR, components, doubts, posterior
+from gnclib.restore.posterior import FLOOR, doubts, posterior_components, posterior_moments
 from gnclib.restore.tiles import Tiled
 
 F64 = torch.float64
@@ -66,7 +66,7 @@ def test_mixtures_in_closed_form():
     """Given the component, x is Gaussian with C_i = S_i - S_i P_i S_i; the law of total covariance does the rest."""
     t, y = 0.3, draw(5, 3, seed=3)
     mixture = mixture_in_space()
-    found = posterior(mixture, y, t)
+    found = posterior_moments(mixture, y, t)
     precision = torch.linalg.inv(mixture.variances + t * torch.eye(3, dtype=F64))  # (K, d, d)
     offset = y[:, None] - mixture.means
     log = -0.5 * (torch.einsum("bki,kij,bkj->bk", offset, precision, offset) - precision.logdet())
@@ -90,7 +90,7 @@ def test_on_the_line_by_quadrature():
     density = density / density.sum(1, keepdim=True)
     mean = density @ x
     variance = (density * (x - mean[:, None]) ** 2).sum(1)
-    found = posterior(mixture, y, t)
+    found = posterior_moments(mixture, y, t)
     torch.testing.assert_close(found.mean, mean)
     torch.testing.assert_close(found.variance, variance)
 
@@ -99,7 +99,7 @@ def test_gaussian_images():
     """Each image with its own t; SURE of the right energy and tr Cov have the same mean over y."""
     energy, t = smooth(), torch.tensor([0.01, 0.1], dtype=F64)
     y = draw(2, 1, 6, 5)
-    found = posterior(energy, y, t)
+    found = posterior_moments(energy, y, t)
     for k in range(2):
         cov = energy.posterior(t[k])
         torch.testing.assert_close(
@@ -110,7 +110,7 @@ def test_gaussian_images():
         below = sum(pairs[i, j, i + 1, j] for i in range(5) for j in range(5))
         beside = sum(pairs[i, j, i, j + 1] for i in range(6) for j in range(4))
         torch.testing.assert_close(found.neighbours[:, k], torch.stack([below, beside]))
-    alone = posterior(energy, y[1:], t[1:])
+    alone = posterior_moments(energy, y[1:], t[1:])
     torch.testing.assert_close(alone.variance, found.variance[1:])
     torch.testing.assert_close(alone.risk, found.risk[1:])
 
@@ -123,7 +123,7 @@ def test_risk_is_unbiased_even_if_the_energy_is_wrong(belief):
     x = (draw(count, 30, seed=4) @ root.T).reshape(count, 1, 6, 5)
     y = x + math.sqrt(t) * draw(count, 1, 6, 5, seed=5)
     # one Hessian for all y: the trace is that of one image
-    one = posterior(energy, y[:1], t)
+    one = posterior_moments(energy, y[:1], t)
     mean = y - t * energy.grad(y, t)
     squared = (mean - x).flatten(1).square().sum(1)
     risk = (y - mean).flatten(1).square().sum(1) - 30 * t + 2 * one.total
@@ -137,17 +137,17 @@ def test_risk_is_unbiased_even_if_the_energy_is_wrong(belief):
 def test_components_of_gaussian_images():
     energy, t, y = smooth(), 0.05, draw(1, 1, 6, 5)
     values, vectors = torch.linalg.eigh(energy.posterior(t))
-    variances, images = components(energy, y, t, 4)
+    variances, images = posterior_components(energy, y, t, 4)
     torch.testing.assert_close(variances, values.flip(0)[:4], rtol=1e-6, atol=0)
     torch.testing.assert_close(images.flatten(1).norm(dim=1), torch.ones(4, dtype=F64))
     assert ((images.flatten(1) * vectors.T.flip(0)[:4]).sum(1).abs() > 1 - 1e-6).all()
     box = slice(1, 4), slice(2, 5)
     inside = energy.posterior(t).reshape(6, 5, 6, 5)[1:4, 2:5, 1:4, 2:5].reshape(9, 9)
-    variances, images = components(energy, y, t, 3, box)
+    variances, images = posterior_components(energy, y, t, 3, box)
     torch.testing.assert_close(variances, torch.linalg.eigvalsh(inside).flip(0)[:3], rtol=1e-6, atol=0)
     assert images.shape == (3, 3, 3)
     with pytest.raises(ValueError, match="one image"):
-        components(energy, draw(2, 1, 6, 5), t, 1)
+        posterior_components(energy, draw(2, 1, 6, 5), t, 1)
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +163,7 @@ def test_the_diagonal_of_a_learned_energy(patch):
     """Exact with lattices as wide as the kernels; else the stated error is the true one within a factor of 2."""
     prior, y, t, dense = patch
     variance = t * (1 - t * dense.diagonal()).view_as(y)
-    found = posterior(prior, y, t)
+    found = posterior_moments(prior, y, t)
     torch.testing.assert_close(found.variance, variance)
     torch.testing.assert_close(found.mean, y - t * prior.grad(y, t))
     assert found.error.item() == 0
@@ -172,13 +172,13 @@ def test_the_diagonal_of_a_learned_energy(patch):
     torch.testing.assert_close(
         found.neighbours[0, 0], -(t**2) * vertical, rtol=0.02, atol=0
     )  # probes touch there
-    rough = [posterior(prior, y, t, spacing=3, seed=seed) for seed in range(12)]
+    rough = [posterior_moments(prior, y, t, spacing=3, seed=seed) for seed in range(12)]
     errors = torch.stack([(p.variance - variance).square().mean().sqrt() for p in rough])
     stated = torch.stack([p.error * p.total / y.numel() for p in rough])
     assert 0.5 < (stated.square().mean() / errors.square().mean()).sqrt() < 2
     mean = torch.stack([p.variance for p in rough]).mean(0)
     assert (mean - variance).square().mean().sqrt() < 3 / math.sqrt(12) * errors.mean()
-    values, _ = components(prior, y, t, 3)
+    values, _ = posterior_components(prior, y, t, 3)
     expected = t * (1 - t * torch.linalg.eigvalsh(dense)[:3])
     torch.testing.assert_close(values, expected, rtol=1e-4, atol=0)
 
@@ -186,7 +186,7 @@ def test_the_diagonal_of_a_learned_energy(patch):
 def test_tiles_change_nothing(patch):
     prior, _, t, _ = patch
     y = data.add_noise(data.embedded()["camera"][..., 150:190, 230:265], 0.1, 0).double()
-    whole, tiled = (posterior(energy, y, t) for energy in (prior, Tiled(prior, 16)))
+    whole, tiled = (posterior_moments(energy, y, t) for energy in (prior, Tiled(prior, 16)))
     torch.testing.assert_close(tiled.variance, whole.variance)
     torch.testing.assert_close(tiled.mean, whole.mean)
 
@@ -194,9 +194,9 @@ def test_tiles_change_nothing(patch):
 def test_bad_spacing(patch):
     prior, y, t, _ = patch
     with pytest.raises(ValueError, match="spacing of probes"):
-        posterior(prior, y, t, spacing=0)
+        posterior_moments(prior, y, t, spacing=0)
     with pytest.raises(ValueError, match="range"):
-        posterior(prior, y, 2.0)
+        posterior_moments(prior, y, 2.0)
 
 
 # --- numpy arrays -----------------------------------------------------------------------------------------
@@ -213,7 +213,7 @@ def test_arrays_and_colour():
     sigma = 25 / 255
     y = photo(noise=sigma)
     image, std = denoise_gnc(y, sigma, scheme="mmse", return_std=True)
-    found = posterior(load_prior("R1"), torch.from_numpy(y)[None, None], sigma**2)
+    found = posterior_moments(load_prior("R1"), torch.from_numpy(y)[None, None], sigma**2)
     np.testing.assert_allclose(std, found.std[0, 0].numpy(), rtol=1e-4)
     np.testing.assert_allclose(image, found.mean[0, 0].numpy(), atol=1e-5)
     assert std.dtype == y.dtype
@@ -227,7 +227,7 @@ def test_arrays_and_colour():
     basis = np.array([[1, 1, 1], [1, 0, -1], [1, -2, 1]]) / np.sqrt([[3], [2], [6]])
     planes = np.einsum("kc,chw->khw", basis, noisy - 0.5).astype(np.float32) + 0.5
     stds = [
-        posterior(load_prior("R1"), torch.from_numpy(p)[None, None], sigma**2).std[0, 0].numpy()
+        posterior_moments(load_prior("R1"), torch.from_numpy(p)[None, None], sigma**2).std[0, 0].numpy()
         for p in planes
     ]
     np.testing.assert_allclose(spread**2, np.einsum("kc,khw->chw", basis**2, np.square(stds)), rtol=1e-3)
@@ -274,4 +274,7 @@ def test_no_doubt_about_other_photographs():
     for name in ("camera", "astronaut", "coffee"):
         x = data.embedded()[name][..., 60:188, 100:228]
         for sigma in levels:
-            assert doubts(posterior(prior, data.add_noise(x, sigma, 3), sigma**2)) == [], (name, sigma)
+            assert doubts(posterior_moments(prior, data.add_noise(x, sigma, 3), sigma**2)) == [], (
+                name,
+                sigma,
+            )

@@ -1,0 +1,217 @@
+r"""How well the posterior of a denoised image is calibrated: coverage of its intervals, expected and estimated risk.
+
+For each image, noise level and prior the posterior of :mod:`gnclib.restore.posterior` is compared with the clean image:
+the share of the pixels whose error is below z standard deviations, where a Gaussian has the share p, with standard
+deviations as the formula has them ("raw": negative variances count as 0) and with their floor ("inside"); and the
+squared error beside what the energy expects (tr Cov) and what SURE estimates without the clean image.
+
+One scale of the standard deviation per prior and noise level is fitted on images of val that are not in BSDS68, so
+that 90 % of the errors lie inside of the intervals of 90 %.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from scipy.stats import norm
+from torch import Tensor
+
+from gnclib.foe import WEIGHTS, load_prior
+from gnclib.images import data
+from gnclib.io import sha256
+from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, rounded
+from gnclib.restore import posterior_moments
+from gnclib.restore.flow import Energy
+from gnclib.studies.comparison import markdown
+
+__all__ = ["LEVELS", "NOISE", "PRIORS", "SETS", "SHIPPED", "Summary", "compute", "load", "summary", "table"]
+
+#: the results that come with the package
+SHIPPED = Path(__file__).with_name("coverage.json")
+PRIORS, NOISE = ("R1", "R3", "C1"), (15, 25, 50)
+#: intervals that a Gaussian would leave with the probability 1 - p
+LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+#: pixels along each side of the square in the middle of an image, and spacing of the probes
+SIDE, SPACING = 96, 7
+SETS = {"BSDS68": data.bsds68, "val": data.validation_images}
+
+
+class About(Record):
+    """Which part of the images, how it is probed, and the probabilities of the intervals."""
+
+    side: int
+    spacing: int
+    levels: list[float]
+
+
+class Calibration(Row):
+    """One image: squared error, tr Cov and SURE per pixel, in squared grey levels; shares of errors in intervals.
+
+    `error` is that of the variance by probing, relative to its mean; `seed` that of the noise.
+    """
+
+    by: ClassVar[tuple[str, ...]] = ("prior", "sigma", "set")
+    key: ClassVar[tuple[str, ...]] = ("image",)
+    prior: str
+    sigma: int
+    set: str
+    image: str
+    seed: int
+    squared: rounded(3)
+    expected: rounded(3)
+    risk: rounded(3)
+    error: rounded(4)
+    raw: list[rounded(4)]
+    inside: list[rounded(4)]
+
+
+FORM = Form("file of coverages", About, {"images": Calibration})
+
+
+def load(path: str | Path = SHIPPED) -> Content:
+    """The table "images" of a file; raises as :func:`gnclib.io.table.read_table`."""
+    return read_table(path, FORM)
+
+
+def measured(prior: Energy, x: Tensor, sigma: int, seed: int) -> dict[str, Any]:
+    """The values of a :class:`Calibration` of a clean image (1, 1, H, W); the middle SIDE x SIDE pixels of it."""
+    x = data.middle(x, SIDE)
+    with torch.no_grad():
+        found = posterior_moments(
+            prior, data.add_noise(x, sigma / 255, seed), (sigma / 255) ** 2, spacing=SPACING
+        )
+    off = (found.mean - x).abs()
+    quantiles = torch.from_numpy(norm.ppf((1 + np.array(LEVELS)) / 2)).to(x)
+
+    def shares(std: Tensor) -> list[float]:
+        return [(off < q * std).float().mean().item() for q in quantiles]
+
+    unit = 255**2 / x.numel()
+    return {
+        "squared": unit * off.square().sum().item(),
+        "expected": unit * found.total.item(),
+        "risk": unit * found.risk.item(),
+        "error": found.error.item(),
+        "raw": shares(found.variance.clamp(min=0).sqrt()),
+        "inside": shares(found.std),
+    }
+
+
+def compute(
+    path: str | Path, priors: Iterable[str] = PRIORS, noise: Iterable[int] = NOISE, limit: int | None = None
+) -> Iterator[Calibration]:
+    """Compute what is missing in the file, made where it is missing; yield rows as they are added.
+
+    Image k of each set, the first `limit` of them, has noise of seed k. Raises ValueError for a file that is none.
+    """
+    about = About(side=SIDE, spacing=SPACING, levels=list(LEVELS))
+    file = Table(path, FORM, about, packages=("torch", "numpy", "scipy"))
+    images = {name: dict(list(read().items())[:limit]) for name, read in SETS.items()}
+    for prior in priors:
+        energy, settings = load_prior(prior), {"weights": sha256(WEIGHTS / prior / "model.safetensors")}
+        for sigma in noise:
+            for name, found in images.items():
+                wanted = [
+                    Job(
+                        {"prior": prior, "sigma": sigma, "set": name, "image": image, "seed": k},
+                        settings,
+                        partial(measured, energy, x, sigma, k),
+                    )
+                    for k, (image, x) in enumerate(found.items())
+                ]
+                yield from file.fill("images", wanted)
+
+
+# summaries -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Summary:
+    """One prior and noise level, on BSDS68.
+
+    Attributes
+    ----------
+    raw, inside, scaled : (len(LEVELS),)
+        Mean coverage with standard deviations as the formula has them, with their floor, and times the scale.
+    scale : float
+        Of the standard deviation, fitted on the images of val.
+    expected, risk : float
+        tr Cov and SURE, both relative to the squared error, sums over the images.
+    correlation : float
+        Of SURE and the squared error over the images.
+    dimension : float
+        Effective dimension relative to the number of pixels.
+    """
+
+    raw: np.ndarray
+    inside: np.ndarray
+    scaled: np.ndarray
+    scale: float
+    expected: float
+    risk: float
+    correlation: float
+    dimension: float
+
+
+def _curve(rows: list[Calibration], kind: str) -> tuple[np.ndarray, np.ndarray]:
+    """z and the mean share of errors below z standard deviations."""
+    shares = np.mean([getattr(row, kind) for row in rows], 0)
+    return np.r_[0, norm.ppf((1 + np.array(LEVELS)) / 2)], np.r_[0, shares]
+
+
+def summary(rows: list[Calibration], prior: str, sigma: int) -> Summary:
+    """What the rows say of a prior at a noise level. Raises ValueError if BSDS68 or val is not in them."""
+    found = {name: [r for r in rows if (r.prior, r.sigma, r.set) == (prior, sigma, name)] for name in SETS}
+    if not all(found.values()):
+        raise ValueError(f"there are no results of {prior} at sigma {sigma} on BSDS68 and on val")
+    z, shares = _curve(found["val"], "inside")
+    scale = float(np.interp(0.9, shares, z) / norm.ppf(0.95))
+    test = found["BSDS68"]
+    z, inside = _curve(test, "inside")
+    squared, expected, risk = (
+        np.array([getattr(r, k) for r in test]) for k in ("squared", "expected", "risk")
+    )
+    return Summary(
+        raw=_curve(test, "raw")[1][1:],
+        inside=inside[1:],
+        scaled=np.interp(scale * z[1:], z, inside),
+        scale=scale,
+        expected=expected.sum() / squared.sum(),
+        risk=risk.sum() / squared.sum(),
+        correlation=float(np.corrcoef(risk, squared)[0, 1]),
+        dimension=float(expected.mean() / sigma**2),
+    )
+
+
+def table(content: Content) -> str:
+    """The summaries as markdown: coverage of 50, 90 and 95 % intervals in %, ratios to the squared error."""
+    rows = content.rows["images"]
+    pairs = dict.fromkeys((row.prior, row.sigma) for row in rows)
+    if not pairs:
+        raise ValueError("there are no results to make a table of")
+    head = [
+        "prior",
+        "sigma",
+        "raw 50/90/95",
+        "with floor",
+        "scale",
+        "scaled",
+        "tr Cov",
+        "SURE",
+        "corr.",
+        "dim.",
+    ]
+    at = [LEVELS.index(p) for p in (0.5, 0.9, 0.95)]
+    lines = []
+    for prior, sigma in pairs:
+        s = summary(rows, prior, sigma)
+        covers = [" / ".join(f"{100 * c[k]:.1f}" for k in at) for c in (s.raw, s.inside, s.scaled)]
+        numbers = [f"{s.expected:.3f}", f"{s.risk:.3f}", f"{s.correlation:.3f}", f"{100 * s.dimension:.1f} %"]
+        lines.append([prior, str(sigma), *covers[:2], f"{s.scale:.3f}", covers[2], *numbers])
+    return markdown(head, lines)

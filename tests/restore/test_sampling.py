@@ -1,0 +1,128 @@
+"""MALA against exact posteriors of Gaussians and mixtures; R-hat and effective sizes of autoregressive chains."""
+
+import math
+
+import pytest
+import torch
+
+from gnclib.gmm import GaussianMixture, figure1_mixture
+from gnclib.restore.sampling import ACCEPTED, effective_size, mala, r_hat
+
+F64 = torch.float64
+
+
+def generator(seed=0):
+    return torch.Generator().manual_seed(seed)
+
+
+class Fit:
+    """D(x) = ||x - y||^2 / (2 s^2) of points."""
+
+    def __init__(self, y, s):
+        self.y, self.s = y, s
+
+    def energy(self, x):
+        return (x - self.y).square().reshape(len(x), -1).sum(1) / (2 * self.s**2)
+
+    def prox(self, v, step):
+        raise NotImplementedError
+
+    def start(self):
+        return self.y.clone()
+
+
+def run(prior, t, data, start, gradients, seed=0, **options):
+    """The draws (N, B, ...) and the share that was accepted."""
+    found = list(mala(prior, t, data, start, gradients=gradients, generator=generator(seed), **options))
+    return torch.stack([s.x for s in found]), torch.stack([s.accepted for s in found]).double().mean().item()
+
+
+def within(value, expected, chains, sigmas=5):
+    """Means over the draws lie within Monte Carlo errors of what is expected."""
+    error = (chains.reshape(-1, *chains.shape[2:]).var(0) / effective_size(chains)).sqrt()
+    assert ((value - expected).abs() < sigmas * error).all(), (value, expected, error)
+
+
+def test_gaussian_posterior():
+    """x ~ N(m, S), y = x + s z: the posterior is Gaussian with precision S^-1 + I / s^2."""
+    covariance = torch.tensor([[1.0, 0.6, 0.0], [0.6, 0.8, 0.2], [0.0, 0.2, 0.5]], dtype=F64)
+    mean, y, s = torch.tensor([0.3, -1.0, 0.5], dtype=F64), torch.tensor([1.0, 0.0, 0.0], dtype=F64), 0.7
+    prior = GaussianMixture([1.0], mean[None], covariance[None])
+    precision = torch.linalg.inv(covariance) + torch.eye(3, dtype=F64) / s**2
+    expected = torch.linalg.inv(precision)
+    centre = expected @ (torch.linalg.inv(covariance) @ mean + y / s**2)
+    start = 3 * torch.randn(20, 3, generator=generator(1), dtype=F64)
+    draws, rate = run(prior, 0.0, Fit(y, s), start, 3000)
+    assert rate == pytest.approx(ACCEPTED, abs=0.05)
+    assert r_hat(draws).max() < 1.01
+    assert effective_size(draws).min() > 1000
+    within(draws.mean((0, 1)), centre, draws)
+    products = (draws - centre)[..., :, None] * (draws - centre)[..., None, :]
+    within(products.mean((0, 1)), expected, products)
+
+
+def test_mixture_posterior_on_the_line():
+    """Against quadrature: mean, variance and the probability of the left half. Two modes that chains cross."""
+    mixture, t, y, s = figure1_mixture(), 0.005, 0.05, 0.3
+    x = torch.linspace(-4, 4, 80001, dtype=F64)
+    density = torch.exp(-mixture.energy(x, t) - (x - y) ** 2 / (2 * s**2))
+    density /= density.sum()
+    start = torch.linspace(-1, 1, 40, dtype=F64)
+    draws, _ = run(mixture, t, Fit(torch.tensor([y], dtype=F64), s), start, 4000)
+    assert r_hat(draws) < 1.02
+    for function in (lambda v: v, lambda v: (v - 0.1) ** 2, lambda v: (v < 0.2).double()):
+        values = function(draws)
+        within(values.mean(), (density * function(x)).sum(), values)
+
+
+def test_large_steps_are_still_exact_and_small_ones_are_accepted():
+    """The invariant density does not depend on the step; without tuning and with a tiny one nearly all is accepted."""
+    line = GaussianMixture([1.0], [0.0], [1.0])
+    start = torch.randn(50, generator=generator(2), dtype=F64)
+    draws, rate = run(line, 0.0, None, start, 3000, step=30.0)
+    assert rate > 0.3
+    within((draws**2).mean(), 1.0, draws**2)
+
+
+def test_what_is_not_free_stays():
+    """Inpainting: the conditional law of the second number given the first."""
+    covariance = torch.tensor([[1.0, 0.8], [0.8, 1.0]], dtype=F64)
+    prior = GaussianMixture([1.0], torch.zeros(1, 2, dtype=F64), covariance[None])
+    start = torch.tensor([[1.5, 0.0]], dtype=F64).repeat(30, 1)
+    free = torch.tensor([False, True]).expand(30, 2)
+    draws, _ = run(prior, 0.0, None, start, 2000, free=free)
+    assert (draws[..., 0] == 1.5).all()
+    second = draws[..., 1]
+    within(second.mean(), 0.8 * 1.5, second)
+    within(((second - 1.2) ** 2).mean(), 1 - 0.8**2, (second - 1.2) ** 2)
+
+
+def test_diagnostics_of_autoregressive_chains():
+    """x_k = a x_{k-1} + noise has the effective size N (1 - a) / (1 + a); chains about two means never mix."""
+    n, a = 40_000, 0.9
+    noise = torch.randn(n, 4, generator=generator(3), dtype=F64)
+    chains = [noise[0] / math.sqrt(1 - a**2)]
+    for z in noise[1:]:
+        chains.append(a * chains[-1] + z)
+    chains = torch.stack(chains)
+    assert effective_size(chains).item() == pytest.approx(4 * n * (1 - a) / (1 + a), rel=0.1)
+    assert effective_size(noise).item() == pytest.approx(4 * n, rel=0.1)
+    assert r_hat(noise).item() == pytest.approx(1, abs=1e-3)
+    apart = noise + torch.tensor([0.0, 0.0, 3.0, 3.0], dtype=F64)
+    between = torch.tensor([0.0, 0.0, 3.0, 3.0] * 2, dtype=F64).var()
+    assert r_hat(apart).item() == pytest.approx(math.sqrt(1 + between), rel=0.02)
+
+
+def test_bad_input():
+    line = figure1_mixture()
+    start = torch.zeros(3, dtype=F64)
+    with pytest.raises(ValueError, match="start"):
+        mala(line, 0.0, gradients=10)
+    with pytest.raises(ValueError, match="step"):
+        mala(line, 0.0, start=start, gradients=10, step=0.0)
+    with pytest.raises(ValueError, match="integer"):
+        mala(line, 0.0, start=start, gradients=0)
+    with pytest.raises(ValueError, match="4 draws"):
+        r_hat(torch.zeros(3, 2))
+    with pytest.raises(ValueError, match="4 draws"):
+        effective_size(torch.zeros(3, 2))
