@@ -1,0 +1,83 @@
+"""Coverage of the posterior: one image by hand, summaries of rows whose answer is known, the shipped numbers."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import norm
+
+from gnclib import load_prior
+from gnclib.images import data
+from gnclib.io.table import Origin
+from gnclib.restore import posterior_moments
+from gnclib.studies import coverage
+from gnclib.studies.coverage import LEVELS, Calibration
+
+
+def test_one_image_by_hand():
+    prior, x, sigma = load_prior("R1"), data.embedded()["camera"][..., 100:220, 200:310], 25
+    found = coverage.measured(prior, x, sigma, 3)
+    x = data.middle(x, 96)
+    y = data.add_noise(x, sigma / 255, 3)
+    at = posterior_moments(prior, y, (sigma / 255) ** 2)
+    off = ((at.mean - x).abs() / at.std).flatten().numpy()
+    assert found["inside"] == pytest.approx([(off < norm.ppf((1 + p) / 2)).mean() for p in LEVELS], abs=1e-3)
+    assert found["squared"] == pytest.approx(255**2 * (at.mean - x).square().mean().item(), rel=1e-5)
+    assert found["expected"] == pytest.approx(255**2 * at.variance.mean().item(), rel=1e-4)
+    assert found["risk"] == pytest.approx(found["squared"], rel=0.2)
+    assert found["error"] == 0
+
+
+def rows(wrong, sets=("BSDS68", "val")):
+    """Results of an energy whose standard deviations are too small by this factor, errors being Gaussian."""
+    z = norm.ppf((1 + np.array(LEVELS)) / 2)
+    inside = (2 * norm.cdf(z / wrong) - 1).tolist()
+    made = Origin(revision="", machine="", software="")
+    return [
+        Calibration(
+            prior="R1", sigma=25, set=name, image=str(k), seed=k, squared=50.0 + k, expected=25.0 + k / 2,
+            risk=100.0 + 2 * k, error=0.0, raw=inside, inside=inside, settings={}, made=made,
+        )
+        for name in sets
+        for k in range(4)
+    ]  # fmt: skip
+
+
+def test_the_scale_undoes_a_wrong_standard_deviation():
+    """Exact but for the linear interpolation between the intervals."""
+    found = coverage.summary(rows(1.3), "R1", 25)
+    assert found.scale == pytest.approx(1.3, abs=0.01)
+    assert found.inside[LEVELS.index(0.9)] == pytest.approx(2 * norm.cdf(norm.ppf(0.95) / 1.3) - 1, abs=1e-4)
+    np.testing.assert_allclose(found.scaled[:-1], LEVELS[:-1], atol=0.01)
+    assert (found.expected, found.risk) == (pytest.approx(0.5), pytest.approx(2))
+    assert found.correlation == pytest.approx(1)
+    assert found.dimension == pytest.approx(25.75 / 625)
+    with pytest.raises(ValueError, match="no results"):
+        coverage.summary(rows(1.3, ["val"]), "R1", 25)
+
+
+def test_the_shipped_numbers():
+    """90 % intervals cover 88 to 92 % of BSDS68 once they are scaled; SURE is right within 2 %; the formula is not."""
+    content = coverage.load()
+    content_rows, at = content.rows["images"], LEVELS.index(0.9)
+    pairs = {(row.prior, row.sigma) for row in content_rows}
+    assert {("R1", sigma) for sigma in coverage.NOISE} <= pairs
+    for prior, sigma in pairs:
+        found = coverage.summary(content_rows, prior, sigma)
+        assert 0.88 < found.scaled[at] < 0.92, (prior, sigma)
+        assert found.raw[at] < 0.86
+        assert abs(found.risk - 1) < 0.02
+        assert found.correlation > 0.95
+        assert f"| {prior} | {sigma} |" in coverage.table(content)
+
+
+@pytest.mark.skipif(not data.available(("val",)), reason="needs val of BSDS500: set GNC_DATA_DIR")
+def test_a_file_is_continued(tmp_path):
+    path = tmp_path / "coverage.json"
+    made = list(coverage.compute(path, ["R1"], [25], limit=1))
+    assert [(row.set, row.seed) for row in made] == [("BSDS68", 0), ("val", 0)]
+    assert list(coverage.compute(path, ["R1"], [25], limit=1)) == []
+    stored = {(r.prior, r.sigma, r.set, r.image): r for r in coverage.load().rows["images"]}
+    for row in made:
+        same = stored[row.prior, row.sigma, row.set, row.image]
+        assert torch.tensor(row.inside).sub(torch.tensor(same.inside)).abs().max() < 2e-3
+        assert row.squared == pytest.approx(same.squared, rel=1e-3)
