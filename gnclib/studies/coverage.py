@@ -37,6 +37,8 @@ SHIPPED = Path(__file__).with_name("coverage.json")
 PRIORS, NOISE = ("R1", "R3", "C1"), (15, 25, 50)
 #: intervals that a Gaussian would leave with the probability 1 - p
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+#: numbers of standard deviations within which a Gaussian has the probabilities LEVELS
+Z = norm.ppf((1 + np.array(LEVELS)) / 2)
 #: pixels along each side of the square in the middle of an image, and spacing of the probes
 SIDE, SPACING = 96, 7
 SETS = {"BSDS68": data.bsds68, "val": data.validation_images}
@@ -87,10 +89,9 @@ def measured(prior: Energy, x: Tensor, sigma: int, seed: int) -> dict[str, Any]:
             prior, data.add_noise(x, sigma / 255, seed), (sigma / 255) ** 2, spacing=SPACING
         )
     off = (found.mean - x).abs()
-    quantiles = torch.from_numpy(norm.ppf((1 + np.array(LEVELS)) / 2)).to(x)
 
     def shares(std: Tensor) -> list[float]:
-        return [(off < q * std).float().mean().item() for q in quantiles]
+        return [(off < q * std).float().mean().item() for q in Z.tolist()]
 
     unit = 255**2 / x.numel()
     return {
@@ -159,10 +160,14 @@ class Summary:
     dimension: float
 
 
-def _curve(rows: list[Calibration], kind: str) -> tuple[np.ndarray, np.ndarray]:
-    """z and the mean share of errors below z standard deviations."""
-    shares = np.mean([getattr(row, kind) for row in rows], 0)
-    return np.r_[0, norm.ppf((1 + np.array(LEVELS)) / 2)], np.r_[0, shares]
+def _shares(rows: list[Calibration], kind: str) -> np.ndarray:
+    """The mean share of errors below Z standard deviations."""
+    return np.mean([getattr(row, kind) for row in rows], 0)
+
+
+def _gaussian(shares: np.ndarray) -> np.ndarray:
+    """The number of standard deviations within which a Gaussian has these shares: a line in Z if errors are Gaussian."""
+    return norm.ppf((1 + np.clip(shares, 0, 1 - 1e-6)) / 2)
 
 
 def summary(rows: list[Calibration], prior: str, sigma: int) -> Summary:
@@ -170,17 +175,16 @@ def summary(rows: list[Calibration], prior: str, sigma: int) -> Summary:
     found = {name: [r for r in rows if (r.prior, r.sigma, r.set) == (prior, sigma, name)] for name in SETS}
     if not all(found.values()):
         raise ValueError(f"there are no results of {prior} at sigma {sigma} on BSDS68 and on val")
-    z, shares = _curve(found["val"], "inside")
-    scale = float(np.interp(0.9, shares, z) / norm.ppf(0.95))
+    scale = float(np.interp(norm.ppf(0.95), _gaussian(_shares(found["val"], "inside")), Z) / norm.ppf(0.95))
     test = found["BSDS68"]
-    z, inside = _curve(test, "inside")
+    inside = _shares(test, "inside")
     squared, expected, risk = (
         np.array([getattr(r, k) for r in test]) for k in ("squared", "expected", "risk")
     )
     return Summary(
-        raw=_curve(test, "raw")[1][1:],
-        inside=inside[1:],
-        scaled=np.interp(scale * z[1:], z, inside),
+        raw=_shares(test, "raw"),
+        inside=inside,
+        scaled=2 * norm.cdf(np.interp(scale * Z, np.r_[0, Z], np.r_[0, _gaussian(inside)])) - 1,
         scale=scale,
         expected=expected.sum() / squared.sum(),
         risk=risk.sum() / squared.sum(),
