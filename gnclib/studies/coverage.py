@@ -166,7 +166,7 @@ def _shares(rows: list[Calibration], kind: str) -> np.ndarray:
 
 
 def _gaussian(shares: np.ndarray) -> np.ndarray:
-    """The number of standard deviations within which a Gaussian has these shares: a line in Z if errors are Gaussian."""
+    """The number of standard deviations within which a Gaussian has these shares: Z itself for Gaussian errors."""
     return norm.ppf((1 + np.clip(shares, 0, 1 - 1e-6)) / 2)
 
 
