@@ -140,9 +140,9 @@ def denoise(inputs, output, force, white, black, sigma, clean, add_noise, uncert
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
     hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
     literature, whatever the depth; with --white or --black, in 255ths of their distance. Without --sigma it is
-    estimated by maximum likelihood under the prior R1. Colour is denoised in opponent colours, brightness and two
-    differences, if the noise of red, green and blue looks independent and equally strong: better by a decibel or two.
-    Otherwise channel by channel."""
+    estimated from the calmest parts of the image. Colour is denoised in brightness and two differences, better by a
+    decibel or two than channel by channel, or, where the noise of red, green and blue is unequal or correlated, in
+    planes that fit its measured covariance."""
     if add_noise is not None and clean is not None:
         raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
     if add_noise is not None and sigma is None:
@@ -225,16 +225,18 @@ def _fraction(sigma: float) -> float:
 
 def _say_found(source: Path, planes, estimated: bool) -> None:
     """Lines about the planes of a picture and the noise in them."""
-    if planes.unlike and not estimated:
-        noise = "the noise of red, green and blue does not look independent"
-        say(f"{source}: {noise}: they are denoised one by one")
+    if not planes.white:
+        from gnclib.restore.noise_level import NOT_WHITE
+
+        say(f"warning: {source}: {NOT_WHITE}")
     if not any(planes.levels):
         say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
     if not estimated or not any(planes.levels):
         return
     words = ", ".join("below 2.55" if level is None else f"{255 * level:.1f}" for level in planes.levels)
-    names = "brightness, two differences of colour" if planes.basis == "opponent" else "red, green, blue"
-    say(f"{source}: sigma {words}{f' ({names})' if len(planes.levels) == 3 else ''} of 255, estimated")
+    names = {"opponent": "brightness, two differences of colour", "whitened": "planes that fit the noise"}
+    name = f" ({names.get(planes.basis, 'red, green, blue')})" if len(planes.levels) == 3 else ""
+    say(f"{source}: sigma {words}{name} of 255, estimated")
     if 255 * max(level or 0 for level in planes.levels) > STRANGE:
         say("warning: that is very strong noise; if the image is no photograph, give --sigma yourself")
 

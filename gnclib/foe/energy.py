@@ -102,6 +102,7 @@ class FieldsOfExperts(nn.Module):
         )
         self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
         self.coarse = CoarseExperts(c) if c.scales else None
+        self.float()  # whatever torch's default type is
         self.project()
 
     @property

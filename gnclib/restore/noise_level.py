@@ -1,141 +1,223 @@
-r"""Noise level of an image, by maximum likelihood under a learned prior.
+r"""Noise of an image from its calmest blocks: level, covariance between channels, and whether it is white.
 
-    R(y, t) = -log p_t(y) + const,    p_t the density of noisy images at the noise variance t = sigma^2
+The method of Ponomarenko et al. (SPIE 6796, 2007; analysed by Colom & Buades, IPOL 3, 2013): white noise has the same
+variance sigma^2 in each coefficient of the orthonormal discrete cosine transform of an 8 x 8 block, whereas images have
+little at high frequencies and nearly nothing where they are calm. So
 
-is what joint score matching learns, normalisation included: R contains n c(tau), tau = 0.5 log t, n the number of
-pixels (Kobler & Pock 2023, eqs. 2, 3 and 7). So the energy of an image can be compared across noise levels, and
+1. of all blocks, those with the least energy at low frequencies are kept (the share :data:`SHARE`). High frequencies of
+   white noise are independent of low ones, hence the choice does not bias what follows;
+2. sigma^2 is the median over the high frequencies of the mean of their squares over the kept blocks.
 
-    sigma_hat = exp(tau_hat),    tau_hat the largest local minimiser of tau -> R(y, exp(2 tau))  in [tau_min, tau_max].
+The products of two channels instead of squares give the covariance of their noise.
 
-The largest and not the global one: R(., t) was learned from images with noise t. Where t is far below the noise of y,
-features leave the range that the potentials have seen, and R may have any minima there. Where t is above, R is well
-defined: its slope d_tau R / n falls from 1 (y is much smoother than t claims) to 0 at the noise level. So the search
-descends from tau_max and stops at the first zero of the slope.
+*What cannot be noise* is left out first: blocks with a pixel whose 3 x 3 neighbourhood is exactly a plane or repeats
+one row or column, as in bars, borders, masks, ramps and drawings, and blocks that overlap one which differs from a
+plane by no more than the rounding of the file. *What lacks noise*, because grey values were cut off, lies near an end
+of the range: blocks whose mean is within :data:`FAR` sigma of the least or greatest value of the image are left out,
+sigma and they being found in turn; where few are farther away, the farthest are taken.
 
-*The search.* Were y Gaussian noise of variance s^2, the slope would be ``r = 1 - s^2 / t``, hence ``s = (1 - r)^(1/2)
-sigma``. With the texture of photographs the slope is flatter, so the search takes ``sigma <- (1 - 2 r) sigma``, between
-sigma / 2 and 0.95 sigma, which goes too far sooner or later; Brent's method then finds the zero in between. The slope
-is computed on no more than :data:`WINDOWS` x WINDOWS windows of :data:`SIDE` pixels.
+*Structure without a calm block*, as in a fine checkerboard, occupies few directions in the space of blocks: where the
+mean of the small eigenvalues of their covariance (Chen, Zhu & Heng, ICCV 2015) lies far below the median above, it is
+taken instead.
 
-*Clipped images.* Where a camera or a file cut grey values off at 0 and 1, noise is missing, and sigma would come out
-too small. An image that leaves [0, 1] nowhere and has more than :data:`CLIPPED` of its pixels at exactly 0 or 1 is
-therefore looked at through small windows (:data:`SMALL` pixels along each side, margins apart): those with at most
-CLIPPED of such pixels, or the :data:`FEWEST` with the least of them.
-
-*Accuracy.* Root mean square error (mean error) in grey levels of 255 on the first 12 images of BSDS68, noise of image k
-with seed k, nothing clipped; wavelet: ``skimage.restoration.estimate_sigma``:
-
-    sigma               0             2             5            10            25            50           100
-    R_1      2.94 (+2.84)  1.37 (+1.02)  0.91 (+0.40)  0.77 (+0.27)  0.69 (+0.25)  0.78 (-0.04)  0.87 (+0.15)
-    wavelet  4.10 (+2.97)  3.23 (+2.27)  2.56 (+1.83)  1.90 (+1.34)  0.93 (+0.56)  0.44 (-0.01)  0.96 (-0.75)
-
-At 0 and 2 the smallest sigma of R_1, 2.55, is in the way. On crops of 192 x 192 of six validation images, sigma 5, 15,
-25, 50: R_1 1.12, 1.08, 1.32, 0.95; R_3 0.25, 0.38, 0.62, 0.80 for four times the time. Clipped and rounded to 8 bits,
-on the 12 images with sigma 10, 20, 40: R_1 0.86, 0.94, 1.04, and 0.95, 1.42, 3.43 if it looked at all pixels alike.
-Noise that a JPEG file of low quality has smoothed away looks weaker.
+*White?* Noise that was blurred, enlarged or compressed has less at the highest frequencies than at medium ones; so has
+dense texture. Noise is called white if the ratio of these variances is at least :data:`EVEN`. That there is no noise is
+said if the kept blocks hold less than the priors could remove, all frequencies together.
 """
 
 from __future__ import annotations
 
 import math
-from inspect import signature
+import warnings
+from dataclasses import dataclass
 
-import torch
-import torch.nn.functional as F
-from scipy.optimize import brentq
+import numpy as np
+from numpy.lib.stride_tricks import sliding_window_view
+from scipy.fft import dctn
+from scipy.ndimage import maximum_filter
 from torch import Tensor
 
 from gnclib.checks import as_measured
-from gnclib.foe import load_prior
-from gnclib.restore.flow import Energy
 
-__all__ = ["clipped", "estimate_sigma"]
+__all__ = ["LEAST", "NOT_WHITE", "Noise", "calm", "estimate_sigma", "live_spectra", "measure_noise"]
 
-#: windows along each side of a large image, and pixels along each side of a window, margins apart
-WINDOWS, SIDE = 4, 96
-#: windows of clipped images: pixels along each side, at least so many of them, and the share of pixels at 0 or 1
-SMALL, FEWEST, CLIPPED = 24, 8, 0.01
-#: the search goes down by this factor of sigma at least
-LEAST = 0.95
-#: of the result: relative, in sigma
-ACCURACY = 2e-3
+#: pixels along each side of a block, and how many blocks are looked at, spread evenly over the image
+SIDE, MOST = 8, 100_000
+#: of the blocks, which are kept, and at least so many
+SHARE, FEWEST = 0.02, 100
+#: a block whose mean lies so many sigma from both ends of the range holds its noise; rounds in which sigma is refined
+FAR, ROUNDS = 3.0, 4
+#: the least sigma that the shipped priors remove; below it there is no noise
+LEAST = 0.01
+#: the least ratio of variances at the highest and medium frequencies at which noise is called white
+EVEN = 0.6
+#: sigma from eigenvalues is believed if smaller than sigma from high frequencies by this factor
+STRUCTURED = 0.9
+#: neighbours that differ by less are equal, in grey values of [0, 1]
+EQUAL = 1e-6
+
+_FREQUENCY = np.add.outer(np.arange(SIDE), np.arange(SIDE))
+_LOW, _MIDDLE = (1 <= _FREQUENCY) & (_FREQUENCY <= 4), (6 <= _FREQUENCY) & (_FREQUENCY <= 8)
+_HIGH, _HIGHEST = _FREQUENCY >= 11, _FREQUENCY >= 12
+
+NOT_WHITE = (
+    "what varies in the calmest parts of the image does not look like white noise, but like noise that was blurred,"
+    " enlarged, compressed or cut off, or like dense texture: the noise level may be wrong, give sigma"
+)
 
 
-def clipped(y: Tensor) -> Tensor:
-    """Where grey values were cut off, bool and shaped like y: at exactly 0 and 1, if none lies outside of [0, 1]."""
-    ends = (y == 0) | (y == 1)
-    return ends & ~((y < 0) | (y > 1)).any()
+@dataclass(frozen=True)
+class Noise:
+    """What the calm blocks of an image tell about its noise, in grey values of [0, 1] squared.
+
+    Attributes
+    ----------
+    covariance : (C, C), of the noise between channels, from high frequencies; 0 for a channel without
+    middle, highest, whole : (C, C), the same from medium and the highest frequencies, and from all but the mean
+    certain : whether enough of the image could show noise
+    """
+
+    covariance: np.ndarray
+    middle: np.ndarray
+    highest: np.ndarray
+    whole: np.ndarray
+    certain: bool = True
+
+    @property
+    def levels(self) -> np.ndarray:
+        """sigma of each channel, (C,)."""
+        return np.sqrt(np.diag(self.covariance))
+
+    def evenness(self, weights: np.ndarray) -> float:
+        """Variance at the highest over that at medium frequencies, of the channels summed with these weights (C,).
+
+        1 for white noise; also 1 where there is less than the priors could remove at all frequencies.
+        """
+        highest, middle, whole = (weights @ m @ weights for m in (self.highest, self.middle, self.whole))
+        return 1.0 if whole < LEAST**2 else float(highest / max(middle, EQUAL**2))
+
+    def white(self, weights: np.ndarray) -> bool:
+        """Whether that sum holds white noise, or, with evidence, none."""
+        return self.certain and self.evenness(weights) >= EVEN
 
 
-def estimate_sigma(y: Tensor, prior: Energy | str = "R1", cut_off: Tensor | None = None) -> float:
-    """The standard deviation of white Gaussian noise in y, by maximum likelihood in tau.
+def estimate_sigma(y: Tensor) -> float:
+    """The standard deviation of white noise in y; see the module.
 
     Parameters
     ----------
     y : (B, 1, H, W)
-        Images of one and the same noise level, grey values of [0, 1] plus noise.
-    prior : joint energy with ``dtau``, or the name of a shipped one
-        If ``dtau`` takes ``border="valid"``, windows count the terms alone that see nothing beyond the window.
-    cut_off : bool, shaped like y, optional
-        Pixels that lack noise; those that are :func:`clipped` by default.
+        Images of one and the same noise level, grey values of [0, 1] plus noise, at least 8 x 8 pixels.
 
     Returns
     -------
     float
-        sigma_hat in grey values (25/255 = 0.098), in [sigma_min, sigma_max] of the prior. sigma_min means "this or
-        less": clean, constant, or noise that the prior does not tell from none.
+        sigma in grey values (25/255 = 0.098), the median over the batch; 0.0 where nothing can be noise.
+        Warns where it does not look white.
 
     Raises
     ------
     ValueError
-        y is no finite image batch in [0, 1] up to noise, or smaller than the receptive field asks for.
+        y is no finite image batch in [0, 1] up to noise, or too small.
     """
-    if isinstance(prior, str):
-        prior = load_prior(prior)
-    y = as_measured(y)
-    seen, inside = _windows(y, clipped(y) if cut_off is None else cut_off, prior.margin)
-    inside &= "border" in signature(prior.dtau).parameters and getattr(prior, "alignment", 1) == 1
-    seen = seen.to(next(prior.parameters()))
-    margin, options = (2 * prior.margin, {"border": "valid"}) if inside else (0, {})
-    pixels = len(seen) * (seen.shape[-2] - margin) * (seen.shape[-1] - margin)
-
-    def slope(tau: float) -> float:
-        """d_tau R per pixel."""
-        with torch.no_grad():
-            (found,) = prior.dtau(seen, math.exp(2 * tau), order=1, **options)
-        return found.double().sum().item() / pixels
-
-    lowest, tau = (math.log(s) for s in (prior.sigma_min, prior.sigma_max))
-    above = None
-    while (r := slope(tau)) > 0:
-        if tau == lowest:
-            return prior.sigma_min
-        above, tau = tau, max(lowest, tau + math.log(min(max(1 - 2 * r, 0.5), LEAST)))
-    return math.exp(tau if above is None else brentq(slope, tau, above, xtol=ACCURACY))
+    images = as_measured(y).detach().cpu().numpy()
+    found = [measure_noise(image) for image in images]
+    if not all(noise.white(np.ones(1)) for noise in found):
+        warnings.warn(NOT_WHITE, stacklevel=2)
+    return float(np.median([noise.levels[0] for noise in found]))
 
 
-def _windows(y: Tensor, cut_off: Tensor, margin: int) -> tuple[Tensor, bool]:
-    """What the slope is computed on, the images or windows spread evenly over them; whether those are windows."""
-    if len(small := _unclipped(y, cut_off, margin)) >= FEWEST:
-        return small, True
-    side = SIDE + 2 * margin
-    if y.shape[-2] * y.shape[-1] * len(y) <= (WINDOWS * SIDE) ** 2 or min(y.shape[-2:]) < side:
-        return y, False
-    corners = [torch.linspace(0, n - side, WINDOWS).round().int().tolist() for n in y.shape[-2:]]
-    return torch.cat([y[..., i : i + side, j : j + side] for i in corners[0] for j in corners[1]]), True
+def measure_noise(channels: np.ndarray) -> Noise:
+    """The noise of an image (C, H, W), grey values of [0, 1] plus noise. Raises ValueError if it is below 8 x 8."""
+    spectra, used = live_spectra(channels)  # (N, c, 8, 8)
+    bands, certain = [np.zeros((len(used), len(used)))] * 4, True
+    if len(spectra):
+        kept, certain = _uncut(spectra, channels[used])
+        products = np.einsum("nauv,nbuv->uvab", kept, kept) / len(kept)  # (8, 8, c, c)
+        bands = [np.median(products[band], axis=0) for band in (_HIGH, _MIDDLE, _HIGHEST)]
+        bands.append(products[_FREQUENCY > 0].mean(0))
+        factors = _structure(kept, np.sqrt(np.diag(bands[0])))
+        if certain and (factors < STRUCTURED).any():  # at all frequencies: they say nothing about whiteness
+            bands = [bands[0] * np.outer(factors, factors)] * 4
+    found = np.zeros((4, len(channels), len(channels)))
+    for whole, band in zip(found, bands, strict=True):
+        whole[np.ix_(used, used)] = band
+    return Noise(*found, certain)
 
 
-def _unclipped(y: Tensor, cut_off: Tensor, margin: int) -> Tensor:
-    """Small windows of a clipped image where little was cut off, (N, 1, h, h); none of an image that is not clipped."""
-    side = SMALL + 2 * margin
-    lost = cut_off.to(y.dtype)
-    if lost.mean() <= CLIPPED or min(y.shape[-2:]) < side:
-        return y[:0]
-    share = F.avg_pool2d(lost, side, SMALL)  # (B, 1, rows, columns)
-    part, order = share.flatten().sort(stable=True)
-    count = min(max(FEWEST, int((part <= CLIPPED).sum())), len(order))
-    few = torch.linspace(0, count - 1, min(count, (WINDOWS * SIDE // SMALL) ** 2))
-    corners = torch.unravel_index(order[few.round().long()], share.shape)
-    rows, columns = (SMALL * v for v in corners[2:])
-    places = zip(corners[0].tolist(), rows.tolist(), columns.tolist(), strict=True)
-    return torch.stack([y[b, :, i : i + side, j : j + side] for b, i, j in places])
+def live_spectra(channels: np.ndarray) -> tuple[np.ndarray, list[int]]:
+    """Cosine transforms of the blocks that can hold noise (N, c, 8, 8), and the c channels that have any."""
+    if min(channels.shape[1:]) < SIDE:
+        raise ValueError(
+            f"images of {channels.shape[1]} x {channels.shape[2]} pixels are too small to estimate the noise, which"
+            f" needs {SIDE} x {SIDE}: give sigma"
+        )
+    step = int(np.ceil(math.sqrt(channels[0].size / MOST)))
+
+    def spread(values: np.ndarray) -> np.ndarray:
+        return sliding_window_view(values, (SIDE, SIDE), (-2, -1))[..., ::step, ::step, :, :]
+
+    each = [~spread(_drawn(channel)).any((-1, -2)) for channel in channels]
+    used = [c for c, live in enumerate(each) if live.sum() >= min(FEWEST, live.size)]
+    if not used:
+        return np.zeros((0, 0, SIDE, SIDE)), used
+    live = np.logical_and.reduce([each[c] for c in used])
+    blocks = spread(channels[used])[:, live]  # (c, N, 8, 8)
+    spectra = np.moveaxis(dctn(blocks, axes=(-2, -1), norm="ortho"), 0, 1)
+    values = np.unique(blocks[:, :: max(1, blocks.shape[1] // 100)])
+    rounding = np.diff(values).min() ** 2 / 12 if len(values) > 1 else 0.0
+    plain = np.zeros(live.shape, bool)
+    plain[live] = (spectra[..., _FREQUENCY > 1] ** 2).mean(-1).min(-1) <= 2 * rounding
+    overlapping = maximum_filter(plain, 2 * math.ceil((SIDE - 1) / step) + 1)
+    return spectra[~overlapping[live]], used
+
+
+def _uncut(spectra: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, bool]:
+    """The calmest blocks of those far from both ends of the range; whether these are far enough to hold all noise."""
+    means = spectra[:, :, 0, 0] / SIDE
+    ends = (channels.min((1, 2)), channels.max((1, 2)))
+    distance, inside = np.minimum(means - ends[0], ends[1] - means), np.ones(len(spectra), bool)  # (N, c)
+    for _ in range(ROUNDS):
+        kept = calm(spectra[inside])
+        sigma = np.sqrt(np.median((kept[..., _HIGH] ** 2).mean(0), axis=-1))
+        far = (distance / sigma.clip(min=EQUAL)).min(1)
+        inside = far >= min(
+            FAR, np.partition(far, -most)[-most] if len(far) > (most := 5 * FEWEST) else far.min()
+        )
+    return kept, bool(np.median(far[inside]) > FAR / 2)
+
+
+def calm(spectra: np.ndarray) -> np.ndarray:
+    """The share of the blocks (N, c, 8, 8) that has the least energy at low frequencies."""
+    energy = (spectra[..., _LOW] ** 2).sum((1, 2))
+    return spectra[np.argsort(energy, kind="stable")[: max(FEWEST, int(SHARE * len(spectra)))]]
+
+
+def _drawn(channel: np.ndarray) -> np.ndarray:
+    """Pixels (H, W) whose 3 x 3 neighbourhood is exactly a plane, or repeats one row or column."""
+    down, right = (np.abs(np.diff(channel, axis=axis)) < EQUAL for axis in (0, 1))
+    bend_down, bend_right, twist = (
+        np.abs(np.diff(np.diff(channel, axis=a), axis=b)) < EQUAL for a, b in ((0, 0), (1, 1), (0, 1))
+    )
+
+    def all_of(equal: np.ndarray, height: int, width: int) -> np.ndarray:
+        return sliding_window_view(equal, (height, width)).all((-1, -2))
+
+    found = np.zeros(channel.shape, bool)
+    found[1:-1, 1:-1] = all_of(down, 2, 3) | all_of(right, 3, 2)
+    found[1:-1, 1:-1] |= all_of(bend_down, 1, 3) & all_of(bend_right, 3, 1) & all_of(twist, 2, 2)
+    return found
+
+
+def _structure(spectra: np.ndarray, sigma: np.ndarray) -> np.ndarray:
+    """sigma of each channel (c,) by the small eigenvalues of the blocks (N, c, 8, 8), over sigma; 1 if not smaller."""
+    factors = np.ones(len(sigma))
+    if len(spectra) < 5 * FEWEST:
+        return factors
+    for c, level in enumerate(sigma):
+        vectors = spectra[:, c, _FREQUENCY > 4]
+        values = np.linalg.eigvalsh(vectors.T @ vectors / len(vectors))
+        while len(values) > SIDE and values.mean() > 1.05 * np.median(values):
+            values = values[:-1]
+        factors[c] = min(1.0, math.sqrt(max(values.mean(), 0.0)) / max(level, EQUAL))
+    return np.where(factors < STRUCTURED, factors, 1.0)

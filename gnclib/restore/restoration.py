@@ -13,10 +13,10 @@ approached by the schemes of :mod:`gnclib.restore.schemes`. The rules of scikit-
   ``sigma=25 / 255``, whatever the dtype.
 * A *mask* is True where pixels are MISSING, as in ``skimage.restoration.inpaint_biharmonic``. This is the opposite of
   :class:`gnclib.restore.operators.Inpainting`, where True means observed.
-* ``channel_axis`` names the axis of the channels of a colour image. Three channels are denoised in opponent colours
-  (:mod:`gnclib.restore.colour`) if their noise looks independent and equally strong, any other number of channels, and
-  what is missing, one by one. Of four channels the last one is taken for alpha: it stays as it is, and the others are
-  denoised as three. ``colour="channels"`` denoises all four, one by one.
+* ``channel_axis`` names the axis of the channels of a colour image. Three channels are denoised in planes that suit
+  their noise (:mod:`gnclib.restore.colour`), any other number of channels, and what is missing, one by one. Of four
+  channels the last one is taken for alpha: it stays as it is, and the others are denoised as three.
+  ``colour="channels"`` denoises all four, one by one.
 
 Both are thin faces of a pair of functions on channels (C, H, W) of float grey values, which the command line uses too:
 
@@ -39,6 +39,7 @@ from gnclib.checks import as_device, as_measured
 from gnclib.foe import load_prior
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
 from gnclib.restore.flow import State
+from gnclib.restore.noise_level import NOT_WHITE
 from gnclib.restore.operators import Denoising, Inpainting, Task
 from gnclib.restore.posterior import doubts, flaws, posterior_moments
 from gnclib.restore.schemes import load
@@ -79,8 +80,8 @@ def denoise_gnc(
         Never changed. Dtypes and ranges: see the module.
     sigma : float, optional
         Standard deviation of the noise in the units of the float image, in the range of the prior ([0.01, 1] for the
-        shipped ones). None: estimated in each plane alone; a plane with no noise that the prior could remove is then
-        left as it is.
+        shipped ones). None: estimated; what has no noise that the prior could remove is then left as it is. Warns where
+        the noise does not look white.
     prior : a shipped prior ("R1", "R2", "R3"), a folder, or a name on the hub
     scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
@@ -127,6 +128,8 @@ def denoise_gnc(
     colours, alpha = channels[:count], channels[count:]
     result, planes = denoise_channels(colours, sigma, colour=colour, **options)
     result = back(np.concatenate([result, alpha]), clip)
+    if not planes.white:
+        warnings.warn(NOT_WHITE, stacklevel=2)
     if not return_std:
         return result
     std, reasons = std_channels(colours, planes, prior=prior, device=device or "cpu", tile=tile)
@@ -260,9 +263,10 @@ def std_channels(
         found = posterior_moments(energy, as_tensor(plane).to(device), level**2)
         variance[...] = found.std[0, 0].square().cpu().numpy()
         reasons += [*flaws(channels, level), *doubts(found)]
-    if planes.basis == "opponent":  # x = J planes + const with an orthogonal J
-        mixing = planes.join(np.eye(3)) - planes.join(np.zeros((3, 3)))
-        variances = np.einsum("ck,khw->chw", mixing**2, variances)
+    if planes.basis != "channels":  # x = J planes + const
+        mixing = (planes.join(np.eye(3)) - planes.join(np.zeros((3, 3)))) ** 2
+        parts = [[j * v for j, v in zip(row, variances, strict=True) if j] for row in mixing]  # 0 nan is nan
+        variances = np.stack([np.sum(part, axis=0) for part in parts])
     return np.sqrt(variances).astype(channels.dtype, copy=False), list(dict.fromkeys(reasons))
 
 
