@@ -7,6 +7,7 @@ from .images import psnr as psnr
 from .restore import Denoising as Denoising
 from .restore import Inpainting as Inpainting
 from .restore import LearnedSchedule as LearnedSchedule
+from .restore import NoiseCurve as NoiseCurve
 from .restore import denoise_gnc as denoise_gnc
 from .restore import estimate_sigma as estimate_sigma
 from .restore import gnc_flow as gnc_flow

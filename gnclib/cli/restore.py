@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import sys
 from collections.abc import Callable
@@ -114,6 +115,7 @@ def _back(pixels, limits: tuple[float, float]):
 
 COLOUR_HELP = "denoise brightness and differences of colour, or red, green and blue; auto: as the noise looks"
 STD_HELP = "write the standard deviation of each pixel (float TIFF, grey levels of 0..255) and a PNG of it"
+GAIN_HELP = "numbers of the file per photon, for noise that grows with brightness; or 'auto': estimated"
 NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 if none is given)"
 
 
@@ -129,6 +131,9 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
 )
 @file_options
 @click.option("--sigma", type=float, metavar="S", help="noise in grey levels of 0..255 (default: estimated)")
+@click.option("--gain", metavar="G", help=GAIN_HELP)
+@click.option("--offset", type=float, default=0.0, metavar="O", help="with --gain: the number without light")
+@click.option("--read-noise", type=float, default=0.0, metavar="R", help="with --gain: sigma without light")
 @options.solver_options(*options.SCHEMES)
 @click.option(
     "--colour", type=click.Choice(["auto", "opponent", "channels"]), default="auto", help=COLOUR_HELP
@@ -136,7 +141,21 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
 @click.option("--clean", type=PATH, metavar="REF", help="noise-free image to measure the PSNR against")
 @click.option("--add-noise", type=int, is_flag=False, flag_value=0, metavar="[SEED]", help=NOISE_HELP)
 @click.option("--uncertainty", type=PATH, metavar="FILE", help=STD_HELP)
-def denoise(inputs, output, force, white, black, sigma, clean, add_noise, uncertainty, **solver):
+def denoise(
+    inputs,
+    output,
+    force,
+    white,
+    black,
+    sigma,
+    gain,
+    offset,
+    read_noise,
+    clean,
+    add_noise,
+    uncertainty,
+    **solver,
+):
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
     hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
     literature, whatever the depth; with --white or --black, in 255ths of their distance. Without --sigma it is
@@ -151,6 +170,10 @@ def denoise(inputs, output, force, white, black, sigma, clean, add_noise, uncert
         raise ValueError("--clean is for one image, not for several")
     if uncertainty is not None and len(inputs) > 1:
         raise ValueError("--uncertainty is for one image, not for several")
+    if gain is not None and (sigma is not None or uncertainty is not None):
+        raise ValueError("--gain makes a noise level for each pixel: leave --sigma and --uncertainty away")
+    if gain is None and (offset or read_noise):
+        raise ValueError("--offset and --read-noise go with --gain")
     fraction = None if sigma is None else _fraction(sigma)
     import torch
 
@@ -173,10 +196,15 @@ def denoise(inputs, output, force, white, black, sigma, clean, add_noise, uncert
                 )
         elif add_noise is not None:
             noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, add_noise).numpy(), noisy
-        pixels, planes = denoise_channels(noisy, fraction, progress=_bar(), **solver)
+        level = (
+            fraction
+            if gain is None
+            else _curve(source, noisy, gain, offset, read_noise, picture.depth, limits)
+        )
+        pixels, planes = denoise_channels(noisy, level, progress=_bar(), **solver)
         made = images.quantise(picture, _back(pixels, limits))
         images.write(target, made, force)
-        _say_found(source, planes, sigma is None)
+        _say_found(source, planes, sigma is None and gain is None)
         if reference is not None:
             kind = "as in the file" if clean else "unclipped"
             truth, written = torch.from_numpy(reference), _between(made.pixels, limits)
@@ -206,6 +234,27 @@ def _write_std(file: Path, noisy, planes, estimated: bool, prior: str, device: s
         f"{file}: standard deviation in grey levels of 0..255, {np.sqrt((levels**2).mean()):.2f} on average (rms)"
     )
     say(f"{picture}: a picture of it, white is {white:.1f}")
+
+
+def _curve(source: Path, noisy, gain: str, offset: float, read_noise: float, depth: int, limits):
+    """The noise of a picture by brightness, of a detector whose data are in numbers of the file, or estimated."""
+    from gnclib.restore import NoiseCurve
+
+    zero, unit = (2**depth - 1) * limits[0], (2**depth - 1) * (limits[1] - limits[0])
+    if gain == "auto":
+        if offset or read_noise:
+            raise ValueError("--gain auto estimates it all: leave --offset and --read-noise away")
+        curve = NoiseCurve.estimate(noisy)
+        dark, bright = (unit * math.sqrt(max(v, 0.0)) for v in (curve.floor, curve.gain + curve.floor))
+        say(
+            f"{source}: gain {unit * curve.gain:.3g}, sigma {dark:.3g} at black and {bright:.3g} at white, in numbers of"
+            " the file, estimated"
+        )
+        return curve
+    try:
+        return NoiseCurve.of_detector(float(gain) / unit, (offset - zero) / unit, read_noise / unit)
+    except ValueError as error:
+        raise ValueError(f"--gain: {error}") from None
 
 
 def _fraction(sigma: float) -> float:

@@ -17,6 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "joint": ["joint_descent", "palm"],
         "learned": ["LearnedSchedule"],
         "proximal": ["proximal_point"],
+        "noise_curve": ["NoiseCurve"],
         "noise_level": ["estimate_sigma"],
         "posterior": ["Posterior", "posterior_components", "posterior_moments"],
         "sampling": ["effective_size", "mala", "r_hat"],

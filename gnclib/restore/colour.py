@@ -17,10 +17,11 @@ grey at 0.5, which an energy of differences does not see.
 
 *Noise that is unequal or correlated.* Let C be its covariance between the channels, measured on the image
 (:mod:`gnclib.restore.noise_level`). Planes A (red, green, blue)^T with A C A^T diagonal have independent noise, each
-with a level of its own, sigma_k^2 = (A C A^T)_kk. The rows of A are those of Q, made orthogonal one after the other in the
-inner product of C^-1 and scaled to length 1: the first is the best linear estimate of brightness, 1^T C^-1, and for
-C = sigma^2 I it is A = Q. Channels without noise are no part of it and stay as they are to the bit. Where a plane holds
-noise that is not white, as in files that store colour with fewer pixels (JPEG), an image goes channel by channel.
+with a level of its own, sigma_k^2 = (A C A^T)_kk. The rows of A are C^-1 times those of Q, made orthogonal one after
+the other in the inner product of C and scaled to length 1; the first is the best linear estimate of brightness; for
+C = sigma^2 I it is A = Q. Channels without noise are no part of it and stay as they are to the bit. An image goes
+channel by channel where nearly all noise is common to the channels, since nothing is gained, and where a plane holds
+coarse noise, as in files that store colour with fewer pixels (JPEG).
 
 Missing pixels are filled in channel by channel: without noise nothing is gained (on four crops of training images with
 80 % missing, the planes were 0.2 dB worse on average).
@@ -28,6 +29,7 @@ Missing pixels are filled in channel by channel: without noise nothing is gained
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
@@ -43,12 +45,14 @@ __all__ = ["BASES", "Planes", "as_tensor", "choose_planes", "from_opponent", "sp
 #: in which basis a colour image is denoised
 BASES = ("opponent", "channels")
 GREY = 0.5
-#: noise is equal and independent if levels are no farther apart than this factor, correlations no larger
-UNEQUAL, CORRELATED = 1.15, 0.15
+#: noise is equal and independent if levels are within this factor and correlations no larger, estimates from n blocks
+#: being uncertain by UNCERTAIN n^(-1/2)
+UNEQUAL, CORRELATED, UNCERTAIN = 1.1, 0.1, 4.0
 #: below this :meth:`Noise.evenness` a plane holds little but coarse noise
 COARSE = 0.2
-#: eigenvalues of the covariance are taken for this part of the largest at least, being estimates
-FLOOR = 0.1
+#: noise is one and the same in all channels, and mixing them of no use, if the least eigenvalue of the correlation of
+#: the channels is below
+COMMON = 0.1
 
 
 def to_opponent(channels: np.ndarray) -> np.ndarray:
@@ -101,6 +105,7 @@ class Planes:
     basis : "opponent", "whitened" or "channels"
         "whitened": planes that fit the measured covariance; "channels" for every image without three different ones.
     white : whether the noise, where its level was estimated, looks white or absent
+    maps : (C, H, W), sigma of each pixel where it was given so; the levels are then the largest ones
     """
 
     values: np.ndarray
@@ -108,16 +113,20 @@ class Planes:
     levels: list[float | None]
     basis: str
     white: bool = True
+    maps: np.ndarray | None = None
 
 
-def choose_planes(channels: np.ndarray, sigma: float | None = None, colour: str = "auto") -> Planes:
+def choose_planes(
+    channels: np.ndarray, sigma: float | np.ndarray | None = None, colour: str = "auto"
+) -> Planes:
     """The planes in which an image is denoised, with the noise level of each, given or estimated.
 
     Parameters
     ----------
     channels : (C, H, W), grey values in [0, 1] plus noise
-    sigma : float, optional
-        The level in every channel; estimated by default (:func:`gnclib.restore.noise_level.measure_noise`).
+    sigma : float, or what broadcasts to the channels, optional
+        The level in every channel, or of each pixel (planes then suit the mean variances of the channels); estimated by
+        default (:func:`gnclib.restore.noise_level.measure_noise`).
     colour : {"auto", "opponent", "channels"}
         "opponent": as if noise were equal and independent. ValueError for another one.
     """
@@ -125,6 +134,8 @@ def choose_planes(channels: np.ndarray, sigma: float | None = None, colour: str 
         raise ValueError(f"colour must be one of auto, {', '.join(BASES)}, got {colour!r}")
     values, join = split(channels, "channels" if colour == "channels" else "opponent")
     mixed = values is not channels
+    if np.ndim(sigma):
+        return _with_maps(channels, np.broadcast_to(sigma, channels.shape), colour if mixed else "channels")
     if sigma is not None and not (mixed and colour == "auto"):
         return Planes(values, join, [sigma] * len(values), "opponent" if mixed else "channels")
     noise = measure_noise(channels)
@@ -144,6 +155,18 @@ def choose_planes(channels: np.ndarray, sigma: float | None = None, colour: str 
     return Planes(values, join, [float(s) if s >= LEAST else None for s in levels], basis, white)
 
 
+def _with_maps(channels: np.ndarray, maps: np.ndarray, colour: str) -> Planes:
+    """The planes for noise of these sigmas (C, H, W), independent between the channels."""
+    variances, matrix = maps.astype(np.float64) ** 2, np.eye(len(channels))
+    if colour != "channels":
+        matrix = _whitening(np.diag(variances.mean((1, 2)))) if colour == "auto" else _cosines(3)
+    every = np.full(len(channels), colour != "channels")
+    maps = np.sqrt(np.tensordot(matrix**2, variances, 1))
+    levels = [float(m.max()) if m.max() >= LEAST else None for m in maps]
+    values, join = _apply(matrix, every, channels), partial(_apply, np.linalg.inv(matrix), every)
+    return Planes(values, join, levels, "whitened" if colour == "auto" else colour, maps=maps)
+
+
 def _fitting(noise: Noise, sigma: float | None) -> tuple[str, np.ndarray, np.ndarray]:
     """Name and matrix of the planes for this noise of three channels, and the covariance of the channels."""
     noisy, covariance = noise.levels >= LEAST, noise.covariance
@@ -157,7 +180,13 @@ def _fitting(noise: Noise, sigma: float | None) -> tuple[str, np.ndarray, np.nda
     if noisy.sum() == 1 or (sigma is not None and not noisy.all()):
         return channels
     name, matrix = "whitened", np.eye(3)
-    if noisy.all() and _alike(covariance):
+    levels = np.sqrt(np.diag(covariance))[noisy]
+    correlation = covariance[np.ix_(noisy, noisy)] / np.outer(levels, levels)
+    doubt = UNCERTAIN / math.sqrt(noise.blocks)
+    equal = levels.max() <= (UNEQUAL + doubt) * levels.min()
+    if np.linalg.eigvalsh(correlation)[0] < COMMON:
+        return channels
+    if noisy.all() and equal and np.abs(correlation - np.eye(3)).max() <= CORRELATED + doubt:
         name, matrix, covariance = "opponent", _cosines(3), np.eye(3) * np.trace(covariance) / 3
     else:
         matrix[np.ix_(noisy, noisy)] = _whitening(covariance[np.ix_(noisy, noisy)])
@@ -165,17 +194,10 @@ def _fitting(noise: Noise, sigma: float | None) -> tuple[str, np.ndarray, np.nda
     return channels if coarse else (name, matrix, covariance)
 
 
-def _alike(covariance: np.ndarray) -> bool:
-    """Whether noise with this covariance is equally strong in all channels and independent between them."""
-    levels = np.sqrt(np.diag(covariance))
-    correlation = covariance / np.outer(levels, levels) - np.eye(len(levels))
-    return bool(levels.max() <= UNEQUAL * levels.min() and np.abs(correlation).max() <= CORRELATED)
-
-
 def _whitening(covariance: np.ndarray) -> np.ndarray:
     """A of the module for this covariance (C, C): rows of length 1 with A C A^T diagonal, brightness first."""
     values, vectors = np.linalg.eigh(covariance)
-    root = vectors / np.sqrt(values.clip(min=FLOOR * values.max())) @ vectors.T  # C^-1/2
+    root = vectors / np.sqrt(values) @ vectors.T  # C^-1/2
     rotation, _ = np.linalg.qr(root @ _cosines(len(covariance)).T)
     rows = rotation.T @ root
     rows *= np.sign((rows * _cosines(len(covariance))).sum(1, keepdims=True))

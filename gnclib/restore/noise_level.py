@@ -39,12 +39,21 @@ from torch import Tensor
 
 from gnclib.checks import as_measured
 
-__all__ = ["LEAST", "NOT_WHITE", "Noise", "calm", "estimate_sigma", "live_spectra", "measure_noise"]
+__all__ = [
+    "LEAST",
+    "NOT_WHITE",
+    "Noise",
+    "calm",
+    "estimate_sigma",
+    "high_variance",
+    "live_spectra",
+    "measure_noise",
+]
 
 #: pixels along each side of a block, and how many blocks are looked at, spread evenly over the image
 SIDE, MOST = 8, 100_000
-#: of the blocks, which are kept, and at least so many
-SHARE, FEWEST = 0.02, 100
+#: of the blocks, which are kept, and at least so many; how many must be able to hold noise
+SHARE, FEWEST, ENOUGH = 0.02, 400, 100
 #: a block whose mean lies so many sigma from both ends of the range holds its noise; rounds in which sigma is refined
 FAR, ROUNDS = 3.0, 4
 #: the least sigma that the shipped priors remove; below it there is no noise
@@ -74,6 +83,7 @@ class Noise:
     ----------
     covariance : (C, C), of the noise between channels, from high frequencies; 0 for a channel without
     middle, highest, whole : (C, C), the same from medium and the highest frequencies, and from all but the mean
+    blocks : how many calm blocks there were
     certain : whether enough of the image could show noise
     """
 
@@ -81,6 +91,7 @@ class Noise:
     middle: np.ndarray
     highest: np.ndarray
     whole: np.ndarray
+    blocks: int = 0
     certain: bool = True
 
     @property
@@ -130,7 +141,7 @@ def estimate_sigma(y: Tensor) -> float:
 def measure_noise(channels: np.ndarray) -> Noise:
     """The noise of an image (C, H, W), grey values of [0, 1] plus noise. Raises ValueError if it is below 8 x 8."""
     spectra, used = live_spectra(channels)  # (N, c, 8, 8)
-    bands, certain = [np.zeros((len(used), len(used)))] * 4, True
+    bands, kept, certain = [np.zeros((len(used), len(used)))] * 4, spectra, True
     if len(spectra):
         kept, certain = _uncut(spectra, channels[used])
         products = np.einsum("nauv,nbuv->uvab", kept, kept) / len(kept)  # (8, 8, c, c)
@@ -142,7 +153,7 @@ def measure_noise(channels: np.ndarray) -> Noise:
     found = np.zeros((4, len(channels), len(channels)))
     for whole, band in zip(found, bands, strict=True):
         whole[np.ix_(used, used)] = band
-    return Noise(*found, certain)
+    return Noise(*found, len(kept), certain)
 
 
 def live_spectra(channels: np.ndarray) -> tuple[np.ndarray, list[int]]:
@@ -152,13 +163,14 @@ def live_spectra(channels: np.ndarray) -> tuple[np.ndarray, list[int]]:
             f"images of {channels.shape[1]} x {channels.shape[2]} pixels are too small to estimate the noise, which"
             f" needs {SIDE} x {SIDE}: give sigma"
         )
-    step = int(np.ceil(math.sqrt(channels[0].size / MOST)))
+    channels = channels.astype(np.float32, copy=False)
+    step = math.ceil(math.sqrt(channels[0].size / MOST))
 
     def spread(values: np.ndarray) -> np.ndarray:
         return sliding_window_view(values, (SIDE, SIDE), (-2, -1))[..., ::step, ::step, :, :]
 
     each = [~spread(_drawn(channel)).any((-1, -2)) for channel in channels]
-    used = [c for c, live in enumerate(each) if live.sum() >= min(FEWEST, live.size)]
+    used = [c for c, live in enumerate(each) if live.sum() >= min(ENOUGH, live.size)]
     if not used:
         return np.zeros((0, 0, SIDE, SIDE)), used
     live = np.logical_and.reduce([each[c] for c in used])
@@ -177,20 +189,24 @@ def _uncut(spectra: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, bool]
     means = spectra[:, :, 0, 0] / SIDE
     ends = (channels.min((1, 2)), channels.max((1, 2)))
     distance, inside = np.minimum(means - ends[0], ends[1] - means), np.ones(len(spectra), bool)  # (N, c)
+    few = min(FEWEST + ENOUGH, len(spectra))
     for _ in range(ROUNDS):
         kept = calm(spectra[inside])
-        sigma = np.sqrt(np.median((kept[..., _HIGH] ** 2).mean(0), axis=-1))
+        sigma = np.sqrt(high_variance(kept))
         far = (distance / sigma.clip(min=EQUAL)).min(1)
-        inside = far >= min(
-            FAR, np.partition(far, -most)[-most] if len(far) > (most := 5 * FEWEST) else far.min()
-        )
+        inside = far >= min(FAR, np.partition(far, -few)[-few])
     return kept, bool(np.median(far[inside]) > FAR / 2)
 
 
-def calm(spectra: np.ndarray) -> np.ndarray:
+def calm(spectra: np.ndarray, fewest: int = FEWEST) -> np.ndarray:
     """The share of the blocks (N, c, 8, 8) that has the least energy at low frequencies."""
     energy = (spectra[..., _LOW] ** 2).sum((1, 2))
-    return spectra[np.argsort(energy, kind="stable")[: max(FEWEST, int(SHARE * len(spectra)))]]
+    return spectra[np.argsort(energy, kind="stable")[: max(fewest, int(SHARE * len(spectra)))]]
+
+
+def high_variance(spectra: np.ndarray) -> np.ndarray:
+    """Median over the high frequencies of the mean squares of spectra (N, c, 8, 8): (c,)."""
+    return np.median((spectra[..., _HIGH] ** 2).mean(0), axis=-1)
 
 
 def _drawn(channel: np.ndarray) -> np.ndarray:
@@ -212,7 +228,7 @@ def _drawn(channel: np.ndarray) -> np.ndarray:
 def _structure(spectra: np.ndarray, sigma: np.ndarray) -> np.ndarray:
     """sigma of each channel (c,) by the small eigenvalues of the blocks (N, c, 8, 8), over sigma; 1 if not smaller."""
     factors = np.ones(len(sigma))
-    if len(spectra) < 5 * FEWEST:
+    if len(spectra) < FEWEST + ENOUGH:
         return factors
     for c, level in enumerate(sigma):
         vectors = spectra[:, c, _FREQUENCY > 4]

@@ -30,12 +30,14 @@ LEVELS = {"denoise": "sigma_255", "inpaint": "missing"}
 class Denoising:
     """Gaussian noise of known level: D(x) = ||x - y||^2 / (2 sigma^2)   (Kobler & Pock 2023, section 4).
 
+    With a level for each pixel D(x) = sum_i (x_i - y_i)^2 / (2 sigma_i^2).
+
     Parameters
     ----------
     y : (B, 1, H, W)
         Noisy image, in [0, 1] up to noise, not clipped.
-    sigma : float in (0, 10]
-        Standard deviation of the noise in grey values (25/255 = 0.098).
+    sigma : float in (0, 10], or (B, 1, H, W) or what broadcasts to it
+        Standard deviation of the noise in grey values (25/255 = 0.098), of all pixels or of each.
 
     Raises
     ------
@@ -43,18 +45,25 @@ class Denoising:
         Another y or sigma.
     """
 
-    def __init__(self, y: Tensor, sigma: float) -> None:
+    def __init__(self, y: Tensor, sigma: float | Tensor) -> None:
         self.y = as_measured(y).detach().clone()
-        self.sigma = float(sigma)
-        if not 0 < self.sigma <= FARTHEST:
+        if of_pixels := isinstance(sigma, Tensor) and sigma.ndim > 1:
+            self.sigma = _expanded("map of sigma", sigma.to(self.y), self.y)
+            low, high = (v.item() for v in self.sigma.aminmax())
+        else:
+            self.sigma = low = high = float(sigma)
+        if not 0 < low <= high <= FARTHEST:
             raise ValueError(
-                f"sigma must be a number > 0 in units of the grey range (25 of 255 is 0.098), got {sigma:g}: divide"
-                " grey levels by 255"
+                "sigma must be a number > 0 in units of the grey range (25 of 255 is 0.098), got"
+                f" {f'{low:g} to {high:g}' if of_pixels else f'{low:g}'}: divide grey levels by 255"
             )
 
     def energy(self, x: Tensor) -> Tensor:
-        """||x - y||^2 / (2 sigma^2) per image: (B, 1, H, W) -> (B,)."""
-        return (_like(self.y, x) - self.y).square().sum(dim=(1, 2, 3)) / (2 * self.sigma**2)
+        """The sum of (x - y)^2 / (2 sigma^2) per image: (B, 1, H, W) -> (B,)."""
+        squares = (_like(self.y, x) - self.y).square()
+        if isinstance(self.sigma, Tensor):
+            return (squares / (2 * self.sigma**2)).sum(dim=(1, 2, 3))
+        return squares.sum(dim=(1, 2, 3)) / (2 * self.sigma**2)
 
     def prox(self, v: Tensor, step: float | Tensor) -> Tensor:
         """(sigma^2 v + eta y) / (sigma^2 + eta), eta = step >= 0 (a float or (B,)); shaped like v."""
@@ -90,12 +99,7 @@ class Inpainting:
             if not bool(((mask == 0) | (mask == 1)).all()):
                 raise ValueError("the mask must be boolean or hold only 0 (missing) and 1 (observed)")
             mask = mask == 1
-        try:
-            self.mask = mask.expand(self.y.shape).clone()  # (B, 1, H, W)
-        except RuntimeError as error:
-            raise ValueError(
-                f"a mask of shape {tuple(mask.shape)} does not fit images of shape {tuple(self.y.shape)}"
-            ) from error
+        self.mask = _expanded("mask", mask, self.y)  # (B, 1, H, W)
 
     def energy(self, x: Tensor) -> Tensor:
         """0 where x agrees with every observed pixel exactly, else +inf: (B, 1, H, W) -> (B,)."""
@@ -182,6 +186,16 @@ class Task:
             return Denoising(add_noise(x, self.sigma, generator), self.sigma)
         mask = torch.rand(x.shape, generator=generator).to(x.device) < 1 - self.level  # True: observed
         return Inpainting(torch.where(mask, x, torch.zeros_like(x)), mask)
+
+
+def _expanded(name: str, values: Tensor, y: Tensor) -> Tensor:
+    """Values of pixels as a copy shaped like y."""
+    try:
+        return values.expand(y.shape).clone()
+    except RuntimeError as error:
+        raise ValueError(
+            f"a {name} of shape {tuple(values.shape)} does not fit images of shape {tuple(y.shape)}"
+        ) from error
 
 
 def _like(y: Tensor, v: Tensor) -> Tensor:

@@ -39,6 +39,7 @@ from gnclib.checks import as_device, as_measured
 from gnclib.foe import load_prior
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
 from gnclib.restore.flow import State
+from gnclib.restore.noise_curve import NoiseCurve
 from gnclib.restore.noise_level import NOT_WHITE
 from gnclib.restore.operators import Denoising, Inpainting, Task
 from gnclib.restore.posterior import doubts, flaws, posterior_moments
@@ -59,7 +60,7 @@ INPAINTING = Task("inpaint", 0.8)
 
 def denoise_gnc(
     image: np.ndarray,
-    sigma: float | None = None,
+    sigma: float | np.ndarray | NoiseCurve | None = None,
     *,
     prior: str = "R1",
     scheme: str = "gnc",
@@ -78,10 +79,12 @@ def denoise_gnc(
     ----------
     image : (H, W), or with one more axis, that of the channels
         Never changed. Dtypes and ranges: see the module.
-    sigma : float, optional
+    sigma : float, array or NoiseCurve, optional
         Standard deviation of the noise in the units of the float image, in the range of the prior ([0.01, 1] for the
         shipped ones). None: estimated; what has no noise that the prior could remove is then left as it is. Warns where
-        the noise does not look white.
+        the noise does not look white. An array, of the shape of the image or what broadcasts to it, has a level for
+        each pixel; a :class:`gnclib.restore.noise_curve.NoiseCurve` makes one for noise that grows with brightness.
+        For both the scheme is "gnc" or "joint".
     prior : a shipped prior ("R1", "R2", "R3"), a folder, or a name on the hub
     scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
@@ -117,16 +120,15 @@ def denoise_gnc(
         No such prior, or no schedule was learned for it near this noise level.
     """
     channels, back = _as_channels(image, channel_axis, data_range)
-    if return_std and np.ndim(sigma):
+    if return_std and (np.ndim(sigma) or isinstance(sigma, NoiseCurve)):
         raise ValueError("standard deviations need one sigma for all pixels: maps of sigma are not supported")
-    if sigma is not None and not 0 < sigma <= 1:
-        raise ValueError(
-            f"sigma is in the units of the float image, in (0, 1], got {sigma:g}: divide grey levels by 255"
-        )
+    if not (sigma is None or isinstance(sigma, NoiseCurve)):
+        sigma = _as_sigma(sigma, np.shape(image), channel_axis)
     options = {"prior": prior, "scheme": scheme, "steps": steps, "device": device or "cpu", "tile": tile}
     count = 3 if len(channels) == 4 and colour != "channels" else len(channels)
     colours, alpha = channels[:count], channels[count:]
-    result, planes = denoise_channels(colours, sigma, colour=colour, **options)
+    level = sigma[:count] if np.ndim(sigma) else sigma
+    result, planes = denoise_channels(colours, level, colour=colour, **options)
     result = back(np.concatenate([result, alpha]), clip)
     if not planes.white:
         warnings.warn(NOT_WHITE, stacklevel=2)
@@ -193,7 +195,7 @@ def inpaint_gnc(
 
 def denoise_channels(
     channels: np.ndarray,
-    sigma: float | None = None,
+    sigma: float | np.ndarray | NoiseCurve | None = None,
     *,
     prior: str = "R1",
     scheme: str = "gnc",
@@ -210,6 +212,10 @@ def denoise_channels(
         as_measured(as_tensor(channel))  # said of the image, not of the planes made of it
     if sigma is None:
         load_prior(prior)  # a name that is none is refused before the estimation
+    if isinstance(sigma, NoiseCurve):
+        sigma = sigma.sigma(channels)
+    if np.ndim(sigma) and scheme not in ("gnc", "joint"):
+        raise ValueError(f"a sigma for each pixel needs the scheme gnc or joint, got {scheme!r}")
     planes = choose_planes(channels, sigma, colour)
     made = {
         level: load(scheme, prior, Task("denoise", 255 * level), tile=tile, **options)
@@ -219,9 +225,10 @@ def denoise_channels(
     if not made:
         return np.array(channels), planes
     result = np.array(planes.values)
-    for plane, level in zip(result, planes.levels, strict=True):
+    for k, (plane, level) in enumerate(zip(result, planes.levels, strict=True)):
         if level is not None:
-            data = Denoising(as_tensor(plane).to(made[level].device), made[level].task.sigma)
+            noise = made[level].task.sigma if planes.maps is None else as_tensor(planes.maps[k])
+            data = Denoising(as_tensor(plane).to(made[level].device), noise)
             plane[...] = _solve(made[level].states(data), tick)
     return planes.join(result), planes
 
@@ -319,6 +326,24 @@ def _solve(states: Iterator[State], tick: Callable[[], object]) -> np.ndarray:
     for state in states:  # noqa: B007
         tick()
     return state.x[0, 0].cpu().numpy()
+
+
+def _as_sigma(sigma, shape: tuple[int, ...], channel_axis: int | None) -> float | np.ndarray:
+    """sigma of all pixels, or of each with the channels first, checked."""
+    found = np.asarray(sigma, dtype=np.float64)
+    low, high = (found.min(), found.max()) if found.size else (np.nan, np.nan)
+    if not (low > 0 and high <= 1):
+        told = f"{low:g}" if low == high or np.isnan(low) else f"{low:g} to {high:g}"
+        raise ValueError(
+            f"sigma is in the units of the float image, in (0, 1], got {told}: divide grey levels by 255"
+        )
+    if not found.ndim:
+        return float(found)
+    try:
+        found = np.broadcast_to(found, shape)
+    except ValueError:
+        raise ValueError(f"a map of sigma of shape {found.shape} does not fit an image of {shape}") from None
+    return found[None] if channel_axis is None else np.moveaxis(found, channel_axis, 0)
 
 
 def _as_channels(

@@ -114,15 +114,15 @@ def test_unequal_noise_gains_what_equal_noise_does(sigmas):
 
 
 @pytest.mark.parametrize("sigma", [SIGMA, None])
-@pytest.mark.parametrize(("rho", "least"), [(0.4, 0.3), (0.8, -0.15), (1.0, -0.15)])
+@pytest.mark.parametrize(("rho", "least"), [(0.4, 0.3), (0.7, -0.1), (1.0, -0.01)])
 def test_correlated_noise_is_no_worse_than_channel_by_channel(rho, least, sigma):
     x, y = correlated(rho)
     gain, planes = gains(y, x, sigma)
-    assert planes.basis == "whitened"
+    assert planes.basis == ("whitened" if rho < 1 else "channels")
     assert gain > least
 
 
-@pytest.mark.parametrize("rho", [0.0, 0.4, 0.9])
+@pytest.mark.parametrize("rho", [0.0, 0.4, 0.7])
 def test_the_noise_of_the_planes_is_independent_and_of_their_levels(rho):
     """Noise on a smooth image: the covariance of the planes' noise against the levels told."""
     noise = correlated(rho, (40, 20, 10))[1] - cat(0, size=128)
@@ -134,7 +134,7 @@ def test_the_noise_of_the_planes_is_independent_and_of_their_levels(rho):
     covariance = np.cov(of_planes.reshape(3, -1))
     levels = np.sqrt(np.diag(covariance))
     np.testing.assert_allclose(planes.levels, levels, rtol=0.06)
-    assert np.abs(covariance / np.outer(levels, levels) - np.eye(3)).max() < (0.1 if rho < 0.5 else 0.35)
+    assert np.abs(covariance / np.outer(levels, levels) - np.eye(3)).max() < 0.1
     np.testing.assert_allclose(planes.join(planes.values), smooth + noise, atol=1e-5)
 
 
@@ -174,7 +174,7 @@ def test_grey_pictures_stored_in_colour(change):
         y[0, 0, 0] += 1 / 255
     else:
         x, y = (v * np.array([1.0, 0.9, 0.75], np.float32)[:, None, None] for v in (x, y))
-    assert gains(y, x)[0] > -0.1
+    assert gains(y, x)[0] > -0.01
 
 
 @pytest.mark.filterwarnings("ignore:what varies")
