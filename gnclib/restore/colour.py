@@ -141,7 +141,7 @@ def choose_planes(
     noise = measure_noise(channels)
     basis, matrix, covariance = "channels", np.eye(len(channels)), noise.covariance
     if mixed and colour == "opponent":
-        basis, matrix = "opponent", _cosines(3)
+        basis, matrix, covariance = "opponent", _cosines(3), np.eye(3) * np.trace(covariance) / 3
     elif mixed:
         basis, matrix, covariance = _fitting(noise, sigma)
     if basis == "channels":

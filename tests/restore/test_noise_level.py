@@ -92,11 +92,6 @@ def test_where_nothing_can_be_noise_there_is_none(kind):
     assert found(in_8_bits(PATTERNS.get(kind, np.full((64, 64), 0.4)))) == (0.0, True)
 
 
-def test_drawings_that_are_not_left_out_look_like_noise(monkeypatch):
-    monkeypatch.setattr(noise_level, "_drawn", lambda channel: np.zeros(channel.shape, bool))
-    assert found(PATTERNS["checkerboard 4"])[0] > 10
-
-
 def test_calm_photographs_have_none_with_evidence_and_texture_without():
     level, white = found(photo())
     assert level < 1
