@@ -11,7 +11,7 @@ from PIL import Image
 from scipy.ndimage import gaussian_filter, zoom
 
 from gnclib.images import data
-from gnclib.restore import denoise_gnc, noise_level
+from gnclib.restore import denoise_gnc
 from gnclib.restore.noise_level import estimate_sigma, measure_noise
 
 
