@@ -247,8 +247,8 @@ def _curve(source: Path, noisy, gain: str, offset: float, read_noise: float, dep
         curve = NoiseCurve.estimate(noisy)
         dark, bright = (unit * math.sqrt(max(v, 0.0)) for v in (curve.floor, curve.gain + curve.floor))
         say(
-            f"{source}: gain {unit * curve.gain:.3g}, sigma {dark:.3g} at black and {bright:.3g} at white, in numbers of"
-            " the file, estimated"
+            f"{source}: gain {unit * curve.gain:.3g}, sigma {dark:.3g} at black and {bright:.3g} at white, in"
+            " numbers of the file, estimated"
         )
         return curve
     try:
