@@ -187,7 +187,7 @@ def sweep(prior, task, sets, limit, crop, workers, device, out):
     """
     gnc coverage --table                       the results that come with the package
     gnc coverage --prior R1 --limit 10         ten images of each set
-    gnc coverage                               everything; a quarter of an hour on one core
+    gnc coverage                               everything; twenty minutes on one core
     """
 )
 @options.repeated("--prior", metavar="NAME", help="a prior of the package (default: R1, R3, C1)")

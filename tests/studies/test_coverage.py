@@ -60,7 +60,7 @@ def test_the_shipped_numbers():
     content = coverage.load()
     content_rows, at = content.rows["images"], LEVELS.index(0.9)
     pairs = {(row.prior, row.sigma) for row in content_rows}
-    assert {("R1", sigma) for sigma in coverage.NOISE} <= pairs
+    assert {(prior, sigma) for prior in ("R1", "R3") for sigma in coverage.NOISE} <= pairs
     for prior, sigma in pairs:
         found = coverage.summary(content_rows, prior, sigma)
         assert 0.88 < found.scaled[at] < 0.92, (prior, sigma)
