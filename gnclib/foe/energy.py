@@ -29,7 +29,7 @@ import json
 import math
 import os
 from dataclasses import asdict
-from functools import cache
+from functools import cache, wraps
 from pathlib import Path
 
 import torch
@@ -59,6 +59,17 @@ __all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig"]
 
 #: folder of the weights that come with the package
 WEIGHTS = Path(__file__).parents[1] / "weights"
+
+
+def _in_full_precision(method):
+    """The method without autocast: derivatives of the potentials of rounded features are off by their size."""
+
+    @wraps(method)
+    def exact(self, y, *args, **options):
+        with torch.autocast(self.offset.device.type, enabled=False):
+            return method(self, y, *args, **options)
+
+    return exact
 
 
 class FieldsOfExperts(nn.Module):
@@ -244,6 +255,7 @@ class FieldsOfExperts(nn.Module):
             g = g * crop_to(slopes[l - 1], g)
         return self._output(convolve_adjoint_inner(g, self.kernels[0]), tau, "valid")
 
+    @_in_full_precision
     def dtau(
         self, y: Tensor, t: float | Tensor, *, border: str = "reflect", order: int = 2
     ) -> tuple[Tensor, ...]:
@@ -273,6 +285,7 @@ class FieldsOfExperts(nn.Module):
             found = tuple(map(torch.add, found, self.coarse.dtau(y, tau, order)))
         return found
 
+    @_in_full_precision
     def hvp(self, y: Tensor, t: float | Tensor, v: Tensor, *, border: str = "reflect") -> Tensor:
         """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of :meth:`grad` along v.
 

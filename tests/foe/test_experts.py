@@ -268,4 +268,7 @@ def test_autocast(layers):
     expected = METHODS["grad"](prior, y)
     with torch.autocast("cpu", dtype=torch.bfloat16):
         same(METHODS["grad"](prior, y), expected, 0.05)
-        same(METHODS["energy"](prior, y).float(), METHODS["energy"](prior, y), 0.05)
+        found = [METHODS[name](prior, y) for name in ("energy", "dtau", "hvp")]
+    same(found[0].float(), METHODS["energy"](prior, y), 0.05)
+    same(found[1], METHODS["dtau"](prior, y), 1e-6)
+    same(found[2], METHODS["hvp"](prior, y), 1e-6)
