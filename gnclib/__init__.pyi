@@ -1,7 +1,8 @@
 from .certify import certify_convex as certify_convex
 from .certify import enclose_threshold as enclose_threshold
+from .deep import NetworkEnergy as NetworkEnergy
+from .deep import load_prior as load_prior
 from .foe import FieldsOfExperts as FieldsOfExperts
-from .foe import load_prior as load_prior
 from .gmm import GaussianMixture as GaussianMixture
 from .images import psnr as psnr
 from .restore import Denoising as Denoising

@@ -78,7 +78,8 @@ def _machine() -> Iterator[str]:
 
 
 def _weights() -> Iterator[str]:
-    from gnclib.foe import WEIGHTS, load_prior
+    from gnclib.deep import load_prior
+    from gnclib.foe import WEIGHTS
     from gnclib.io import read_json, sha256
 
     for file in sorted(WEIGHTS.glob("*/model.safetensors")):
@@ -98,7 +99,7 @@ def _weights() -> Iterator[str]:
 def _self_test() -> Iterator[str]:
     import torch
 
-    from gnclib.foe import load_prior
+    from gnclib.deep import load_prior
     from gnclib.images import add_noise, embedded, psnr
     from gnclib.restore import denoise_gnc, estimate_sigma
 

@@ -130,9 +130,9 @@ def certify(prior, sigma):
     """Certificates of a prior with one layer, the name of one of the package or a folder, that hold for all images: is
     t Hess R proved to be positive semidefinite, and between which bounds lie its eigenvalues, with features at the
     border or without."""
-    from gnclib.foe import FieldsOfExperts
+    from gnclib.deep import load_prior
 
-    model = FieldsOfExperts.from_pretrained(prior)
+    model = load_prior(prior)
     low, high = model.sigma_min, model.sigma_max
     levels = [s / 255 for s in sigma] or [low * (high / low) ** (k / 9) for k in range(10)]
     say("sigma     convex      t Hess between          inside of the image between")

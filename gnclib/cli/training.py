@@ -80,6 +80,7 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
     gnc train P1                                   the recipe as restored from the paper; an hour on one core
     gnc train R1 --resume                          go on after an interruption
     gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1
+    gnc train G1                                   a network energy; some hours on one core
     gnc train R3 --export-only                     weights and model card of a run that is not finished
     torchrun --nproc-per-node=2 -m gnclib train R3 --device cuda       one process per GPU
     """
@@ -98,8 +99,9 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
 @_run_options(1000)
 @_settings_options(RECIPES)
 def train(prior, out, resume, export_only, warm_start, every, device, images, **settings):
-    """Train a Fields-of-Experts prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7): R1, R2 and
-    R3 with our changes, P1, P2 and P3 as restored from the paper; the number is that of the layers. A run can be
+    """Train a prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7). Fields of Experts: R1, R2 and
+    R3 with our changes, P1, P2 and P3 as restored from the paper, the number being that of the layers, C1 with coarser
+    scales; G1 has a network instead. A run can be
     stopped at any moment: Ctrl-C and SIGTERM write a checkpoint first, after a kill the last one counts. A resumed run
     on the CPU ends with the same weights, bit for bit, as one that was never stopped. Under torchrun several processes
     share each batch."""
@@ -119,7 +121,7 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
         digest = {"warm_start_sha256": run.weights_sha256(warm_start)} if warm_start else {}
         state = _resumed(load_checkpoint(folder, device), images, given | digest)
         found, wanted = state.model.config, PRIORS[prior]
-        if (found.layers, found.constant) != (wanted.layers, wanted.constant):
+        if any(getattr(found, k, None) != getattr(wanted, k, None) for k in ("layers", "constant", "family")):
             raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
     else:
         _demand_no_run(folder)

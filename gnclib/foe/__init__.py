@@ -10,8 +10,9 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "energy": ["WEIGHTS", "FieldsOfExperts"],
-        "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
-        "priors": ["load_prior"],
+        "base": ["WEIGHTS", "LearnedEnergy"],
+        "energy": ["FieldsOfExperts"],
+        "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation", "read_prior"],
+        "convexity": ["Certificate"],
     },
 )

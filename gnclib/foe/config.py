@@ -171,10 +171,17 @@ class FoEConfig:
         return cls(**values)
 
 
-def read_prior(folder: Path) -> tuple[FoEConfig, dict[str, Tensor]]:
+def read_prior(folder: Path, configuration=FoEConfig.from_dict) -> tuple[Any, dict[str, Tensor]]:
     """Configuration and weights of the prior in a folder: config.json and model.safetensors.
 
     The weights are compared with the configuration before anybody makes something as large as that says.
+
+    Parameters
+    ----------
+    folder
+        Of the prior.
+    configuration
+        Makes a configuration of what config.json holds, or raises ValueError.
 
     Raises
     ------
@@ -184,7 +191,7 @@ def read_prior(folder: Path) -> tuple[FoEConfig, dict[str, Tensor]]:
         One is damaged, or they do not fit each other.
     """
     try:
-        config = FoEConfig.from_dict(io.read_json(folder / "config.json", "configuration", dict))
+        config = configuration(io.read_json(folder / "config.json", "configuration", dict))
         state, _ = io.read_tensors(folder / "model.safetensors")
     except ValueError as error:
         raise ValueError(f"the prior in {folder} cannot be read: {error}") from None

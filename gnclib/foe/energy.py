@@ -25,20 +25,17 @@ differentiation only; ``dtau`` carries first and second tau-derivatives through 
 
 from __future__ import annotations
 
-import json
 import math
 import os
 from dataclasses import asdict
 from functools import cache, wraps
-from pathlib import Path
 
 import torch
-from safetensors.torch import save
 from torch import Tensor, nn
 
-from gnclib.checks import as_images, as_time, hidden
 from gnclib.foe import config as foe_config
 from gnclib.foe import convexity, experts, hub
+from gnclib.foe.base import WEIGHTS, LearnedEnergy, demand_shape, recorded
 from gnclib.foe.coarse import CoarseExperts, refit, scale
 from gnclib.foe.config import START_ACTIVATIONS, FoEConfig
 from gnclib.foe.filters import (
@@ -50,15 +47,10 @@ from gnclib.foe.filters import (
     reflect,
     reflect_adjoint,
 )
-from gnclib.io import files
-from gnclib.io.tensors import demand_tensors
 from gnclib.spline import SplineGrid
 from gnclib.spline import splines as spline
 
 __all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig"]
-
-#: folder of the weights that come with the package
-WEIGHTS = Path(__file__).parents[1] / "weights"
 
 
 def _in_full_precision(method):
@@ -72,7 +64,7 @@ def _in_full_precision(method):
     return exact
 
 
-class FieldsOfExperts(nn.Module):
+class FieldsOfExperts(LearnedEnergy):
     """R_L(y, t) of Kobler & Pock 2023, eqs. (2) and (3); see the module for the formula and our choices.
 
     A new one starts as the paper describes: DCT kernels in K_1, Kaiming-normal K_l, identity activations, and a
@@ -117,16 +109,6 @@ class FieldsOfExperts(nn.Module):
         self.project()
 
     @property
-    def sigma_min(self) -> float:
-        """Smallest noise level at which the energy is defined, a grey value."""
-        return self.config.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        """Largest noise level at which the energy is defined."""
-        return self.config.sigma_max
-
-    @property
     def margin(self) -> int:
         """How far a feature sees, in pixels; the gradient sees twice as far.
 
@@ -141,6 +123,25 @@ class FieldsOfExperts(nn.Module):
     def alignment(self) -> int:
         """A part of an image gives the same features where it begins at a multiple of this number of pixels."""
         return 2**self.config.scales
+
+    @property
+    def smallest(self) -> int:
+        """Side of the smallest image that can be continued by reflection."""
+        return self.config.margin + 1
+
+    @property
+    def has_valid_part(self) -> bool:
+        """Whether ``border="valid"`` gives the part of the energy that sees nothing beyond the image."""
+        return self.coarse is None
+
+    def parameter_groups(self) -> dict[str, list[Tensor]]:
+        """What is learned, by the setting that is its learning rate; c(tau) only where the energy has such a term."""
+        groups = {"lr": [*self.kernels, *self.weights]}
+        if self.config.constant:
+            groups["lr_constant"] = [self.offset]
+        if self.coarse:
+            groups["lr_coarse"] = list(self.coarse.parameters())
+        return groups
 
     @torch.no_grad()
     def project(self) -> None:
@@ -292,10 +293,7 @@ class FieldsOfExperts(nn.Module):
         Features x_l and adjoints g_l carry their derivatives x_l', g_l' along v with them.
         """
         y, tau = self._check(y, t, border)
-        if v.shape != y.shape or v.dtype != y.dtype:
-            raise ValueError(
-                f"v must have the shape and dtype of y, {tuple(y.shape)} {y.dtype}, got {tuple(v.shape)} {v.dtype}"
-            )
+        demand_shape(v, y)
         far = self.coarse.curved(y, tau, v) if self.coarse else None
         z, v, coefficients = self._input(y, tau, border), self._input(v, tau, border), self._coefficients(tau)
         near = self._output(self._curved(z, v, coefficients), tau, border)
@@ -310,25 +308,8 @@ class FieldsOfExperts(nn.Module):
             raise ValueError(
                 "an energy with coarser scales continues images by reflection: it has no valid part"
             )
-        as_images(y, bytes_above=100)
-        if y.dtype != self.offset.dtype:
-            raise ValueError(
-                f"images are {y.dtype} but the energy is {self.offset.dtype}: convert one, e.g. prior.double()"
-            )
-        need = self.config.margin + 1 if border == "reflect" else 2 * self.config.margin + 1
-        if min(y.shape[-2:]) < need:
-            raise ValueError(
-                f"images of {y.shape[-2]}x{y.shape[-1]} pixels are too small: this energy needs {need}x{need} or more"
-            )
-        t = as_time(t, y.shape[0], like=y)
-        low, high = self.config.sigma_min**2, self.config.sigma_max**2
-        if not hidden() and bool(((t < low * (1 - 1e-5)) | (t > high * (1 + 1e-5))).any()):
-            raise ValueError(
-                f"t = {t.min().item():.4g} .. {t.max().item():.4g} leaves the range [{low:.4g}, {high:.4g}] of noise"
-                " variances on which this energy is defined (t is sigma^2, with grey values in [0, 1])"
-            )
-        tau = 0.5 * t.log()
-        return y, tau.clamp(math.log(self.config.sigma_min), math.log(self.config.sigma_max))
+        self._demand_images(y, self.smallest if border == "reflect" else 2 * self.config.margin + 1)
+        return y, self._range(t, y.shape[0], y)
 
     def _coefficients(self, tau: Tensor, derivative: int = 0) -> list[Tensor]:
         return [
@@ -372,7 +353,7 @@ class FieldsOfExperts(nn.Module):
 
     def _value(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
         """< phi_L(x_L), 1 >: (B,)."""
-        if self._fused(z, coefficients) and not _recorded(*self.kernels, *coefficients):
+        if self._fused(z, coefficients) and not recorded(*self.kernels, *coefficients):
             return experts.value(z, self.kernels[0], coefficients[0], self.config.grid_x)
         for l in range(self.config.layers):
             x = convolve(z, self.kernels[l], self.config.dilations[l])
@@ -386,7 +367,7 @@ class FieldsOfExperts(nn.Module):
         return self._backward(self._slopes(z, coefficients))
 
     def _value_and_slope(self, z: Tensor, coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
-        if self._fused(z, coefficients) and not _recorded(z, *self.kernels, *coefficients):
+        if self._fused(z, coefficients) and not recorded(z, *self.kernels, *coefficients):
             return experts.value_and_slope(z, self.kernels[0], coefficients[0], self.config.grid_x)
         value, slopes = self._slopes(z, coefficients, value=True)
         return value.sum((1, 2, 3)), self._backward(slopes)
@@ -412,7 +393,7 @@ class FieldsOfExperts(nn.Module):
 
     def _curved(self, z: Tensor, v: Tensor, coefficients: list[Tensor]) -> Tensor:
         """The derivative of :meth:`_slope` in z along v."""
-        if self._fused(z, coefficients) and not _recorded(z, v, *self.kernels, *coefficients):
+        if self._fused(z, coefficients) and not recorded(z, v, *self.kernels, *coefficients):
             return experts.curved(z, v, self.kernels[0], coefficients[0], self.config.grid_x)
         kept, last = [], self.config.layers - 1
         for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
@@ -510,15 +491,6 @@ class FieldsOfExperts(nn.Module):
 
     # files ---------------------------------------------------------------------------------------------------------
 
-    def weights_file(self) -> bytes:
-        """The content of ``model.safetensors``: the same for the same weights, wherever they are."""
-        return save({k: v.detach().cpu().contiguous() for k, v in self.state_dict().items()})
-
-    def save_pretrained(self, folder: str | os.PathLike) -> None:
-        """Write ``model.safetensors`` and ``config.json`` into ``folder``, each whole or not at all."""
-        files.write_bytes(Path(folder) / "model.safetensors", self.weights_file())
-        files.write_text(Path(folder) / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
-
     @classmethod
     def from_pretrained(cls, name: str | os.PathLike) -> FieldsOfExperts:
         """Load a prior of the package ("R1"), from a folder, or from the hub ("hf:owner/name@revision").
@@ -533,14 +505,6 @@ class FieldsOfExperts(nn.Module):
         folder = hub.locate(name, WEIGHTS, ("config.json", "model.safetensors"), "prior")
         return cls.from_state(*foe_config.read_prior(folder)).requires_grad_(False).eval()
 
-    @classmethod
-    def from_state(cls, config: FoEConfig, state: dict[str, Tensor]) -> FieldsOfExperts:
-        """The energy with these weights. Raises ValueError, before it makes anything, where they do not fit."""
-        demand_tensors(state, config.shapes, "weights that do not fit the configuration")
-        model = cls(config)
-        model.load_state_dict(state)
-        return model
-
 
 def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Tensor, Tensor]:
     """Coefficients of m(x), (N_x,), and of rho after its inverse, shaped like the potentials rho (C, N_x, N_tau)."""
@@ -551,11 +515,6 @@ def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Te
     (curvature,) = spline.evaluate(torch.zeros_like(x[..., :1]), rho, grid, (2,))
     even = even + s * curvature * m.clamp(max=0)  # rho(0) + s rho''(0) m for m < 0: no kink at 0
     return grid.fit(m, (m**2 + s**2).sqrt() - s), grid.fit(m, even).transpose(1, 2)
-
-
-def _recorded(*tensors: Tensor) -> bool:
-    """Whether torch records what is done with them."""
-    return torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
 
 
 @cache

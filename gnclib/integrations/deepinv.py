@@ -40,7 +40,7 @@ except RuntimeError as error:  # torchvision: "operator torchvision::nms does no
 import torch
 from torch import Tensor
 
-from gnclib.foe import load_prior
+from gnclib.deep import load_prior
 from gnclib.restore import Denoising, Task, gnc_flow, last, proximal_point
 from gnclib.restore.schedules import as_count
 from gnclib.restore.schemes import predefined

@@ -53,11 +53,13 @@ class Energy(Hessian, Protocol):
 
     sigma_min, sigma_max: the noise levels between which it is defined, grey values; t = sigma^2.
     margin: how many pixels away a term of the energy sees; the gradient sees twice as far.
+    alignment: a part of an image gives the same terms where it begins at a multiple of this number of pixels.
     """
 
     sigma_min: float
     sigma_max: float
     margin: int
+    alignment: int
 
     def energy_and_grad(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]: ...
 

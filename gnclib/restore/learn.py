@@ -32,7 +32,8 @@ from torch import Tensor, nn
 from typing_extensions import TypedDict
 
 from gnclib import io
-from gnclib.foe import FieldsOfExperts, FoEConfig, load_prior
+from gnclib.deep import configuration, kind_of, load_prior
+from gnclib.foe import LearnedEnergy
 from gnclib.images import data, psnr
 from gnclib.restore import learned_card
 from gnclib.restore.flow import last
@@ -86,7 +87,7 @@ class LearnState(io.State):
     """
 
     schedule: LearnedSchedule
-    model: FieldsOfExperts
+    model: LearnedEnergy
     config: LearnConfig
 
     def __post_init__(self) -> None:
@@ -141,7 +142,8 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> L
     """The state that :func:`gnclib.io.save_checkpoint` wrote, its prior on ``device``; errors as of :func:`export`."""
 
     def build(meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> LearnState:
-        model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["model"]), parts.pop("model", {}))
+        config = configuration(meta["model"])
+        model = kind_of(config).from_state(config, parts.pop("model", {}))
         values, of = parts.pop("schedule", {}), meta["schedule"]
         shape = (values["first_t"].numel() if "first_t" in values else 0,)
         names = ("first_t", "first_eta", "shift_tau", "shift_log_eta")
@@ -232,7 +234,7 @@ def learning(state: LearnState, images) -> Iterator[Step]:
     FloatingPointError
         The iterates, the loss or its gradient are no longer finite; the parameters are then as before that update.
     """
-    config, need = state.config, state.model.margin + 1
+    config, need = state.config, state.model.smallest
     if config.patch < need:
         raise ValueError(f"patches of {config.patch} pixels are too small: this prior needs {need} or more")
     if hasattr(images, "keys"):

@@ -35,7 +35,7 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from gnclib.foe import WEIGHTS, FieldsOfExperts, hub
+from gnclib.foe import WEIGHTS, LearnedEnergy, hub
 from gnclib.io import dumps, read_json, write_text
 from gnclib.restore.flow import State, gnc_flow
 from gnclib.restore.operators import LEVELS, Denoising, Inpainting, Task
@@ -149,7 +149,7 @@ class LearnedSchedule(nn.Module):
     def _begin(self, data: Denoising | Inpainting) -> Tensor:
         return data.guess() if self.x_0 == "guess" else data.start()
 
-    def demand_fit(self, prior: FieldsOfExperts) -> None:
+    def demand_fit(self, prior: LearnedEnergy) -> None:
         """Raise ValueError, saying what to do, unless these are the weights that the schedule was learned with."""
         if (digest := weights_sha256(prior)) != self.prior_sha256:
             raise ValueError(
@@ -192,8 +192,8 @@ class LearnedSchedule(nn.Module):
         return schedule.requires_grad_(False).eval()
 
 
-def weights_sha256(prior: FieldsOfExperts) -> str:
-    """SHA-256 of the model.safetensors that :meth:`FieldsOfExperts.save_pretrained` writes for this prior."""
+def weights_sha256(prior: LearnedEnergy) -> str:
+    """SHA-256 of the model.safetensors that :meth:`LearnedEnergy.save_pretrained` writes for this prior."""
     return hashlib.sha256(prior.weights_file()).hexdigest()
 
 

@@ -36,7 +36,7 @@ import numpy as np
 import torch
 
 from gnclib.checks import as_device, as_measured
-from gnclib.foe import load_prior
+from gnclib.deep import load_prior
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
 from gnclib.restore.flow import State
 from gnclib.restore.noise_curve import NoiseCurve
@@ -85,7 +85,7 @@ def denoise_gnc(
         the noise does not look white. An array, of the shape of the image or what broadcasts to it, has a level for
         each pixel; a :class:`gnclib.restore.noise_curve.NoiseCurve` makes one for noise that grows with brightness.
         For both the scheme is "gnc" or "joint".
-    prior : a shipped prior ("R1", "R2", "R3"), a folder, or a name on the hub
+    prior : a shipped prior ("R1", "R3", "C1"), a folder, or a name on the hub
     scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
         better where a schedule was learned nearby (R1: 12 to 62 of 255).
@@ -290,7 +290,8 @@ def inpaint_channels(
     """Channels (C, H, W) with the missing pixels (H, W) filled in; see the module and :func:`inpaint_gnc`.
 
     A gradient at a pixel depends on pixels up to two margins away. So only the smallest rectangle that holds all
-    missing pixels and two margins around them is looked at, except by "joint", whose t depends on the whole image.
+    missing pixels and two margins around them, and begins where a pixel of the prior's coarsest scale does, is looked
+    at, except by "joint", whose t depends on the whole image.
     """
     found = load(scheme, prior, INPAINTING, tile=tile, **options)
     result = np.array(channels)
@@ -300,9 +301,9 @@ def inpaint_channels(
         raise ValueError("the mask says that every pixel is missing (True is MISSING): is it inverted?")
     box = ...
     if scheme != "joint":
-        reach = 2 * found.prior.margin
+        reach, pixel = 2 * found.prior.margin, found.prior.alignment
         profiles = (np.flatnonzero(missing.any(axis)) for axis in (1, 0))
-        box = tuple(slice(max(0, at[0] - reach), at[-1] + reach + 1) for at in profiles)
+        box = tuple(slice(max(0, at[0] - reach) // pixel * pixel, at[-1] + reach + 1) for at in profiles)
     hole, tick = missing[box], _ticker(progress, len(channels) * found.steps)
     for channel in result:
         seen = np.where(hole, 0.5, channel[box])  # nan may lie in the hole

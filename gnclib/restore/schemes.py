@@ -26,7 +26,8 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_device
-from gnclib.foe import hub, load_prior
+from gnclib.deep import load_prior
+from gnclib.foe import hub
 from gnclib.restore.flow import Energy, State, gnc_flow
 from gnclib.restore.joint import joint_descent
 from gnclib.restore.learned import LearnedSchedule, find_schedule

@@ -45,6 +45,7 @@ class Tiled:
     sigma_min = property(lambda self: self.prior.sigma_min)
     sigma_max = property(lambda self: self.prior.sigma_max)
     margin = property(lambda self: self.prior.margin)
+    alignment = property(lambda self: self.prior.alignment)
 
     def parameters(self) -> Iterator[Tensor]:
         """Those of the prior."""
@@ -86,7 +87,7 @@ class Tiled:
 
         They begin where the pixels of the coarsest scale of the prior do.
         """
-        count, pixel = max(1, round(length / self.tile)), getattr(self.prior, "alignment", 1)
+        count, pixel = max(1, round(length / self.tile)), self.alignment
         edges = {length * i // count // pixel * pixel for i in range(count)}
         return [slice(*ends) for ends in pairwise([*sorted(edges), length])]
 

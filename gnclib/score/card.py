@@ -13,6 +13,7 @@ from typing import Any, ClassVar, NotRequired
 from typing_extensions import TypedDict
 
 from gnclib import io
+from gnclib.deep import NetworkConfig, configuration
 from gnclib.foe import FoEConfig
 from gnclib.score.recipes import TrainConfig
 from gnclib.score.training_set import HELD_OUT
@@ -92,6 +93,7 @@ OBJECTIVES = {
     " 1/2 (d_tau R + norm(z)^2 - n)^2, which has the same minimiser (up to the border of the patches) and needs neither"
     " second derivatives nor a boundary term",
 }
+OPTIMISERS = {"adabelief": "AdaBelief", "adam": "Adam (0.9, 0.99)"}
 #: the schemes of evaluation*.json, in words
 SCHEMES = {
     "mmse": "one-step MMSE",
@@ -143,14 +145,19 @@ def write(folder: str | Path) -> Path:
     config = io.read_json(folder / "config.json", "configuration of a prior", dict)
     run = io.read_json(folder / "training.json", "record of a training run", Training)
     try:
-        config, settings = FoEConfig.from_dict(config), TrainConfig(**run["settings"])
+        config, settings = configuration(config), TrainConfig(**run["settings"])
     except ValueError as error:
         raise ValueError(f"config.json or training.json in {folder} is damaged: {error}") from None
-    layers = f"{config.layers} layer{'s' if config.layers > 1 else ''}"
-    tags = ("image-restoration", "denoising", "fields-of-experts", "score-matching")
+    network = isinstance(config, NetworkConfig)
+    kind = (
+        "an energy with a network"
+        if network
+        else f"Fields of Experts with {config.layers} layer{'s' if config.layers > 1 else ''}"
+    )
+    tags = ("image-restoration", "denoising", "energy" if network else "fields-of-experts", "score-matching")
     lines = [
         *front_matter(*tags, bsds500="held_out" not in run),
-        f"# {folder.resolve().name}: Fields of Experts with {layers}",
+        f"# {folder.resolve().name}: {kind}",
         "",
         "A learned energy R(y, t) of noisy grey images, trained by joint score matching (Kobler & Pock 2023, eqs. 2, 3",
         "and 7). Written by `gnclib.score.card` from `config.json`, `training.json`, `log.csv` and `evaluation*.json`.",
@@ -169,11 +176,15 @@ def write(folder: str | Path) -> Path:
     return io.write_text(folder / "README.md", "\n".join(lines) + "\n")
 
 
-def _training(config: FoEConfig, settings: TrainConfig, run: Training) -> list[tuple[str, Any]]:
+def _training(
+    config: FoEConfig | NetworkConfig, settings: TrainConfig, run: Training
+) -> list[tuple[str, Any]]:
     """The rows on how the prior was made."""
     done = run["iterations"]
     of = "" if done == settings.steps else f" of {settings.steps} planned, each"
     start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
+    if isinstance(config, NetworkConfig):
+        start = "none"
     if settings.warm_start:
         start = (
             f"`{settings.warm_start}`, SHA-256 of its weights {settings.warm_start_sha256},"
@@ -187,14 +198,18 @@ def _training(config: FoEConfig, settings: TrainConfig, run: Training) -> list[t
         ("loss", f"objective `{settings.objective}`, lambda {settings.smoothing:g} per pixel"),
         ("objective", OBJECTIVES[settings.objective]),
         ("warm start", start),
-        ("optimiser", f"AdaBelief, cosine from {settings.lr:g} to {settings.lr_last:g}"),
-        *_ours(config, settings),
+        (
+            "optimiser",
+            f"{OPTIMISERS[settings.optimiser]}, cosine from {settings.lr:g} to {settings.lr_last:g}",
+        ),
+        *(_of_network if isinstance(config, NetworkConfig) else _of_experts)(config, settings),
+        *_common(settings),
     ]
-    if not settings.projected:
+    if isinstance(config, FoEConfig) and not settings.projected:
         rows.append(("kernels of K_1", "free: neither zero mean nor a bounded norm"))
     if settings.roughness:
         text = "times the learning rate: decoupled decay of the potentials' third differences after each step (ours)"
-        if config.layers > 1:
+        if isinstance(config, FoEConfig) and config.layers > 1:
             text += f"; hidden activations {settings.roughness_hidden:g} times that"
         rows.append(("roughness", f"{settings.roughness:g} {text}"))
     if settings.averaging:
@@ -209,7 +224,18 @@ def _training(config: FoEConfig, settings: TrainConfig, run: Training) -> list[t
     return rows
 
 
-def _ours(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str]]:
+def _of_network(config: NetworkConfig, settings: TrainConfig) -> list[tuple[str, str]]:
+    """The rows on the network, its gate and its arithmetic."""
+    channels = ", ".join(map(str, config.channels))
+    gate = f"1 up to sigma {config.sigma_open:g}, 0 from {config.sigma_convex:g} on: convex there by construction"
+    rows = [
+        ("network", f"U-Net of {channels} channels, sees {config.margin} pixels far (ours)"),
+        ("gate", gate),
+    ]
+    return rows + ([("arithmetic", "bfloat16 in the convolutions")] if settings.bf16 else [])
+
+
+def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str]]:
     """The rows on coarser scales, convexity and what trains them."""
     rows = []
     if config.scales:
@@ -224,6 +250,20 @@ def _ours(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str]]:
     if config.convex_from is not None:
         text = f"potentials are kept convex for sigma >= {config.convex_from:g}, those of coarser scales everywhere"
         rows.append(("convexity", f"{text}; `gnc certify` proves it (ours)"))
+    return rows
+
+
+def _common(settings: TrainConfig) -> list[tuple[str, str]]:
+    """The rows on the course of the training."""
+    rows = []
+    if settings.clip:
+        rows.append(
+            ("gradient", f"shortened to the norm {settings.clip:g}, but for the part of c(tau) (ours)")
+        )
+    if settings.wide:
+        text = f"{settings.wide:.0%} of the iterations see {settings.batch // 4} patches of side {2 * settings.patch}"
+        text += f" with sigma from {settings.wide_from:g} on, the others have sigma up to {settings.narrow_to:g} (ours)"
+        rows.append(("wide patches", text))
     if settings.hold:
         rows.append(("learning rates", f"constant for the first {settings.hold:.0%} of the iterations"))
     if settings.emphasis:

@@ -10,6 +10,7 @@ from typing import Annotated, Literal, get_args
 
 from pydantic import Field, model_validator
 
+from gnclib.deep import NetworkConfig
 from gnclib.foe import FoEConfig, StartActivation
 from gnclib.io import settings
 
@@ -54,6 +55,17 @@ class TrainConfig:
         First learning rate of coarser scales, 0 for that of the fine scale.
     hold
         Part of the iterations before the learning rates begin to fall.
+    optimiser
+        AdaBelief (the paper) or Adam, this one with beta = (0.9, 0.99).
+    clip
+        Largest norm of the gradient of all but c(tau), to which a larger one is shortened; 0 for none.
+    bf16
+        Whether the convolutions of a network energy are computed in bfloat16.
+    wide
+        Part of the iterations that see a quarter of the batch with patches twice as wide, 0 for none; these have noise
+        levels from ``wide_from`` on, all others up to ``narrow_to`` (ours, for energies that see far).
+    wide_from, narrow_to
+        Lowest noise level of wide patches and highest one of the others, grey values.
     emphasis
         The image part at noise level sigma has the weight (sigma / 0.1)^emphasis: 0 is eq. (7), 1 gives a change of
         the PSNR about the same weight at all noise levels (ours).
@@ -64,8 +76,8 @@ class TrainConfig:
         that vanishes at both ends, in the smoothing part) or "denoising" (denoising score matching in tau as well,
         which departs from eq. 7); see :mod:`gnclib.score.losses`.
     roughness
-        Weight of the decoupled decay of :meth:`FieldsOfExperts.smooth`, taken after each step times the learning rate
-        (as AdamW decays weights): where data are rare a potential stays smooth.
+        Weight of the decoupled decay of :meth:`gnclib.foe.FieldsOfExperts.smooth`, taken after each step times the
+        learning rate (as AdamW decays weights): where data are rare a potential stays smooth.
     roughness_hidden
         The same for hidden activations, relative to ``roughness``.
     projected
@@ -96,9 +108,15 @@ class TrainConfig:
     patch: Count = 48
     lr: Rate = 1e-3
     lr_constant: Rate = 1e-2
-    lr_last: Rate = 1e-5
+    lr_last: RateOrZero = 1e-5
     lr_coarse: RateOrZero = 0.0
     hold: RateOrZero = 0.0
+    optimiser: Literal["adabelief", "adam"] = "adabelief"
+    clip: Weight = 0.0
+    bf16: bool = False
+    wide: RateOrZero = 0.0
+    wide_from: Weight = 0.3
+    narrow_to: Weight = 1.0
     emphasis: Weight = 0.0
     smoothing: Weight = 5e-4
     fraction: Part = 0.125
@@ -122,6 +140,8 @@ class TrainConfig:
             raise ValueError(
                 "the boundary term of the corrected objective takes pairs of patches: batch must be >= 2"
             )
+        if self.wide and self.batch < 4:
+            raise ValueError("wide patches come in a quarter of the batch: batch must be >= 4")
         return self
 
 
@@ -165,12 +185,14 @@ class LearnConfig:
 # recipes --------------------------------------------------------------------------------------------------------------
 
 _PAPER = FoEConfig(scaled_input=False, range=4.0, nodes_x=127, constant=False)
-#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper
+#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, C1 with
+#: coarser scales, G1 with a network
 PRIORS = {
     "R1": FoEConfig(layers=1),
     "R2": FoEConfig(layers=2, dilation=2),
     "R3": FoEConfig(layers=3, dilation=2),
     **{f"P{layers}": replace(_PAPER, layers=layers) for layers in (1, 2, 3)},
+    "G1": NetworkConfig(),
     "C1": FoEConfig(layers=1, sigma_max=2.0, nodes_tau=20, scales=4, convex_from=0.6),
 }
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
@@ -187,6 +209,20 @@ RECIPES = {
     "P1": _PRINTED,
     "P2": _PRINTED_DEEP,
     "P3": _PRINTED_DEEP,
+    "G1": TrainConfig(
+        steps=30_000,
+        batch=16,
+        patch=64,
+        lr_last=0.0,
+        hold=0.5,
+        optimiser="adam",
+        clip=1.0,
+        bf16=True,
+        wide=0.2,
+        fraction=1.0,
+        objective="denoising",
+        averaging=0.999,
+    ),
     "C1": replace(
         _SHIPPED,
         steps=20_000,

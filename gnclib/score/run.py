@@ -19,7 +19,8 @@ from statistics import fmean
 import torch
 
 from gnclib import io
-from gnclib.foe import WEIGHTS, FieldsOfExperts, hub
+from gnclib.deep import kind_of
+from gnclib.foe import WEIGHTS, FieldsOfExperts, LearnedEnergy, hub
 from gnclib.score import card, coarse_start, training_set
 from gnclib.score.card import Row
 from gnclib.score.denoising import denoising_psnr
@@ -56,8 +57,10 @@ def start(
     if name not in PRIORS:
         raise ValueError(f"there is no prior {name!r} to train: choose one of {', '.join(PRIORS)}")
     generator = torch.Generator().manual_seed(config.seed)
-    model = FieldsOfExperts(PRIORS[name], generator=generator)
+    model = kind_of(PRIORS[name])(PRIORS[name], generator=generator)
     if str(warm_start):
+        if not isinstance(model, FieldsOfExperts):
+            raise ValueError(f"{name} is no Field of Experts: there is no warm start for it")
         shallow = FieldsOfExperts.from_pretrained(warm_start)
         model.warm_start(shallow, torch.Generator().manual_seed(config.seed), hidden=config.warm_start_hidden)
         config = replace(
@@ -67,7 +70,7 @@ def start(
 
 
 def weights_sha256(prior: str | Path) -> str:
-    """SHA-256 of the model.safetensors that :meth:`FieldsOfExperts.from_pretrained` reads for this name or folder."""
+    """SHA-256 of the model.safetensors that :func:`gnclib.load_prior` reads for this name or folder."""
     folder = hub.locate(prior, WEIGHTS, ("config.json", "model.safetensors"), "prior")
     return io.sha256(folder / "model.safetensors")
 
@@ -105,7 +108,7 @@ def drive(
         ``every`` < 1, or what :func:`gnclib.score.training.training` and :mod:`gnclib.score.training_set` raise.
     """
     images = training_set.of_run(state)
-    if state.step == 0 and state.model.coarse:
+    if state.step == 0 and getattr(state.model, "coarse", None):
         coarse_start.begin(state.model, images.train, state.config.seed)
     keeper = None
     if group.rank == 0:
@@ -118,7 +121,7 @@ def drive(
         export(folder)
 
 
-def run(state: TrainState, folder: str | Path, **options) -> FieldsOfExperts:
+def run(state: TrainState, folder: str | Path, **options) -> LearnedEnergy:
     """:func:`drive` to the end: the trained prior."""
     for _ in drive(state, folder, **options):
         pass

@@ -5,7 +5,8 @@ The loss of one batch, with everything divided by the number of pixels n so that
     1/n mean_b 1/2 || e^tau grad_1 R - z ||^2  +  lambda/n ( mean_b [1/2 (d_tau R)^2 - d_tautau R] + boundary term ).
 
 The image part is taken over the pixels whose receptive field lies inside of the patch; the smoothing part on a
-fraction of the batch (unbiased). Optimiser: AdaBelief with cosine annealing, as in the paper.
+fraction of the batch (unbiased). Optimiser: AdaBelief with cosine annealing, as in the paper, or Adam. The loop serves
+every :class:`gnclib.foe.LearnedEnergy`.
 
 All random numbers are drawn on the CPU, for the whole batch, whatever the device and the number of processes: these
 change how a run is computed, not which run it is. With several processes each computes the loss on its own part
@@ -22,7 +23,7 @@ from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from pytorch_optimizer import AdaBelief
@@ -30,7 +31,8 @@ from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
 from gnclib import io
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.deep import NetworkEnergy, configuration, kind_of
+from gnclib.foe import LearnedEnergy
 from gnclib.images import data
 from gnclib.score import losses as sm
 from gnclib.score.distributed import ALONE, Group
@@ -49,45 +51,40 @@ __all__ = [
 class TrainState(io.State):
     """Everything that a training needs to go on: the prior in training, beside what :class:`gnclib.io.State` has.
 
-    The optimiser is AdaBelief with one group for kernels and potentials and one for c(tau). ``average`` is the moving
-    average of the model, made here; None if ``config.averaging`` is 0.
+    The optimiser has one group of parameters for each learning rate. ``average`` is the moving average of the model,
+    made here; None if ``config.averaging`` is 0.
     """
 
-    model: FieldsOfExperts
+    model: LearnedEnergy
     config: TrainConfig
     average: AveragedModel | None = None
 
     def __post_init__(self) -> None:
         self.generator.manual_seed(self.config.seed)
-        coarse = list(self.model.coarse.parameters()) if self.model.coarse else []
-        parts = [
-            [*self.model.kernels, *self.model.weights],
-            [self.model.offset],
-            *([coarse] if coarse else []),
-        ]
+        parts = self.model.parameter_groups().values()
         groups = [{"params": part, "lr": lr} for part, lr in zip(parts, self.rates, strict=True)]
-        self.optimizer = AdaBelief(groups, weight_decay=0.0)
+        adam = self.config.optimiser == "adam"
+        self.optimizer = (
+            torch.optim.Adam(groups, betas=(0.9, 0.99)) if adam else AdaBelief(groups, weight_decay=0.0)
+        )
+        self.model.bf16 = self.config.bf16
         if self.config.averaging:
             self.average = AveragedModel(self.model, multi_avg_fn=partial(_average, self.config.averaging))
 
     @property
-    def prior(self) -> FieldsOfExperts:
+    def prior(self) -> LearnedEnergy:
         """What the run has learned so far: the averaged model, or the model itself where nothing is averaged."""
         return self.average.module if self.average else self.model
 
     @property
     def trained(self) -> list[Tensor]:
-        """The parameters that are learned; c(tau) only where the energy has such a term."""
-        model = self.model
-        coarse = model.coarse.parameters() if model.coarse else ()
-        return [*model.kernels, *model.weights, *([model.offset] if model.config.constant else []), *coarse]
+        """The parameters that are learned."""
+        return [p for part in self.model.parameter_groups().values() for p in part]
 
     @property
     def rates(self) -> tuple[float, ...]:
-        """First learning rates: of the fine kernels and potentials, of c(tau), of coarser scales where there are."""
-        config = self.config
-        coarse = (config.lr_coarse or config.lr,) if self.model.coarse else ()
-        return config.lr, config.lr_constant, *coarse
+        """First learning rates of the groups of parameters, that of coarser scales by default as of the fine one."""
+        return tuple(getattr(self.config, name) or self.config.lr for name in self.model.parameter_groups())
 
     @property
     def total(self) -> int:
@@ -126,7 +123,8 @@ def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> T
     """
 
     def build(meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> TrainState:
-        model = FieldsOfExperts.from_state(FoEConfig.from_dict(meta["prior"]), parts.pop("model", {}))
+        config = configuration(meta["prior"])
+        model = kind_of(config).from_state(config, parts.pop("model", {}))
         state = TrainState(model.to(device), TrainConfig(**meta["config"]))
         if state.average:
             _restore_average(state, parts.pop("average", {}))
@@ -161,21 +159,28 @@ class Step:
     lr: float
 
 
+class Levels(NamedTuple):
+    """Ends of an interval of noise levels, as configurations and energies have them too."""
+
+    sigma_min: float
+    sigma_max: float
+
+
 def sample_noise(
-    config: FoEConfig, count: int, shape: torch.Size, generator: torch.Generator
+    levels: Levels, count: int, shape: torch.Size, generator: torch.Generator
 ) -> tuple[Tensor, Tensor]:
     """tau ~ U(tau_min, tau_max), stratified over the batch (B,), and z ~ N(0, I) of ``shape``.
 
     Stratified: image b of ``count`` gets the b-th of as many equal parts of the interval. Each batch covers all noise
     levels, and the mean over the batch stays unbiased.
     """
-    low, high = math.log(config.sigma_min), math.log(config.sigma_max)
+    low, high = math.log(levels.sigma_min), math.log(levels.sigma_max)
     u = (torch.arange(count) + torch.rand(count, generator=generator)) / count
     return low + (high - low) * u, torch.randn(shape, generator=generator)
 
 
 def smoothing_part(
-    model: FieldsOfExperts,
+    model: LearnedEnergy,
     x: Tensor,
     tau: Tensor,
     z: Tensor,
@@ -207,9 +212,8 @@ def smoothing_part(
         return torch.zeros_like(model.offset[0]).detach()
     x, tau, z, z_ends = (v[mine].to(model.offset) for v in (x, tau, z, z_ends))
     order = 1 if config.objective == "denoising" else 2
-    border = "reflect" if model.config.scales else "valid"
-    first, *second = model.dtau(_noisy(x, tau, z), (2 * tau).exp(), border=border, order=order)
-    margin = model.config.margin if border == "valid" else 0
+    options, margin = ({"border": "valid"}, model.margin) if model.has_valid_part else ({}, 0)
+    first, *second = model.dtau(_noisy(x, tau, z), (2 * tau).exp(), order=order, **options)
     inner = z[
         ..., margin : z.shape[-2] - margin, margin : z.shape[-1] - margin
     ]  # one feature position per pixel
@@ -223,7 +227,7 @@ def smoothing_part(
     if corrected:
         ends, high = model.config.grid_tau, mine % 2 == 0
         tau = torch.where(high, ends.high, ends.low).to(tau)
-        (first,) = model.dtau(_noisy(x, tau, z_ends), (2 * tau).exp(), border=border, order=1)
+        (first,) = model.dtau(_noisy(x, tau, z_ends), (2 * tau).exp(), order=1, **options)
         high = high.to(first.device)
         at_max, at_min = group.share(first[high], (total + 1) // 2), group.share(first[~high], total // 2)
         value = value + sm.boundary_term(at_max, at_min, ends.low, ends.high)
@@ -231,7 +235,12 @@ def smoothing_part(
 
 
 def loss_parts(
-    model: FieldsOfExperts, x: Tensor, config: TrainConfig, generator: torch.Generator, group: Group = ALONE
+    model: LearnedEnergy,
+    x: Tensor,
+    config: TrainConfig,
+    generator: torch.Generator,
+    group: Group = ALONE,
+    levels: Levels | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches.
 
@@ -247,24 +256,32 @@ def loss_parts(
         Of tau, z, the choice of patches for the smoothing part and its noise.
     group
         With several ranks, both parts are this rank's share: their means over the ranks are the loss.
+    levels
+        Of the noise; those of the energy by default.
 
     Returns
     -------
     image, smoothing
         Scalars. The smoothing part is the mean over round(fraction B) patches, at least one (two if corrected).
     """
-    tau, z = sample_noise(model.config, len(x), x.shape, generator)
+    tau, z = sample_noise(levels or model.config, len(x), x.shape, generator)
     mine = group.slice(len(x))
     own_x, own_tau, own_z = (v[mine].to(model.offset) for v in (x, tau, z))
-    t = (2 * own_tau).exp()
-    score = model.grad if model.config.scales else model.inner_grad  # coarser scales see the whole patch
-    grad = score(_noisy(own_x, own_tau, own_z), t)
-    edge = 0 if model.config.scales else 2 * model.config.margin
+    t, y = (2 * own_tau).exp(), _noisy(own_x, own_tau, own_z)
+    # an energy without a valid part, with coarser scales or a network, sees the whole patch
+    edge = 2 * model.margin if model.has_valid_part else 0
     noise = own_z[..., edge : own_z.shape[-2] - edge, edge : own_z.shape[-1] - edge]
+    at_once = isinstance(model, NetworkEnergy) and config.fraction == 1 and config.objective == "denoising"
+    if at_once:  # one backward pass gives both derivatives
+        grad, first = model.grads(y, t)
+    else:
+        grad = model.inner_grad(y, t) if model.has_valid_part else model.grad(y, t)
     weight = (10 * own_tau.exp()) ** config.emphasis
     image = group.share(weight * sm.image_term(grad, noise, t), len(x)) / noise[0].numel()
     if config.smoothing == 0:
         return image, torch.zeros_like(image).detach()
+    if at_once:
+        return image, group.share(sm.denoising_term(first, noise), len(x)) / noise[0].numel()
     least = 2 if config.objective == "corrected" else 1  # both ends of the tau interval
     count = max(least, round(config.fraction * len(x)))
     chosen = torch.randperm(len(x), generator=generator)[:count]
@@ -302,20 +319,30 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
         The loss or its gradient is no longer finite; weights and step are then as before that iteration.
     """
     config, model = state.config, state.model
-    need = 4 * model.config.margin + 1
+    need = 4 * model.margin + 1 if model.has_valid_part else model.smallest
     if config.patch < need:
         raise ValueError(f"patches of {config.patch} pixels are too small: this prior needs {need} or more")
-    if config.batch % group.world:
-        raise ValueError(f"a batch of {config.batch} cannot be divided equally among {group.world} processes")
+    counts = [config.batch, *([config.batch // 4] if config.wide else [])]
+    if any(count % group.world for count in counts):
+        raise ValueError(
+            f"a batch of {' or '.join(map(str, counts))} cannot be divided equally among {group.world} processes"
+        )
     if hasattr(images, "keys"):
         data.refuse_validation(images.keys())
-    sampler = data.PatchSampler(images, config.patch, state.generator)
+    narrow = data.PatchSampler(images, config.patch, state.generator)
+    wide = data.PatchSampler(images, 2 * config.patch, state.generator) if config.wide else None
     while state.step < config.steps:
         begun = round(config.hold * config.steps)
         for part, first in zip(state.optimizer.param_groups, state.rates, strict=True):
             since = max(0, state.step - begun)
             part["lr"] = learning_rate(first, config.lr_last, since, config.steps - begun)
-        loss, image, smoothing = _gradient(state, sampler.sample(config.batch), group)
+        if wide is None:
+            x, levels = narrow.sample(config.batch), None
+        elif torch.rand((), generator=state.generator) < config.wide:
+            x, levels = wide.sample(config.batch // 4), Levels(config.wide_from, model.sigma_max)
+        else:
+            x, levels = narrow.sample(config.batch), Levels(model.sigma_min, config.narrow_to)
+        loss, image, smoothing = _gradient(state, x, group, levels)
         lr = state.optimizer.param_groups[0]["lr"]
         state.optimizer.step()
         if config.projected:
@@ -330,10 +357,15 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
         yield Step(state.step, loss, image, smoothing, lr)
 
 
-def _gradient(state: TrainState, x: Tensor, group: Group) -> tuple[float, float, float]:
-    """Leave the gradient of the loss on the whole batch in the parameters; return the loss and its two parts."""
+def _gradient(
+    state: TrainState, x: Tensor, group: Group, levels: Levels | None
+) -> tuple[float, float, float]:
+    """Leave the gradient of the loss on the whole batch in the parameters; return the loss and its two parts.
+
+    Where there is a bound of its norm it is shortened to that, but for the part of c(tau).
+    """
     config, parameters = state.config, list(state.model.parameters())
-    image, smoothing = loss_parts(state.model, x, config, state.generator, group)
+    image, smoothing = loss_parts(state.model, x, config, state.generator, group, levels)
     loss = image + config.smoothing * smoothing
     state.optimizer.zero_grad()
     loss.backward()
@@ -348,4 +380,9 @@ def _gradient(state: TrainState, x: Tensor, group: Group) -> tuple[float, float,
         raise FloatingPointError(f"the loss is {found[0]} {at}")
     if not all(bool(p.grad.isfinite().all()) for p in parameters if p.grad is not None):
         raise FloatingPointError(f"the gradient of the loss is not finite {at}")
+    if config.clip:
+        groups = state.model.parameter_groups()
+        nn.utils.clip_grad_norm_(
+            [p for name in groups if name != "lr_constant" for p in groups[name]], config.clip
+        )
     return tuple(found)

@@ -105,7 +105,8 @@ def of_run(state: io.State) -> TrainingSet:
         The run began with other images; or as :func:`training_set`.
     """
     config = state.config
-    chosen = training_set(config.images, config.patch)
+    side = 2 * config.patch if getattr(config, "wide", 0) else config.patch
+    chosen = training_set(config.images, side)
     if state.step and chosen.digest != config.images_sha256:
         where = config.images or "BSDS500"
         raise ValueError(

@@ -22,7 +22,8 @@ import torch
 from scipy.stats import norm
 from torch import Tensor
 
-from gnclib.foe import WEIGHTS, load_prior
+from gnclib.deep import load_prior
+from gnclib.foe import WEIGHTS
 from gnclib.images import data
 from gnclib.io import sha256
 from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, rounded

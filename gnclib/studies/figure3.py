@@ -27,7 +27,8 @@ from pydantic import ConfigDict
 from torch import Tensor
 
 from gnclib.checks import as_device
-from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.deep import load_prior
+from gnclib.foe import WEIGHTS, LearnedEnergy
 from gnclib.images import data
 from gnclib.io import sha256
 from gnclib.io.table import Content, Form, Job, Origin, Record, Row, Table, from_object, read_table
@@ -157,7 +158,7 @@ def jobs(
             raise ValueError(f"unknown {kind} {wrong[0]!r}: choose from {', '.join(known)}")
     as_device(device)
     torch.set_num_threads(1)
-    energy = FieldsOfExperts.from_pretrained(prior)
+    energy = load_prior(prior)
     chosen = []
     for name in (s for s in SETS if s in sets):
         images = data.bsds68() if name == "bsds68" else {k: data.embedded()[k] for k in EMBEDDED}
@@ -170,7 +171,7 @@ def jobs(
 
 
 def _work(
-    prior: FieldsOfExperts, task: str, x: Tensor, seed: int, settings: Settings, device: str
+    prior: LearnedEnergy, task: str, x: Tensor, seed: int, settings: Settings, device: str
 ) -> dict[str, object]:
     """The other columns of a :class:`Run`."""
     torch.set_num_threads(1)

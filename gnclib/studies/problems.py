@@ -29,7 +29,8 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.deep import load_prior
+from gnclib.foe import WEIGHTS, LearnedEnergy
 from gnclib.images import data, psnr
 from gnclib.io import sha256
 from gnclib.io.table import Content, Form, Job, Row, Table, read_table, rounded
@@ -234,13 +235,13 @@ def _parts(name: str) -> tuple[str | None, str]:
     return (prior, rest) if rest in METHODS else (None, name)
 
 
-def _prior(name: str) -> tuple[FieldsOfExperts | None, dict[str, str]]:
+def _prior(name: str) -> tuple[LearnedEnergy | None, dict[str, str]]:
     """The energy of a method, and the settings that it stands for."""
     prior, _ = _parts(name)
     if prior is None:
         return None, {}
     settings = {"weights": sha256(WEIGHTS / prior / "model.safetensors")}
-    return FieldsOfExperts.from_pretrained(prior), settings
+    return load_prior(prior), settings
 
 
 def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, Any]:

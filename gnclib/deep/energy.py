@@ -1,0 +1,178 @@
+r"""An expressive energy for all noise levels, convex for strong smoothing by construction.
+
+    E(y, t) = 1/2 || sqrt(t) s u - N(u, tau) ||^2 + n c(tau),     u = s (y - m),   s = (t + sigma_0^2)^(-1/2),
+
+with tau = 0.5 log t, m the mean grey value of photographs and sigma_0 their spread, N the gated U-Net of
+:mod:`gnclib.deep.network`, n the number of pixels, and c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau. The paper's
+outlook ("more expressive energies") leaves the form open; this one is ours.
+
+The gate g(tau) is 1 up to ``sigma_open``, falls as a cubic in tau, and is 0 from ``sigma_convex`` on. There N is affine
+in y, so that E is half the squared norm of an affine map: **convex on all images, whatever the weights are**.
+
+Beyond the border of the image N sees zeros, that is m; nothing is continued or cropped, and images of every size are
+served. The gradient is one backward pass of automatic differentiation, which gives dE/dtau along with it.
+"""
+
+from __future__ import annotations
+
+import math
+from contextlib import nullcontext
+
+import torch
+from torch import Tensor, nn
+
+from gnclib.checks import hidden
+from gnclib.deep.config import NetworkConfig
+from gnclib.deep.network import GatedUNet
+from gnclib.foe import Certificate, LearnedEnergy
+from gnclib.foe.base import demand_shape, recorded
+from gnclib.spline import splines as spline
+
+__all__ = ["NetworkEnergy"]
+
+
+class NetworkEnergy(LearnedEnergy):
+    """E(y, t), an energy in which a network replaces kernels and potentials; see the module for the formula.
+
+    Parameters
+    ----------
+    config : NetworkConfig, optional
+        The architecture.
+    generator : torch.Generator, optional
+        Of the first weights.
+
+    Attributes
+    ----------
+    bf16 : bool
+        Whether the network's convolutions are computed in bfloat16: faster where the processor has it, and less exact.
+    """
+
+    def __init__(self, config: NetworkConfig | None = None, *, generator: torch.Generator | None = None):
+        super().__init__()
+        self.config = c = config or NetworkConfig()
+        with torch.random.fork_rng(devices=[]):  # torch's own initialisations take no generator
+            torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) if generator else 0)
+            self.network = GatedUNet(c.channels, c.embedding).to(memory_format=torch.channels_last)
+        self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
+        self.bf16 = False
+
+    margin = property(lambda self: self.config.margin, doc="How many pixels away a term of the energy sees.")
+    alignment = property(lambda self: self.config.alignment, doc="Where parts of an image have to begin.")
+
+    def parameter_groups(self) -> dict[str, list[Tensor]]:
+        """What is learned, by the setting that is its learning rate."""
+        return {"lr": list(self.network.parameters()), "lr_constant": [self.offset]}
+
+    # the energy contract ---------------------------------------------------------------------------------------------
+
+    def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """E(y, t).
+
+        Parameters
+        ----------
+        y : (B, 1, H, W)
+            Images, grey values of [0, 1] plus noise.
+        t : float or (B,)
+            Noise variance, in [sigma_min^2, sigma_max^2].
+
+        Returns
+        -------
+        (B,)
+
+        Raises
+        ------
+        ValueError
+            Bad shapes or dtypes, images that are not finite, t outside of its range.
+        """
+        return self._value(*self._check(y, t))
+
+    def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """The gradient of :meth:`energy` in y, shaped like y."""
+        return self.energy_and_grad(y, t)[1]
+
+    def energy_and_grad(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`energy` and :meth:`grad` by one pass forward and one backward."""
+        y, tau = self._check(y, t)
+        recorded = self._recorded(y, tau)
+        with torch.enable_grad():
+            y = _leaf(y)
+            value = self._value(y, tau)
+            (grad,) = torch.autograd.grad(value.sum(), y, create_graph=recorded)
+        return (value if recorded else value.detach()), grad
+
+    def grads(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """The gradient in y and the derivative in tau, (B, 1, H, W) and (B,), by one backward pass."""
+        y, tau = self._check(y, t)
+        recorded = self._recorded(y, tau)
+        with torch.enable_grad():
+            y, tau = _leaf(y), _leaf(tau)
+            return torch.autograd.grad(self._value(y, tau).sum(), (y, tau), create_graph=recorded)
+
+    def dtau(self, y: Tensor, t: float | Tensor, *, order: int = 2) -> tuple[Tensor, ...]:
+        """The derivatives of E in tau = 0.5 log t at fixed y up to ``order`` (1 or 2): as many tensors (B,)."""
+        if order not in (1, 2):
+            raise ValueError(f"order must be 1 or 2, got {order!r}")
+        y, tau = self._check(y, t)
+        recorded, found = self._recorded(y, tau), []
+        with torch.enable_grad():
+            tau = _leaf(tau)
+            value = self._value(y, tau)
+            for k in range(order):
+                more = recorded or k + 1 < order
+                (value,) = torch.autograd.grad(value.sum(), tau, create_graph=more)
+                found.append(value)
+        return tuple(found if recorded else (v.detach() for v in found))
+
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
+        """Hessian of :meth:`energy` in y times v, shaped like y: the gradient of <grad E, v>."""
+        y, tau = self._check(y, t)
+        demand_shape(v, y)
+        recorded = self._recorded(y, tau)
+        with torch.enable_grad():
+            y = _leaf(y)
+            (grad,) = torch.autograd.grad(self._value(y, tau).sum(), y, create_graph=True)
+            return torch.autograd.grad(grad, y, v, create_graph=recorded)[0]
+
+    def certify(self, t: float) -> Certificate:
+        """Proof of convexity for all images where the gate is shut; there is none elsewhere, and no other bound.
+
+        Then E is half the squared norm of an affine map, as a function of real numbers. Its curvature is not bounded
+        here: a product of the norms of all layers would be far above it. Raises ValueError if t leaves the range.
+        """
+        tau = self._range(t, 1, torch.zeros(1, dtype=torch.float64))
+        convex = bool(self.gate(tau) == 0)
+        lowest = 0.0 if convex else -math.inf
+        return Certificate(convex, math.inf, lowest, math.inf, lowest)
+
+    def gate(self, tau: Tensor) -> Tensor:
+        """g(tau) = 1 - 3 x^2 + 2 x^3, x the position of tau between log sigma_open and log sigma_convex, in [0, 1]."""
+        low, high = math.log(self.config.sigma_open), math.log(self.config.sigma_convex)
+        x = ((tau - low) / (high - low)).clamp(0, 1)
+        return 1 - x**2 * (3 - 2 * x)
+
+    # parts -----------------------------------------------------------------------------------------------------------
+
+    def _check(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        self._demand_images(y, self.smallest)
+        return y, self._range(t, y.shape[0], y)
+
+    def _value(self, y: Tensor, tau: Tensor) -> Tensor:
+        root = ((2 * tau).exp() + self.config.sigma_0**2).sqrt()
+        u = (y - self.config.mean) / root[:, None, None, None]
+        gate = self.gate(tau)[:, None, None, None]
+        if not hidden() and bool((gate == 1).all()):
+            gate = None
+        with torch.autocast(y.device.type, torch.bfloat16) if self.bf16 else nullcontext():
+            n = self.network(u, tau, gate)
+        r = (tau.exp() / root)[:, None, None, None] * u - n.to(u.dtype)
+        constant = root.log() + spline.contract(self.offset, tau, self.config.grid_tau)
+        return 0.5 * r.square().sum((1, 2, 3)) + y[0].numel() * constant
+
+    def _recorded(self, y: Tensor, tau: Tensor) -> bool:
+        """Whether torch records what is done with these or with the weights."""
+        return recorded(y, tau, *self.parameters())
+
+
+def _leaf(v: Tensor) -> Tensor:
+    """v, or a copy that torch records where v is not recorded."""
+    return v if v.requires_grad else v.detach().requires_grad_(True)
