@@ -225,7 +225,7 @@ RECIPES = {
     ),
     "C1": replace(
         _SHIPPED,
-        steps=20_000,
+        steps=8_000,
         batch=4,
         patch=128,
         lr=3e-4,
@@ -234,6 +234,7 @@ RECIPES = {
         smoothing=2e-6,
         emphasis=1.0,
         fraction=0.25,
+        roughness=1.0,
         averaging=0.997,
     ),
 }
