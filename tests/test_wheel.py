@@ -95,6 +95,7 @@ def test_it_works_far_from_the_clone(python, installed, tmp_path):
         "from gnclib import FieldsOfExperts, GaussianMixture, LearnedSchedule\n"
         "import sys; from gnclib.cli import main as cli\n"
         "assert FieldsOfExperts.from_pretrained('R3').config.layers == 3\n"
+        "assert gnclib.load_prior('G1').certify(16.0).convex\n"
         "assert len(LearnedSchedule.from_pretrained('R1-denoise-25')) == 10\n"
         "assert cli.main('denoise noisy.png --sigma 25 -o clean.png'.split()) == 0\n"
         "import numpy as np; from PIL import Image; print(np.asarray(Image.open('clean.png'), float).std())"

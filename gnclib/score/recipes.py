@@ -108,7 +108,7 @@ class TrainConfig:
     patch: Count = 48
     lr: Rate = 1e-3
     lr_constant: Rate = 1e-2
-    lr_last: RateOrZero = 1e-5
+    lr_last: Rate = 1e-5
     lr_coarse: RateOrZero = 0.0
     hold: RateOrZero = 0.0
     optimiser: Literal["adabelief", "adam"] = "adabelief"
@@ -210,11 +210,11 @@ RECIPES = {
     "P2": _PRINTED_DEEP,
     "P3": _PRINTED_DEEP,
     "G1": TrainConfig(
-        steps=30_000,
+        steps=11_000,
         batch=16,
         patch=64,
-        lr_last=0.0,
-        hold=0.5,
+        lr_last=1e-6,
+        hold=0.7,
         optimiser="adam",
         clip=1.0,
         bf16=True,

@@ -74,6 +74,11 @@ def test_the_recipe_of_c1():
     assert shipped["iterations"] == RECIPES["C1"].steps
 
 
+def test_the_recipe_of_g1_but_for_its_length():
+    shipped = json.loads((WEIGHTS / "G1" / "training.json").read_text())
+    assert differing(shipped["settings"], RECIPES["G1"], FILLED_IN | {"steps", "hold"}) == {}
+
+
 @pytest.mark.parametrize("path", sorted(WEIGHTS.glob("*-*/schedule.json")), ids=lambda path: path.parent.name)
 def test_the_recipes_of_schedules(path):
     """Those of R_3 took half of the iterations; fine-tuning has its own."""
