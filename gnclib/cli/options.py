@@ -95,17 +95,20 @@ def solver_options(*schemes: str, default: str | None = "gnc", more: str = "") -
 
 
 def say(text: str, error: bool = False) -> None:
-    """Print a line at once, to stdout or stderr; who does not listen (any more) does not stop the work."""
+    """Print a line at once, to stdout or stderr; who does not listen (any more) does not stop the work.
+
+    Raises OSError where the line cannot be written for another reason, such as a full disk.
+    """
     stream = sys.stderr if error else sys.stdout
     try:
         print(text, file=stream, flush=True)
-    except BrokenPipeError:  # the reader has gone, as in `gnc data | head -1`
-        with suppress(
-            OSError, ValueError
-        ):  # a stream without a file; Python would complain about the rest at its end
+    except OSError as stop:
+        with suppress(OSError, ValueError):  # of the rest Python would complain at its end
             null = os.open(os.devnull, os.O_WRONLY)
             os.dup2(null, stream.fileno())
             os.close(null)
+        if not isinstance(stop, BrokenPipeError):  # the reader has gone, as in `gnc data | head -1`
+            raise
 
 
 def progress(items: Iterable[T], unit: str, **options: Any) -> Iterable[T]:

@@ -11,6 +11,7 @@ import torch
 from PIL import Image
 
 from gnclib.cli import main as cli
+from gnclib.deep import priors
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe import energy as foe
 from gnclib.images import data
@@ -36,7 +37,7 @@ SIGMA, HOLES = Task("denoise", 25), Task("inpaint", 0.8)
 def shipped(tmp_path, monkeypatch):
     """A folder of shipped priors with one tiny R1."""
     folder = tmp_path / "weights"
-    for module in (foe, learned, field):
+    for module in (foe, priors, learned, field):
         monkeypatch.setattr(module, "WEIGHTS", folder)
     monkeypatch.setattr(field, "PRIORS", ("R1",))
     save_tiny(folder / "R1", 0)
