@@ -332,7 +332,7 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
     narrow = data.PatchSampler(images, config.patch, state.generator)
     wide = data.PatchSampler(images, 2 * config.patch, state.generator) if config.wide else None
     while state.step < config.steps:
-        begun = round(config.hold * config.steps)
+        begun = int(config.hold * config.steps)  # below config.steps
         for part, first in zip(state.optimizer.param_groups, state.rates, strict=True):
             since = max(0, state.step - begun)
             part["lr"] = learning_rate(first, config.lr_last, since, config.steps - begun)

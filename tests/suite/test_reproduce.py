@@ -209,7 +209,7 @@ def test_ctrl_c_stops_all_notebooks_and_their_kernels(tmp_path):
     process.send_signal(signal.SIGINT)
     error = process.communicate(timeout=30)[1].decode()
     assert process.returncode != 0
-    assert error.rstrip().endswith("KeyboardInterrupt")
+    assert "KeyboardInterrupt" in error  # a pipe that closes late may add a line of its own
     assert len(kernels) == len(list((tmp_path / "kernels").iterdir())) == 2  # the third was not begun
     for path in kernels:
         with pytest.raises(ProcessLookupError):
