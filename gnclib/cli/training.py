@@ -243,13 +243,13 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     "--only",
     type=click.Choice([v.name for v in variants()]),
     metavar="NAME",
-    help="a variant, see notebook 07_ablations",
+    help="a variant, see notebook 08_ablations",
 )
 @click.option("--out", type=PATH, default="runs/ablations.json", metavar="FILE", help="result file")
 def ablate(steps, seeds, only, out):
     """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge
     them on validation images outside of BSDS68. Each finished training is added to FILE at once; started again after
-    an interruption, the command trains what is missing. Needs BSDS500. The notebook 07_ablations reads the results
+    an interruption, the command trains what is missing. Needs BSDS500. The notebook 08_ablations reads the results
     that come with the package."""
     import torch
 

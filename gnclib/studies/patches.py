@@ -1,7 +1,7 @@
 """Corollary 2.3 on photographs: thresholds of the empirical measure of their patches.
 
 ``gnc patches`` computes the bounds of :mod:`gnclib.gmm.bounds` for s x s patches of the training images of BSDS500
-(never val); notebook 09 draws the file that comes with the package.
+(never val); the notebook ``appendix_beyond_the_line`` draws the file that comes with the package.
 """
 
 from __future__ import annotations

@@ -48,7 +48,7 @@ def find(folder: Path | None = None) -> dict[str, Path]:
     """
     places = [folder] if folder else [Path(__file__).parents[2] / "notebooks", Path.cwd() / "notebooks"]
     for place in places:
-        if found := {path.stem: path.resolve() for path in sorted(place.glob("[0-9]*.ipynb"))}:
+        if found := {path.stem: path.resolve() for path in sorted(place.glob("*.ipynb"))}:
             return found
     raise FileNotFoundError(
         f"no notebooks in {' or '.join(map(str, places))}: they are part of the repository, not of the installed "

@@ -3,7 +3,7 @@
 Each day other rows are drawn, two images per study. A failure says its seed; GNC_SAMPLE=SEED draws the same rows again.
 In the comparison every quick method is drawn each day; of what takes ten seconds and more per image (BM3D, joint
 optimisation, inpainting with R2 and R3) one row a day. Not computed again: seconds, and the trainings of the ablations,
-which take minutes each (notebook 07 with full=True trains two of them); they are bound to the figures below.
+which take minutes each (notebook 08_ablations with full=True trains two of them); they are bound to the figures below.
 """
 
 import datetime

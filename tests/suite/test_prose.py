@@ -13,7 +13,7 @@ from gnclib.gmm import figure1_mixture
 from gnclib.studies import ablations, patches, problems
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
-NOTEBOOKS = sorted(FOLDER.glob("0*.ipynb"))
+NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
 NAMES = re.compile(
     r"arXiv:\S+|(?:Theorem|Corollary|[Ss]ection) \d\.\d|\]\([^)]*\)|`[^`]*`"
 )  # digits, no numbers
@@ -83,8 +83,8 @@ ELSEWHERE = {
         "28.64": lambda: stored("R3-denoise-25", "schedule.json")["provenance"]["validation_psnr"]["learned"],
         "30.71": "cited, with its source",
     },
-    "07_ablations": {"99": lambda: 100 * (2 * 0.995 - 1)},  # two-sided, of student.ppf(0.995, ...)
-    "08_more_inverse_problems": {
+    "08_ablations": {"99": lambda: 100 * (2 * 0.995 - 1)},  # two-sided, of student.ppf(0.995, ...)
+    "appendix_inverse_problems": {
         "0.005": lambda: problems.PROBLEMS["tomography"].sigma,
         "0.002": "the error of single precision, measured once",
         "29.517": lambda: tuned_super_resolution(0.3),
@@ -99,24 +99,24 @@ SENTENCES = [
         and round(mean_psnr("R1-denoise-25", "evaluation.json"), 2) == 28.63
         and round(mean_psnr("R1", "evaluation.json"), 2) == 28.36
     )),
-    ("07_ablations", "with nineteen variants and seven measures", lambda: (
+    ("08_ablations", "with nineteen variants and seven measures", lambda: (
         len({run.variant for run in ablations.load(ablations.SHIPPED).rows["runs"]}) == 1 + 19
     )),
-    ("07_ablations", "the hundred thousand of the shipped priors", lambda: (
+    ("08_ablations", "the hundred thousand of the shipped priors", lambda: (
         {stored(name, "training.json")["iterations"] for name in ("R1", "R2", "R3")} == {100_000}
     )),
-    ("08_more_inverse_problems", "along the lines of 45 views", lambda: views(192) == 45),
-    ("08_more_inverse_problems", "22 for the crop of 96 pixels", lambda: views(96) == 22),
-    ("09_beyond_the_line", "on 51 % of the runs (17 % without smoothing)", lambda: (
+    ("appendix_inverse_problems", "along the lines of 45 views", lambda: views(192) == 45),
+    ("appendix_inverse_problems", "22 for the crop of 96 pixels", lambda: views(96) == 22),
+    ("appendix_beyond_the_line", "on 51 % of the runs (17 % without smoothing)", lambda: (
         f"{claim('X-attain')['gnc']:.0%} {claim('X-attain')['no_smoothing']:.0%}" == "51% 17%"
     )),
-    ("09_beyond_the_line", "about three to four times lower", lambda: (
+    ("appendix_beyond_the_line", "about three to four times lower", lambda: (
         [round(end) for end in ratio("edge", "cube")] == [3, 4]
     )),
-    ("09_beyond_the_line", "up to a factor between two and three in", lambda: (
+    ("appendix_beyond_the_line", "up to a factor between two and three in", lambda: (
         2 < ratio("theorem", "edge")[0] and ratio("theorem", "edge")[1] < 3
     )),
-    ("09_beyond_the_line", "(in the ledger, `R-convex` does not hold)", lambda: (
+    ("appendix_beyond_the_line", "(in the ledger, `R-convex` does not hold)", lambda: (
         float(claim("R-convex")["smallest_at_largest_sigma_R_1"]) < 0
     )),
 ]  # fmt: skip
