@@ -144,3 +144,22 @@ def test_every_number_in_the_prose_is_computed(path):
 def test_sentences_with_numbers_are_those_of_the_stored_results(name, sentence, true):
     assert sentence in text(FOLDER / f"{name}.ipynb")
     assert true()
+
+
+#: notebooks that are still longer than they should be
+TOO_LONG = {
+    *("01_convexity_theorem", "02_gnc_flow", "03_score_matching", "04_train_foe", "05_kernels_and_potentials"),
+    *("06_inverse_problems", "08_ablations", "appendix_inverse_problems"),
+}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_a_notebook_is_short_enough_to_be_read(path):
+    """At most 2,200 words, 250 lines of code and 30 cells; the overview 1,500 words and 80 lines."""
+    cells = nbformat.read(path, 4).cells
+    words = sum(len(cell.source.split()) for cell in cells if cell.cell_type == "markdown")
+    code = [cell.source.splitlines() for cell in cells if cell.cell_type == "code"]
+    lines = sum(bool(line.strip()) for source in code for line in source)
+    most = (1500, 80, 30) if path.stem.startswith("00") else (2200, 250, 30)
+    fits = all(a <= b for a, b in zip((words, lines, len(cells)), most, strict=True))
+    assert fits != (path.stem in TOO_LONG), f"{words} words, {lines} lines of code, {len(cells)} cells"
