@@ -148,7 +148,13 @@ def test_sentences_with_numbers_are_those_of_the_stored_results(name, sentence, 
 
 #: notebooks that are still longer than they should be
 TOO_LONG = {
-    *("01_convexity_theorem", "02_gnc_flow", "03_score_matching", "04_train_foe", "05_kernels_and_potentials"),
+    *(
+        "01_convexity_theorem",
+        "02_gnc_flow",
+        "03_score_matching",
+        "04_train_foe",
+        "05_kernels_and_potentials",
+    ),
     *("06_inverse_problems", "08_ablations", "appendix_inverse_problems"),
 }
 
