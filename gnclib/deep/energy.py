@@ -54,7 +54,6 @@ class NetworkEnergy(LearnedEnergy):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) if generator else 0)
             self.network = GatedUNet(c.channels, c.embedding).to(memory_format=torch.channels_last)
         self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
-        self.bf16 = False
 
     margin = property(lambda self: self.config.margin, doc="How many pixels away a term of the energy sees.")
     alignment = property(lambda self: self.config.alignment, doc="Where parts of an image have to begin.")

@@ -30,6 +30,9 @@ class LearnedEnergy(nn.Module):
     ``certify``, and ``parameter_groups()``: what is learned, by the setting that is its learning rate.
     """
 
+    #: whether the gradient's convolutions between channels are computed in bfloat16, where the processor is faster so;
+    #: energies, derivatives in tau and Hessian products of a Fields of Experts stay exact
+    bf16 = False
     #: whether ``border="valid"`` gives the part of the energy that sees nothing beyond the image
     has_valid_part = False
     #: a part of an image gives the same features where it begins at a multiple of this number of pixels

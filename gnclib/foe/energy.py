@@ -267,14 +267,15 @@ class FieldsOfExperts(LearnedEnergy):
         if order not in (1, 2):
             raise ValueError(f"order must be 1 or 2, got {order!r}")
         y, tau = self._check(y, t, border)
-        padded = reflect(y, self.config.margin) if border == "reflect" else y
-        jet = [s[:, None, None, None] * padded for s in self._scale(tau)[: order + 1]]
+        s, *moved = self._scale(tau)[: order + 1]
         by_order = [self._coefficients(tau, k) for k in range(order + 1)]
+        jet = [self._input(y, tau, border)]
         for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
-            x, x1, *x2 = (convolve(j, kernel, dilation) for j in jet)
+            x, *xs = (convolve(j, kernel, dilation) for j in jet)
+            x1, *x2 = xs or [(d / s)[:, None, None, None] * x for d in moved]  # the input is s(tau) y
             f, fx, *fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2)[: order + 1])
             ft, *fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1)[:order])
-            jet = [f, ft + fx * x1]
+            jet = [f, torch.addcmul(ft, fx, x1)]
             if order == 2:
                 (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
                 jet.append(ftt + 2 * fxt[0] * x1 + fxx[0] * x1**2 + fx * x2[0])
@@ -372,10 +373,15 @@ class FieldsOfExperts(LearnedEnergy):
         value, slopes = self._slopes(z, coefficients, value=True)
         return value.sum((1, 2, 3)), self._backward(slopes)
 
+    def _layers(self) -> list[tuple[Tensor, int]]:
+        """Kernel and dilation of each layer for the gradient; kernels between channels in bfloat16 where chosen."""
+        kernels = (k.bfloat16() if self.bf16 and k.shape[1] > 1 else k for k in self.kernels)
+        return list(zip(kernels, self.config.dilations, strict=True))
+
     def _slopes(self, z: Tensor, coefficients: list[Tensor], value: bool = False):
         """phi_1'(x_1) ... phi_L'(x_L); with ``value`` phi_L(x_L) before them."""
         slopes, last = [], self.config.layers - 1
-        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
+        for l, (kernel, dilation) in enumerate(self._layers()):
             x = convolve(z, kernel, dilation)
             orders = (0, 1) if l < last or value else (1,)
             *values, slope = spline.evaluate(x, coefficients[l], self.config.grid_x, orders)
@@ -384,9 +390,9 @@ class FieldsOfExperts(LearnedEnergy):
         return (z, slopes) if value else slopes
 
     def _backward(self, slopes: list[Tensor]) -> Tensor:
-        g = slopes[-1]
+        g, layers = slopes[-1], self._layers()
         for l in reversed(range(self.config.layers)):
-            g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
+            g = convolve_adjoint(g, *layers[l])
             if l:
                 g = g * slopes[l - 1]
         return g

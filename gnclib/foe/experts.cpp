@@ -3,9 +3,9 @@
 //     < phi(K z), 1 >,    K^T phi'(K z),    K^T [phi''(K z) K v],    and the backward pass of the second.
 //
 // z (batch, height, width); K: `channels` filters of side S, applied without continuation; phi: quartic splines, one
-// per image and channel. Rows of VECTORS vectors of neighbouring pixels go through all channels while in cache:
+// per image and channel. Rows of V vectors of neighbouring pixels, 2 or 3, go through all channels while in cache:
 //
-//     features   x_c = sum_tap K_c[tap] z[pixel + tap]              (registers: CHANNELS x VECTORS)
+//     features   x_c = sum_tap K_c[tap] z[pixel + tap]              (registers: CHANNELS x V)
 //     splines    g_c = phi_c'(x_c), looked up by permutes           (one channel's table in registers)
 //     adjoint    out[pixel + tap] += sum_c K_c[tap] g_c[pixel]      (registers: S rows x TOGETHER)
 //
@@ -24,11 +24,12 @@
 namespace {
 
 #ifdef __AVX512F__
-constexpr int LANES = 16, CHANNELS = 8, TOGETHER = 3, GROUP = 4;
+constexpr int LANES = 16, CHANNELS = 8, GROUP = 3;
+constexpr bool WIDE = true;  // there are registers for S rows of V vectors
 #else
-constexpr int LANES = 8, CHANNELS = 4, TOGETHER = 1, GROUP = 1;
+constexpr int LANES = 8, CHANNELS = 4, GROUP = 1;
+constexpr bool WIDE = false;
 #endif
-constexpr int VECTORS = 3, BLOCK = VECTORS * LANES;
 constexpr int BAND = 32;
 constexpr int LOOKUP = 96;  // numbers in a table that permutes can look up
 
@@ -37,6 +38,14 @@ typedef int32_t ivec __attribute__((vector_size(4 * LANES)));
 typedef float loose __attribute__((vector_size(4 * LANES), aligned(4), may_alias));
 
 inline vec load(const float *p) { return *reinterpret_cast<const loose *>(p); }
+// Loaded once: compilers would load what is not aligned anew for each multiply-add, and each time wait for two lines.
+inline vec held(const float *p) {
+    vec v = load(p);
+#ifdef __AVX512F__
+    asm("" : "+v"(v));
+#endif
+    return v;
+}
 inline void store(float *p, vec v) { *reinterpret_cast<loose *>(p) = v; }
 inline vec all(float a) { return a - vec{}; }
 
@@ -50,7 +59,7 @@ enum Mode {
 
 struct Problem {
     const float *z, *tangent;
-    int64_t batch, height, width, channels, bands, blocks;
+    int64_t batch, height, width, channels, bands, blocks, block;  // pixels of a block: V * LANES
     int nodes;
     float start, scale;  // low / spacing and 1 / spacing of the nodes
     std::vector<float> filters, mirrored, tables;  // filters by group, tap, channel; mirrored by channel, column, row
@@ -124,25 +133,26 @@ inline vec potential(const Table &table, const Problem &p, vec x, vec tangent, v
 }
 
 // CHANNELS features at a block of pixels
-template <int S>
-inline void features(const float *z, int64_t stride, const float *filters, vec (*x)[VECTORS]) {
-    vec sum[CHANNELS][VECTORS] = {};
+template <int S, int V>
+inline void features(const float *z, int64_t stride, const float *filters, vec (*x)[V]) {
+    vec sum[CHANNELS][V] = {};
     for (int dy = 0; dy < S; ++dy)
         for (int dx = 0; dx < S; ++dx, filters += CHANNELS) {
-            vec shifted[VECTORS];
-            for (int v = 0; v < VECTORS; ++v) shifted[v] = load(z + dy * stride + dx + v * LANES);
+            vec shifted[V];
+            for (int v = 0; v < V; ++v) shifted[v] = load(z + dy * stride + dx + v * LANES);
             for (int c = 0; c < CHANNELS; ++c)
-                for (int v = 0; v < VECTORS; ++v) sum[c][v] += filters[c] * shifted[v];
+                for (int v = 0; v < V; ++v) sum[c][v] += filters[c] * shifted[v];
         }
     for (int c = 0; c < CHANNELS; ++c)
-        for (int v = 0; v < VECTORS; ++v) x[c][v] = sum[c][v];
+        for (int v = 0; v < V; ++v) x[c][v] = sum[c][v];
 }
 
 // g: planes of channels `plane` apart, at a block of pixels to whose left lie LANES more; out: S rows
-template <int S>
+template <int S, int V>
 inline void adjoint(const float *g, int64_t plane, const Problem &p, float *out) {
-    const int64_t stride = p.blocks * BLOCK;
-    for (int v = 0; v < VECTORS; v += TOGETHER, out += TOGETHER * LANES, g += TOGETHER * LANES) {
+    constexpr int TOGETHER = WIDE ? V : 1;
+    const int64_t stride = p.blocks * p.block;
+    for (int v = 0; v < V; v += TOGETHER, out += TOGETHER * LANES, g += TOGETHER * LANES) {
         vec sum[S][TOGETHER];
         for (int dy = 0; dy < S; ++dy)
             for (int u = 0; u < TOGETHER; ++u) sum[dy][u] = load(out + dy * stride + u * LANES);
@@ -161,7 +171,7 @@ inline void adjoint(const float *g, int64_t plane, const Problem &p, float *out)
 
 // Rows of an image, continued by zeros.
 void copy(std::vector<float> &to, const float *image, const Problem &p, int64_t first, int64_t rows) {
-    const int64_t stride = p.blocks * BLOCK + LANES;
+    const int64_t stride = p.blocks * p.block + LANES;
     to.assign(rows * stride, 0.0f);
     for (int64_t r = 0; r < rows; ++r)
         std::memcpy(to.data() + r * stride, image + (first + r) * p.width, p.width * sizeof(float));
@@ -180,10 +190,10 @@ inline vec counts(int64_t features, int64_t from) {
 
 // The features whose rows begin with `first`: their part of the result goes to `out` (if there is one), the sum of phi
 // is returned.
-template <int S, int MODE> double band(const Problem &p, Workspace &w, int64_t image, int64_t first, float *out) {
-    constexpr int ROW = LANES + BLOCK;
+template <int S, int V, int MODE> double band(const Problem &p, Workspace &w, int64_t image, int64_t first, float *out) {
+    constexpr int BLOCK = V * LANES, ROW = LANES + BLOCK;
     const int64_t rows = std::min<int64_t>(BAND, p.height - S + 1 - first), offset = image * p.height * p.width;
-    const int64_t stride = p.blocks * BLOCK + LANES;
+    const int64_t stride = p.blocks * p.block + LANES;
     copy(w.z, p.z + offset, p, first, rows + S - 1);
     if (MODE == CURVED) copy(w.tangent, p.tangent + offset, p, first, rows + S - 1);
     double total = 0;
@@ -193,21 +203,21 @@ template <int S, int MODE> double band(const Problem &p, Workspace &w, int64_t i
         for (int64_t b = 0; b < p.blocks; ++b) {
             const int64_t here = r * stride + b * BLOCK;
             for (int64_t c = 0; c < p.channels; c += CHANNELS) {
-                vec x[CHANNELS][VECTORS], t[CHANNELS][VECTORS];
-                features<S>(w.z.data() + here, stride, p.filters.data() + c * S * S, x);
-                if (MODE == CURVED) features<S>(w.tangent.data() + here, stride, p.filters.data() + c * S * S, t);
+                vec x[CHANNELS][V], t[CHANNELS][V];
+                features<S, V>(w.z.data() + here, stride, p.filters.data() + c * S * S, x);
+                if (MODE == CURVED) features<S, V>(w.tangent.data() + here, stride, p.filters.data() + c * S * S, t);
                 for (int j = 0; j < CHANNELS; ++j) {
                     const Table table(p.tables.data() + (image * p.channels + c + j) * LOOKUP);
                     float *g = w.g.data() + (c + j) * ROW;
                     store(g, load(g + BLOCK));
-                    for (int v = 0; v < VECTORS; ++v) {
+                    for (int v = 0; v < V; ++v) {
                         const vec counted = counts(p.width - S + 1, b * BLOCK + v * LANES);
                         const vec found = potential<MODE>(table, p, x[j][v], t[j][v], counted, sum);
                         store(g + LANES + v * LANES, counted * found);
                     }
                 }
             }
-            if (out) adjoint<S>(w.g.data() + LANES, ROW, p, out + (r * p.blocks + b) * BLOCK);
+            if (out) adjoint<S, V>(w.g.data() + LANES, ROW, p, out + (r * p.blocks + b) * BLOCK);
         }
         for (int l = 0; l < LANES; ++l) total += sum[l];
     }
@@ -216,7 +226,7 @@ template <int S, int MODE> double band(const Problem &p, Workspace &w, int64_t i
 
 // Bands by work(workspace, index of the band, its part of the result), then the overlaps of the parts, in their order.
 template <int S, class Work> void run(const Problem &p, float *out, int threads, const Work &work) {
-    const int64_t stride = p.blocks * BLOCK, size = (BAND + S - 1) * stride;
+    const int64_t stride = p.blocks * p.block, size = (BAND + S - 1) * stride;
     std::vector<float> parts(out ? p.batch * p.bands * size : 0);
 #pragma omp parallel num_threads(threads)
     {
@@ -235,10 +245,10 @@ template <int S, class Work> void run(const Problem &p, float *out, int threads,
     }
 }
 
-template <int S, int MODE> void forward(const Problem &p, float *out, double *energy, int threads) {
+template <int S, int V, int MODE> void forward(const Problem &p, float *out, double *energy, int threads) {
     std::vector<double> sums(p.batch * p.bands);
     run<S>(p, out, threads, [&](Workspace &w, int64_t i, float *part) {
-        sums[i] = band<S, MODE>(p, w, i / p.bands, i % p.bands * BAND, part);
+        sums[i] = band<S, V, MODE>(p, w, i / p.bands, i % p.bands * BAND, part);
     });
     for (int64_t i = 0; energy && i < p.batch; ++i)
         energy[i] = std::accumulate(sums.begin() + i * p.bands, sums.begin() + (i + 1) * p.bands, 0.0);
@@ -271,36 +281,37 @@ inline void add_moments(float *moments, int intervals, const Place &at, vec t) {
     }
 }
 
-// The correlations of GROUP channels with the images.
-template <int S> void correlate(const Problem &p, const Workspace &w, int64_t rows, int64_t c, float *filters) {
-    const int64_t stride = p.blocks * BLOCK + LANES, plane = rows * stride;
+// The correlations of G channels with the images; their S G sums stay in registers.
+template <int S, int G> void correlate(const Problem &p, const Workspace &w, int64_t rows, int64_t c, float *filters) {
+    const int64_t stride = p.blocks * p.block + LANES, plane = rows * stride;
     for (int dy = 0; dy < S; ++dy) {
-        vec sum[GROUP][S] = {};
+        vec sum[G][S] = {};
         for (const bool second : {false, true}) {
             const float *q = (second ? w.slope : w.bent).data() + c * plane + LANES;
             const float *z = (second ? w.tangent : w.z).data() + dy * stride;
             for (int64_t r = 0; r < rows; ++r)
-                for (int64_t i = r * stride; i < r * stride + p.blocks * BLOCK; i += LANES) {
-                    vec own[GROUP];
-                    for (int j = 0; j < GROUP; ++j) own[j] = load(q + j * plane + i);
+                for (int64_t i = r * stride; i < r * stride + p.blocks * p.block; i += LANES) {
+                    vec own[G];
+                    for (int j = 0; j < G; ++j) own[j] = load(q + j * plane + i);
                     for (int dx = 0; dx < S; ++dx) {
-                        const vec shifted = load(z + i + dx);
-                        for (int j = 0; j < GROUP; ++j) sum[j][dx] += own[j] * shifted;
+                        const vec shifted = held(z + i + dx);
+                        for (int j = 0; j < G; ++j) sum[j][dx] += own[j] * shifted;
                     }
                 }
         }
-        for (int j = 0; j < GROUP; ++j)
+        for (int j = 0; j < G; ++j)
             for (int dx = 0; dx < S; ++dx)
                 for (int l = 0; l < LANES; ++l) filters[((c + j) * S + dy) * S + dx] += sum[j][dx][l];
     }
 }
 
-template <int S>
+template <int S, int V>
 void backward_band(const Problem &p, Workspace &w, int64_t image, int64_t first, float *out, float *filters,
                    float *coefficients) {
     const int64_t rows = std::min<int64_t>(BAND, p.height - S + 1 - first), offset = image * p.height * p.width;
-    const int64_t stride = p.blocks * BLOCK + LANES, plane = rows * stride;
+    const int64_t stride = p.blocks * p.block + LANES, plane = rows * stride;
     const int intervals = p.nodes - 4;
+    constexpr int BLOCK = V * LANES;
     copy(w.z, p.z + offset, p, first, rows + S - 1);
     copy(w.tangent, p.tangent + offset, p, first, rows + S - 1);
     w.slope.assign(p.channels * plane, 0.0f), w.bent.assign(p.channels * plane, 0.0f);
@@ -308,13 +319,13 @@ void backward_band(const Problem &p, Workspace &w, int64_t image, int64_t first,
     for (int64_t r = 0; r < rows; ++r)
         for (int64_t b = 0; b < p.blocks; ++b)
             for (int64_t c = 0; c < p.channels; c += CHANNELS) {
-                vec x[CHANNELS][VECTORS], t[CHANNELS][VECTORS];
+                vec x[CHANNELS][V], t[CHANNELS][V];
                 const int64_t here = r * stride + b * BLOCK;
-                features<S>(w.z.data() + here, stride, p.filters.data() + c * S * S, x);
-                features<S>(w.tangent.data() + here, stride, p.filters.data() + c * S * S, t);
+                features<S, V>(w.z.data() + here, stride, p.filters.data() + c * S * S, x);
+                features<S, V>(w.tangent.data() + here, stride, p.filters.data() + c * S * S, t);
                 for (int j = 0; j < CHANNELS; ++j) {
                     const Table table(p.tables.data() + (image * p.channels + c + j) * LOOKUP);
-                    for (int v = 0; v < VECTORS; ++v) {
+                    for (int v = 0; v < V; ++v) {
                         const vec counted = counts(p.width - S + 1, b * BLOCK + v * LANES) * p.scale;
                         const Place at(p, x[j][v]);
                         const vec d0 = table(at.k), d1 = table(at.k + 1), d2 = table(at.k + 2), d3 = table(at.k + 3);
@@ -327,27 +338,34 @@ void backward_band(const Problem &p, Workspace &w, int64_t image, int64_t first,
                 }
             }
     for (int64_t i = 0; out && i < rows * p.blocks; ++i)
-        adjoint<S>(w.bent.data() + i / p.blocks * stride + i % p.blocks * BLOCK + LANES, plane, p, out + i * BLOCK);
-    for (int64_t c = 0; c < p.channels; c += GROUP) correlate<S>(p, w, rows, c, filters);
+        adjoint<S, V>(w.bent.data() + i / p.blocks * stride + i % p.blocks * p.block + LANES, plane, p, out + i * BLOCK);
+    int64_t c = 0;
+    for (; c + GROUP <= p.channels; c += GROUP) correlate<S, GROUP>(p, w, rows, c, filters);
+    for (; c < p.channels; ++c) correlate<S, 1>(p, w, rows, c, filters);
     // 6 B_m(f) = sum_p cubic[m][p] f^p; what belongs to the difference of two coefficients belongs to both
     constexpr float cubic[4][4] = {{1, -3, 3, -1}, {4, 0, -6, 3}, {1, 3, 3, -3}, {0, 0, 0, 1}};
-    for (int64_t i = 0; i < p.channels * intervals; ++i) {
-        const float *moments = w.moments.data() + (i / intervals * COPIES * intervals + i % intervals) * 4;
-        for (int m = 0; m < 4; ++m) {
-            float *to = coefficients + i / intervals * p.nodes + i % intervals + m, g = 0;
-            for (int n = 0; n < 4; ++n) g += cubic[m][n] / 6 * (moments[n] + moments[4 * intervals + n]);
-            to[0] -= g, to[1] += g;
+    std::vector<float> differences(p.nodes - 1);
+    for (int64_t c = 0; c < p.channels; ++c) {
+        const float *first = w.moments.data() + c * COPIES * intervals * 4, *second = first + intervals * 4;
+        std::fill(differences.begin(), differences.end(), 0.0f);
+        for (int m = 0; m < 4; ++m)
+            for (int i = 0; i < intervals; ++i)
+                for (int n = 0; n < 4; ++n)
+                    differences[i + m] += cubic[m][n] / 6 * (first[4 * i + n] + second[4 * i + n]);
+        for (int i = 0; i < p.nodes - 1; ++i) {
+            coefficients[c * p.nodes + i] -= differences[i];
+            coefficients[c * p.nodes + i + 1] += differences[i];
         }
     }
 }
 
-template <int S>
+template <int S, int V>
 void backward(const Problem &p, int64_t channels, float *out, float *filters, float *coefficients, int threads) {
     const int64_t tasks = p.batch * p.bands, taps = p.channels * S * S, numbers = p.channels * p.nodes;
     std::vector<float> by_band(tasks * (taps + numbers));
     run<S>(p, out, threads, [&](Workspace &w, int64_t i, float *part) {
         float *own = by_band.data() + i * (taps + numbers);
-        backward_band<S>(p, w, i / p.bands, i % p.bands * BAND, part, own, own + taps);
+        backward_band<S, V>(p, w, i / p.bands, i % p.bands * BAND, part, own, own + taps);
     });
     std::fill_n(filters, channels * S * S, 0.0f);
     std::fill_n(coefficients, p.batch * channels * p.nodes, 0.0f);
@@ -378,15 +396,21 @@ void prepare(Problem &p, int side, int mode, const float *kernels, int64_t chann
             for (int k = 0; k < p.nodes - 1; ++k) table[k] = table[k + 1] - table[k];
     }
     p.bands = (p.height - side + BAND) / BAND;
-    p.blocks = (p.width + BLOCK - 1) / BLOCK;
+    // three vectors keep the registers busier by a tenth; two where they leave less beyond the right end to waste
+    const auto blocks = [&](int64_t block) { return (p.width + block - 1) / block; };
+    p.block = (blocks(2 * LANES) * 22 < blocks(3 * LANES) * 30 ? 2 : 3) * LANES;
+    p.blocks = blocks(p.block);
 }
 
 }  // namespace
 
+#define EACH_WIDTH(CALL, S) \
+    if (p.block == 2 * LANES) { CALL(S, 2); } \
+    else { CALL(S, 3); }
 #define EACH_SIDE(CALL) \
-    if (side == 3) CALL(3); \
-    else if (side == 5) CALL(5); \
-    else if (side == 7) CALL(7); \
+    if (side == 3) { EACH_WIDTH(CALL, 3) } \
+    else if (side == 5) { EACH_WIDTH(CALL, 5) } \
+    else if (side == 7) { EACH_WIDTH(CALL, 7) } \
     else return 1; \
     return 0;
 
@@ -396,11 +420,12 @@ extern "C" int gnc_experts(const float *z, const float *tangent, const float *ke
                            int64_t batch, int64_t height, int64_t width, int64_t channels, int side, int nodes,
                            float start, float scale, int mode, float *out, double *energy, int threads) {
     if (nodes > LOOKUP) return 1;
-    Problem p{z, tangent, batch, height, width, 0, 0, 0, nodes, start, scale, {}, {}, {}};
+    Problem p{z, tangent, batch, height, width, 0, 0, 0, 0, nodes, start, scale, {}, {}, {}};
     prepare(p, side, mode, kernels, channels, coefficients);
-#define CALL(S) \
-    mode == SLOPE ? forward<S, SLOPE>(p, out, energy, threads) \
-                  : mode == CURVED ? forward<S, CURVED>(p, out, energy, threads) : forward<S, VALUE>(p, out, energy, threads)
+#define CALL(S, V) \
+    mode == SLOPE ? forward<S, V, SLOPE>(p, out, energy, threads) \
+                  : mode == CURVED ? forward<S, V, CURVED>(p, out, energy, threads) \
+                                   : forward<S, V, VALUE>(p, out, energy, threads)
     EACH_SIDE(CALL)
 #undef CALL
 }
@@ -411,9 +436,9 @@ extern "C" int gnc_experts_backward(const float *z, const float *tangent, const 
                                     int64_t channels, int side, int nodes, float start, float scale, float *out,
                                     float *g_kernels, float *g_coefficients, int threads) {
     if (nodes > LOOKUP) return 1;
-    Problem p{z, tangent, batch, height, width, 0, 0, 0, nodes, start, scale, {}, {}, {}};
+    Problem p{z, tangent, batch, height, width, 0, 0, 0, 0, nodes, start, scale, {}, {}, {}};
     prepare(p, side, SLOPE, kernels, channels, coefficients);
-#define CALL(S) backward<S>(p, channels, out, g_kernels, g_coefficients, threads)
+#define CALL(S, V) backward<S, V>(p, channels, out, g_kernels, g_coefficients, threads)
     EACH_SIDE(CALL)
 #undef CALL
 }

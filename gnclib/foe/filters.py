@@ -64,9 +64,10 @@ def convolve(x: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
 
     The taps are ``dilation`` pixels apart, r = extent(s, dilation): the convolution with `dilate` of the kernel.
     A single input channel is a matrix product with all shifts of the image, several times faster on CPU than conv2d.
+    Kernels between channels may be bfloat16: then features are rounded to that on their way in.
     """
     if kernel.shape[1] > 1:
-        return F.conv2d(x, kernel, dilation=dilation)
+        return F.conv2d(x.to(kernel.dtype), kernel, dilation=dilation).to(x.dtype)
     kernel = dilate(kernel, dilation) if dilation > 1 else kernel
     h, w = x.shape[-2] - kernel.shape[-2] + 1, x.shape[-1] - kernel.shape[-1] + 1
     shifts = x.unfold(2, h, 1).unfold(3, w, 1).reshape(len(x), -1, h * w)  # (B, s s, h w)
@@ -76,7 +77,7 @@ def convolve(x: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
 def convolve_adjoint(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
     """The adjoint of `convolve` in x: (B, D, h, w) -> (B, C, h + r - 1, w + r - 1)."""
     if kernel.shape[1] > 1:
-        return F.conv_transpose2d(g, kernel, dilation=dilation)
+        return F.conv_transpose2d(g.to(kernel.dtype), kernel, dilation=dilation).to(g.dtype)
     kernel = dilate(kernel, dilation) if dilation > 1 else kernel
     s = kernel.shape[-1]
     size = g.shape[-2] + s - 1, g.shape[-1] + s - 1
@@ -86,7 +87,9 @@ def convolve_adjoint(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
 def convolve_adjoint_inner(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
     """`convolve_adjoint` where ``g`` has all that it needs: (B, D, h, w) -> (B, C, h - r + 1, w - r + 1)."""
     if kernel.shape[1] > 1:
-        return F.conv2d(g, kernel.flip(-1, -2).transpose(0, 1), dilation=dilation)
+        return F.conv2d(g.to(kernel.dtype), kernel.flip(-1, -2).transpose(0, 1), dilation=dilation).to(
+            g.dtype
+        )
     return F.pad(convolve_adjoint(g, kernel, dilation), [1 - extent(kernel.shape[-1], dilation)] * 4)
 
 

@@ -22,7 +22,7 @@ One function, three engines with the same results up to rounding (tests say so),
 * :mod:`gnclib.spline.compiled`, torch.compile: float32 on CUDA.
 
 Where an engine cannot be built a warning says so once and the definition takes over; ``GNC_NATIVE=0`` in the
-environment allows the definition only. ``benchmarks/splines.py`` measures them.
+environment allows the definition only. ``benchmarks/engine.py`` measures them.
 """
 
 from __future__ import annotations
@@ -30,7 +30,6 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -98,25 +97,10 @@ class SplineGrid:
         return a + b * mu + c * (mu**2 - 5 / 12 * self.spacing**2)
 
 
-#: the pieces of beta on |u|: (from, to, coefficients by rising power of |u|)
-_PIECES = (
-    (0.0, 0.5, (115 / 192, 0, -5 / 8, 0, 1 / 4)),
-    (0.5, 1.5, (55 / 96, 20 / 96, -120 / 96, 80 / 96, -16 / 96)),
-    (1.5, 2.5, (625 / 384, -125 / 48, 25 / 16, -5 / 12, 1 / 24)),
-)
-#: the same of each derivative of beta
-_POLYNOMIALS = tuple(
-    tuple((low, high, tuple(np.polynomial.polynomial.polyder(p, k).tolist())) for low, high, p in _PIECES)
-    for k in range(ORDER)
-)
-
-
 def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
     r"""The centred quartic B-spline beta(u) or one of its derivatives, element by element.
 
-        beta(u) = 115/192 - 5/8 u^2 + 1/4 u^4                              |u| <= 1/2
-                  (55 + 20 |u| - 120 u^2 + 80 |u|^3 - 16 u^4) / 96         1/2 <= |u| <= 3/2
-                  (5/2 - |u|)^4 / 24                                       3/2 <= |u| <= 5/2
+        beta(u) = 1/24 [ (5/2 - |u|)_+^4 - 5 (3/2 - |u|)_+^4 + 10 (1/2 - |u|)_+^4 ],      v_+ = max(v, 0)
 
     Parameters
     ----------
@@ -125,15 +109,11 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
     """
     if derivative not in (0, 1, 2, 3, 4):
         raise ValueError(f"derivative must be 0, 1, 2, 3 or 4, got {derivative!r}")
-    pieces = torch.zeros_like(u)
-    a = u.abs()
-    sign = torch.where(u < 0, -1.0, 1.0).to(u.dtype) if derivative % 2 else 1.0
-    for inner, outer, powers in _POLYNOMIALS[derivative]:
-        value = torch.zeros_like(u)
-        for coefficient in powers[::-1]:
-            value = value * a + coefficient
-        pieces = torch.where((a >= inner) & (a < outer), value, pieces)
-    return sign * pieces
+    power = ORDER - 1 - derivative
+    left = u.new_tensor([2.5, 1.5, 0.5]) - u.abs()[..., None]
+    left = left.clamp(min=0) ** power if power else (left > 0).to(u.dtype)
+    values = left @ u.new_tensor([1.0, -5.0, 10.0]) / math.factorial(power)
+    return torch.where(u < 0, values, -values) if derivative % 2 else values
 
 
 def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0) -> Tensor:

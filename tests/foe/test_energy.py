@@ -226,6 +226,31 @@ def test_float32_and_its_float64_twin():
 # --- files ------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("border", ["reflect", "valid"])
+def test_bfloat16_rounds_the_gradient_of_deep_layers_only(border):
+    """bfloat16 has 8 significant bits: each rounding is off by at most 2^-8."""
+    generator = torch.Generator().manual_seed(0)
+    y = torch.rand(1, 1, 40, 44, generator=generator)
+    for layers in (1, 3):
+        prior = FieldsOfExperts(FoEConfig(layers=layers), generator=generator).requires_grad_(False)
+        exact = (
+            prior.grad(y, 0.01, border=border),
+            prior.energy(y, 0.01),
+            *prior.dtau(y, 0.01),
+            prior.hvp(y, 0.01, y),
+        )
+        prior.bf16 = True
+        rounded = (
+            prior.grad(y, 0.01, border=border),
+            prior.energy(y, 0.01),
+            *prior.dtau(y, 0.01),
+            prior.hvp(y, 0.01, y),
+        )
+        off = ((rounded[0] - exact[0]).norm() / exact[0].norm()).item()
+        assert (0 < off < 2**-8 * layers) if layers > 1 else off == 0
+        assert all(torch.equal(a, b) for a, b in zip(rounded[1:], exact[1:], strict=True))
+
+
 def test_saved_and_loaded(tmp_path):
     energy = FieldsOfExperts(FoEConfig(layers=2, **SMALL), generator=generator(4))
     energy.save_pretrained(tmp_path / "prior")
