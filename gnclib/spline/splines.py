@@ -112,7 +112,7 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
     power = ORDER - 1 - derivative
     left = u.new_tensor([2.5, 1.5, 0.5]) - u.abs()[..., None]
     left = left.clamp(min=0) ** power if power else (left > 0).to(u.dtype)
-    values = left @ u.new_tensor([1.0, -5.0, 10.0]) / math.factorial(power)
+    values = (left * u.new_tensor([1.0, -5.0, 10.0])).sum(-1) / math.factorial(power)
     return torch.where(u < 0, values, -values) if derivative % 2 else values
 
 
