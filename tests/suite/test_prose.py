@@ -77,7 +77,6 @@ def views(side: int) -> float:
 # Numbers in the prose that no cell of the notebook prints or sets: a function computes them, or a text says whose
 # they are.
 ELSEWHERE = {
-    "02_gnc_flow": {"0.06": lambda: float(figure1_mixture().variances[3]) ** 0.5},
     "03_score_matching": {"0.42": lambda: figure1_mixture().convexity_threshold((-1.0, 1.0)) ** 0.5},
     "06_inverse_problems": {
         "28.64": lambda: stored("R3-denoise-25", "schedule.json")["provenance"]["validation_psnr"]["learned"],
@@ -149,8 +148,6 @@ def test_sentences_with_numbers_are_those_of_the_stored_results(name, sentence, 
 #: notebooks that are still longer than they should be
 TOO_LONG = {
     *(
-        "01_convexity_theorem",
-        "02_gnc_flow",
         "03_score_matching",
         "04_train_foe",
         "05_kernels_and_potentials",
