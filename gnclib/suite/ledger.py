@@ -144,13 +144,7 @@ def to_markdown(records: Iterable[Record]) -> str:
         counts = Counter(verdicts[id] for id, item in CLAIMS.items() if item.source == source)
         lines.append(f"| {title} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
     for source, title in _SOURCES.items():
-        lines += [
-            "",
-            f"## {title}",
-            "",
-            "| id | claim | where | verdict | notebook |",
-            "|---|---|---|---|---|",
-        ]
+        lines += ["", f"## {title}", "", "| id | claim | where | verdict | notebook |", "|" + "---|" * 5]
         for id, item in CLAIMS.items():
             if item.source == source:
                 made = f"{tested[id].notebook} ({tested[id].mode})" if id in tested else "- (not run)"
