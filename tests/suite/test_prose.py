@@ -11,6 +11,7 @@ import torch
 from gnclib.foe import WEIGHTS
 from gnclib.gmm import figure1_mixture
 from gnclib.studies import ablations, patches, problems
+from gnclib.suite import claims
 
 FOLDER = Path(__file__).parents[2] / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -74,9 +75,25 @@ def views(side: int) -> float:
     return measured.y.numel() / side
 
 
+def figure(name: str) -> dict:
+    """The numbers behind a committed figure."""
+    return json.loads((FOLDER.parent / "figures" / f"{name}.json").read_text(encoding="utf-8"))
+
+
+def at_the_lowest_energy() -> float:
+    """PSNR where the map of the overview has its lowest energy."""
+    energy, psnr = (torch.tensor(figure("overview_schemes")[key]) for key in ("energy", "psnr"))
+    return psnr.flatten()[energy.argmin()].item()
+
+
 # Numbers in the prose that no cell of the notebook prints or sets: a function computes them, or a text says whose
 # they are.
 ELSEWHERE = {
+    "00_the_paper_in_fifteen_minutes": {
+        "27.6": lambda: figure("overview_eye")["psnr"][-1],
+        "27.8": at_the_lowest_energy,
+        "29.2": lambda: figure("overview_schemes")["learned"][-1],
+    },
     "03_score_matching": {"0.42": lambda: figure1_mixture().convexity_threshold((-1.0, 1.0)) ** 0.5},
     "06_inverse_problems": {
         "28.64": lambda: stored("R3-denoise-25", "schedule.json")["provenance"]["validation_psnr"]["learned"],
@@ -143,6 +160,22 @@ def test_every_number_in_the_prose_is_computed(path):
 def test_sentences_with_numbers_are_those_of_the_stored_results(name, sentence, true):
     assert sentence in text(FOLDER / f"{name}.ipynb")
     assert true()
+
+
+def test_the_verdicts_of_the_overview_are_those_of_the_ledger():
+    """It reads them from the ledger when it runs; the stored output must not lag behind."""
+    records = json.loads((FOLDER.parent / "figures" / "claims.json").read_text(encoding="utf-8"))["records"]
+    now = {claims.claim(record["id"]).sentence: record["verdict"] for record in records}
+    cells = nbformat.read(FOLDER / "00_the_paper_in_fifteen_minutes.ipynb", 4).cells
+    shown = [
+        output.data.get("text/markdown", "")
+        for c in cells
+        for output in c.get("outputs", [])
+        if "data" in output
+    ]
+    rows = re.findall(r"\| \*\*(.+)\*\* \| (.+) \|", "\n".join(shown))
+    assert len(rows) == 3
+    assert all(now[sentence] == verdict for verdict, sentence in rows)
 
 
 #: notebooks that are still longer than they should be
