@@ -287,7 +287,8 @@ def test_versions_agree_and_the_citation_parses():
 NAMES = (
     "00_the_paper_in_fifteen_minutes",
     *("01_convexity_theorem", "02_gnc_flow", "03_score_matching", "04_train_foe"),
-    *("05_kernels_and_potentials", "06_inverse_problems", "08_ablations", "10_expressive"),
+    *("05_kernels_and_potentials", "06_inverse_problems", "07_attainment_maps", "08_ablations"),
+    "10_expressive",
     *("appendix_beyond_the_line", "appendix_inverse_problems"),
 )
 

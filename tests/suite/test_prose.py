@@ -185,7 +185,7 @@ TOO_LONG = {
         "04_train_foe",
         "05_kernels_and_potentials",
     ),
-    *("06_inverse_problems", "08_ablations", "appendix_inverse_problems"),
+    *("06_inverse_problems", "appendix_inverse_problems"),
 }
 
 
