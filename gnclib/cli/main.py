@@ -39,6 +39,7 @@ COMMANDS = {
         "solve other inverse problems: deblurring, super-resolution, sensing, tomography",
     ),
     "coverage": ("studies", "measure how often errors lie within the uncertainty that a prior states"),
+    "entropy": ("studies", "normalise energies, and measure entropies and code lengths by them"),
     "sweep": ("studies", "compute Figure 3: attainment and PSNR over t_0 and I, image by image"),
     "patches": (
         "studies",

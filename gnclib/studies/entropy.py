@@ -1,0 +1,276 @@
+r"""Entropies of noisy photographs, two ways, and code lengths: is the energy a density?
+
+On squares of SIDE x SIDE pixels in the middle of the images of BSDS68, y = x + sigma z. *By the energy*: the mean of
+R(y, t) + log Z, with the constant of :mod:`gnclib.restore.evidence`, is the entropy of y, or more where exp(-R) / Z
+is not its density. *By the errors of the denoiser* (I-MMSE; Guo, Shamai and Verdu 2005):
+
+    d h(Y_t) / d log sigma = n - mmse(t) / t,
+
+integrated down from the strongest noise of a prior, where the Gaussian with the spectrum of photographs has the same
+entropy but for some thousandths of a bit. What the constant and the training in t have to do with each other shows
+in the difference.
+
+*Code lengths*: noisy images in 8 bits, grey values of [0, 1] as 64 to 191.5 so that none is cut off, in bits per pixel.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+from collections.abc import Iterable, Iterator
+from dataclasses import asdict, dataclass
+from functools import partial
+from pathlib import Path
+from typing import Any, ClassVar
+
+import numpy as np
+import torch
+from PIL import Image
+from scipy.interpolate import CubicSpline
+from torch import Tensor
+
+from gnclib.deep import load_prior
+from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.images import crops, data
+from gnclib.io import sha256
+from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, rounded
+from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant, quadratic_constant
+from gnclib.restore.flow import Prior
+from gnclib.studies.comparison import markdown
+
+__all__ = ["PRIORS", "SHIPPED", "SIGMAS", "Curves", "compute", "constant", "curves", "load", "table"]
+
+#: the results that come with the package
+SHIPPED = Path(__file__).with_name("entropy.json")
+PRIORS = ("R1", "C1", "R3", "G1")
+#: grey values; a prior is measured up to the largest in its range
+SIGMAS = tuple(round(0.01 * 10 ** (k / 6), 6) for k in range(17))
+SIDE = 64
+#: chains and steps of annealing, and patches of training images for the spectrum
+CHAINS, STEPS, PATCHES = 8, 200, 4000
+#: noise levels of the code lengths, and steps of the 8-bit grey scale for a grey value of 1
+CODED, SCALE = (SIGMAS[2], SIGMAS[4], SIGMAS[6]), 127.5
+
+
+class About(Record):
+    """Side and number of the images, and the density of mean grey values: n times its variance is `brightness`."""
+
+    side: int
+    images: list[str]
+    mean: rounded(6)
+    brightness: rounded(6)
+
+
+class Constant(Row):
+    """log Z per pixel of an energy (with the density of mean grey values where it has none) at `sigma`, in nats."""
+
+    key: ClassVar[tuple[str, ...]] = ("prior",)
+    prior: str
+    sigma: float
+    method: str
+    lower: rounded(6)
+    upper: rounded(6)
+    value: rounded(6)
+    error: rounded(6)
+    accepted: rounded(3)
+
+
+class Level(Row):
+    """Of each image: R(y, t) per pixel in nats, without log Z; squared error of one step per pixel over t."""
+
+    by: ClassVar[tuple[str, ...]] = ("prior",)
+    key: ClassVar[tuple[str, ...]] = ("sigma",)
+    prior: str
+    sigma: float
+    energy: list[rounded(5)]
+    left: list[rounded(5)]
+
+
+class Code(Row):
+    """Bits per pixel of the noisy images by a coder: a prior, "Gaussian", "PNG" or "WebP"."""
+
+    by: ClassVar[tuple[str, ...]] = ("sigma",)
+    key: ClassVar[tuple[str, ...]] = ("coder",)
+    sigma: float
+    coder: str
+    bits: rounded(4)
+
+
+FORM = Form("file of entropies", About, {"constants": Constant, "levels": Level, "codes": Code})
+
+
+def load(path: str | Path = SHIPPED) -> Content:
+    """The tables of a file; raises as :func:`gnclib.io.table.read_table`."""
+    return read_table(path, FORM)
+
+
+def noisy(x: Tensor, sigma: float) -> Tensor:
+    """Images (N, 1, H, W) with noise; that of image k has seed k, at every level."""
+    z = [torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(k)) for k in range(len(x))]
+    return x + sigma * torch.cat(z)
+
+
+def measured(prior: Prior, x: Tensor, sigma: float) -> dict[str, Any]:
+    """The values of a :class:`Level` of clean images (N, 1, H, W)."""
+    y, n = noisy(x, sigma), x[0].numel()
+    with torch.no_grad():
+        energy = torch.cat([prior.energy(part, sigma**2).double() for part in y.split(4)])
+        steps = torch.cat([prior.grad(part, sigma**2) for part in y.split(4)])
+    left = (y - x - sigma**2 * steps).double().square().sum((1, 2, 3)) / sigma**2
+    return {"energy": (energy / n).tolist(), "left": (left / n).tolist()}
+
+
+def constant(prior: Prior, sigma: float, base: Gaussian, convex: bool) -> dict[str, Any]:
+    """The values of a :class:`Constant`: by a determinant where the energy is quadratic, else by annealing."""
+    shape, n = tuple(base.variances.shape), base.variances.numel()
+    if convex:
+        value = quadratic_constant(prior, sigma**2, torch.full((1, 1, *shape), base.mean)) / n
+        same = dict.fromkeys(("lower", "upper", "value"), value)
+        return {"method": "determinant", **same, "error": 0.0, "accepted": 1.0}
+    generator = torch.Generator().manual_seed(0)
+    found = annealed_constant(
+        prior, sigma**2, base, torch.zeros(CHAINS, 1, *shape), steps=STEPS, generator=generator
+    )
+    values = {name: v / n if name != "accepted" else v for name, v in asdict(found).items()}
+    return {"method": f"annealing, {CHAINS} chains, {STEPS} steps", **values}
+
+
+def coded(x: Tensor, sigma: float, coder: str, prior: Prior | None, log_z: float) -> dict[str, Any]:
+    """Bits per pixel of the noisy images in 8 bits; those of a prior by its density at the grey values."""
+    levels = (64 + SCALE * noisy(x, sigma)).round().clamp(0, 255)
+    if prior is None:
+        picture, file = Image.fromarray(levels.reshape(-1, x.shape[-1]).byte().numpy()), io.BytesIO()
+        options = {"PNG": {"optimize": True}, "WebP": {"lossless": True, "quality": 100, "method": 6}}[coder]
+        picture.save(file, coder, **options)
+        return {"bits": 8 * file.tell() / levels.numel()}
+    t = sigma**2 + 1 / (12 * SCALE**2)  # rounding adds the variance of a step
+    with torch.no_grad():
+        energy = torch.cat([prior.energy(part, t).double() for part in ((levels - 64) / SCALE).split(4)])
+    nats = energy.mean().item() / x[0].numel() + log_z
+    return {"bits": nats / math.log(2) + math.log2(SCALE)}
+
+
+def spectrum() -> Gaussian:
+    """The Gaussian with the spectrum of patches of the training images."""
+    generator = torch.Generator().manual_seed(0)
+    return Gaussian.of(crops.patches(list(data.training_images().values()), SIDE, PATCHES, generator))
+
+
+def density(name: str, mean: float, brightness: float) -> Prior:
+    """A prior of the package, with a density of mean grey values where it has none."""
+    prior = load_prior(name)
+    return WithBrightness(prior, mean, brightness) if isinstance(prior, FieldsOfExperts) else prior
+
+
+def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None = None) -> Iterator[Row]:
+    """Compute what is missing in the file, made where it is missing; yield rows as they are added.
+
+    BSDS68 is needed, the first `limit` images of it, and the training images. Raises ValueError for a file that is
+    none.
+    """
+    base = spectrum()
+    images = dict(list(data.bsds68().items())[:limit])
+    x = torch.cat([data.middle(image, SIDE) for image in images.values()])
+    about = About(side=SIDE, images=list(images), mean=base.mean, brightness=base.variances[0, 0].item())
+    file = Table(path, FORM, about, packages=("torch", "numpy", "scipy", "pillow"))
+    for name in ("Gaussian", *priors):
+        gaussian = name == "Gaussian"
+        prior = base if gaussian else density(name, about.mean, about.brightness)
+        settings = {} if gaussian else {"weights": sha256(WEIGHTS / name / "model.safetensors")}
+        own, log_z = (SIGMAS[-1], 0.0) if gaussian else (load_prior(name).sigma_max, None)
+        sigmas = [s for s in SIGMAS if s <= own]
+        if not gaussian:
+            quadratic = getattr(load_prior(name).config, "sigma_convex", math.inf) <= sigmas[-1]
+            job = Job(
+                {"prior": name, "sigma": sigmas[-1]},
+                settings,
+                partial(constant, prior, sigmas[-1], base, quadratic),
+            )
+            yield from file.fill("constants", [job])
+            log_z = next(row.value for row in file.read().rows["constants"] if row.prior == name)
+        yield from file.fill(
+            "levels",
+            [Job({"prior": name, "sigma": s}, settings, partial(measured, prior, x, s)) for s in sigmas],
+        )
+        codes = [
+            Job(
+                {"sigma": s, "coder": name},
+                {**settings, "log_z": log_z},
+                partial(coded, x, s, name, prior, log_z),
+            )
+            for s in CODED
+        ]
+        yield from file.fill("codes", codes)
+    files = [
+        Job({"sigma": s, "coder": c}, {}, partial(coded, x, s, c, None, 0.0))
+        for s in CODED
+        for c in ("PNG", "WebP")
+    ]
+    yield from file.fill("codes", files)
+
+
+# summaries -----------------------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True)
+class Curves:
+    """A prior over the noise levels, per pixel, means over the images; entropies in bits.
+
+    Attributes
+    ----------
+    sigmas : (S,)
+    energy : (S,)
+        Entropy by the energy and its constant.
+    errors : (S,)
+        Entropy by the errors of the denoiser, from the Gaussian's at the last sigma.
+    left : (S,)
+        Squared error of the denoiser over t.
+    """
+
+    sigmas: np.ndarray
+    energy: np.ndarray
+    errors: np.ndarray
+    left: np.ndarray
+
+    @property
+    def gap(self) -> float:
+        """The largest difference of the two entropies."""
+        return float(np.abs(self.energy - self.errors).max())
+
+
+def curves(content: Content, prior: str) -> Curves:
+    """The curves of a prior or of "Gaussian". Raises ValueError where the file has none."""
+    rows = sorted((r for r in content.rows["levels"] if r.prior == prior), key=lambda r: r.sigma)
+    log_z = {r.prior: r.value for r in content.rows["constants"]} | {"Gaussian": 0.0}
+    top = {r.sigma: np.mean(r.energy) for r in content.rows["levels"] if r.prior == "Gaussian"}
+    if not rows or prior not in log_z:
+        raise ValueError(f"there are no results of {prior}")
+    sigmas = np.array([r.sigma for r in rows])
+    left = np.array([np.mean(r.left) for r in rows])
+    rise = CubicSpline(np.log(sigmas), 1 - left).antiderivative()(np.log(sigmas))
+    energy = np.array([np.mean(r.energy) for r in rows]) + log_z[prior]
+    return Curves(sigmas, energy / math.log(2), (top[sigmas[-1]] + rise - rise[-1]) / math.log(2), left)
+
+
+def table(content: Content) -> str:
+    """Constants, largest differences of the two entropies and code lengths, as markdown."""
+    head = [
+        "prior",
+        "sigma",
+        "log Z, nats/pixel",
+        "gap, bits",
+        "entropies apart, bits",
+        *(f"code, {s:.3f}" for s in CODED),
+    ]
+    codes = {(r.coder, r.sigma): r.bits for r in content.rows["codes"]}
+    rows = {r.prior: r for r in content.rows["constants"]}
+    lines = []
+    for name in dict.fromkeys(coder for coder, _ in codes):
+        cells = ["", "", "", ""]
+        if name in rows:
+            r = rows[name]
+            gap = (r.upper - r.lower) / math.log(2)
+            cells = [f"{r.sigma:g}", f"{r.value:.4f}", f"{gap:.4f}", f"{curves(content, name).gap:.4f}"]
+        lines.append([name, *cells, *(f"{codes[name, s]:.3f}" if (name, s) in codes else "" for s in CODED)])
+    floor = [f"{0.5 * math.log2(2 * math.pi * math.e * (SCALE * s) ** 2):.3f}" for s in CODED]
+    return markdown(head, [*lines, ["noise alone", "", "", "", "", *floor]])

@@ -1,0 +1,78 @@
+"""Entropies two ways: closed forms of Gaussians, code lengths by counting, and the shipped numbers."""
+
+import io
+import math
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from scipy.stats import norm
+
+from gnclib.io.table import Content, Origin
+from gnclib.restore.evidence import Gaussian
+from gnclib.studies import entropy
+from gnclib.studies.entropy import SIGMAS, Constant, Level
+
+MADE = {"settings": {}, "made": Origin(revision="", machine="", software="")}
+VARIANCES = torch.logspace(-5, 1.5, 64, dtype=torch.float64).reshape(8, 8)
+
+
+def rows(prior, off=0.0, tilt=0.0):
+    """What a Gaussian has by its formulas, with an energy that is off by so much, rising with log sigma."""
+    levels = []
+    for sigma in SIGMAS:
+        v = VARIANCES + sigma**2
+        energy = (
+            0.5 * (2 * math.pi * math.e * v).log().mean().item() + off + tilt * math.log(sigma / SIGMAS[-1])
+        )
+        left = (VARIANCES / v).mean().item()
+        levels.append(Level(prior=prior, sigma=sigma, energy=[energy] * 2, left=[left] * 2, **MADE))
+    return levels
+
+
+def content(off=0.0, tilt=0.0, log_z=0.0):
+    numbers = {"lower": log_z, "upper": log_z, "value": log_z, "error": 0.0, "accepted": 1.0}
+    constant = Constant(prior="R1", sigma=SIGMAS[-1], method="", **numbers, **MADE)
+    return Content(
+        None, {"constants": [constant], "levels": rows("Gaussian") + rows("R1", off, tilt), "codes": []}
+    )
+
+
+def test_both_entropies_of_a_gaussian_agree_and_errors_show():
+    assert entropy.curves(content(), "R1").gap < 1e-3
+    assert entropy.curves(content(off=-7.0, log_z=7.0), "R1").gap < 1e-3
+    assert entropy.curves(content(log_z=0.1), "R1").gap == pytest.approx(0.1 / math.log(2), abs=1e-3)
+    found = entropy.curves(content(tilt=0.02), "R1")  # an energy whose constant changes along t
+    assert found.gap == pytest.approx(0.02 * math.log(SIGMAS[-1] / SIGMAS[0]) / math.log(2), abs=1e-3)
+    with pytest.raises(ValueError, match="no results of R3"):
+        entropy.curves(content(), "R3")
+
+
+def test_what_is_measured_of_samples_of_a_gaussian():
+    base, sigma = Gaussian(0.4, VARIANCES), 0.3
+    x = base.coloured(
+        torch.randn(3000, 1, 8, 8, generator=torch.Generator().manual_seed(0), dtype=torch.float64), 0.0
+    )
+    found, v = entropy.measured(base, x, sigma), VARIANCES + sigma**2
+    assert np.mean(found["energy"]) == pytest.approx(
+        0.5 * (2 * math.pi * math.e * v).log().mean().item(), abs=6e-3
+    )
+    assert np.mean(found["left"]) == pytest.approx((VARIANCES / v).mean().item(), rel=0.02)
+
+
+def test_code_lengths():
+    """Noise around grey by its density against the entropy of rounded noise; files by what they hold."""
+    x, sigma = torch.full((60, 1, 16, 16), 0.5), entropy.CODED[1]
+    found = entropy.coded(x, sigma, "Gaussian", Gaussian(0.5, torch.zeros(16, 16)), 0.0)["bits"]
+    cells = np.diff(
+        norm.cdf(np.arange(-60, 61) - 0.25, scale=entropy.SCALE * sigma)
+    )  # 64 + SCALE / 2 = 127.75
+    assert found == pytest.approx(-(cells[cells > 0] * np.log2(cells[cells > 0])).sum(), abs=0.02)
+    levels = (64 + entropy.SCALE * entropy.noisy(x, sigma)).round()
+    for coder in ("PNG", "WebP"):
+        bits = entropy.coded(x, sigma, coder, None, 0.0)["bits"]
+        assert found < bits < found + 1
+    file = io.BytesIO()
+    Image.fromarray(levels.reshape(-1, 16).byte().numpy()).save(file, "PNG", optimize=True)
+    assert entropy.coded(x, sigma, "PNG", None, 0.0)["bits"] == 8 * file.tell() / levels.numel()
