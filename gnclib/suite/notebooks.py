@@ -51,10 +51,8 @@ def find(folder: Path | None = None) -> dict[str, Path]:
     for place in places:
         if found := {path.stem: path.resolve() for path in sorted(place.glob("*.ipynb"))}:
             return found
-    raise FileNotFoundError(
-        f"no notebooks in {' or '.join(map(str, places))}: they are part of the repository, not of the installed "
-        "package; clone it and run this from its top folder"
-    )
+    where = " or ".join(map(str, places))
+    raise FileNotFoundError(f"no notebooks in {where}: clone the repository and run this from its top folder")
 
 
 def load(path: Path) -> Any:

@@ -58,7 +58,7 @@ def use_style(full: bool = False) -> None:
 
 
 def save(
-    fig: Figure, name: str, out: str | os.PathLike | None, numbers: Mapping[str, Any] | None = None
+    fig: Figure, name: str, out: str | os.PathLike | None, numbers: Mapping[str, Any] | None = None, frames=()
 ) -> list[Path]:
     """Write a figure to ``out/name.png`` and ``out/name.pdf``, and its numbers to ``out/name.json``.
 
@@ -73,6 +73,8 @@ def save(
         environment names a folder.
     numbers
         What the figure shows, by name: numbers, lists, arrays or tensors (8 significant digits are kept).
+    frames
+        For a PNG that moves: one list of artists after the other is visible. The figure keeps the last.
 
     Returns
     -------
@@ -87,9 +89,8 @@ def save(
         `out` is a file.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
-        raise ValueError(
-            f"figure name {name!r}: use lower case letters, digits, '_' and '-', without a suffix"
-        )
+        raise ValueError(f"figure name {name!r}: use lower case letters, digits, '_' and '-', and no suffix")
+    _turn_to(frames, -1)
     text = None if numbers is None else dumps(dict(numbers), _DIGITS)
     out = out or os.environ.get(COLLECT)
     if not out:
@@ -105,9 +106,30 @@ def save(
         with matplotlib.rc_context({"pdf.fonttype": 42}):
             fig.savefig(buffer, format=suffix, metadata=metadata)
         files.append(write_bytes(folder / f"{name}.{suffix}", buffer.getvalue()))
+    if frames:
+        write_bytes(folder / f"{name}.png", _animated(fig, frames))
     if text is not None:
         files.append(write_text(folder / f"{name}.json", text))
     return files
+
+
+def _turn_to(frames: Sequence, k: int) -> None:
+    for artist in (artist for frame in frames for artist in frame):
+        artist.set_visible(artist in frames[k])
+
+
+def _animated(fig: Figure, frames: Sequence) -> bytes:
+    """An animated PNG, ten pictures a second, that rests at its end and begins again."""
+    from PIL import Image
+
+    shots = []
+    for k in range(len(frames)):
+        _turn_to(frames, k)
+        fig.savefig(shot := io.BytesIO(), format="png", dpi=100)
+        shots.append(Image.open(shot).convert("RGB"))
+    times = [100] * (len(shots) - 1) + [2500]
+    shots[0].save(made := io.BytesIO(), "PNG", save_all=True, append_images=shots[1:], duration=times)
+    return made.getvalue()
 
 
 def tau_colours(k: int) -> list[tuple[float, float, float, float]]:

@@ -9,6 +9,7 @@ from itertools import pairwise
 import matplotlib
 import numpy as np
 import pytest
+from PIL import Image
 
 matplotlib.use("Agg")
 import matplotlib.pyplot as plt
@@ -140,3 +141,22 @@ def test_a_text_is_no_answer_to_full():
     for path in notebooks.find().values():
         (cell,) = [cell for cell in notebooks.load(path).cells if "use_style(" in cell.source]
         assert "plots.use_style(full)" in cell.source, path
+
+
+def test_frames_make_a_png_that_moves_and_a_figure_that_keeps_the_last(tmp_path):
+    fig, ax = plt.subplots(figsize=(2, 1))
+    frames = [ax.plot([0, 1], [0, k]) for k in range(4)]
+    for folder in ("a", "b"):
+        plots.save(fig, "moves", tmp_path / folder, {"k": [0, 1, 2, 3]}, frames)
+    assert [line.get_visible() for line in ax.lines] == [False, False, False, True]
+    with Image.open(tmp_path / "a" / "moves.png") as picture:
+        shown = []
+        for k in range(picture.n_frames):
+            picture.seek(k)
+            shown.append(np.asarray(picture.convert("L")).copy())
+    assert len(shown) == 4
+    assert all((a != b).any() for a, b in pairwise(shown))
+    assert (tmp_path / "a" / "moves.png").read_bytes() == (tmp_path / "b" / "moves.png").read_bytes()
+    plots.save(fig, "still", tmp_path)
+    alone = np.asarray(Image.open(tmp_path / "still.png").convert("L").resize((200, 100)))
+    assert np.abs(alone.astype(int) - shown[-1]).mean() < 2 < np.abs(alone.astype(int) - shown[0]).mean()
