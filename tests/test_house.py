@@ -138,7 +138,7 @@ def sizes() -> dict[str, int]:
 # energy as a probability (posterior covariance, SURE, sampling, calibration, constants, entropies), checks of what
 # users bring (ranges, bands, masks, streams, noise that is unequal, correlated, not white or of its own level in each
 # pixel), gnc doctor, and energies with a network, trained, described and used as the others are.
-MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 280, 23_320, 20_468, 2
+MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 280, 23_340, 20_488, 2
 
 
 def without_the_course() -> int:
