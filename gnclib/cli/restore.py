@@ -69,11 +69,11 @@ def _each(inputs: tuple[Path, ...], output: str, work: Callable[[Path, Path], No
         raise RuntimeError(f"{failed} of {len(targets)} images failed, see above")
 
 
-def _bar() -> Callable[[int, int], None]:
-    """Shows, on a terminal, how many steps of how many are done."""
+def _bar(unit: str = "step") -> Callable[[int, int], None]:
+    """Shows, on a terminal, how many of how many are done."""
     from tqdm import tqdm
 
-    bar = tqdm(unit="step", disable=not sys.stderr.isatty())
+    bar = tqdm(unit=unit, disable=not sys.stderr.isatty())
 
     def show(done: int, total: int) -> None:
         bar.total = total
@@ -116,6 +116,7 @@ def _back(pixels, limits: tuple[float, float]):
 COLOUR_HELP = "denoise brightness and differences of colour, or red, green and blue; auto: as the noise looks"
 STD_HELP = "write the standard deviation of each pixel (float TIFF, grey levels of 0..255) and a PNG of it"
 GAIN_HELP = "numbers of the file per photon, for noise that grows with brightness; or 'auto': estimated"
+FRAME_HELP = "of a TIFF stack: estimate sigma in each frame (default: one for each channel of the stack)"
 NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 if none is given)"
 
 
@@ -127,6 +128,7 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
     gnc denoise photo.png --sigma 25 --add-noise -o demo.png         add the noise first, print PSNRs
     gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference
     gnc denoise noisy.png --sigma 25 -o clean.png --uncertainty std.tif   how sure each pixel is
+    gnc denoise cells.ome.tif --white 4095 -o clean.ome.tif          a stack, frame by frame, of 12 bits
     """
 )
 @file_options
@@ -141,6 +143,7 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
 @click.option("--clean", type=PATH, metavar="REF", help="noise-free image to measure the PSNR against")
 @click.option("--add-noise", type=int, is_flag=False, flag_value=0, metavar="[SEED]", help=NOISE_HELP)
 @click.option("--uncertainty", type=PATH, metavar="FILE", help=STD_HELP)
+@click.option("--per-frame", is_flag=True, help=FRAME_HELP)
 def denoise(
     inputs,
     output,
@@ -154,6 +157,7 @@ def denoise(
     clean,
     add_noise,
     uncertainty,
+    per_frame,
     **solver,
 ):
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
@@ -161,7 +165,8 @@ def denoise(
     literature, whatever the depth; with --white or --black, in 255ths of their distance. Without --sigma it is
     estimated from the calmest parts of the image. Colour is denoised in brightness and two differences, better by a
     decibel or two than channel by channel, or, where the noise of red, green and blue is unequal or correlated, in
-    planes that fit its measured covariance."""
+    planes that fit its measured covariance. TIFF stacks, and floats with nan for missing pixels, keep axes, metadata
+    and type; started again after an interruption, gnc goes on after the last finished frame."""
     if add_noise is not None and clean is not None:
         raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
     if add_noise is not None and sigma is None:
@@ -178,9 +183,23 @@ def denoise(
     import torch
 
     from gnclib import images
-    from gnclib.restore import denoise_channels, evaluate
+    from gnclib.restore import denoise_channels, denoise_stack, evaluate
+
+    def curve(*found):
+        return _curve(gain, offset, read_noise, *found)
 
     def work(source: Path, target: Path) -> None:
+        if images.is_stack(source):
+            if clean is not None or add_noise is not None or uncertainty is not None:
+                raise ValueError(f"{source} is a stack: leave --clean, --add-noise and --uncertainty away")
+            level, options = (
+                fraction if gain is None else curve,
+                {"per_frame": per_frame, "force": force, **solver},
+            )
+            bar = _bar("frame")
+            denoise_stack(source, target, level, limits=(black, white), progress=bar, say=say, **options)
+            say(f"{target}: denoised frame by frame")
+            return
         picture = images.read(source)
         images.check_writable(target, picture, force)
         if uncertainty is not None:
@@ -196,11 +215,9 @@ def denoise(
                 )
         elif add_noise is not None:
             noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, add_noise).numpy(), noisy
-        level = (
-            fraction
-            if gain is None
-            else _curve(source, noisy, gain, offset, read_noise, picture.depth, limits)
-        )
+        top = 2**picture.depth - 1
+        unit = top * (limits[1] - limits[0])
+        level = fraction if gain is None else curve(source, noisy, top * limits[0], unit)
         pixels, planes = denoise_channels(noisy, level, progress=_bar(), **solver)
         made = images.quantise(picture, _back(pixels, limits))
         images.write(target, made, force)
@@ -236,18 +253,17 @@ def _write_std(file: Path, noisy, planes, estimated: bool, prior: str, device: s
     say(f"{picture}: a picture of it, white is {white:.1f}")
 
 
-def _curve(source: Path, noisy, gain: str, offset: float, read_noise: float, depth: int, limits):
-    """The noise of a picture by brightness, of a detector whose data are in numbers of the file, or estimated."""
+def _curve(gain: str, offset: float, read_noise: float, name, noisy, zero: float, unit: float):
+    """The noise of grey values by brightness, of a detector whose data are in numbers of the file, or estimated."""
     from gnclib.restore import NoiseCurve
 
-    zero, unit = (2**depth - 1) * limits[0], (2**depth - 1) * (limits[1] - limits[0])
     if gain == "auto":
         if offset or read_noise:
             raise ValueError("--gain auto estimates it all: leave --offset and --read-noise away")
         curve = NoiseCurve.estimate(noisy)
         dark, bright = (unit * math.sqrt(max(v, 0.0)) for v in (curve.floor, curve.gain + curve.floor))
         say(
-            f"{source}: gain {unit * curve.gain:.3g}, sigma {dark:.3g} at black and {bright:.3g} at white, in"
+            f"{name}: gain {unit * curve.gain:.3g}, sigma {dark:.3g} at black and {bright:.3g} at white, in"
             " numbers of the file, estimated"
         )
         return curve

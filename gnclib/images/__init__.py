@@ -14,6 +14,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "masks": ["read_mask"],
         "metrics": ["psnr", "ssim"],
         "reading": ["Picture", "image_files", "read"],
-        "writing": ["check_map", "check_writable", "quantise", "write", "write_map"],
+        "stacks": ["Stack", "is_stack", "unpack"],
+        "writing": ["check_map", "check_place", "check_writable", "quantise", "write", "write_map"],
     },
 )

@@ -17,11 +17,13 @@ from PIL import Image
 from gnclib.images.reading import EXTRA, Picture
 from gnclib.io import write_bytes
 
-__all__ = ["check_map", "check_writable", "encode", "quantise", "write", "write_map"]
+__all__ = ["TIFF", "check_map", "check_place", "check_writable", "encode", "quantise", "write", "write_map"]
 
 _LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 _LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG"}
 _FORMATS = _LOSSLESS | _LOSSY
+#: what TIFF files end in
+TIFF = (".tif", ".tiff")
 
 
 def check_writable(path: str | os.PathLike, picture: Picture, force: bool = False) -> Path:
@@ -38,10 +40,7 @@ def check_writable(path: str | os.PathLike, picture: Picture, force: bool = Fals
     IsADirectoryError
         The path is a folder.
     """
-    path = Path(path)
-    suffix = path.suffix.lower()
-    if suffix not in _FORMATS:
-        raise ValueError(f"cannot write {path.name!r}: choose one of the suffixes {', '.join(_FORMATS)}")
+    path, suffix = check_place(path, tuple(_FORMATS), force=True), Path(path).suffix.lower()
     colour = picture.pixels.shape[0] == 3 or picture.alpha is not None
     if picture.depth == 16 and (suffix not in (".png", ".tif", ".tiff") or (colour and suffix == ".png")):
         better = ".tif" if colour else ".png or .tif"
@@ -52,10 +51,18 @@ def check_writable(path: str | os.PathLike, picture: Picture, force: bool = Fals
         raise ValueError(
             f"{path.name!r} cannot hold the alpha channel: write to a name that ends in .png or .tif"
         )
-    if picture.kind != "unassalpha" and suffix not in (".tif", ".tiff"):
+    if picture.kind != "unassalpha" and suffix not in TIFF:
         raise ValueError(
             f"{path.name!r} cannot hold {EXTRA[picture.kind]}: write to a name that ends in .tif"
         )
+    return check_place(path, tuple(_FORMATS), force)
+
+
+def check_place(path: str | os.PathLike, suffixes: tuple[str, ...], force: bool = False) -> Path:
+    """Refuse a path at which no file with one of these suffixes can be written, as :func:`check_writable` does."""
+    path = Path(path)
+    if path.suffix.lower() not in suffixes:
+        raise ValueError(f"cannot write {path.name!r}: choose one of the suffixes {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     if path.is_dir():
@@ -116,15 +123,10 @@ def check_map(path: str | os.PathLike, force: bool = False) -> Path:
     FileNotFoundError
         The folder does not exist.
     """
-    path = Path(path)
-    if path.suffix.lower() not in (".tif", ".tiff"):
-        raise ValueError(f"{path.name!r} cannot hold real numbers: write to a name that ends in .tif")
-    if not path.parent.is_dir():
-        raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
-    for file in (path, path.with_suffix(".png")):
-        if file.exists() and not force:
-            raise FileExistsError(f"{file} exists: use --force to overwrite it")
-    return path
+    if Path(path).suffix.lower() not in TIFF:
+        raise ValueError(f"{Path(path).name!r} cannot hold real numbers: write to a name that ends in .tif")
+    check_place(Path(path).with_suffix(".png"), (".png",), force)
+    return check_place(path, TIFF, force)
 
 
 def write_map(path: str | os.PathLike, values: np.ndarray, white: float, force: bool = False) -> Path:

@@ -22,5 +22,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "posterior": ["Posterior", "posterior_components", "posterior_moments"],
         "sampling": ["effective_size", "mala", "r_hat"],
         "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "std_channels"],
+        "stacks": ["denoise_stack"],
     },
 )
