@@ -64,7 +64,8 @@ class About(Record):
 class Constant(Row):
     """log Z per pixel of an energy (with the density of mean grey values where it has none) at `sigma`, in nats."""
 
-    key: ClassVar[tuple[str, ...]] = ("prior",)
+    by: ClassVar[tuple[str, ...]] = ("prior",)
+    key: ClassVar[tuple[str, ...]] = ("sigma",)
     prior: str
     sigma: float
     method: str
@@ -89,10 +90,10 @@ class Level(Row):
 class Code(Row):
     """Bits per pixel of the noisy images by a coder: a prior, "Gaussian", "PNG" or "WebP"."""
 
-    by: ClassVar[tuple[str, ...]] = ("sigma",)
-    key: ClassVar[tuple[str, ...]] = ("coder",)
-    sigma: float
+    by: ClassVar[tuple[str, ...]] = ("coder",)
+    key: ClassVar[tuple[str, ...]] = ("sigma",)
     coder: str
+    sigma: float
     bits: rounded(4)
 
 

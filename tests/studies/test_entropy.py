@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from scipy.stats import norm
 
-from gnclib.io.table import Content, Origin
+from gnclib.io.table import Content, Job, Origin, Table
 from gnclib.restore.evidence import Gaussian
 from gnclib.studies import entropy
 from gnclib.studies.entropy import SIGMAS, Constant, Level
@@ -76,3 +76,19 @@ def test_code_lengths():
     file = io.BytesIO()
     Image.fromarray(levels.reshape(-1, 16).byte().numpy()).save(file, "PNG", optimize=True)
     assert entropy.coded(x, sigma, "PNG", None, 0.0)["bits"] == 8 * file.tell() / levels.numel()
+
+
+def test_rows_of_one_prior_do_not_replace_those_of_another(tmp_path):
+    """Settings differ, and with them rows would go that have their group in common."""
+    about = entropy.About(side=8, images=["a"], mean=0.4, brightness=1.0)
+    file = Table(tmp_path / "entropy.json", entropy.FORM, about)
+    numbers = dict.fromkeys(("lower", "upper", "value", "error", "accepted"), 0.5)
+    for prior in ("R1", "C1"):
+        file.add(
+            "constants",
+            (Job({"prior": prior, "sigma": 1.0}, {"weights": prior}, dict), {"method": "", **numbers}),
+        )
+        file.add("codes", (Job({"coder": prior, "sigma": 0.1}, {"weights": prior}, dict), {"bits": 5.0}))
+    content = entropy.load(file.path)
+    assert [row.prior for row in content.rows["constants"]] == ["R1", "C1"]
+    assert [row.coder for row in content.rows["codes"]] == ["R1", "C1"]
