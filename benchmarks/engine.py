@@ -83,12 +83,15 @@ def tasks(
             if name in priors:
                 yield f"{name} training step", training_step(name, batch, patch)
     yield "splines, both passes", spline_pass(compiled)
+    if variant in ("ours", "plain torch") and priors == PRIORS:
+        network = load_prior("G1")
+        yield "G1 gradient", no_grad(lambda: network.grad(y, T))
     if variant == "ours":
         for name, height, width in SIZES:
             part = torch.rand(1, 1, height, width, generator=random)
             prior = Tiled(load_prior(name)) if max(height, width) > 1024 else load_prior(name)
             yield f"{name} gradient, {height} x {width}", no_grad(lambda p=prior, x=part: p.grad(x, T))
-        for name in ("R2", "R3"):
+        for name in ("R2", "R3", "G1"):
             prior = load_prior(name)
             prior.bf16 = True
             yield f"{name} gradient, bfloat16", no_grad(lambda p=prior: p.grad(y, T))

@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import engine
 from gnclib.studies import field, problems
 
 ROOT = Path(__file__).parents[1]
@@ -53,6 +54,11 @@ def test_the_example_of_the_readme_restores_an_image():
 def test_the_proof_of_the_guide_is_one():
     (code,) = examples(GUIDE / "pipelines.md")
     assert "proved: F(., t) is convex on [-1, 1.5] for every t >=" in run(code)
+
+
+def test_the_page_on_speed_shows_what_was_measured():
+    table = json.loads((ROOT / "benchmarks" / "engine.json").read_text(encoding="utf-8"))
+    assert engine.report(table) in text(GUIDE / "speed.md")
 
 
 @pytest.mark.parametrize("name", ["add_a_prior", "add_an_operator", "add_a_figure", "add_a_claim"])
