@@ -70,23 +70,17 @@ class GaussianMixture:
         if w.ndim != 1 or len(w) == 0:
             raise ValueError(f"weights must have shape (K,) with K >= 1, got {tuple(w.shape)}")
         if m.ndim not in (1, 2) or len(m) != len(w) or m.numel() == 0:
-            raise ValueError(
-                f"means must have shape ({len(w)},) or ({len(w)}, d) as weights, got {tuple(m.shape)}"
-            )
+            raise ValueError(f"means must have shape ({len(w)},) or ({len(w)}, d), got {tuple(m.shape)}")
         wanted = [(len(w),)] + ([(len(w), m.shape[1], m.shape[1])] if m.ndim == 2 else [])
         if tuple(v.shape) not in wanted:
-            raise ValueError(
-                f"variances must have shape {' or '.join(map(str, wanted))} to match means {tuple(m.shape)}, "
-                f"got {tuple(v.shape)}"
-            )
+            shapes = " or ".join(map(str, wanted))
+            raise ValueError(f"variances must have shape {shapes} for these means, got {tuple(v.shape)}")
 
     def _diagonalise(self, d: int) -> tuple[Tensor, Tensor | None]:
         v = self.variances
         if v.ndim == 1:
             if (v < 0).any():
-                raise ValueError(
-                    f"variances must be >= 0, got {v.min().item():.6g} at index {int(v.argmin())}"
-                )
+                raise ValueError(f"variances must be >= 0, number {int(v.argmin())} is {v.min().item():.6g}")
             return v[:, None].expand(-1, d), None
         asymmetry = (v - v.mT).abs().amax((1, 2))
         if (asymmetry > 1e-10 * v.abs().amax((1, 2))).any():
@@ -131,9 +125,7 @@ class GaussianMixture:
         t = as_time(t, len(y), like=y)
         v = self._lam + t[:, None, None]  # (B, K, d)
         if (v.detach() <= 0).any():
-            raise ValueError(
-                "t = 0 needs positive variances: a point mass has no energy until it is smoothed"
-            )
+            raise ValueError("t = 0 needs positive variances: a point mass has no energy until smoothed")
         delta = self._mu - y[:, None, :]
         u = delta if self._q is None else torch.einsum("kji,bkj->bki", self._q, delta)
         log_pdf = -0.5 * (u.square() / v + (2 * math.pi * v).log()).sum(-1)
@@ -243,13 +235,9 @@ class GaussianMixture:
             ends = _finite("domain", domain)
             ends = ends[:, None] if self.on_line and ends.ndim == 1 else ends  # (2, d)
             if ends.shape != (2, self.dim) or not (ends[0] < ends[1]).all():
-                raise ValueError(
-                    f"domain must be a pair (lo, hi), lo < hi in all {self.dim} directions, got {domain}"
-                )
+                raise ValueError(f"domain must be a pair, lo < hi in all {self.dim} directions, got {domain}")
             if ((self._mu < ends[0]) | (self._mu > ends[1])).any():
-                raise ValueError(
-                    f"theorem 2.2 needs every mean inside the domain, and {domain} leaves one out"
-                )
+                raise ValueError(f"theorem 2.2 needs every mean in the domain, {domain} leaves one out")
             diameter = (ends[1] - ends[0]).norm().item()
         return max(diameter**2 - self._lam.min().item(), 0.0)
 

@@ -146,9 +146,7 @@ def _ends(domain) -> tuple[float, float]:
     try:
         lo, hi = map(float, domain)
     except (TypeError, ValueError) as error:
-        raise ValueError(
-            f"domain must be a pair (lo, hi) or None for the whole line, got {domain!r}"
-        ) from error
+        raise ValueError(f"domain must be a pair (lo, hi), or None for the line, got {domain!r}") from error
     if not (math.isfinite(lo) and math.isfinite(hi) and lo < hi):
         raise ValueError(f"domain must be finite with lo < hi (None is the whole line), got {domain!r}")
     return lo, hi
@@ -157,9 +155,7 @@ def _ends(domain) -> tuple[float, float]:
 def _components(mixture) -> Parts:
     """Log-weights, means and variances of a mixture on the line. Raises ValueError if it is none."""
     if not mixture.on_line:
-        raise ValueError(
-            f"thresholds are for mixtures on the line, with means of shape (K,), not for {mixture!r}"
-        )
+        raise ValueError(f"thresholds are for mixtures on the line, means of shape (K,), not for {mixture!r}")
     return mixture._log_w.numpy(), mixture._mu[:, 0].numpy(), mixture._lam[:, 0].numpy()
 
 

@@ -150,9 +150,7 @@ def gnc_flow(
         )
     etas = ts if step_sizes is None else as_schedule(step_sizes, x.shape[0])
     if etas.shape != ts.shape:
-        raise ValueError(
-            f"one step size per schedule entry: shapes {tuple(etas.shape)} and {tuple(ts.shape)} differ"
-        )
+        raise ValueError(f"one step size per schedule entry: {tuple(etas.shape)} is not {tuple(ts.shape)}")
     return _steps(prior, ts, etas, data, x)
 
 

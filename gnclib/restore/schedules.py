@@ -83,9 +83,7 @@ def as_schedule(schedule: Tensor | Sequence[float], batch: int | None = None) ->
     except (TypeError, ValueError, RuntimeError) as error:
         raise ValueError(f"a schedule is a tensor or list of noise variances, got {schedule!r}") from error
     if ts.ndim not in (1, 2) or ts.numel() == 0:
-        raise ValueError(
-            f"a schedule has shape (steps,) or (steps, batch), steps >= 1, got {tuple(ts.shape)}"
-        )
+        raise ValueError(f"a schedule has shape (steps,) or (steps, batch), not empty, got {tuple(ts.shape)}")
     if ts.ndim == 2 and batch not in (None, ts.shape[1]):
         raise ValueError(f"a schedule per sample has shape (steps, {batch}) here, got {tuple(ts.shape)}")
     if not bool((torch.isfinite(ts) & (ts > 0)).all()):
