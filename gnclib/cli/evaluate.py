@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from statistics import fmean
+from statistics import fmean, quantiles
 
 import click
 
@@ -71,22 +71,27 @@ def _measured(scheme, images, basis: str) -> dict:
     items = progress(images.items(), "image", desc=str(scheme.task))
     done = {name: evaluate.restoration(scheme, x, k, basis) for k, (name, x) in enumerate(items)}
 
-    def mean(key: str) -> float | list[float]:
-        values = [getattr(r, key) for r in done.values()]
-        return list(map(fmean, zip(*values, strict=True))) if isinstance(values[0], tuple) else fmean(values)
+    def per_step(key: str, of) -> list:
+        return [of(values) for values in zip(*(getattr(r, key) for r in done.values()), strict=True)]
 
-    psnrs, similarity = mean("psnr"), mean("ssim")
+    def quartiles(values: tuple[float, ...]) -> list[float]:
+        return quantiles(values, n=4, method="inclusive")[::2] if len(values) > 1 else [*values, *values]
+
+    psnrs, similarity = per_step("psnr", fmean), fmean(r.ssim for r in done.values())
+    seconds, start = (fmean(getattr(r, key) for r in done.values()) for key in ("seconds", "start"))
     level = f"sigma {scheme.task.level:>4g}" if scheme.task.kind == "denoise" else str(scheme.task)
     say(
         f"{level}: {psnrs[-1]:.2f} dB, SSIM {similarity:.4f}, mean of {len(done)} images, not clipped;"
-        f" {mean('seconds'):.2f} s and {scheme.evaluations} gradient(s) per image"
+        f" {seconds:.2f} s and {scheme.evaluations} gradient(s) per image"
     )
     return {
         "mean": psnrs[-1],
         "mean_ssim": similarity,
-        "mean_psnr_of_measurement": mean("start"),
+        "mean_psnr_of_measurement": start,
         "mean_psnr_per_step": psnrs,
-        "mean_energy_per_step": mean("energy"),
+        "mean_energy_per_step": per_step("energy", fmean),
+        "quartiles_psnr_per_step": per_step("psnr", quartiles),
+        "quartiles_energy_per_step": per_step("energy", quartiles),
         "gradients_per_image": scheme.evaluations,
         "images": {name: r.psnr[-1] for name, r in done.items()},
     }

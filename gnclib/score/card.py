@@ -48,6 +48,8 @@ class Measured(TypedDict):
     gradients_per_image: NotRequired[int]
     mean_psnr_per_step: NotRequired[list[float]]
     mean_energy_per_step: NotRequired[list[float]]
+    quartiles_psnr_per_step: NotRequired[list[list[float]]]
+    quartiles_energy_per_step: NotRequired[list[list[float]]]
 
 
 class Evaluation(TypedDict):

@@ -209,15 +209,11 @@ class Summary:
         Mean, dB.
     gap
         Mean of E minus the minimal energy (that of the reading), nats per pixel.
-    rate_error, psnr_error
-        Standard errors of the means over the images, nan for a single one.
     """
 
     images: int
     rate: Tensor
-    rate_error: Tensor
     psnr: Tensor
-    psnr_error: Tensor
     gap: Tensor
 
 
@@ -280,23 +276,14 @@ def aggregate(
             there = gap <= tolerance
             if minimum == "reference":
                 there &= _stacked(of_task, algorithm, "distance") <= distance
-            (rate, rate_error), (mean, error) = map(
-                _mean, (there.double(), _stacked(of_task, algorithm, "psnr"))
-            )
-            summaries[task, algorithm] = Summary(len(of_task), rate, rate_error, mean, error, gap.mean(0))
+            psnr = _stacked(of_task, algorithm, "psnr").mean(0)
+            summaries[task, algorithm] = Summary(len(of_task), there.double().mean(0), psnr, gap.mean(0))
     return summaries
 
 
 def _stacked(runs: Sequence[Run], algorithm: str, quantity: str) -> Tensor:
     """(N, T, J)"""
     return torch.tensor([run.maps[algorithm][quantity] for run in runs], dtype=torch.float64)
-
-
-def _mean(values: Tensor) -> tuple[Tensor, Tensor]:
-    """Mean over the images and its standard error, each (T, J)."""
-    count = len(values)
-    error = values.std(0) / math.sqrt(count) if count > 1 else torch.full_like(values[0], math.nan)
-    return values.mean(0), error
 
 
 # comparison with a recomputed result ---------------------------------------------------------------------------------
