@@ -182,7 +182,6 @@ TOO_LONG = {
         "04_train_foe",
         "05_kernels_and_potentials",
     ),
-    "appendix_inverse_problems",
 }
 
 
