@@ -99,7 +99,6 @@ ELSEWHERE = {
     "08_ablations": {"99": lambda: 100 * (2 * 0.995 - 1)},  # two-sided, of student.ppf(0.995, ...)
     "appendix_inverse_problems": {
         "0.005": lambda: problems.PROBLEMS["tomography"].sigma,
-        "0.002": "the error of single precision, measured once",
         "29.517": lambda: tuned_super_resolution(0.3),
         "29.514": lambda: tuned_super_resolution(1.0),
     },
