@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -355,3 +356,44 @@ def test_noise_beside_y_has_the_right_moments():
     torch.testing.assert_close(
         per_point, points.t.sqrt() * mixture.grad(points.y, points.t), rtol=1e-9, atol=1e-9
     )
+
+
+# --- why the image part has the weight t -----------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def single(exact):
+    """At the points of `exact`: features d_y phi, and the mean square of the target z / sqrt(t) and of its noise."""
+    noisy = toy.with_noise(MIXTURE, exact)
+    target = noisy.z / noisy.t.sqrt()
+    parts = target, target - MIXTURE.grad(noisy.y, noisy.t)
+    given = [(noisy.weight * p**2).reshape(len(exact.y), -1).sum(1) / exact.weight for p in parts]
+    return BASIS.features(exact.y, exact.tau, (1, 0)), *given
+
+
+def test_the_weight_t_gives_the_best_fit_from_samples(exact, single):
+    """The error A^-1 C A^-1 of the weights fitted with t^p is smallest for p = 1, and only little larger for p = 0."""
+    phi, _, residual = single
+
+    def form(weight):
+        return (phi.multiply((exact.weight * weight).numpy()[:, None]).T @ phi).toarray()
+
+    found = {}
+    for p in (0.0, 0.5, 1.0, 1.5, 2.0):
+        a = form(exact.t**p)
+        a[np.diag_indices_from(a)] += 1e-10 * a.diagonal().mean()  # constants remain free
+        inverse = np.linalg.inv(a)
+        found[p] = np.sum(form(exact.t) * (inverse @ form(exact.t ** (2 * p) * residual) @ inverse))
+    assert min(found, key=found.get) == 1.0
+    assert found[0.0] < 1.2 * found[1.0]
+
+
+@pytest.mark.parametrize(("p", "model"), [(0.5, 0), (1.0, -1)], ids=["spline in y", "spline in y / sigma"])
+def test_the_weight_that_balances_a_stochastic_gradient(exact, single, p, model):
+    """A fifth of the noise levels makes a fifth of it: with t for a model in y / sigma, with sqrt(t) for one in y."""
+    phi, target, _ = single
+    variance = exact.t ** (2 * p + model) * target * torch.from_numpy(phi.multiply(phi).sum(1))
+    fifth = (HIGH - LOW) / 5
+    for part in (exact.tau < LOW + fifth, exact.tau > HIGH - fifth):
+        share = exact.mean(part * variance) / exact.mean(variance)
+        assert share.item() == pytest.approx(0.2, abs=0.02)
