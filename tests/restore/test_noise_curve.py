@@ -4,48 +4,18 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
-from scipy.stats import poisson
 from skimage import data as samples
 
+from benchmarks.noise_maps import READ, by_anscombe, counted, crop, psnr
 from gnclib.cli import main as cli
 from gnclib.restore import Denoising, NoiseCurve, denoise_gnc
 
-READ = 0.02
 #: brightness from 0.05 to 0.95
-IMAGES = {
-    "coins": 0.05 + 0.9 * samples.coins()[:112, :112] / 255,
-    "cell": 0.05 + 0.9 * samples.cell()[200:312, 200:312] / 255,
-    "camera": 0.05 + 0.9 * samples.camera()[80:192, 120:232] / 255,
-}
-
-
-def counted(x, peak, read=READ, seed=0):
-    g = np.random.default_rng(seed)
-    return g.poisson(peak * x) / peak + read * g.standard_normal(x.shape)
+IMAGES = {name: crop(name, 112) for name in ("coins", "cell", "camera")}
 
 
 def truth(x, peak, read=READ):
     return np.sqrt(x / peak + read**2)
-
-
-def psnr(found, x):
-    return -10 * np.log10(np.mean((found - x) ** 2))
-
-
-def by_anscombe(y, peak, read=READ):
-    """The generalised Anscombe transform, noise of sigma 1, denoised, and its exact unbiased inverse, tabulated."""
-
-    def forward(photons):
-        return 2 * np.sqrt(np.maximum(photons + 3 / 8 + (read * peak) ** 2, 0))
-
-    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
-    means = np.concatenate([np.linspace(0, 2, 81), np.linspace(2, 2 * peak, 200)[1:]])
-    counts = np.arange(int(4 * peak + 40))
-    readings = forward(counts[:, None] + read * peak * nodes) @ weights / weights.sum()
-    expected = poisson.pmf(counts, means[:, None]) @ readings
-    low, high = forward(0), forward(peak)
-    found = low + (high - low) * denoise_gnc((forward(peak * y) - low) / (high - low), 1 / (high - low))
-    return np.interp(found, expected, means) / peak
 
 
 def test_the_data_term_is_weighted_by_pixel_and_its_prox_is_exact():
