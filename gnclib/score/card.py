@@ -105,11 +105,11 @@ SCHEMES = {
 }
 
 
-def front_matter(*tags: str, bsds500: bool) -> list[str]:
+def front_matter(*tags: str, bsds500: bool, results: list[str] | None = None) -> list[str]:
     """The lines at the head of a card, YAML, which the Hugging Face hub reads: licence, library, data and ``tags``.
 
-    ``bsds500`` is whether that is the training data. The licence of weights made from other images is for their maker
-    to say.
+    ``results`` are lines of the hub's schema "model-index". ``bsds500`` is whether that is the training data. The
+    licence of weights made from other images is for their maker to say.
     """
     return [
         "---",
@@ -118,6 +118,7 @@ def front_matter(*tags: str, bsds500: bool) -> list[str]:
         "pipeline_tag: image-to-image",
         *(["datasets: [BSDS500]"] if bsds500 else []),
         f"tags: [{', '.join(tags)}]",
+        *(results or []),
         "---",
         "",
     ]
@@ -158,7 +159,7 @@ def write(folder: str | Path) -> Path:
     )
     tags = ("image-restoration", "denoising", "energy" if network else "fields-of-experts", "score-matching")
     lines = [
-        *front_matter(*tags, bsds500="held_out" not in run),
+        *front_matter(*tags, bsds500="held_out" not in run, results=_model_index(folder)),
         f"# {folder.resolve().name}: {kind}",
         "",
         "A learned energy R(y, t) of noisy grey images, trained by joint score matching (Kobler & Pock 2023, eqs. 2, 3",
@@ -302,3 +303,14 @@ def _evaluations(folder: Path) -> list[tuple[str, str]]:
             about = f"{scheme}, mean of {len(result['images'])} images, noise of image k with seed k, nothing clipped"
             found.append((f"{numbers['set']}, sigma {sigma}/255", f"{result['mean']:.2f} dB ({about})"))
     return found
+
+
+def _model_index(folder: Path) -> list[str]:
+    """The lines of the evaluations in the hub's schema "model-index"."""
+    lines = []
+    for name, value in _evaluations(folder):
+        number, about = value.removesuffix(")").split(" dB (", 1)
+        dataset = f"{{type: {name.split(',')[0]}, name: '{name}'}}"
+        lines.append(f"  - task: {{type: image-to-image, name: Denoising}}\n    dataset: {dataset}")
+        lines.append(f"    metrics: [{{type: psnr, value: {number}, name: 'PSNR in dB, {about}'}}]")
+    return lines and ["model-index:", f"- name: {folder.resolve().name}", "  results:", *lines]

@@ -16,6 +16,7 @@ from itertools import islice
 import numpy as np
 import pytest
 import torch
+import yaml
 from PIL import Image
 from safetensors.torch import load_file
 
@@ -383,6 +384,14 @@ def test_the_shipped_cards_are_those_of_the_shipped_files(tmp_path, name):
     shutil.copytree(WEIGHTS / name, tmp_path / name)
     (tmp_path / name / "README.md").unlink()
     assert card.write(tmp_path / name).read_text() == (WEIGHTS / name / "README.md").read_text()
+    head = yaml.safe_load((tmp_path / name / "README.md").read_text().split("---\n")[1])
+    ((index,), stored) = head["model-index"], json.loads((WEIGHTS / name / "evaluation.json").read_text())
+    found = {r["dataset"]["name"]: r["metrics"][0]["value"] for r in reversed(index["results"])}
+    for sigma, result in stored["psnr_by_sigma"].items():
+        assert found[f"{stored['set']}, sigma {sigma}/255"] == pytest.approx(result["mean"], abs=0.0051)
+    assert {(r["task"]["type"], r["metrics"][0]["type"]) for r in index["results"]} == {
+        ("image-to-image", "psnr")
+    }
     (tmp_path / name / "training.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no training\.json"):
         card.write(tmp_path / name)
