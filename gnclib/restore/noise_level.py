@@ -14,7 +14,8 @@ The products of two channels instead of squares give the covariance of their noi
 one row or column, as in bars, borders, masks, ramps and drawings, and blocks that overlap one which differs from a
 plane by no more than the rounding of the file. *What lacks noise*, because grey values were cut off, lies near an end
 of the range: blocks whose mean is within :data:`FAR` sigma of the least or greatest value of the image are left out,
-sigma and they being found in turn; where few are farther away, the farthest are taken.
+sigma and they being found in turn; where few are farther away, the farthest are taken. What noise of sigma loses there,
+z ~ N(0, 1) being read as max(z, -d) at the distance of d sigma, is made good: sigma^2 is divided by the variance of that.
 
 *Structure without a calm block*, as in a fine checkerboard, occupies few directions in the space of blocks: where the
 mean of the small eigenvalues of their covariance (Chen, Zhu & Heng, ICCV 2015) lies far below the median above, it is
@@ -35,6 +36,7 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import dctn
 from scipy.ndimage import maximum_filter
+from scipy.special import ndtr
 from torch import Tensor
 
 from gnclib.checks import as_measured
@@ -55,7 +57,7 @@ SIDE, MOST = 8, 100_000
 #: of the blocks, which are kept, and at least so many; how many must be able to hold noise
 SHARE, FEWEST, ENOUGH = 0.02, 400, 100
 #: a block whose mean lies so many sigma from both ends of the range holds its noise; rounds in which sigma is refined
-FAR, ROUNDS = 3.0, 4
+FAR, ROUNDS = 2.0, 4
 #: the least sigma that the shipped priors remove; below it there is no noise
 LEAST = 0.01
 #: the least ratio of variances at the highest and medium frequencies at which noise is called white
@@ -143,8 +145,10 @@ def measure_noise(channels: np.ndarray) -> Noise:
     spectra, used = live_spectra(channels)  # (N, c, 8, 8)
     bands, kept, certain = [np.zeros((len(used), len(used)))] * 4, spectra, True
     if len(spectra):
-        kept, certain = _uncut(spectra, channels[used])
-        products = np.einsum("nauv,nbuv->uvab", kept, kept) / len(kept)  # (8, 8, c, c)
+        kept, certain, share = _uncut(spectra, channels[used])
+        products = (
+            np.einsum("nauv,nbuv->uvab", kept, kept) / len(kept) / np.outer(share, share)
+        )  # (8, 8, c, c)
         bands = [np.median(products[band], axis=0) for band in (_HIGH, _MIDDLE, _HIGHEST)]
         bands.append(products[_FREQUENCY > 0].mean(0))
         factors = _structure(kept, np.sqrt(np.diag(bands[0])))
@@ -184,8 +188,9 @@ def live_spectra(channels: np.ndarray) -> tuple[np.ndarray, list[int]]:
     return spectra[~overlapping[live]], used
 
 
-def _uncut(spectra: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, bool]:
-    """The calmest blocks of those far from both ends of the range; whether these are far enough to hold all noise."""
+def _uncut(spectra: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, bool, np.ndarray]:
+    """The calmest blocks of those far from both ends of the range, whether these are far enough to hold all noise, and
+    the share of sigma (c,) that they hold where noise was cut off at the nearer end."""
     means = spectra[:, :, 0, 0] / SIDE
     ends = (channels.min((1, 2)), channels.max((1, 2)))
     distance, inside = np.minimum(means - ends[0], ends[1] - means), np.ones(len(spectra), bool)  # (N, c)
@@ -195,7 +200,12 @@ def _uncut(spectra: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, bool]
         sigma = np.sqrt(high_variance(kept))
         far = (distance / sigma.clip(min=EQUAL)).min(1)
         inside = far >= min(FAR, np.partition(far, -few)[-few])
-    return kept, bool(np.median(far[inside]) > FAR / 2)
+    means = kept[:, :, 0, 0] / SIDE
+    d = np.minimum(means - ends[0], ends[1] - means) / sigma.clip(min=EQUAL)
+    low, bell = d * ndtr(-d), np.exp(-(d**2) / 2) / math.sqrt(2 * math.pi)
+    variance = ndtr(d) - d * bell + d * low - (bell - low) ** 2
+    share = np.sqrt(variance.clip(min=0.5).mean(0)) if len(kept) else np.ones(len(channels))
+    return kept, bool(np.median(far[inside]) > 1.5), share
 
 
 def calm(spectra: np.ndarray, fewest: int = FEWEST) -> np.ndarray:
