@@ -15,7 +15,7 @@ one row or column, as in bars, borders, masks, ramps and drawings, and blocks th
 plane by no more than the rounding of the file. *What lacks noise*, because grey values were cut off, lies near an end
 of the range: blocks whose mean is within :data:`FAR` sigma of the least or greatest value of the image are left out,
 sigma and they being found in turn; where few are farther away, the farthest are taken. What noise of sigma loses there,
-z ~ N(0, 1) being read as max(z, -d) at the distance of d sigma, is made good: sigma^2 is divided by the variance of that.
+z ~ N(0, 1) being read as max(z, -d) at the distance of d sigma, is made good: sigma^2 is divided by its variance.
 
 *Structure without a calm block*, as in a fine checkerboard, occupies few directions in the space of blocks: where the
 mean of the small eigenvalues of their covariance (Chen, Zhu & Heng, ICCV 2015) lies far below the median above, it is
@@ -204,7 +204,7 @@ def _uncut(spectra: np.ndarray, channels: np.ndarray) -> tuple[np.ndarray, bool,
     d = np.minimum(means - ends[0], ends[1] - means) / sigma.clip(min=EQUAL)
     low, bell = d * ndtr(-d), np.exp(-(d**2) / 2) / math.sqrt(2 * math.pi)
     variance = ndtr(d) - d * bell + d * low - (bell - low) ** 2
-    share = np.sqrt(variance.clip(min=0.5).mean(0)) if len(kept) else np.ones(len(channels))
+    share = np.sqrt([v.mean() for v in variance.clip(min=0.5).T.copy()])  # rows: the same for equal channels
     return kept, bool(np.median(far[inside]) > 1.5), share
 
 
