@@ -16,7 +16,6 @@ copy is not what its source makes.
 
 from __future__ import annotations
 
-import asyncio
 import re
 from collections.abc import Iterable, Mapping
 from copy import deepcopy
@@ -169,7 +168,7 @@ def write_executed(node: NotebookNode, path: Path) -> None:
     NotebookError
         A cell failed; nothing is written.
     """
-    node = asyncio.run(notebooks.execute(node, path.name))
+    node = notebooks.execute(node, path.name)
     for cell in node.cells:
         if _has_tag(cell, "widget"):
             cell.outputs = []

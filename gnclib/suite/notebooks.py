@@ -6,14 +6,12 @@ that changes from run to run (timings, versions, traces of papermill).
 
 from __future__ import annotations
 
-import asyncio
 import json
 import os
 import re
+import subprocess
 import sys
 import tempfile
-import warnings
-from asyncio.subprocess import DEVNULL, PIPE
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
@@ -21,7 +19,7 @@ from typing import Any
 from gnclib.io import read_json, write_bytes
 from gnclib.suite import ledger
 
-__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "refresh", "write"]
+__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "refresh", "stop", "write"]
 
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
@@ -69,9 +67,10 @@ def load(path: Path) -> Any:
         content = read_json(path, "notebook", dict, LARGEST)
         if content.get("nbformat") != 4:
             raise ValueError("it is not of version 4")
-        with warnings.catch_warnings():
-            warnings.simplefilter("error")  # a cell without an id, or with that of another
-            nbformat.validate(content)
+        ids = [cell.get("id") for cell in content["cells"]]
+        if None in ids or len({*ids}) < len(ids):
+            raise ValueError("it has a cell without an id, or with that of another")
+        nbformat.validate(content)
         return nbformat.v4.rwbase.rejoin_lines(nbformat.from_dict(content))
     except Exception as error:  # nbformat stumbles over much
         reason = str(error).removeprefix(f"{path} is no notebook: ").strip() or type(error).__name__
@@ -107,7 +106,7 @@ papermill.execute_notebook(**json.loads(sys.argv[1]))
 """
 
 
-async def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, threads: int = 0) -> Any:
+def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, threads: int = 0) -> Any:
     """Run a notebook by papermill, and return it with its outputs.
 
     It runs in an empty temporary folder, so that one which depends on the folder it is started from does not pass.
@@ -143,7 +142,7 @@ async def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, 
             "progress_bar": False, "kernel_name": "python3", "extra_arguments": ["--log-level=CRITICAL"],
             "execution_timeout": 900, "coalesce_streams": True,
         }  # fmt: skip
-        error = await _in_a_process([sys.executable, "-c", _PAPERMILL, json.dumps(options)], environment)
+        error = _in_a_process([sys.executable, "-c", _PAPERMILL, json.dumps(options)], environment)
         found = nbformat.read(done, nbformat.NO_CONVERT) if done.is_file() else nbformat.v4.new_notebook()
     if error is None:
         return found
@@ -154,17 +153,30 @@ async def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, 
     raise NotebookError(f"{name}: {(error.strip().splitlines() or ['papermill was killed'])[-1]}")
 
 
-async def _in_a_process(words: list[str], environment: dict[str, str]) -> str | None:
-    """Run a command to its end: what it wrote to stderr if it failed. Where this task is cancelled, its input ends."""
-    process = await asyncio.create_subprocess_exec(
-        *words, env=environment, stdin=PIPE, stdout=DEVNULL, stderr=PIPE, start_new_session=True
-    )
+_running: set[subprocess.Popen] = set()
+
+
+def _in_a_process(words: list[str], environment: dict[str, str]) -> str | None:
+    """Run a command to its end: what it wrote to stderr if it failed. Where that is interrupted, its input ends."""
+    pipes = {"stdin": subprocess.PIPE, "stdout": subprocess.DEVNULL, "stderr": subprocess.PIPE}
+    process = subprocess.Popen(words, env=environment, start_new_session=True, **pipes)
+    _running.add(process)
     try:
-        error = await process.stderr.read()
-        return error.decode("utf-8", "replace") if await process.wait() else None
+        error = process.stderr.read()
+        if process.stdin.closed:
+            raise KeyboardInterrupt  # by `stop`
+        return error.decode("utf-8", "replace") if process.wait() else None
     finally:
+        _running.discard(process)
         process.stdin.close()
-        await asyncio.gather(process.stdin.wait_closed(), process.stderr.read(), process.wait())
+        process.wait()
+        process.stderr.close()
+
+
+def stop() -> None:
+    """End what other threads `execute`, kernels included; a KeyboardInterrupt is raised in them."""
+    for process in [*_running]:
+        process.stdin.close()
 
 
 def _place(traceback: list[str], inserted: bool) -> str:
@@ -200,7 +212,7 @@ def write(node: Any, path: Path) -> Path:
 
 def refresh(path: Path) -> None:
     """Run a committed notebook with its own defaults and put it, executed and clean, in place of the old one."""
-    write(asyncio.run(execute(load(path), path.name)), path)
+    write(execute(load(path), path.name), path)
 
 
 def check(path: Path, records: Iterable[ledger.Record]) -> list[str]:

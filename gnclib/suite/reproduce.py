@@ -11,16 +11,17 @@ one atomic step each, and so do the claims. A notebook that fails leaves everyth
 
 from __future__ import annotations
 
-import asyncio
 import difflib
 import os
 import tempfile
 import time
 import tomllib
 from collections.abc import Callable, Iterable, Mapping
+from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from gnclib.io import files
 from gnclib.suite import ledger, notebooks
@@ -118,12 +119,22 @@ class Done:
     """
 
     notebook: str
-    seconds: float
+    seconds: float = 0.0
     figures: tuple[str, ...] = ()
     failure: str | None = None
     changed: Mapping[str, str] = field(default_factory=dict)
     elsewhere: Mapping[str, str] = field(default_factory=dict)
     redrawn: tuple[str, ...] = ()
+
+    def tell(self, say: Callable[[str], None]) -> None:
+        """A line about the notebook, and one for each figure or claim that differs."""
+        outcome = ", ".join(self.figures) or "no figures declared"
+        say(
+            f"{self.notebook:<26}{self.seconds:6.1f} s  {f'FAILED: {self.failure}' if self.failure else outcome}"
+        )
+        for words, found in (("changed", self.changed), ("not compared", self.elsewhere)):
+            for name, reason in found.items():
+                say(f"  {words}: {name}: {reason}")
 
 
 def compared(
@@ -214,29 +225,29 @@ def run(
     known, done = notebooks.find(folder), []
     ledger.load(out / "claims.json")  # a damaged one is named before anything runs
 
-    async def one(path: Path, slots: asyncio.Semaphore) -> None:
-        async with slots:
-            with tempfile.TemporaryDirectory(prefix="gnc-figures-") as staging:
-                item = await _attempt(path, full, out, Path(staging), manifest, threads)
-                if keep and not item.failure:
-                    _bring(item, Path(staging), out, known, manifest)
-        done.append(item)
-        outcome = ", ".join(item.figures) or "no figures declared"
-        outcome = f"FAILED: {item.failure}" if item.failure else outcome
-        say(f"{item.notebook:<26}{item.seconds:6.1f} s  {outcome}")
-        for name, reason in item.changed.items():
-            say(f"  changed: {name}: {reason}")
-        for name, reason in item.elsewhere.items():
-            say(f"  not compared: {name}: {reason}")
-
-    async def everything() -> None:
-        slots = asyncio.Semaphore(jobs)
-        await asyncio.gather(*(one(path, slots) for path in chosen.values()))
-
     if keep:
         out.mkdir(parents=True, exist_ok=True)
-    with files.held(out, "another 'gnc figures'") if keep else nullcontext():
-        asyncio.run(everything())
+    with (
+        files.held(out, "another 'gnc figures'") if keep else nullcontext(),
+        tempfile.TemporaryDirectory(prefix="gnc-figures-") as place,
+        ThreadPoolExecutor(jobs) as pool,
+    ):
+        stagings = {name: Path(place) / name for name in chosen}
+        runs = {
+            pool.submit(_execute, path, full, stagings[name], threads): name for name, path in chosen.items()
+        }
+        try:
+            for finished in as_completed(runs):
+                name = runs[finished]
+                item = _judged(finished, name, full, out, stagings[name], manifest)
+                if keep and not item.failure:
+                    _bring(item, stagings[name], out, known, manifest)
+                done.append(item)
+                item.tell(say)
+        except BaseException:  # Ctrl-C above all
+            pool.shutdown(wait=False, cancel_futures=True)
+            notebooks.stop()
+            raise
     if failed := [item for item in done if item.failure]:
         reasons = "\n".join(f"  {item.failure}" for item in failed)
         raise NotebookError(
@@ -245,29 +256,35 @@ def run(
     return done
 
 
-async def _attempt(
-    path: Path, full: bool, out: Path, staging: Path, manifest: Manifest, threads: int
-) -> Done:
-    """Execute one notebook into a staging folder, check what it made, and compare that with `out`."""
-    name, start, figures = path.stem, time.monotonic(), _of(path.stem, manifest)
+def _execute(path: Path, full: bool, staging: Path, threads: int) -> tuple[Any, float]:
+    """The notebook, run with an empty staging folder as its `out`, and the seconds that it took."""
+    start = time.monotonic()
+    staging.mkdir()
+    node = notebooks.load(path)
+    notebooks.parameters(node, path.name)  # it has these two
+    node = notebooks.execute(node, path.name, {"full": full, "out": str(staging)}, threads)
+    return node, time.monotonic() - start
+
+
+def _judged(finished: Future, name: str, full: bool, out: Path, staging: Path, manifest: Manifest) -> Done:
+    """Check what a notebook has made, and compare that with `out`."""
+    figures = _of(name, manifest)
     try:
-        node = notebooks.load(path)
-        notebooks.parameters(node, path.name)  # it has these two
-        node = await notebooks.execute(node, path.name, {"full": full, "out": str(staging)}, threads)
+        node, seconds = finished.result()
         _check_made(name, figures, staging)
         ledger.save(staging, ledger.collect(node, name, "full" if full else "quick"))
         changed, elsewhere = compared(name, out, staging, manifest)
-        new = [key for key in figures if not all((out / f"{key}{suffix}").is_file() for suffix in SUFFIXES)]
-        changed |= dict.fromkeys(new, "new")
     except (NotebookError, ValueError) as error:
-        return Done(name, time.monotonic() - start, failure=str(error))
+        return Done(name, failure=str(error))
+    new = [key for key in figures if not all((out / f"{key}{suffix}").is_file() for suffix in SUFFIXES)]
+    changed |= dict.fromkeys(new, "new")
     redrawn = tuple(
         key
         for key in figures
         if key not in changed | elsewhere
         and any((out / (key + s)).read_bytes() != (staging / (key + s)).read_bytes() for s in SUFFIXES)
     )
-    return Done(name, time.monotonic() - start, tuple(figures), None, changed, elsewhere, redrawn)
+    return Done(name, seconds, tuple(figures), None, changed, elsewhere, redrawn)
 
 
 def _check_made(name: str, figures: Iterable[str], staging: Path) -> None:

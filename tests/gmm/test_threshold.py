@@ -127,6 +127,20 @@ def test_the_scan_in_t_begins_where_every_component_bends_upwards(seed, monkeypa
     assert tops == [pytest.approx(grid.max(), rel=1e-12)]
 
 
+@pytest.mark.parametrize("domain", [None, (-1.0, 1.0)])
+@pytest.mark.parametrize(("depth", "convex"), [(5e-14, True), (2e-13, False)])
+def test_rounding_is_told_from_a_dip_in_units_of_the_smallest_variance(domain, depth, convex, monkeypatch):
+    """A Hessian of -depth / v, v the smallest smoothed variance, counts as convex if depth is below 1e-13."""
+
+    def lowest(parts, ends):
+        v = parts[2].min()
+        return (-depth / v if v < 0.02 else 1 / v), 0.0
+
+    monkeypatch.setattr(threshold, "_lowest", lowest)
+    found = GaussianMixture([0.5, 0.5], [-1.0, 1.0], [1e-4, 1e-4]).convexity_threshold(domain)
+    assert found == pytest.approx(0 if convex else 0.02 - 1e-4, rel=1e-6)
+
+
 def test_where_no_component_ever_bends_downwards_nothing_is_searched(monkeypatch):
     monkeypatch.setattr(threshold, "_last_change", None)
     mixture = GaussianMixture([0.5, 0.5], [-0.1, 0.1], [1.0, 1.0])
