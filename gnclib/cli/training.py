@@ -107,6 +107,7 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
     share each batch."""
     import torch
 
+    from gnclib.foe import weights_sha256
     from gnclib.score import load_checkpoint, run
     from gnclib.score.distributed import join
 
@@ -118,7 +119,7 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
     group, device = join(device)
     given = {name: value for name, value in settings.items() if value is not None}
     if resume:
-        digest = {"warm_start_sha256": run.weights_sha256(warm_start)} if warm_start else {}
+        digest = {"warm_start_sha256": weights_sha256(warm_start)} if warm_start else {}
         state = _resumed(load_checkpoint(folder, device), images, given | digest)
         found, wanted = state.model.config, PRIORS[prior]
         if any(getattr(found, k, None) != getattr(wanted, k, None) for k in ("layers", "constant", "family")):

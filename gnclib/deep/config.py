@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import math
 from itertools import pairwise
-from typing import Annotated, Any, Literal
+from typing import Annotated, Literal
 
 from pydantic import Field, model_validator
 
-from gnclib import io, spline
-from gnclib.foe.config import Count, Level, Nodes
+from gnclib import io
+from gnclib.foe.config import Architecture, Count, Level, Nodes
 
 __all__ = ["NetworkConfig"]
 
@@ -20,7 +19,7 @@ Channels = Annotated[
 
 
 @io.settings
-class NetworkConfig:
+class NetworkConfig(Architecture):
     """Architecture of :class:`gnclib.deep.NetworkEnergy`; all are our choices.
 
     Parameters
@@ -68,11 +67,6 @@ class NetworkConfig:
         return self
 
     @property
-    def grid_tau(self) -> spline.SplineGrid:
-        """Nodes of the spline in c(tau)."""
-        return spline.SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
-
-    @property
     def alignment(self) -> int:
         """Pixels along one of the coarsest scale."""
         return 2 ** (len(self.channels) - 1)
@@ -102,13 +96,3 @@ class NetworkConfig:
         for k, (fine, coarse) in enumerate(pairwise(c)):
             found |= {f"network.{name}.{k}.weight": (coarse, fine, 2, 2) for name in ("down", "up")}
         return found | {"network.first.weight": (c[0], 1, 3, 3), "network.last.weight": (1, c[0], 3, 3)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> NetworkConfig:
-        """The inverse of ``dataclasses.asdict``, also where JSON has made a list of a tuple. Raises ValueError."""
-        if wrong := values.keys() ^ cls.__dataclass_fields__.keys():
-            raise ValueError(
-                f"no configuration of a network energy, names are missing or unknown: {io.some(wrong)}"
-            )
-        channels = values["channels"]
-        return cls(**values | {"channels": tuple(channels) if isinstance(channels, list) else channels})

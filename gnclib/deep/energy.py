@@ -2,15 +2,24 @@ r"""An expressive energy for all noise levels, convex for strong smoothing by co
 
     E(y, t) = 1/2 || sqrt(t) s u - N(u, tau) ||^2 + n c(tau),     u = s (y - m),   s = (t + sigma_0^2)^(-1/2),
 
-with tau = 0.5 log t, m the mean grey value of photographs and sigma_0 their spread, N the gated U-Net of
-:mod:`gnclib.deep.network`, n the number of pixels, and c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau. The paper's
-outlook ("more expressive energies") leaves the form open; this one is ours.
+with tau = 0.5 log t, m the mean grey value of photographs and sigma_0 their spread, N a network, n the number of
+pixels, and c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau. The paper's outlook ("more expressive energies") leaves
+the form open; this one is ours.
 
 The gate g(tau) is 1 up to ``sigma_open``, falls as a cubic in tau, and is 0 from ``sigma_convex`` on. There N is affine
 in y, so that E is half the squared norm of an affine map: **convex on all images, whatever the weights are**.
 
-Beyond the border of the image N sees zeros, that is m; nothing is continued or cropped, and images of every size are
-served. The gradient is one backward pass of automatic differentiation, which gives dE/dtau along with it.
+The network is a gated U-Net of five scales, each half as wide as the one before; every block is residual,
+
+    x  ->  x + B a_g( (1 + alpha(tau)) A x + beta(tau) ),        A, B convolutions 3 x 3 without biases,
+
+alpha and beta two numbers per channel from an embedding of tau. The activation
+
+    a_g(v) = (1 - g) v / 2 + g v / (1 + e^-v)
+
+is SiLU for g = 1 and linear for g = 0: then u -> N(u, tau) is affine, whatever the weights are. Beyond the border of
+the image every convolution sees zeros, that is m; nothing is continued or cropped, and images of every size from 1 x 1
+on are served. The gradient is one backward pass of automatic differentiation, which gives dE/dtau along with it.
 """
 
 from __future__ import annotations
@@ -19,16 +28,79 @@ import math
 from contextlib import nullcontext
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from gnclib import spline
 from gnclib.checks import hidden
 from gnclib.deep.config import NetworkConfig
-from gnclib.deep.network import GatedUNet
-from gnclib.foe import Certificate, LearnedEnergy
-from gnclib.foe.base import demand_shape, recorded
-from gnclib.spline import splines as spline
+from gnclib.foe import Certificate, LearnedEnergy, demand_shape, recorded
 
-__all__ = ["NetworkEnergy"]
+__all__ = ["GatedUNet", "NetworkEnergy"]
+
+#: frequencies of the embedding of tau: from one period over several decades of noise to one over a tenth of a decade
+FREQUENCIES = torch.linspace(-1, 2, 8).exp()
+
+
+class Block(nn.Module):
+    """x + B a_g((1 + alpha) A x + beta)."""
+
+    def __init__(self, channels: int, embedding: int):
+        super().__init__()
+        self.a = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.b = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.film = nn.Linear(embedding, 2 * channels)
+        with torch.no_grad():
+            self.b.weight.mul_(0.3)
+            self.film.weight.zero_()
+            self.film.bias.zero_()
+
+    def forward(self, x: Tensor, embedding: Tensor, gate: Tensor | None) -> Tensor:
+        alpha, beta = self.film(embedding)[:, :, None, None].to(x.dtype).chunk(2, 1)
+        v = self.a(x) * (1 + alpha) + beta
+        active = F.silu(v) if gate is None else torch.lerp(0.5 * v, F.silu(v), gate.to(v.dtype))
+        return x + self.b(active)
+
+
+class GatedUNet(nn.Module):
+    """N(u, tau): (B, 1, H, W) and (B,) to (B, 1, H, W).
+
+    Parameters
+    ----------
+    channels : tuple of int
+        Channels per scale, from fine to coarse.
+    embedding : int
+        Numbers that tau is embedded in.
+    """
+
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 96, 32, 32), embedding: int = 24):
+        super().__init__()
+        fine, coarse = channels[:-1], channels[1:]
+        self.embed = nn.Sequential(
+            nn.Linear(2 * len(FREQUENCIES), embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
+        )
+        self.first = nn.Conv2d(1, channels[0], 3, padding=1, bias=False)
+        self.encode = nn.ModuleList([Block(c, embedding) for c in channels])
+        self.decode = nn.ModuleList([Block(c, embedding) for c in fine])
+        sides = list(zip(fine, coarse, strict=True))
+        self.down = nn.ModuleList([nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in sides])
+        self.up = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in sides])
+        self.last = nn.Conv2d(channels[0], 1, 3, padding=1, bias=False)
+        nn.init.normal_(self.last.weight, std=0.1 / math.sqrt(9 * channels[0]))
+
+    def forward(self, u: Tensor, tau: Tensor, gate: Tensor | None = None) -> Tensor:
+        """N(u, tau) with activations of the gate (B, 1, 1, 1); None is 1."""
+        phase = FREQUENCIES.to(tau) * tau[:, None]
+        embedding = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
+        x, skipped = self.first(u), []
+        for block, down in zip(self.encode, self.down, strict=False):
+            x = block(x, embedding, gate)
+            skipped.append(x)
+            x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+        x = self.encode[-1](x, embedding, gate)
+        for block, up, skip in zip(reversed(self.decode), reversed(self.up), reversed(skipped), strict=True):
+            x = block(skip + up(x)[..., : skip.shape[-2], : skip.shape[-1]], embedding, gate)
+        return self.last(x)
 
 
 class NetworkEnergy(LearnedEnergy):

@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 from typing import Any
 
-from gnclib.deep.config import NetworkConfig
-from gnclib.deep.energy import NetworkEnergy
-from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig, LearnedEnergy, hub, read_prior
+from gnclib.deep import NetworkConfig, NetworkEnergy
+from gnclib.foe import FieldsOfExperts, FoEConfig, LearnedEnergy, read_prior
 
 __all__ = ["configuration", "kind_of", "load_prior"]
 
@@ -48,7 +47,5 @@ def load_prior(name: str | os.PathLike) -> LearnedEnergy:
     ConnectionError, ImportError
         The hub cannot be reached, and its cache does not hold the repository; ``huggingface_hub`` is not installed.
     """
-    config, state = read_prior(
-        hub.locate(name, WEIGHTS, ("config.json", "model.safetensors"), "prior"), configuration
-    )
+    config, state = read_prior(name, configuration)
     return kind_of(config).from_state(config, state).requires_grad_(False).eval()

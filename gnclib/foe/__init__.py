@@ -10,9 +10,10 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": ["WEIGHTS", "LearnedEnergy"],
+        "base": ["LearnedEnergy", "demand_shape", "recorded"],
         "energy": ["FieldsOfExperts"],
-        "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation", "read_prior"],
+        "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
         "convexity": ["Certificate"],
+        "hub": ["WEIGHTS", "derived", "is_hub_name", "locate", "read_prior", "weights_sha256"],
     },
 )

@@ -13,14 +13,10 @@ import torch
 from safetensors.torch import save
 from torch import Tensor, nn
 
+from gnclib import io
 from gnclib.checks import as_images, as_time, hidden
-from gnclib.io import files
-from gnclib.io.tensors import demand_tensors
 
-__all__ = ["WEIGHTS", "LearnedEnergy"]
-
-#: folder of the weights that come with the package
-WEIGHTS = Path(__file__).parents[1] / "weights"
+__all__ = ["LearnedEnergy", "demand_shape", "recorded"]
 
 
 class LearnedEnergy(nn.Module):
@@ -85,13 +81,13 @@ class LearnedEnergy(nn.Module):
 
     def save_pretrained(self, folder: str | os.PathLike) -> None:
         """Write ``model.safetensors`` and ``config.json`` into ``folder``, each whole or not at all."""
-        files.write_bytes(Path(folder) / "model.safetensors", self.weights_file())
-        files.write_text(Path(folder) / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
+        io.write_bytes(Path(folder) / "model.safetensors", self.weights_file())
+        io.write_text(Path(folder) / "config.json", json.dumps(asdict(self.config), indent=2) + "\n")
 
     @classmethod
     def from_state(cls, config: Any, state: dict[str, Tensor]) -> Self:
         """The energy with these weights. Raises ValueError, before it makes anything, where they do not fit."""
-        demand_tensors(state, config.shapes, "weights that do not fit the configuration")
+        io.demand_tensors(state, config.shapes, "weights that do not fit the configuration")
         model = cls(config)
         model.load_state_dict(state)
         return model

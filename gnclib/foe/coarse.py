@@ -21,7 +21,7 @@ from gnclib.foe import experts
 from gnclib.foe.config import FoEConfig
 from gnclib.foe.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
 
-__all__ = ["CoarseExperts", "down", "down_adjoint", "refit", "scale"]
+__all__ = ["CoarseExperts", "down", "down_adjoint", "scale"]
 
 #: gain of the quadratic start relative to that of the fine scale: small, since the fine scale denoises already
 START = 0.2
@@ -157,11 +157,3 @@ class CoarseExperts(nn.Module):
             part = self._scale(tau, l)[0][:, None, None, None] * reflect_adjoint(parts[l], self._margin)
             total = down_adjoint(part if total is None else total + part, *sizes[l])
         return torch.zeros_like(y) if total is None else total
-
-
-def refit(weights: Tensor, before: spline.SplineGrid, after: spline.SplineGrid) -> Tensor:
-    """Coefficients (..., N_tau) on other nodes in tau: the same function, constant beyond the old range."""
-    tau = torch.linspace(after.low, after.high, 40 * after.intervals + 1, dtype=torch.float64)
-    flat = weights.detach().double().flatten(0, -2)
-    values = spline.contract(flat, tau.clamp(before.low, before.high), before).T.contiguous()
-    return after.fit(tau, values).reshape(*weights.shape[:-1], after.count).to(weights)

@@ -1,22 +1,16 @@
-"""Architecture of a Fields-of-Experts energy as numbers (Kobler & Pock 2023, eqs. 2 and 3), and its files.
-
-:func:`read_prior` reads configuration and weights from files that need not be right. No torch is loaded before.
-"""
+"""Architecture of a Fields-of-Experts energy as numbers (Kobler & Pock 2023, eqs. 2 and 3); it loads no torch."""
 
 from __future__ import annotations
 
 import math
-from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal, get_args
+from dataclasses import fields
+from typing import Annotated, Any, ClassVar, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gnclib import io, spline
 
-if TYPE_CHECKING:
-    from torch import Tensor
-
-__all__ = ["START_ACTIVATIONS", "FoEConfig", "StartActivation", "read_prior"]
+__all__ = ["START_ACTIVATIONS", "Architecture", "FoEConfig", "StartActivation"]
 
 _Start = Literal["identity", "magnitude"]
 #: the last hidden activation at a warm start, see :meth:`gnclib.foe.FieldsOfExperts.warm_start`
@@ -38,15 +32,32 @@ Scales = Annotated[int, Field(ge=0, le=10, description="must be an integer from 
 Level = Annotated[float, Field(ge=1e-6, le=1e6, description="must lie in [1e-6, 1e6]")]
 
 
-#: fields that older files lack; their defaults are what held before there was a choice
-_LATER = (
-    *("dilation", "constant", "scales"),
-    *("coarse_features", "coarse_nodes", "coarse_sigma_0", "convex_from"),
-)
+class Architecture:
+    """What the configurations of all learned energies have in common: noise levels, nodes in tau, how they are read."""
+
+    #: fields that older files lack; their defaults are what held before there was a choice
+    later: ClassVar[tuple[str, ...]] = ()
+
+    @property
+    def grid_tau(self) -> spline.SplineGrid:
+        """Nodes in tau = log sigma."""
+        return spline.SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
+
+    @classmethod
+    def from_dict(cls, values: dict[str, Any]) -> Self:
+        """The inverse of ``dataclasses.asdict``, also where JSON has made a list of a tuple.
+
+        Raises ValueError for an unknown or missing name, and for a value of another type or outside of its range.
+        """
+        defaults = {field.name: field.default for field in fields(cls)}
+        values = {name: defaults[name] for name in cls.later} | values
+        if wrong := values.keys() ^ defaults.keys():
+            raise ValueError(f"no configuration of an energy, names are missing or unknown: {io.some(wrong)}")
+        return cls(**{name: tuple(v) if isinstance(v, list) else v for name, v in values.items()})
 
 
 @io.settings
-class FoEConfig:
+class FoEConfig(Architecture):
     """Architecture of a Fields-of-Experts energy; defaults are our choices where the paper's numbers are lost.
 
     Parameters
@@ -103,6 +114,11 @@ class FoEConfig:
     coarse_sigma_0: Level = 0.3
     convex_from: Level | None = None
 
+    later: ClassVar[tuple[str, ...]] = (
+        *("dilation", "constant", "scales"),
+        *("coarse_features", "coarse_nodes", "coarse_sigma_0", "convex_from"),
+    )
+
     @model_validator(mode="after")
     def _fit_each_other(self) -> FoEConfig:
         most = self.kernel_size**2 - 1
@@ -128,11 +144,6 @@ class FoEConfig:
         return spline.SplineGrid(self.coarse_nodes, -self.range, self.range)
 
     @property
-    def grid_tau(self) -> spline.SplineGrid:
-        """Nodes of the potentials in tau = log sigma."""
-        return spline.SplineGrid(self.nodes_tau, math.log(self.sigma_min), math.log(self.sigma_max))
-
-    @property
     def margin(self) -> int:
         """Half the receptive field: pixels added on each side by reflection."""
         return self.kernel_size // 2 + sum(self.dilations[1:]) * (self.deep_kernel_size // 2)
@@ -153,47 +164,3 @@ class FoEConfig:
             found[f"coarse.kernels.{k}"] = (self.coarse_features, 1, self.kernel_size, self.kernel_size)
             found[f"coarse.weights.{k}"] = (self.coarse_features, self.coarse_nodes, self.nodes_tau)
         return found | {"offset": (self.nodes_tau,)}
-
-    @classmethod
-    def from_dict(cls, values: dict[str, Any]) -> FoEConfig:
-        """The inverse of ``dataclasses.asdict``.
-
-        Older files lack the names of :data:`_LATER`; all other names must be there.
-
-        Raises
-        ------
-        ValueError
-            An unknown or missing name, or a value of another type or outside of its range.
-        """
-        values = {name: cls.__dataclass_fields__[name].default for name in _LATER} | values
-        if wrong := values.keys() ^ cls.__dataclass_fields__.keys():
-            raise ValueError(f"no configuration of an energy, names are missing or unknown: {io.some(wrong)}")
-        return cls(**values)
-
-
-def read_prior(folder: Path, configuration=FoEConfig.from_dict) -> tuple[Any, dict[str, Tensor]]:
-    """Configuration and weights of the prior in a folder: config.json and model.safetensors.
-
-    The weights are compared with the configuration before anybody makes something as large as that says.
-
-    Parameters
-    ----------
-    folder
-        Of the prior.
-    configuration
-        Makes a configuration of what config.json holds, or raises ValueError.
-
-    Raises
-    ------
-    FileNotFoundError
-        One of the files is missing.
-    ValueError
-        One is damaged, or they do not fit each other.
-    """
-    try:
-        config = configuration(io.read_json(folder / "config.json", "configuration", dict))
-        state, _ = io.read_tensors(folder / "model.safetensors")
-    except ValueError as error:
-        raise ValueError(f"the prior in {folder} cannot be read: {error}") from None
-    io.demand_tensors(state, config.shapes, f"the weights in {folder} do not fit its config.json")
-    return config, state

@@ -23,9 +23,9 @@ import torch.nn.functional as F
 from scipy.signal import find_peaks
 from torch import Tensor
 
+from gnclib import spline
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe.filters import convolve, convolve_adjoint, dilate, reflect
-from gnclib.spline import splines as spline
 
 
 def input_scale(config: FoEConfig, sigma: float) -> float:

@@ -27,30 +27,18 @@ from __future__ import annotations
 
 import math
 import os
-from dataclasses import asdict
 from functools import cache, wraps
 
 import torch
 from torch import Tensor, nn
 
-from gnclib.foe import config as foe_config
-from gnclib.foe import convexity, experts, hub
-from gnclib.foe.base import WEIGHTS, LearnedEnergy, demand_shape, recorded
-from gnclib.foe.coarse import CoarseExperts, refit, scale
-from gnclib.foe.config import START_ACTIVATIONS, FoEConfig
-from gnclib.foe.filters import (
-    convolve,
-    convolve_adjoint,
-    convolve_adjoint_inner,
-    crop_to,
-    dct_kernels,
-    reflect,
-    reflect_adjoint,
-)
-from gnclib.spline import SplineGrid
-from gnclib.spline import splines as spline
+from gnclib import spline
+from gnclib.foe import FoEConfig, convexity, demand_shape, read_prior, starts
+from gnclib.foe.coarse import CoarseExperts, scale
+from gnclib.foe.filters import convolve, dct_kernels, reflect, reflect_adjoint
+from gnclib.foe.layers import Layers
 
-__all__ = ["WEIGHTS", "FieldsOfExperts", "FoEConfig"]
+__all__ = ["FieldsOfExperts", "FoEConfig"]
 
 
 def _in_full_precision(method):
@@ -64,16 +52,20 @@ def _in_full_precision(method):
     return exact
 
 
-class FieldsOfExperts(LearnedEnergy):
+class FieldsOfExperts(Layers):
     """R_L(y, t) of Kobler & Pock 2023, eqs. (2) and (3); see the module for the formula and our choices.
 
     A new one starts as the paper describes: DCT kernels in K_1, Kaiming-normal K_l, identity activations, and a
     quadratic last potential (gain 1 / kernel_size^2, which makes K_1^T K_1 about the identity on zero-mean signals).
 
-    Args:
-        config: a :class:`FoEConfig`, or None for R_1's.
-        generator: for the random kernels (l >= 2, or ``kernels="random"``).
-        kernels: "dct" or "random" (unit norm, zero mean) for K_1.
+    Parameters
+    ----------
+    config
+        None for R_1's.
+    generator
+        Of the random kernels (l >= 2, or ``kernels="random"``).
+    kernels
+        "dct" or "random" (unit norm, zero mean) for K_1.
     """
 
     def __init__(
@@ -166,14 +158,9 @@ class FieldsOfExperts(LearnedEnergy):
     def smooth(self, amount: float, hidden: float = 1.0) -> None:
         """Take one implicit step of length ``amount`` down the roughness 1/2 ||D^3 w||^2 of all potentials, in place.
 
-        w becomes (I + amount D^3^T D^3)^-1 w, with D^3 the third difference along x: what is rough from node to node
-        is damped, quadratic functions stay as they are. Stable for every amount.
-
-        Args:
-            amount: >= 0, of the last potentials; hidden: >= 0, times the amount for the activations before them.
-
-        Raises:
-            ValueError: an amount that is negative or not finite.
+        w becomes (I + amount D^3^T D^3)^-1 w, with D^3 the third difference along x: what is rough from node to node is
+        damped, quadratic functions stay as they are. Stable for every amount >= 0, that of the activations before the
+        last potentials being ``hidden`` times as large; ValueError else.
         """
         last = self.config.layers - 1
         for layer, w in enumerate(self.weights):
@@ -185,7 +172,7 @@ class FieldsOfExperts(LearnedEnergy):
             w.copy_(torch.einsum("ij,cjt->cit", damping, w))
 
     def certify(self, t: float) -> convexity.Certificate:
-        """Proof of convexity and bounds of the curvature for all images, see :func:`gnclib.foe.convexity.certify`."""
+        """Proof of convexity and bounds of the curvature, see :func:`gnclib.foe.convexity.certify`."""
         return convexity.certify(self, t)
 
     # the energy contract -------------------------------------------------------------------------------------------
@@ -193,16 +180,23 @@ class FieldsOfExperts(LearnedEnergy):
     def energy(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
         """R(y, t), eqs. (2) and (3).
 
-        Args:
-            y: images (B, 1, H, W), grey values of [0, 1] plus noise.
-            t: noise variance, float or (B,), in [sigma_min^2, sigma_max^2].
-            border: "reflect", or "valid" for the sum over the features that need no continuation (used in training).
+        Parameters
+        ----------
+        y : (B, 1, H, W)
+            Images, grey values of [0, 1] plus noise.
+        t : float or (B,)
+            Noise variance, in [sigma_min^2, sigma_max^2].
+        border
+            "reflect", or "valid" for the sum over the features that need no continuation (used in training).
 
-        Returns:
-            (B,).
+        Returns
+        -------
+        (B,)
 
-        Raises:
-            ValueError: bad shapes, non-finite images, images smaller than the continuation, t outside of its range.
+        Raises
+        ------
+        ValueError
+            Bad shapes, non-finite images, images smaller than the continuation, t outside of its range.
         """
         y, tau = self._check(y, t, border)
         z, coefficients = self._input(y, tau, border), self._coefficients(tau)
@@ -230,14 +224,8 @@ class FieldsOfExperts(LearnedEnergy):
     def inner_grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """:meth:`grad` at the pixels all of whose features lie inside of y, where no border is felt.
 
-        Args:
-            y, t: as for :meth:`energy`; H and W above 4 ``config.margin``.
-
-        Returns:
-            (B, 1, H - 4 margin, W - 4 margin). Cheaper than cropping :meth:`grad`: no layer computes what is cut off.
-
-        Raises:
-            ValueError: as :meth:`energy`.
+        (B, 1, H - 4 margin, W - 4 margin), cheaper than cropping :meth:`grad`: no layer computes what is cut off. H and
+        W must be above 4 ``config.margin``, else ValueError.
         """
         if min(y.shape[-2:]) <= 4 * self.config.margin:
             raise ValueError(
@@ -246,15 +234,7 @@ class FieldsOfExperts(LearnedEnergy):
             )
         y, tau = self._check(y, t, "valid")
         z, coefficients = self._input(y, tau, "valid"), self._coefficients(tau)
-        if self._fused(z, coefficients):
-            edge = 2 * self.config.margin
-            return self._output(self._slope(z, coefficients)[..., edge:-edge, edge:-edge], tau, "valid")
-        slopes = self._slopes(z, coefficients)
-        g = slopes[-1]
-        for l in reversed(range(1, self.config.layers)):
-            g = convolve_adjoint_inner(g, self.kernels[l], self.config.dilations[l])
-            g = g * crop_to(slopes[l - 1], g)
-        return self._output(convolve_adjoint_inner(g, self.kernels[0]), tau, "valid")
+        return self._output(self._inner_slope(z, coefficients), tau, "valid")
 
     @_in_full_precision
     def dtau(
@@ -312,11 +292,6 @@ class FieldsOfExperts(LearnedEnergy):
         self._demand_images(y, self.smallest if border == "reflect" else 2 * self.config.margin + 1)
         return y, self._range(t, y.shape[0], y)
 
-    def _coefficients(self, tau: Tensor, derivative: int = 0) -> list[Tensor]:
-        return [
-            spline.contract(w, tau, self.config.grid_tau, derivative) for w in self.weights
-        ]  # each (B, C, N_x)
-
     def _scale(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s(tau) and its first two derivatives, each (B,)."""
         if not self.config.scaled_input:
@@ -348,152 +323,11 @@ class FieldsOfExperts(LearnedEnergy):
         """n, the number of features per channel."""
         return (z.shape[-2] - 2 * self.config.margin) * (z.shape[-1] - 2 * self.config.margin)
 
-    def _fused(self, z: Tensor, coefficients: list[Tensor]) -> bool:
-        """Whether :mod:`gnclib.foe.experts` serves this energy and these tensors."""
-        return self.config.layers == 1 and experts.usable(z, self.kernels[0], coefficients[0])
-
-    def _value(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
-        """< phi_L(x_L), 1 >: (B,)."""
-        if self._fused(z, coefficients) and not recorded(*self.kernels, *coefficients):
-            return experts.value(z, self.kernels[0], coefficients[0], self.config.grid_x)
-        for l in range(self.config.layers):
-            x = convolve(z, self.kernels[l], self.config.dilations[l])
-            (z,) = spline.evaluate(x, coefficients[l], self.config.grid_x)
-        return z.sum((1, 2, 3))
-
-    def _slope(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
-        """K_1^T phi_1' K_2^T ... phi_L', shaped like z."""
-        if self._fused(z, coefficients):
-            return experts.slope(z, self.kernels[0], coefficients[0], self.config.grid_x)
-        return self._backward(self._slopes(z, coefficients))
-
-    def _value_and_slope(self, z: Tensor, coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
-        if self._fused(z, coefficients) and not recorded(z, *self.kernels, *coefficients):
-            return experts.value_and_slope(z, self.kernels[0], coefficients[0], self.config.grid_x)
-        value, slopes = self._slopes(z, coefficients, value=True)
-        return value.sum((1, 2, 3)), self._backward(slopes)
-
-    def _layers(self) -> list[tuple[Tensor, int]]:
-        """Kernel and dilation of each layer for the gradient; kernels between channels in bfloat16 where chosen."""
-        kernels = (k.bfloat16() if self.bf16 and k.shape[1] > 1 else k for k in self.kernels)
-        return list(zip(kernels, self.config.dilations, strict=True))
-
-    def _slopes(self, z: Tensor, coefficients: list[Tensor], value: bool = False):
-        """phi_1'(x_1) ... phi_L'(x_L); with ``value`` phi_L(x_L) before them."""
-        slopes, last = [], self.config.layers - 1
-        for l, (kernel, dilation) in enumerate(self._layers()):
-            x = convolve(z, kernel, dilation)
-            orders = (0, 1) if l < last or value else (1,)
-            *values, slope = spline.evaluate(x, coefficients[l], self.config.grid_x, orders)
-            z = values[0] if values else None
-            slopes.append(slope)
-        return (z, slopes) if value else slopes
-
-    def _backward(self, slopes: list[Tensor]) -> Tensor:
-        g, layers = slopes[-1], self._layers()
-        for l in reversed(range(self.config.layers)):
-            g = convolve_adjoint(g, *layers[l])
-            if l:
-                g = g * slopes[l - 1]
-        return g
-
-    def _curved(self, z: Tensor, v: Tensor, coefficients: list[Tensor]) -> Tensor:
-        """The derivative of :meth:`_slope` in z along v."""
-        if self._fused(z, coefficients) and not recorded(z, v, *self.kernels, *coefficients):
-            return experts.curved(z, v, self.kernels[0], coefficients[0], self.config.grid_x)
-        kept, last = [], self.config.layers - 1
-        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
-            x, v = convolve(z, kernel, dilation), convolve(v, kernel, dilation)
-            orders = (0, 1, 2) if l < last else (1, 2)
-            *values, slope, curvature = spline.evaluate(x, coefficients[l], self.config.grid_x, orders)
-            kept.append((slope, curvature * v))
-            z, v = values[0] if values else None, slope * v
-        g, g_v = kept[-1]
-        for l in reversed(range(self.config.layers)):
-            g_v = convolve_adjoint(g_v, self.kernels[l], self.config.dilations[l])
-            if l:
-                g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
-                slope, bent = kept[l - 1]
-                g, g_v = g * slope, g_v * slope + g * bent
-        return g_v
-
-    @torch.no_grad()
     def warm_start(
         self, shallow: FieldsOfExperts, generator: torch.Generator | None = None, *, hidden: str = "identity"
     ) -> None:
-        """Become nearly the energy ``shallow`` = R_1: its kernels K_1, its potentials in the last layer.
-
-        Hidden activations are the identity and K_l = identity + 0.1 Kaiming-normal for l >= 2, so that training sets
-        out from R_1's quality (not in the paper, which starts from DCT and Kaiming-normal kernels). Without the random
-        part (and as long as features stay within the range of the nodes) it is R_1 but for the border.
-
-        With identities the potentials see signed features only, and by the symmetry of images under a change of sign
-        of their contrast little drives them to anything else: training tends to stay near straight activations.
-        ``hidden="magnitude"`` lets the last hidden layer compute magnitudes, and the potentials undo it:
-
-            phi_{L-1}(x) = m(x) = sqrt(x^2 + s^2) - s
-            phi_L(m) = [rho(x) + rho(-x)] / 2  at x = sqrt((m + s)^2 - s^2),
-
-        rho R_1's potential, s = 0.3, and phi_L continued linearly to m < 0. It is the same energy for even rho, but
-        K_L now pools magnitudes of neighbouring features, which potentials can use at once.
-
-        Args:
-            shallow: R_1; left as it is.
-            generator: of the random part of K_l.
-            hidden: "identity" or "magnitude", the last hidden activation.
-
-        Raises:
-            ValueError: ``shallow`` has other nodes, first kernels or features, or more than one layer; or another
-                name of an activation, or a magnitude without a hidden layer.
-        """
-        if self.config.scales:
-            return self._set_out_from(shallow)
-        if hidden not in START_ACTIVATIONS:
-            raise ValueError(f"hidden must be one of {', '.join(START_ACTIVATIONS)}, got {hidden!r}")
-        if hidden == "magnitude" and self.config.layers == 1:
-            raise ValueError('hidden="magnitude" needs a hidden layer, and this energy has one layer')
-        of_deep_layers = {name: getattr(self.config, name) for name in ("deep_kernel_size", "dilation")}
-        if asdict(shallow.config) | of_deep_layers != asdict(self.config) | {"layers": 1}:
-            raise ValueError(
-                "a warm start needs a prior of one layer with the same configuration otherwise, got"
-                f" {shallow.config} for {self.config}"
-            )
-        fresh = FieldsOfExperts(self.config, generator=generator)
-        for kernel, random in zip(self.kernels[1:], fresh.kernels[1:], strict=True):
-            kernel.copy_(0.1 * random)
-            middle = self.config.deep_kernel_size // 2
-            kernel[:, :, middle, middle] += torch.eye(self.config.features).to(kernel)
-        for weights, start in zip(self.weights, fresh.weights, strict=True):
-            weights.copy_(start)
-        self.kernels[0].copy_(shallow.kernels[0])
-        self.weights[-1].copy_(shallow.weights[0])
-        if hidden == "magnitude":
-            magnitude, composed = _magnitude(self.config.grid_x, shallow.weights[0])
-            self.weights[-2].copy_(magnitude[None, :, None].expand_as(self.weights[-2]))
-            self.weights[-1].copy_(composed)
-        self.offset.copy_(shallow.offset)
-
-    def _set_out_from(self, fine: FieldsOfExperts) -> None:
-        """Become ``fine`` beside the start of the coarser scales; its range of noise levels may end earlier."""
-        same = (
-            "layers",
-            "features",
-            "kernel_size",
-            "nodes_x",
-            "range",
-            "sigma_0",
-            "scaled_input",
-            "constant",
-        )
-        if fine.coarse or any(getattr(fine.config, name) != getattr(self.config, name) for name in same):
-            raise ValueError(
-                f"a fine scale like that of {self.config} is needed to set out from, got {fine.config}"
-            )
-        grids = fine.config.grid_tau, self.config.grid_tau
-        self.kernels[0].copy_(fine.kernels[0])
-        self.weights[0].copy_(refit(fine.weights[0], *grids))
-        self.offset.copy_(refit(fine.offset[None], *grids)[0])
-        self.make_convex()
+        """Become nearly the energy ``shallow`` of one layer, see :func:`gnclib.foe.starts.warm_start`."""
+        starts.warm_start(self, shallow, generator, hidden)
 
     # files ---------------------------------------------------------------------------------------------------------
 
@@ -501,26 +335,9 @@ class FieldsOfExperts(LearnedEnergy):
     def from_pretrained(cls, name: str | os.PathLike) -> FieldsOfExperts:
         """Load a prior of the package ("R1"), from a folder, or from the hub ("hf:owner/name@revision").
 
-        Looked for in this order (:mod:`gnclib.foe.hub`); a folder is what :meth:`save_pretrained` writes.
-
-        Raises:
-            FileNotFoundError: none of the three, or one of the two files is missing there.
-            ConnectionError: the hub cannot be reached. ImportError: a hub name without ``huggingface_hub``.
-            ValueError: a file that is damaged or does not fit the configuration.
+        Raises as :func:`gnclib.foe.hub.locate`, and ValueError for a file that is damaged or does not fit.
         """
-        folder = hub.locate(name, WEIGHTS, ("config.json", "model.safetensors"), "prior")
-        return cls.from_state(*foe_config.read_prior(folder)).requires_grad_(False).eval()
-
-
-def _magnitude(grid: SplineGrid, potentials: Tensor, s: float = 0.3) -> tuple[Tensor, Tensor]:
-    """Coefficients of m(x), (N_x,), and of rho after its inverse, shaped like the potentials rho (C, N_x, N_tau)."""
-    m = torch.linspace(grid.low, grid.high, 40 * grid.intervals + 1, dtype=torch.float64)
-    rho = potentials.detach().double().cpu().transpose(1, 2)  # (C, N_tau, N_x)
-    x = ((m.clamp(min=0) + s) ** 2 - s**2).sqrt().expand(*rho.shape[:2], -1).contiguous()
-    even = (spline.evaluate(x, rho, grid)[0] + spline.evaluate(-x, rho, grid)[0]) / 2
-    (curvature,) = spline.evaluate(torch.zeros_like(x[..., :1]), rho, grid, (2,))
-    even = even + s * curvature * m.clamp(max=0)  # rho(0) + s rho''(0) m for m < 0: no kink at 0
-    return grid.fit(m, (m**2 + s**2).sqrt() - s), grid.fit(m, even).transpose(1, 2)
+        return cls.from_state(*read_prior(name)).requires_grad_(False).eval()
 
 
 @cache

@@ -1,4 +1,4 @@
-"""Places of weights: those of the package, folders, and repositories of the Hugging Face hub.
+"""Places of weights: those of the package, folders, and repositories of the Hugging Face hub; what lies there.
 
 A repository is named ``"hf:owner/name"`` or ``"hf:owner/name@revision"`` (a branch, tag or commit); every other name is
 one of the package or a folder. Only the files that are asked for are fetched, JSON and safetensors: nothing that could
@@ -9,10 +9,22 @@ from __future__ import annotations
 
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
-__all__ = ["derived", "is_hub_name", "locate"]
+from gnclib import io
+from gnclib.foe.config import FoEConfig
+
+if TYPE_CHECKING:
+    from torch import Tensor
+
+__all__ = ["WEIGHTS", "derived", "is_hub_name", "locate", "read_prior", "weights_sha256"]
+
+#: folder of the weights that come with the package
+WEIGHTS = Path(__file__).parents[1] / "weights"
+#: what a prior consists of
+FILES = ("config.json", "model.safetensors")
 
 _WORD = r"[A-Za-z0-9](?:[\w.-]*\w)?"
 _NAME = re.compile(rf"hf:(?P<repository>{_WORD}/{_WORD})(?:@(?P<revision>[\w./-]+))?", re.ASCII)
@@ -31,19 +43,15 @@ def derived(name: str, suffix: str) -> str | Path:
     return Path(f"{name}-{suffix}")
 
 
-def locate(name: str | os.PathLike, weights: Path, files: Sequence[str], what: str) -> Path:
+def locate(name: str | os.PathLike, files: Sequence[str] = FILES, what: str = "prior") -> Path:
     """The folder in which files lie, fetched from the hub if that is meant.
 
     Parameters
     ----------
     name
         A name of the package, a folder, or a repository of the hub, in this order.
-    weights
-        Folder of what comes with the package.
-    files
-        Names; all must be there.
-    what
-        "prior" or the like, for messages.
+    files, what
+        Names, all of which must be there; "prior" or the like, for messages.
 
     Raises
     ------
@@ -57,11 +65,11 @@ def locate(name: str | os.PathLike, weights: Path, files: Sequence[str], what: s
     ImportError
         The hub is meant, but ``huggingface_hub`` is not installed.
     """
-    shipped = sorted(p.name for p in weights.glob("*") if (p / files[0]).is_file())
+    shipped = sorted(p.name for p in WEIGHTS.glob("*") if (p / files[0]).is_file())
     if is_hub_name(name):
         folder = _download(str(name), files, what)
     else:
-        folder = weights / str(name) if str(name) in shipped else Path(name)
+        folder = WEIGHTS / str(name) if str(name) in shipped else Path(name)
     missing, wanted = [file for file in files if not (folder / file).is_file()], " and ".join(files)
     if not missing:
         return folder
@@ -74,6 +82,29 @@ def locate(name: str | os.PathLike, weights: Path, files: Sequence[str], what: s
         f"no {what} {str(name)!r}: {there} {folder.absolute()}; the shipped ones are {', '.join(shipped) or 'none'};"
         f" a folder must hold {wanted}; a repository of the Hugging Face hub is named hf:owner/name"
     )
+
+
+def read_prior(
+    name: str | os.PathLike, configuration: Callable[[dict[str, Any]], Any] = FoEConfig.from_dict
+) -> tuple[Any, dict[str, Tensor]]:
+    """Configuration and weights of a prior; `configuration` makes the one of what config.json holds.
+
+    The weights are compared with the configuration before anybody makes something as large as that says. Raises
+    ValueError if a file is damaged or they do not fit each other, and as :func:`locate`.
+    """
+    folder = locate(name)
+    try:
+        config = configuration(io.read_json(folder / "config.json", "configuration", dict))
+        state, _ = io.read_tensors(folder / "model.safetensors")
+    except ValueError as error:
+        raise ValueError(f"the prior in {folder} cannot be read: {error}") from None
+    io.demand_tensors(state, config.shapes, f"the weights in {folder} do not fit its config.json")
+    return config, state
+
+
+def weights_sha256(name: str | os.PathLike) -> str:
+    """SHA-256 of the model.safetensors that :func:`read_prior` reads for this name."""
+    return io.sha256(locate(name) / "model.safetensors")
 
 
 def _download(name: str, files: Sequence[str], what: str) -> Path:

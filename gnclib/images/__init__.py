@@ -10,7 +10,11 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "data": ["add_noise", "bsds68", "embedded", "folder_images", "training_images", "validation_images"],
+        "crops": ["PatchSampler", "middle", "patches"],
+        "data": [
+            *("add_noise", "bsds68", "embedded", "folder_images", "refuse_validation"),
+            *("training_images", "validation_images"),
+        ],
         "masks": ["read_mask"],
         "metrics": ["psnr", "ssim"],
         "reading": ["Picture", "image_files", "read"],

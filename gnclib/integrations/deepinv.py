@@ -41,9 +41,7 @@ import torch
 from torch import Tensor
 
 from gnclib.deep import load_prior
-from gnclib.restore import Denoising, Task, gnc_flow, last, proximal_point
-from gnclib.restore.schedules import as_count
-from gnclib.restore.schemes import predefined
+from gnclib.restore import Denoising, Task, as_count, gnc_flow, last, predefined, proximal_point
 
 __all__ = ["EnergyDenoiser", "EnergyPrior"]
 

@@ -9,12 +9,16 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["files", "provenance", "reading", "run", "state", "tensors"],
+    submodules=["files", "provenance", "reading", "run", "state", "table", "tensors"],
     submod_attrs={
         "files": ["decode", "dumps", "encode", "sha256", "write_bytes", "write_text"],
         "reading": ["check", "parse_json", "read_bytes", "read_json", "settings", "some"],
         "run": ["Keeper", "drive", "rows", "signals"],
         "state": ["CHECKPOINT", "Checkpoint", "State", "Turn", "load_checkpoint", "save_checkpoint", "told"],
+        "table": [
+            *("Content", "Form", "Job", "Origin", "Record", "Row", "Table"),
+            *("from_object", "read_table", "rounded"),
+        ],
         "tensors": ["demand_tensors", "read_tensors"],
     },
 )

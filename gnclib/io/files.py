@@ -37,14 +37,8 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     """Write `content` to `path` atomically; missing folders are made, a file that is replaced leaves its mode.
 
-    A link stays one: what it leads to is written.
-
-    Raises
-    ------
-    IsADirectoryError
-        `path` is a folder.
-    OSError
-        It cannot be written; what was there is as it was.
+    A link stays one: what it leads to is written. Raises IsADirectoryError for a folder, and OSError where it cannot be
+    written; what was there is then as it was.
     """
     given, path = Path(path), Path(os.path.realpath(path))
     if path.is_dir():
@@ -83,16 +77,10 @@ def _temporary(path: Path) -> tuple[int, Path]:
 
 
 def remove_remains(folder: str | os.PathLike, name: str = "") -> None:
-    """Remove the temporary files of processes that were killed while they wrote into a folder.
+    """Remove the temporary files of processes that were killed while they wrote into a folder, not those below it.
 
-    A process that still writes holds the lock of its file, which stays. On Windows, without such locks, all stay.
-
-    Parameters
-    ----------
-    folder
-        Not those below it.
-    name
-        Only the remains of the file of this name; by default of all files.
+    With a `name` only the remains of the file of this name. A process that still writes holds the lock of its file,
+    which stays. On Windows, without such locks, all stay.
     """
     if not fcntl:
         return
@@ -109,12 +97,7 @@ def held(folder: str | os.PathLike, what: str) -> Iterator[None]:
     """Nobody else holds the folder meanwhile: neither another process nor another thread.
 
     The lock is a file `.lock` in the folder, which goes when the folder is free again; a lock whose process was killed
-    is free.
-
-    Raises
-    ------
-    RuntimeError
-        Somebody else holds it; the message begins with `what`.
+    is free. Raises RuntimeError, with a message that begins with `what`, if somebody else holds it.
     """
     lock = FileLock(Path(folder) / ".lock", blocking=False)
     try:
@@ -149,12 +132,8 @@ def encode(value: Any, digits: int | None = None) -> Any:
     """Turn numbers, arrays, tensors, mappings and sequences into strict JSON data.
 
     Arrays and tensors become nested lists, their 0-dimensional cases numbers. nan and the infinities become
-    ``{"float": "nan"}`` and so on. With `digits`, floats are rounded to that many significant digits.
-
-    Raises
-    ------
-    ValueError
-        The value is of a kind that has no place in JSON, or a mapping has a key that is not a string.
+    ``{"float": "nan"}`` and so on. With `digits`, floats are rounded to that many significant digits. Raises ValueError
+    for what has no place in JSON, and for a mapping with a key that is not a string.
     """
     if value is None or isinstance(value, (bool, str)):
         return value

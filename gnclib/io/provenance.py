@@ -29,14 +29,9 @@ def revision() -> str:
 
 
 def machine(device: torch.device | str = "cpu", processes: int = 1) -> str:
-    """The machine that computes, in words.
+    """The machine that computes, in words: the model of the GPU or of the CPU, for a CPU with torch's threads.
 
-    Parameters
-    ----------
-    device
-        Where the tensors are: the model of the GPU or of the CPU is named, for a CPU with torch's threads.
-    processes
-        How many processes work together.
+    `device` is where the tensors are, `processes` how many processes work together.
     """
     device = torch.device(device)
     if device.type == "cuda":
@@ -47,13 +42,7 @@ def machine(device: torch.device | str = "cpu", processes: int = 1) -> str:
 
 
 def software(*packages: str) -> str:
-    """The version of gnclib and those of the named packages, as ``"gnclib 0.1.0, torch 2.13.0"``.
-
-    Parameters
-    ----------
-    packages
-        Their names in the package index; those that are not installed are left out.
-    """
+    """The versions of gnclib and of those packages that are installed, as ``"gnclib 0.1.0, torch 2.13.0"``."""
     return ", ".join([f"gnclib {__version__}", *filter(None, map(_version, packages))])
 
 

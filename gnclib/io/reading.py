@@ -47,12 +47,7 @@ STRICT = ConfigDict(strict=True, extra="forbid", allow_inf_nan=False)
 def read_bytes(path: str | os.PathLike, largest: int) -> bytes:
     """The content of a file of at most ``largest`` bytes.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file; folders, pipes and devices are none.
-    ValueError
-        It is larger.
+    Raises ValueError for a larger one, and FileNotFoundError for a folder, a pipe or a device, too.
     """
     path = Path(path)
     if not path.is_file():  # nor is a name that no file can have
@@ -82,10 +77,8 @@ def read_json(
 
     Parameters
     ----------
-    path
-        Of the file.
-    kind
-        What the file should be, in words, for the message.
+    path, kind
+        Of the file, and what it should be, in words, for the message.
     model
         The type of its content, as :func:`check` takes it.
     largest
@@ -96,10 +89,8 @@ def read_json(
 
     Raises
     ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        Anything is wrong with it; the message names the file, what it should be, the place and the value.
+    FileNotFoundError, ValueError
+        There is no such file; anything is wrong with it, and the message says what and where.
     """
     content = read_bytes(path, largest)
     try:
@@ -159,20 +150,9 @@ def some(names: Iterable[Any]) -> str:
 def check(value: Any, model: Any, name: str = "") -> Any:
     """Parsed JSON as a value of a type; integers become floats where the type says float.
 
-    Parameters
-    ----------
-    value
-        From :func:`parse_json`, or any plain Python data.
-    model
-        A type that pydantic knows: ``dict[str, list[float]]``, a ``TypedDict``, a ``Literal``, ... Not a dataclass:
-        that is made by ``Settings(**check(value, dict))``.
-    name
-        Of the value, for the message.
-
-    Raises
-    ------
-    ValueError
-        It has another type; the message says where.
+    The model is a type that pydantic knows: ``dict[str, list[float]]``, a ``TypedDict``, a ``Literal``, ... Not a
+    dataclass: that is made by ``Settings(**check(value, dict))``. Raises ValueError for another type; the message says
+    where, and begins with the name.
     """
     try:
         return _adapter(model).validate_python([value])[0]

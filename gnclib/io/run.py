@@ -34,7 +34,7 @@ S, R = TypeVar("S"), TypeVar("R")  # a step, a row of a log
 
 
 def rows(folder: str | Path, kind: type[R], step: int | None = None) -> list[R]:
-    """The rows of the log in a folder, none without a log.
+    """The rows of the log in a folder, none without a log. Raises ValueError, which names the line, if it is damaged.
 
     Parameters
     ----------
@@ -43,11 +43,6 @@ def rows(folder: str | Path, kind: type[R], step: int | None = None) -> list[R]:
         which rise from row to row. Means of a row without steps are nan; no number is infinite.
     step
         Of the last row: a run that is resumed writes later ones again.
-
-    Raises
-    ------
-    ValueError
-        The log is damaged; the message says in which line.
     """
     path = Path(folder) / LOG
     if not path.is_file():
@@ -87,10 +82,8 @@ class Keeper(Generic[R]):
 
     Parameters
     ----------
-    state
-        Of the run, which changes as its steps are made. A new run gets its first checkpoint at once.
-    folder
-        Of the run; made if need be.
+    state, folder
+        Of the run. The state changes as steps are made; a new run gets its first checkpoint at once.
     row
         The kind of rows (:func:`rows`): step, means, learning rate, validation, seconds.
     means
@@ -98,16 +91,9 @@ class Keeper(Generic[R]):
     validate
         How good the result is now.
     every
-        Steps between two rows.
+        Steps between two rows; ValueError if it is no positive integer.
     processes
         That work together.
-
-    Raises
-    ------
-    ValueError
-        ``every`` is no positive integer, or the log is damaged.
-    OSError
-        The checkpoint cannot be written.
     """
 
     def __init__(
@@ -187,7 +173,7 @@ def drive(
 
     Parameters
     ----------
-    steps
+    steps, total
         What makes them; each has a number ``step``, from 1 to ``total``.
     keeper
         Of the run; None in a process that only takes part in the work.

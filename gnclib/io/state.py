@@ -46,6 +46,8 @@ class Record(TypedDict):
 class State(ABC):
     """Everything that a run needs to go on as if it had never stopped.
 
+    A subclass has settings ``config`` with a ``seed``.
+
     Parameters
     ----------
     step
@@ -56,8 +58,6 @@ class State(ABC):
         With all parameters that are learned.
     record
         What the run remembers about itself.
-
-    A subclass has settings ``config`` with a ``seed``.
     """
 
     step: int = 0
@@ -107,13 +107,7 @@ class Checkpoint(TypedDict):
 
 
 def save_checkpoint(state: State, folder: str | Path) -> Path:
-    """Write the whole state into ``folder/checkpoint.safetensors``, atomically.
-
-    Raises
-    ------
-    OSError
-        It cannot be written, for instance on a full disk; an older checkpoint is then intact.
-    """
+    """Write the state into ``folder/checkpoint.safetensors``, atomically; an OSError leaves an older one intact."""
     found = {
         f"{part}.{k}": v for part, module in state.modules().items() for k, v in module.state_dict().items()
     }
@@ -143,8 +137,6 @@ def load_checkpoint(
 
     Parameters
     ----------
-    folder
-        Of the run.
     kind
         A subclass of :class:`Checkpoint`.
     build
@@ -153,10 +145,8 @@ def load_checkpoint(
 
     Raises
     ------
-    FileNotFoundError
-        There is none.
-    ValueError
-        It is damaged, or of another kind.
+    FileNotFoundError, ValueError
+        There is none; it is damaged, or of another kind.
     """
     path = Path(folder) / CHECKPOINT
     if not path.is_file():
@@ -188,9 +178,10 @@ def load_checkpoint(
 
 
 def remember(state: State, processes: int = 1) -> None:
-    """Add to ``state.record["history"]`` from which step on which code ran on which machine.
+    """Add to ``state.record["history"]`` from which step on which code ran on which machine, where anything has
+    changed.
 
-    To be called when a run starts or resumes; nothing is added where nothing has changed.
+    To be called when a run starts or resumes.
     """
     history = state.record.setdefault("history", [])
     if state.step and not history:  # its steps were made outside of a folder

@@ -174,12 +174,8 @@ class Table:
         return Origin.here(*self._computing)
 
     def read(self) -> Content:
-        """The content of the file; no rows where there is no file.
-
-        Raises
-        ------
-        ValueError
-            The file is none of this form, or about something else.
+        """The content of the file; no rows where there is no file. Raises ValueError if it is of another form or about
+        something else.
         """
         if not self.path.is_file():
             return Content(self.about, {name: [] for name in self.form.tables})
@@ -199,26 +195,15 @@ class Table:
 
         def is_known(job: Job) -> bool:
             row = known.get(tuple(job.given[column] for column in (*form.by, *form.key)))
-            return (
-                row is not None
-                and row.at(job.given) == tuple(job.given.values())
-                and row.settings == job.depends
-            )
+            return row and (row.at(job.given), row.settings) == (tuple(job.given.values()), job.depends)
 
         return [job for job in jobs if not is_known(job)]
 
     def add(self, name: str, *found: tuple[Job, Mapping[str, Any]]) -> list[Any]:
-        """Add what was computed for jobs to the table `name`, all at once.
+        """Add what was computed for jobs to the table `name`, all at once, and return the rows as they are in the file.
 
-        Returns
-        -------
-        list of Row
-            The rows as they are in the file: rounded, with their origin.
-
-        Raises
-        ------
-        ValueError
-            A row does not fit its form, or as :meth:`read`.
+        They are rounded and have their origin. Raises ValueError as :meth:`read`, and for a row that does not fit its
+        form.
         """
         form = self.form.tables[name]
         rows = [
@@ -237,14 +222,8 @@ class Table:
     def fill(self, name: str, jobs: Iterable[Job], workers: int = 1) -> Iterator[Any]:
         """Compute the rows of `jobs` that are missing in the table `name`; yield each one when it is in the file.
 
-        `workers` processes compute; with one, all happens in this process and in the order of the jobs.
-
-        Raises
-        ------
-        ValueError
-            As :meth:`add`.
-        RuntimeError
-            A worker process died.
+        `workers` processes compute; with one, all happens in this process and in the order of the jobs. Raises
+        ValueError as :meth:`add`, and RuntimeError if a worker process died.
         """
         if workers == 1:
             for job in jobs:
@@ -294,15 +273,7 @@ class _Group(Record):
 
 
 def read_table(path: str | Path, form: Form) -> Content:
-    """The content of a file.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is not of this form; the message says why.
-    """
+    """The content of a file. Raises FileNotFoundError, or ValueError, which says why it is not of this form."""
     content = read_json(path, form.kind, dict[str, Any], plain=False)
     try:
         if content.keys() != (wanted := {"about", "columns", *form.tables}):

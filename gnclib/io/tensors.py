@@ -25,12 +25,7 @@ KINDS = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8")
 def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
     """The tensors of a safetensors file, by name, and its metadata. They take as much memory as the file again.
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such file.
-    ValueError
-        It is damaged or no such file, or holds nan or infinity.
+    Raises FileNotFoundError, or ValueError if it is damaged or no such file, or holds nan or infinity.
     """
     content = read_bytes(path, LARGEST)
     try:
@@ -83,10 +78,7 @@ def in_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
     """The state of an optimiser from tensors INDEX.KEY, each shaped like its parameter or a single number.
 
-    Raises
-    ------
-    ValueError
-        Another shape, a parameter that there is not, or parameters with different keys.
+    Raises ValueError for another shape, a parameter that there is not, or parameters with different keys.
     """
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     found: dict[int, dict[str, Tensor]] = {}

@@ -10,10 +10,16 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "operators": ["Denoising", "Inpainting", "Task"],
-        "linear": ["LinearMeasurement"],
-        "schedules": ["linear_schedule", "log_schedule", "step_sizes"],
-        "flow": ["State", "ddim_flow", "gnc_flow", "last", "proximal_gradient"],
+        "operators": ["LEVELS", "Denoising", "Inpainting", "Task"],
+        "schemes": ["check_sigma", "predefined"],
+        "linear": [
+            *("Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "Projections"),
+            *("SampledTransform", "gaussian_kernel"),
+        ],
+        "schedules": ["as_count", "linear_schedule", "log_schedule", "step_sizes"],
+        "flow": [
+            *("DataTerm", "Energy", "Prior", "State", "ddim_flow", "gnc_flow", "last", "proximal_gradient"),
+        ],
         "joint": ["joint_descent", "palm"],
         "learned": ["LearnedSchedule"],
         "proximal": ["proximal_point"],

@@ -34,14 +34,10 @@ from typing_extensions import TypedDict
 from gnclib import io
 from gnclib.deep import configuration, kind_of, load_prior
 from gnclib.foe import LearnedEnergy
-from gnclib.images import data, psnr
-from gnclib.restore import learned_card
-from gnclib.restore.flow import last
-from gnclib.restore.learned import STARTS, LearnedSchedule, weights_sha256
-from gnclib.restore.operators import Task
-from gnclib.restore.schedules import log_schedule
-from gnclib.restore.schemes import check_sigma
-from gnclib.score import LearnConfig, learning_rate, mmse, training_set
+from gnclib.images import PatchSampler, psnr, refuse_validation
+from gnclib.restore import LearnedSchedule, Task, check_sigma, last, log_schedule
+from gnclib.restore.learned import STARTS, weights_sha256
+from gnclib.score import LEARN_LAST, LearnConfig, card, learning_rate, mmse, training_set
 
 __all__ = ["LearnState", "Row", "Step", "drive", "export", "learning", "load_checkpoint", "start"]
 
@@ -238,12 +234,12 @@ def learning(state: LearnState, images) -> Iterator[Step]:
     if config.patch < need:
         raise ValueError(f"patches of {config.patch} pixels are too small: this prior needs {need} or more")
     if hasattr(images, "keys"):
-        data.refuse_validation(images.keys())
-    sampler = data.PatchSampler(images, config.patch, state.generator)
+        refuse_validation(images.keys())
+    sampler = PatchSampler(images, config.patch, state.generator)
     rates = (config.lr, config.lr_prior)
     while state.step < config.iterations:
         for group, first in zip(state.optimizer.param_groups, rates, strict=False):
-            group["lr"] = learning_rate(first, learned_card.FINAL * first, state.step, config.iterations)
+            group["lr"] = learning_rate(first, LEARN_LAST * first, state.step, config.iterations)
         loss = _gradient(state, sampler.sample(config.batch).to(next(state.model.parameters())))
         state.optimizer.step()
         state.schedule.project()
@@ -339,5 +335,5 @@ def export(folder: str | Path) -> LearnedSchedule:
         state.model.save_pretrained(folder)
         learned.prior_sha256 = weights_sha256(state.model)
     learned.save_pretrained(folder)
-    learned_card.write(folder)
+    card.write_of_schedule(folder)
     return learned

@@ -35,10 +35,9 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from gnclib.foe import WEIGHTS, LearnedEnergy, hub
+from gnclib.foe import WEIGHTS, LearnedEnergy, is_hub_name, locate
 from gnclib.io import dumps, read_json, write_text
-from gnclib.restore.flow import State, gnc_flow
-from gnclib.restore.operators import LEVELS, Denoising, Inpainting, Task
+from gnclib.restore import LEVELS, Denoising, Inpainting, State, Task, gnc_flow
 
 __all__ = ["ETA_RANGE", "LearnedSchedule", "between", "find_schedule", "scaled", "weights_sha256"]
 
@@ -183,7 +182,7 @@ class LearnedSchedule(nn.Module):
         ValueError
             The file is no schedule; the message says why.
         """
-        path = hub.locate(name, WEIGHTS, (SCHEDULE,), "learned schedule") / SCHEDULE
+        path = locate(name, (SCHEDULE,), "learned schedule") / SCHEDULE
         values = read_json(path, "learned schedule", _File, LARGEST)
         try:
             schedule = cls(**_arguments(values))
@@ -263,7 +262,7 @@ def find_schedule(name: str | Path, task: Task) -> LearnedSchedule:
 
 
 def _nearby(name: str | Path, task: Task) -> LearnedSchedule | None:
-    levels = {} if hub.is_hub_name(name) else _learned_levels(str(name), task)
+    levels = {} if is_hub_name(name) else _learned_levels(str(name), task)
     below, above = ([v for v in levels if (v < task.level) == lower] for lower in (True, False))
     if below and above:
         return between(levels[max(below)], levels[min(above)], task)

@@ -37,12 +37,10 @@ import torch
 
 from gnclib.checks import as_device, as_measured
 from gnclib.deep import load_prior
+from gnclib.restore import Denoising, Inpainting, NoiseCurve, State, Task, posterior_moments
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
-from gnclib.restore.flow import State
-from gnclib.restore.noise_curve import NoiseCurve
 from gnclib.restore.noise_level import NOT_WHITE
-from gnclib.restore.operators import Denoising, Inpainting, Task
-from gnclib.restore.posterior import doubts, flaws, posterior_moments
+from gnclib.restore.posterior import doubts, flaws
 from gnclib.restore.schemes import load
 from gnclib.restore.tiles import Tiled
 

@@ -27,12 +27,21 @@ from torch import Tensor
 
 from gnclib.checks import as_device
 from gnclib.deep import load_prior
-from gnclib.foe import hub
-from gnclib.restore.flow import Energy, State, gnc_flow
-from gnclib.restore.joint import joint_descent
-from gnclib.restore.learned import LearnedSchedule, find_schedule
-from gnclib.restore.operators import Denoising, Inpainting, Task
-from gnclib.restore.schedules import as_count, log_schedule, step_sizes
+from gnclib.foe import derived
+from gnclib.restore import (
+    Denoising,
+    Energy,
+    Inpainting,
+    LearnedSchedule,
+    State,
+    Task,
+    as_count,
+    gnc_flow,
+    joint_descent,
+    log_schedule,
+    step_sizes,
+)
+from gnclib.restore.learned import find_schedule
 from gnclib.restore.tiles import Tiled
 
 __all__ = ["SCHEMES", "Scheme", "check_sigma", "load", "predefined"]
@@ -169,7 +178,7 @@ def load(
     found = as_device(device)
     schedule = None
     if kind.states is _learned:
-        place = hub.derived(prior, f"finetuned-{task}" if kind.tuned else str(task))
+        place = derived(prior, f"finetuned-{task}" if kind.tuned else str(task))
         schedule, prior = find_schedule(place, task), place if kind.tuned else prior
     model = load_prior(prior)
     if task.kind == "denoise":

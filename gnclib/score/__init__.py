@@ -12,7 +12,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submodules=["card", "distributed", "losses", "recipes", "run", "toy", "training", "training_set"],
     submod_attrs={
         "denoising": ["denoising_psnr", "mmse"],
-        "recipes": ["LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"],
+        "recipes": [
+            *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),
+            *("Variant", "variants"),
+        ],
         "training": ["Step", "TrainState", "learning_rate", "load_checkpoint"],
     },
 )

@@ -1,11 +1,12 @@
-"""The model card of a trained prior: a README beside its weights, written from what the run recorded.
+"""Cards of trained priors and of learned schedules: a README written from what the run recorded.
 
 ``gnc train`` leaves ``training.json`` (settings, data, machines, revisions) and ``log.csv``; ``gnc evaluate --json``
-adds ``evaluation*.json``. :func:`write` turns them into ``README.md``, so that no number in it is typed by hand.
+adds ``evaluation*.json``; ``gnc learn`` leaves ``schedule.json``. No number in a card is typed by hand.
 """
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, ClassVar, NotRequired
@@ -14,11 +15,11 @@ from typing_extensions import TypedDict
 
 from gnclib import io
 from gnclib.deep import NetworkConfig, configuration
-from gnclib.foe import FoEConfig
-from gnclib.score.recipes import TrainConfig
+from gnclib.foe import WEIGHTS, FoEConfig
+from gnclib.score.recipes import LEARN_LAST, TrainConfig
 from gnclib.score.training_set import HELD_OUT
 
-__all__ = ["Row", "front_matter", "table", "write"]
+__all__ = ["Row", "write", "write_of_schedule"]
 
 
 class Training(TypedDict):
@@ -105,39 +106,60 @@ SCHEMES = {
 }
 
 
-def front_matter(*tags: str, bsds500: bool, results: list[str] | None = None) -> list[str]:
-    """The lines at the head of a card, YAML, which the Hugging Face hub reads: licence, library, data and ``tags``.
+#: x_0 of inpainting in words
+X_0 = {
+    "start": "missing pixels at mid grey",
+    "guess": "missing pixels guessed coarse to fine, `gnclib.restore.operators.first_guess`",
+}
 
-    ``results`` are lines of the hub's schema "model-index". ``bsds500`` is whether that is the training data. The
-    licence of weights made from other images is for their maker to say.
+
+def _card(
+    folder: Path, tags: tuple[str, ...], bsds500: bool, title: str, *lines: str, results: Sequence[str] = ()
+) -> Path:
+    """Write ``README.md``, headed by the YAML that the Hugging Face hub reads; ``results`` in its "model-index".
+
+    The licence of weights made from other images than those of BSDS500 is for their maker to say.
     """
-    return [
+    text = [
         "---",
         *(["license: mit"] if bsds500 else []),
         "library_name: gnclib",
         "pipeline_tag: image-to-image",
         *(["datasets: [BSDS500]"] if bsds500 else []),
-        f"tags: [{', '.join(tags)}]",
-        *(results or []),
+        f"tags: [image-restoration, {', '.join(tags)}]",
+        *results,
         "---",
         "",
+        f"# {folder.resolve().name}: {title}",
+        "",
+        *lines,
+    ]
+    return io.write_text(folder / "README.md", "\n".join(text) + "\n")
+
+
+def _table(rows: list[tuple[str, Any]]) -> list[str]:
+    """The lines of a table without a head, without the rows that say nothing (None)."""
+    lines = [f"| {name} | {value} |" for name, value in rows if value is not None]
+    return ["| | |", "|---|---|", *lines]
+
+
+def _made(run: dict[str, Any], seed: int) -> list[tuple[str, Any]]:
+    """The rows on how a run was computed."""
+    return [
+        ("seed", seed),
+        ("time", f"{run['hours']} h"),
+        ("machine", run["machine"]),
+        ("software", f"{run['software']}; revision {run['revision']}"),
     ]
 
 
-def table(rows: list[tuple[str, Any]]) -> list[str]:
-    """The lines of a table without a head."""
-    return ["| | |", "|---|---|", *(f"| {name} | {value} |" for name, value in rows)]
+# priors --------------------------------------------------------------------------------------------------------------
 
 
 def write(folder: str | Path) -> Path:
     """Write ``README.md`` into the folder of a trained prior.
 
-    Raises
-    ------
-    FileNotFoundError
-        The folder has no config.json or training.json.
-    ValueError
-        A file in it is damaged.
+    Raises FileNotFoundError if it has no config.json or training.json, ValueError if a file in it is damaged.
     """
     folder = Path(folder)
     for name in ("config.json", "training.json"):
@@ -151,21 +173,15 @@ def write(folder: str | Path) -> Path:
         config, settings = configuration(config), TrainConfig(**run["settings"])
     except ValueError as error:
         raise ValueError(f"config.json or training.json in {folder} is damaged: {error}") from None
-    network = isinstance(config, NetworkConfig)
-    kind = (
-        "an energy with a network"
-        if network
-        else f"Fields of Experts with {config.layers} layer{'s' if config.layers > 1 else ''}"
-    )
-    tags = ("image-restoration", "denoising", "energy" if network else "fields-of-experts", "score-matching")
+    kind, title = "energy", "an energy with a network"
+    if isinstance(config, FoEConfig):
+        kind = "fields-of-experts"
+        title = f"Fields of Experts with {config.layers} layer{'s' if config.layers > 1 else ''}"
     lines = [
-        *front_matter(*tags, bsds500="held_out" not in run, results=_model_index(folder)),
-        f"# {folder.resolve().name}: {kind}",
-        "",
         "A learned energy R(y, t) of noisy grey images, trained by joint score matching (Kobler & Pock 2023, eqs. 2, 3",
         "and 7). Written by `gnclib.score.card` from `config.json`, `training.json`, `log.csv` and `evaluation*.json`.",
         "",
-        *table([*_training(config, settings, run), *_log(folder, run), *_evaluations(folder)]),
+        *_table([*_training(config, settings, run), *_log(folder, run), *_evaluations(folder)]),
     ]
     if run["iterations"] < settings.steps:
         lines += [
@@ -176,104 +192,101 @@ def write(folder: str | Path) -> Path:
         ]
     if note := run.get("note"):
         lines += ["", note]
-    return io.write_text(folder / "README.md", "\n".join(lines) + "\n")
+    tags = ("denoising", kind, "score-matching")
+    return _card(folder, tags, "held_out" not in run, title, *lines, results=_model_index(folder))
 
 
 def _training(
     config: FoEConfig | NetworkConfig, settings: TrainConfig, run: Training
 ) -> list[tuple[str, Any]]:
     """The rows on how the prior was made."""
-    done = run["iterations"]
+    done, experts = run["iterations"], isinstance(config, FoEConfig)
     of = "" if done == settings.steps else f" of {settings.steps} planned, each"
     start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
-    if isinstance(config, NetworkConfig):
-        start = "none"
     if settings.warm_start:
         start = (
             f"`{settings.warm_start}`, SHA-256 of its weights {settings.warm_start_sha256},"
             f" hidden activation {settings.warm_start_hidden} (our choice)"
         )
-    rows = [
+    averaging = f"exponential moving average of the weights, decay {settings.averaging:g}"
+    return [
         ("parameters", run["parameters"]),
         ("noise levels", f"sigma in [{config.sigma_min}, {config.sigma_max}], grey values in [0, 1]"),
         ("training data", run["images"]),
         ("iterations", f"{done}{of} of batch {settings.batch}, patches of side {settings.patch}"),
         ("loss", f"objective `{settings.objective}`, lambda {settings.smoothing:g} per pixel"),
         ("objective", OBJECTIVES[settings.objective]),
-        ("warm start", start),
+        ("warm start", start if experts else "none"),
         (
             "optimiser",
             f"{OPTIMISERS[settings.optimiser]}, cosine from {settings.lr:g} to {settings.lr_last:g}",
         ),
-        *(_of_network if isinstance(config, NetworkConfig) else _of_experts)(config, settings),
+        *(_of_experts if experts else _of_network)(config, settings),
         *_common(settings),
-    ]
-    if isinstance(config, FoEConfig) and not settings.projected:
-        rows.append(("kernels of K_1", "free: neither zero mean nor a bounded norm"))
-    if settings.roughness:
-        text = "times the learning rate: decoupled decay of the potentials' third differences after each step (ours)"
-        if isinstance(config, FoEConfig) and config.layers > 1:
-            text += f"; hidden activations {settings.roughness_hidden:g} times that"
-        rows.append(("roughness", f"{settings.roughness:g} {text}"))
-    if settings.averaging:
-        rows.append(("averaging", f"exponential moving average of the weights, decay {settings.averaging:g}"))
-    rows += [
-        ("seed", settings.seed),
-        ("time", f"{run['hours']} h"),
-        ("machine", run["machine"]),
-        ("software", f"{run['software']}; revision {run['revision']}"),
+        *(_of_potentials(config, settings) if experts else []),
+        ("averaging", averaging if settings.averaging else None),
+        *_made(run, settings.seed),
         ("weights", f"SHA-256 {run['weights_sha256']}"),
     ]
-    return rows
 
 
-def _of_network(config: NetworkConfig, settings: TrainConfig) -> list[tuple[str, str]]:
+def _of_network(config: NetworkConfig, settings: TrainConfig) -> list[tuple[str, str | None]]:
     """The rows on the network, its gate and its arithmetic."""
     channels = ", ".join(map(str, config.channels))
-    gate = f"1 up to sigma {config.sigma_open:g}, 0 from {config.sigma_convex:g} on: convex there by construction"
-    rows = [
+    return [
         ("network", f"U-Net of {channels} channels, sees {config.margin} pixels far (ours)"),
-        ("gate", gate),
+        (
+            "gate",
+            f"1 up to sigma {config.sigma_open:g}, 0 from {config.sigma_convex:g} on: convex there by construction",
+        ),
+        ("arithmetic", "bfloat16 in the convolutions" if settings.bf16 else None),
     ]
-    return rows + ([("arithmetic", "bfloat16 in the convolutions")] if settings.bf16 else [])
 
 
-def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str]]:
-    """The rows on coarser scales, convexity and what trains them."""
-    rows = []
+def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str | None]]:
+    """The rows on coarser scales and convexity."""
+    scales = convex = None
     if config.scales:
         levels = ", ".join(str(2 ** (k + 1)) for k in range(config.scales))
-        text = f"{config.coarse_features} experts at each of the scales {levels}, as `gnclib.foe.coarse` says (ours)"
-        rows.append(
-            (
-                "coarser scales",
-                f"{text}; started by least squares, first learning rate {settings.lr_coarse:g}",
-            )
+        scales = (
+            f"{config.coarse_features} experts at each of the scales {levels}, as `gnclib.foe.coarse` says (ours);"
+            f" started by least squares, first learning rate {settings.lr_coarse:g}"
         )
     if config.convex_from is not None:
-        text = f"potentials are kept convex for sigma >= {config.convex_from:g}, those of coarser scales everywhere"
-        rows.append(("convexity", f"{text}; `gnc certify` proves it (ours)"))
-    return rows
+        convex = (
+            f"potentials are kept convex for sigma >= {config.convex_from:g}, those of coarser scales everywhere;"
+            " `gnc certify` proves it (ours)"
+        )
+    return [("coarser scales", scales), ("convexity", convex)]
+
+
+def _of_potentials(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str | None]]:
+    """The rows on what is done to kernels and potentials after each step."""
+    free = None if settings.projected else "free: neither zero mean nor a bounded norm"
+    rough = (
+        f"{settings.roughness:g} times the learning rate: decoupled decay of the potentials' third differences after"
+        " each step (ours)"
+    )
+    if config.layers > 1:
+        rough += f"; hidden activations {settings.roughness_hidden:g} times that"
+    return [("kernels of K_1", free), ("roughness", rough if settings.roughness else None)]
 
 
 def _common(settings: TrainConfig) -> list[tuple[str, str]]:
-    """The rows on the course of the training."""
-    rows = []
-    if settings.clip:
-        rows.append(
-            ("gradient", f"shortened to the norm {settings.clip:g}, but for the part of c(tau) (ours)")
-        )
-    if settings.wide:
-        text = f"{settings.wide:.0%} of the iterations see {settings.batch // 4} patches of side {2 * settings.patch}"
-        text += f" with sigma from {settings.wide_from:g} on, the others have sigma up to {settings.narrow_to:g} (ours)"
-        rows.append(("wide patches", text))
-    if settings.hold:
-        rows.append(("learning rates", f"constant for the first {settings.hold:.0%} of the iterations"))
-    if settings.emphasis:
-        rows.append(
-            ("weights of noise levels", f"(sigma / 0.1)^{settings.emphasis:g} in the image part (ours)")
-        )
-    return rows
+    """The rows on the course of the training, those of settings that are not 0."""
+    wide = (
+        f"{settings.wide:.0%} of the iterations see {settings.batch // 4} patches of side {2 * settings.patch} with"
+        f" sigma from {settings.wide_from:g} on, the others have sigma up to {settings.narrow_to:g} (ours)"
+    )
+    gradient = f"shortened to the norm {settings.clip:g}, but for the part of c(tau) (ours)"
+    weights = f"(sigma / 0.1)^{settings.emphasis:g} in the image part (ours)"
+    rows = [
+        (settings.clip, "gradient", gradient),
+        (settings.wide, "wide patches", wide),
+        (settings.hold, "learning rates", f"constant for the first {settings.hold:.0%} of the iterations"),
+        (settings.emphasis, "weights of noise levels", weights),
+    ]
+    return [(name, text) for value, name, text in rows if value]
 
 
 def _log(folder: Path, run: Training) -> list[tuple[str, str]]:
@@ -314,3 +327,56 @@ def _model_index(folder: Path) -> list[str]:
         lines.append(f"  - task: {{type: image-to-image, name: Denoising}}\n    dataset: {dataset}")
         lines.append(f"    metrics: [{{type: psnr, value: {number}, name: 'PSNR in dB, {about}'}}]")
     return lines and ["model-index:", f"- name: {folder.resolve().name}", "  results:", *lines]
+
+
+# schedules -----------------------------------------------------------------------------------------------------------
+
+
+def write_of_schedule(folder: Path) -> Path:
+    """Write ``README.md`` beside a ``schedule.json`` that :func:`gnclib.restore.learn.export` has written."""
+    values = io.read_json(folder / "schedule.json", "learned schedule", dict)
+    run, settings = values["provenance"], values["provenance"]["settings"]
+    level, lr, lr_prior = values.get("sigma_255"), settings["lr"], settings["lr_prior"]
+    task = f"denoising, sigma {level:g}/255" if level else None
+    prior, digest, tuned = values["prior"], run["learned_from"], lr_prior > 0
+    shipped = WEIGHTS / prior / "model.safetensors"
+    other = shipped.is_file() and io.sha256(shipped) != digest
+    named = f"`{prior}`" + (" (of one's own, not the one that comes with gnclib)" if other else "")
+    kind = "kernels and potentials as well" if tuned else "all t_i and eta_i"
+    rows = [
+        ("task", task or f"inpainting, {values['missing']:.0%} of the pixels missing"),
+        ("prior", named + (", fine-tuned: model.safetensors beside this file" if tuned else "")),
+        ("weights of the prior", f"SHA-256 {values['prior_sha256']}"),
+        ("fine-tuned from", f"{named}, SHA-256 {digest}" if tuned else None),
+        ("learned numbers", f"{run['parameters']} ({kind})"),
+        ("training data", run["images"]),
+        ("loss", "squared error of x_I per pixel, all pixels of the patches"),
+        ("start", run["start"]),
+        ("x_0", None if level else X_0[values.get("x_0", "start")]),
+        (
+            "iterations",
+            f"{run['iterations']} of batch {settings['batch']}, patches of side {settings['patch']}",
+        ),
+        ("optimiser", f"Adam, cosine from {lr:g} to {LEARN_LAST * lr:g} (tau and log eta)"),
+        ("", f"and from {lr_prior:g} to {LEARN_LAST * lr_prior:g} (prior)" if tuned else None),
+        *_made(run, settings["seed"]),
+        *((f"validation, {name}", f"{value:.2f} dB") for name, value in run["validation_psnr"].items()),
+    ]
+    held_out = run.get("held_out", "the first 8 images of val outside of BSDS68")
+    steps = zip(values["t"], values["eta"], strict=True)
+    lines = [
+        "t_i and eta_i of x_i = prox_{eta_i D}(x_{i-1} - eta_i grad R(x_{i-1}, t_i)) (Kobler & Pock 2023, eq. 9),",
+        "learned. Written by `gnclib.score.card` from `schedule.json`.",
+        "",
+        *_table(rows),
+        "",
+        f"Validation: mean PSNR over {held_out}, of each the upper left 256 x 256 pixels,",
+        "noise or mask of image k with seed k, nothing clipped.",
+        "",
+        "| i | t_i | eta_i |",
+        "|---|---|---|",
+        *(f"| {i} | {t:.4g} | {eta:.4g} |" for i, (t, eta) in enumerate(steps, 1)),
+    ]
+    title = f"a learned schedule of {len(values['t'])} steps"
+    tags = ("denoising" if level else "inpainting", "learned-schedule")
+    return _card(folder, tags, "held_out" not in run, title, *lines)

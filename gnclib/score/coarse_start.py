@@ -21,7 +21,7 @@ from torch import Tensor
 from gnclib.foe import FieldsOfExperts
 from gnclib.foe.coarse import down_adjoint
 from gnclib.foe.filters import convolve, reflect_adjoint
-from gnclib.images import data
+from gnclib.images import PatchSampler
 from gnclib.spline import contract, evaluate
 
 __all__ = ["begin", "fit_coarse", "fit_constant"]
@@ -59,7 +59,7 @@ def fit_coarse(model: FieldsOfExperts, images, generator: torch.Generator, crops
     config, grid = model.config, model.config.coarse_grid
     shapes = torch.stack([_shape(grid.nodes(), w) for w in WIDTHS]).float()  # (M, N_x), convex sequences
     quadratic = _shape(config.grid_x.nodes(), math.inf).float()
-    sampler = data.PatchSampler(images, side, generator)
+    sampler = PatchSampler(images, side, generator)
     levels = config.grid_tau.nodes().clamp(math.log(LEAST), math.log(config.sigma_max)).tolist()
     gains: dict[float, Tensor] = {}
     for tau in dict.fromkeys(levels):

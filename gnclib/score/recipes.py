@@ -244,6 +244,8 @@ LEARN_RECIPES = {
     "schedule": LearnConfig(),
     "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4),
 }
+#: the last learning rate of a schedule is this part of the first
+LEARN_LAST = 0.01
 #: iterations of each training of ``gnc ablate``
 STEPS = 1000
 

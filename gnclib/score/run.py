@@ -20,15 +20,23 @@ import torch
 
 from gnclib import io
 from gnclib.deep import kind_of
-from gnclib.foe import WEIGHTS, FieldsOfExperts, LearnedEnergy, hub
-from gnclib.score import card, coarse_start, training_set
+from gnclib.foe import FieldsOfExperts, LearnedEnergy, weights_sha256
+from gnclib.score import (
+    PRIORS,
+    Step,
+    TrainConfig,
+    TrainState,
+    card,
+    coarse_start,
+    denoising_psnr,
+    load_checkpoint,
+    training_set,
+)
 from gnclib.score.card import Row
-from gnclib.score.denoising import denoising_psnr
 from gnclib.score.distributed import ALONE, Group
-from gnclib.score.recipes import PRIORS, TrainConfig
-from gnclib.score.training import Step, TrainState, load_checkpoint, training
+from gnclib.score.training import training
 
-__all__ = ["drive", "export", "run", "start", "weights_sha256"]
+__all__ = ["drive", "export", "run", "start"]
 
 
 def start(
@@ -67,12 +75,6 @@ def start(
             config, warm_start=Path(warm_start).resolve().name, warm_start_sha256=weights_sha256(warm_start)
         )
     return TrainState(model.to(device), config)
-
-
-def weights_sha256(prior: str | Path) -> str:
-    """SHA-256 of the model.safetensors that :func:`gnclib.load_prior` reads for this name or folder."""
-    folder = hub.locate(prior, WEIGHTS, ("config.json", "model.safetensors"), "prior")
-    return io.sha256(folder / "model.safetensors")
 
 
 def drive(

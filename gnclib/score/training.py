@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 from gnclib import io
 from gnclib.deep import NetworkEnergy, configuration, kind_of
 from gnclib.foe import LearnedEnergy
-from gnclib.images import data
+from gnclib.images import PatchSampler, refuse_validation
 from gnclib.score import losses as sm
 from gnclib.score.distributed import ALONE, Group
 from gnclib.score.recipes import TrainConfig
@@ -328,9 +328,9 @@ def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
             f"a batch of {' or '.join(map(str, counts))} cannot be divided equally among {group.world} processes"
         )
     if hasattr(images, "keys"):
-        data.refuse_validation(images.keys())
-    narrow = data.PatchSampler(images, config.patch, state.generator)
-    wide = data.PatchSampler(images, 2 * config.patch, state.generator) if config.wide else None
+        refuse_validation(images.keys())
+    narrow = PatchSampler(images, config.patch, state.generator)
+    wide = PatchSampler(images, 2 * config.patch, state.generator) if config.wide else None
     while state.step < config.steps:
         begun = int(config.hold * config.steps)  # below config.steps
         for part, first in zip(state.optimizer.param_groups, state.rates, strict=True):

@@ -30,11 +30,10 @@ from torch import Tensor
 from gnclib import io
 from gnclib.checks import as_images
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.images import data, psnr
-from gnclib.io.table import Content, Form, Job, Record, Row, Table, from_object, read_table, rounded
+from gnclib.images import add_noise, middle, patches, psnr, validation_images
+from gnclib.io import Content, Form, Job, Record, Row, Table, from_object, read_table, rounded
 from gnclib.restore import Denoising, joint_descent
-from gnclib.score import TrainConfig, TrainState, denoising_psnr
-from gnclib.score.recipes import Variant, variants
+from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, variants
 from gnclib.score.training import training
 
 __all__ = [
@@ -87,7 +86,7 @@ def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) 
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for tau in taus.tolist():
-        y = data.add_noise(x, math.exp(tau), generator)
+        y = add_noise(x, math.exp(tau), generator)
         rows.append(prior.dtau(y, math.exp(2 * tau), order=1)[0] / x[0].numel())
     return torch.stack(rows)
 
@@ -151,7 +150,7 @@ def joint_outcome(
     """
     psnrs, ends = [], []
     for k, x in enumerate(images):
-        y = data.add_noise(x, sigma, k)
+        y = add_noise(x, sigma, k)
         *_, last = joint_descent(prior, sigma_first**2, Denoising(y, sigma), start=y, steps=steps)
         psnrs.append(psnr(last.x, x).item())
         ends.append(last.t.sqrt().item())
@@ -185,7 +184,7 @@ class Judge:
         """The columns "psnr", "profile", "error" and "curvature" of a :class:`Training`, on images (1, 1, H, W)."""
         low, high = math.log(prior.sigma_min), math.log(prior.sigma_max)
         taus = torch.linspace(low, high, self.levels, dtype=torch.float64)
-        x = data.patches(held_out, self.size, self.patches, torch.Generator().manual_seed(0))
+        x = patches(held_out, self.size, self.patches, torch.Generator().manual_seed(0))
         profile = calibration(prior, x, taus)
         exact, crops = copy.deepcopy(prior).double(), x[: self.curved, ..., :32, :32].double()
         return {
@@ -193,7 +192,7 @@ class Judge:
             "profile": profile.mean(1).tolist(),
             "error": (profile.std(1) / math.sqrt(len(x))).tolist(),
             "curvature": [
-                min(smallest_eigenvalue(exact, data.add_noise(c[None], s, k), s) for k, c in enumerate(crops))
+                min(smallest_eigenvalue(exact, add_noise(c[None], s, k), s) for k, c in enumerate(crops))
                 for s in self.curvature_at
             ],
         }
@@ -217,7 +216,7 @@ def settings(variant: Variant) -> dict[str, Any]:
 
 def held_out() -> list[Tensor]:
     """The middle of every validation image: 32 crops (1, 1, 160, 160)."""
-    return [data.middle(x, CROP) for x in data.validation_images().values()]
+    return [middle(x, CROP) for x in validation_images().values()]
 
 
 def train(

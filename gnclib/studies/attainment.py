@@ -26,7 +26,7 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from gnclib.images import data, psnr
+from gnclib.images import add_noise, psnr
 from gnclib.io import settings
 from gnclib.restore import (
     Denoising,
@@ -107,7 +107,7 @@ def problem(task: str, x: Tensor, seed: int, settings: Settings, count: int = 1)
     from a generator of this seed is below ``observed`` are known exactly.
     """
     if task == "denoise":
-        y = x + data.add_noise(torch.zeros_like(x, dtype=torch.float32), settings.sigma, seed)
+        y = x + add_noise(torch.zeros_like(x, dtype=torch.float32), settings.sigma, seed)
         return Denoising(y.expand(count, -1, -1, -1), settings.sigma)
     if task == "inpaint":
         known = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < settings.observed

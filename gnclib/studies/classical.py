@@ -29,7 +29,7 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_images
-from gnclib.images import data, psnr
+from gnclib.images import add_noise, middle, psnr, refuse_validation
 
 __all__ = ["biharmonic", "bm3d", "tune_tv", "tv"]
 
@@ -132,12 +132,12 @@ def tune_tv(images: Mapping[str, Tensor], sigma: float) -> dict[str, Any]:
     """
     from scipy.optimize import minimize_scalar
 
-    data.refuse_validation(images)
+    refuse_validation(images)
     if not images:
         raise ValueError("there are no images to tune the weight of TV on")
     _positive("sigma", sigma)
-    clean = [data.middle(x, CROP) for x in images.values()]
-    noisy = [data.add_noise(x, sigma, k) for k, x in enumerate(clean)]
+    clean = [middle(x, CROP) for x in images.values()]
+    noisy = [add_noise(x, sigma, k) for k, x in enumerate(clean)]
 
     def quality(weight: float) -> float:
         return float(np.mean([psnr(tv(y, weight), x).item() for x, y in zip(clean, noisy, strict=True)]))

@@ -17,8 +17,8 @@ import torch
 from torch import Tensor
 
 from gnclib.images import psnr, ssim
-from gnclib.io.table import Job, Record, Row, rounded
-from gnclib.restore.flow import DataTerm
+from gnclib.io import Job, Record, Row, rounded
+from gnclib.restore import DataTerm
 
 __all__ = ["PACKAGES", "Images", "Method", "Quality", "Task", "jobs", "markdown", "solved"]
 

@@ -28,10 +28,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from gnclib.foe import WEIGHTS
+from gnclib.foe import WEIGHTS, weights_sha256
 from gnclib.images import data
-from gnclib.io import sha256
-from gnclib.io.table import Content, Form, Job, Row, Table, read_table, rounded
+from gnclib.io import Content, Form, Job, Row, Table, read_table, rounded
 from gnclib.restore import Denoising, Inpainting, Task, schemes
 from gnclib.studies import classical
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown, solved
@@ -145,8 +144,7 @@ def _biharmonic() -> Method:
 
 def _ours(prior: str, name: str, task: Task) -> Method:
     scheme = schemes.load(name, prior, task)
-    folder = WEIGHTS / {"finetuned": f"{prior}-finetuned-{task}"}.get(name, prior)
-    settings = {"weights": sha256(folder / "model.safetensors")}
+    settings = {"weights": weights_sha256(f"{prior}-finetuned-{task}" if name == "finetuned" else prior)}
     parameters = sum(p.numel() for p in scheme.prior.parameters())
     if scheme.schedule is not None:
         t, eta = scheme.schedule.t, scheme.schedule.eta

@@ -28,10 +28,9 @@ from torch import Tensor
 
 from gnclib.checks import as_device
 from gnclib.deep import load_prior
-from gnclib.foe import WEIGHTS, LearnedEnergy
+from gnclib.foe import LearnedEnergy, weights_sha256
 from gnclib.images import data
-from gnclib.io import sha256
-from gnclib.io.table import Content, Form, Job, Origin, Record, Row, Table, from_object, read_table
+from gnclib.io import Content, Form, Job, Origin, Record, Row, Table, from_object, read_table
 from gnclib.studies.attainment import ALGORITHMS, TASKS, Settings, measure
 
 __all__ = [
@@ -114,8 +113,7 @@ def load(path: str | Path = SHIPPED) -> Content:
 
 
 def _about(prior: str, settings: Settings) -> About:
-    folder = WEIGHTS / prior if (WEIGHTS / prior / "config.json").is_file() else Path(prior).resolve()
-    return About(prior=folder.name, weights=sha256(folder / "model.safetensors"), settings=settings)
+    return About(prior=Path(prior).resolve().name, weights=weights_sha256(prior), settings=settings)
 
 
 def opened(path: str | Path, prior: str, settings: Settings, device: str = "cpu") -> Table:

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gnclib.gmm import bounds as empirical_bounds
-from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table
+from gnclib.io import Content, Form, Job, Record, Row, Table, read_table
 from gnclib.studies.comparison import PACKAGES
 
 __all__ = ["SHIPPED", "SIZES", "Bounds", "bounds", "compute", "draw", "load"]

@@ -30,20 +30,23 @@ import torch
 from torch import Tensor
 
 from gnclib.deep import load_prior
-from gnclib.foe import WEIGHTS, LearnedEnergy
-from gnclib.images import data, psnr
-from gnclib.io import sha256
-from gnclib.io.table import Content, Form, Job, Row, Table, read_table, rounded
-from gnclib.restore import State, gnc_flow, last, log_schedule, proximal_gradient
-from gnclib.restore.flow import Prior
-from gnclib.restore.linear import (
+from gnclib.foe import LearnedEnergy, weights_sha256
+from gnclib.images import bsds68, middle, psnr, refuse_validation, training_images
+from gnclib.io import Content, Form, Job, Row, Table, read_table, rounded
+from gnclib.restore import (
     Blur,
     LinearMeasurement,
     LinearOperator,
     LowResolution,
+    Prior,
     Projections,
     SampledTransform,
+    State,
     gaussian_kernel,
+    gnc_flow,
+    last,
+    log_schedule,
+    proximal_gradient,
 )
 from gnclib.studies import classical
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
@@ -224,7 +227,7 @@ def load(path: str | Path = SHIPPED) -> Content:
 
 def images() -> dict[str, Tensor]:
     """The squares in the middle of the first 12 images of BSDS68: name -> (1, 1, 192, 192)."""
-    return {name: data.middle(x, SIDE) for name, x in list(data.bsds68().items())[:COUNT]}
+    return {name: middle(x, SIDE) for name, x in list(bsds68().items())[:COUNT]}
 
 
 def _parts(name: str) -> tuple[str | None, str]:
@@ -240,8 +243,7 @@ def _prior(name: str) -> tuple[LearnedEnergy | None, dict[str, str]]:
     prior, _ = _parts(name)
     if prior is None:
         return None, {}
-    settings = {"weights": sha256(WEIGHTS / prior / "model.safetensors")}
-    return load_prior(prior), settings
+    return load_prior(prior), {"weights": weights_sha256(prior)}
 
 
 def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -250,7 +252,7 @@ def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, 
     The images (1, 1, H, W) are all of one size; image k is measured with seed k. Raises ValueError if there are none or
     some that must not be trained on, and for an unknown method.
     """
-    data.refuse_validation(clean)
+    refuse_validation(clean)
     if not clean:
         raise ValueError("there are no images to tune on")
     kind, (prior, _) = _parts(name)[1], _prior(name)
@@ -281,8 +283,8 @@ def _tuned(file: Table, problem: Problem, name: str) -> dict[str, float]:
     """The settings of a method, from the file, or tuned now and recorded in it."""
 
     def compute() -> dict[str, Any]:
-        training = list(data.training_images().items())[::TUNING_STEP]
-        return tune(problem, name, {k: data.middle(x, TUNING_SIDE) for k, x in training})
+        training = list(training_images().items())[::TUNING_STEP]
+        return tune(problem, name, {k: middle(x, TUNING_SIDE) for k, x in training})
 
     given = {"task": str(problem), "method": name}
     for _ in file.fill("tuned", [Job(given, _prior(name)[1], compute)]):

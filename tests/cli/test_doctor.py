@@ -40,7 +40,7 @@ def test_damaged_weights_are_found(capsys, monkeypatch, tmp_path):
     folder.mkdir()
     for name in ("model.safetensors", "config.json"):
         (folder / name).write_bytes((WEIGHTS / "R1" / name).read_bytes()[:900])
-    monkeypatch.setattr("gnclib.foe.energy.WEIGHTS", tmp_path)
+    monkeypatch.setattr("gnclib.foe.hub.WEIGHTS", tmp_path)
     monkeypatch.setattr("gnclib.foe.WEIGHTS", tmp_path)
     monkeypatch.setattr("gnclib.cli.doctor._self_test", lambda: [])
     status, out, _ = gnc(capsys, "doctor")

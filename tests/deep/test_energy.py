@@ -10,7 +10,7 @@ import torch
 
 import gnclib
 from gnclib.deep import NetworkConfig, NetworkEnergy
-from gnclib.deep.network import GatedUNet
+from gnclib.deep.energy import GatedUNet
 from gnclib.restore.tiles import Tiled
 
 SMALL = NetworkConfig(channels=(3, 4, 5), embedding=6, nodes_tau=7)

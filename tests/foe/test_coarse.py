@@ -7,7 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.foe.coarse import down, down_adjoint, refit
+from gnclib.foe.coarse import down, down_adjoint
+from gnclib.foe.starts import refit
 from gnclib.restore.tiles import Tiled
 from gnclib.score import coarse_start
 from gnclib.spline import SplineGrid, contract, evaluate

@@ -9,8 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.functional import hessian
 
-from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.foe import energy as foe
+from gnclib.foe import FieldsOfExperts, FoEConfig, hub
 from gnclib.foe.filters import dct_kernels, dilate, reflect_adjoint
 
 f64 = {"dtype": torch.float64}
@@ -284,7 +283,7 @@ def test_missing_priors(tmp_path, monkeypatch):
     (tmp_path / "model.safetensors").unlink()
     with pytest.raises(FileNotFoundError, match=r"model\.safetensors is missing"):
         FieldsOfExperts.from_pretrained(tmp_path)
-    monkeypatch.setattr(foe, "WEIGHTS", tmp_path / "nothing")
+    monkeypatch.setattr(hub, "WEIGHTS", tmp_path / "nothing")
     with pytest.raises(FileNotFoundError, match="shipped ones are none"):
         FieldsOfExperts.from_pretrained("R1")
 

@@ -17,10 +17,9 @@ import yaml
 from PIL import Image
 
 from gnclib.cli import main as cli
-from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
+from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig, weights_sha256
 from gnclib.restore import schemes
 from gnclib.restore.learned import LearnedSchedule, Task
-from gnclib.score.run import weights_sha256
 
 
 class RepositoryNotFoundError(OSError):

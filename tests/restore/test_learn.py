@@ -17,11 +17,11 @@ from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import data
 from gnclib.images.metrics import psnr
 from gnclib.io import CHECKPOINT
-from gnclib.restore import learn, learned_card
+from gnclib.restore import learn
 from gnclib.restore.flow import last
 from gnclib.restore.learn import load_checkpoint
 from gnclib.restore.learned import LearnedSchedule, Task, weights_sha256
-from gnclib.score import LearnConfig, denoising_psnr
+from gnclib.score import LearnConfig, card, denoising_psnr
 from tests import child_runs
 
 NOISE = Task("denoise", 25)
@@ -106,12 +106,12 @@ def test_a_run_learns_and_leaves_schedule_log_and_card(prior, tmp_path, task):
     if task.kind == "denoise":
         (one_step,) = denoising_psnr(FieldsOfExperts.from_pretrained(prior), [x], task.sigma)
         assert found["one-step MMSE"] == pytest.approx(one_step, abs=1e-3)
-    card = (tmp_path / "README.md").read_text()
-    assert f"| validation, learned | {log[-1].validation:.2f} dB |" in card
-    assert "| iterations | 30 of batch 2, patches of side 16 |" in card
-    assert "| learned numbers | 6 (all t_i and eta_i) |" in card
+    page = (tmp_path / "README.md").read_text()
+    assert f"| validation, learned | {log[-1].validation:.2f} dB |" in page
+    assert "| iterations | 30 of batch 2, patches of side 16 |" in page
+    assert "| learned numbers | 6 (all t_i and eta_i) |" in page
     for i, (t, eta) in enumerate(zip(schedule.t, schedule.eta, strict=True), 1):
-        assert f"| {i} | {t:.4g} | {eta:.4g} |" in card
+        assert f"| {i} | {t:.4g} | {eta:.4g} |" in page
 
 
 def test_fine_tuning_lowers_the_loss_and_leaves_a_prior(prior, tmp_path):
@@ -133,9 +133,9 @@ def test_fine_tuning_lowers_the_loss_and_leaves_a_prior(prior, tmp_path):
     assert not torch.equal(tuned.weights[0], before.weights[0])
     assert tuned.kernels[0].sum((-1, -2)).abs().max() < 1e-5  # projected
     assert tuned.kernels[0].flatten(1).norm(dim=1).max() < 1 + 1e-5
-    card = (tmp_path / "tuned" / "README.md").read_text()
-    assert f"| fine-tuned from | `tiny`, SHA-256 {weights_sha256(before)} |" in card
-    assert f"| weights of the prior | SHA-256 {weights_sha256(tuned)} |" in card
+    page = (tmp_path / "tuned" / "README.md").read_text()
+    assert f"| fine-tuned from | `tiny`, SHA-256 {weights_sha256(before)} |" in page
+    assert f"| weights of the prior | SHA-256 {weights_sha256(tuned)} |" in page
 
 
 @pytest.mark.parametrize("name", ["R1", "mine"])
@@ -150,7 +150,7 @@ def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, 
 def test_the_shipped_cards_are_those_of_the_shipped_files(tmp_path, name):
     (tmp_path / name).mkdir()
     shutil.copy(WEIGHTS / name / "schedule.json", tmp_path / name)
-    assert learned_card.write(tmp_path / name).read_text() == (WEIGHTS / name / "README.md").read_text()
+    assert card.write_of_schedule(tmp_path / name).read_text() == (WEIGHTS / name / "README.md").read_text()
 
 
 @pytest.mark.parametrize("x_0", ["start", "guess"])

@@ -7,10 +7,9 @@ import math
 import pytest
 import torch
 
-from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig
+from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig, hub
 from gnclib.images import data
 from gnclib.images.metrics import psnr
-from gnclib.restore import learned
 from gnclib.restore.flow import gnc_flow, last
 from gnclib.restore.learned import ETA_RANGE, LearnedSchedule, Task, weights_sha256
 from gnclib.restore.operators import Denoising, Inpainting
@@ -359,7 +358,7 @@ def test_bad_files_are_refused(tmp_path, name):
 
 
 def test_an_unknown_name_is_told_what_there_is(tmp_path, monkeypatch):
-    monkeypatch.setattr(learned, "WEIGHTS", tmp_path)
+    monkeypatch.setattr(hub, "WEIGHTS", tmp_path)
     schedule().save_pretrained(tmp_path / "R9-denoise-25")
     assert len(LearnedSchedule.from_pretrained("R9-denoise-25")) == 3
     with pytest.raises(FileNotFoundError, match="shipped ones are R9-denoise-25"):

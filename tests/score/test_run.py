@@ -21,7 +21,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gnclib.cli import main as cli
-from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.foe import WEIGHTS, FieldsOfExperts, weights_sha256
 from gnclib.images import data, folder_images
 from gnclib.io import CHECKPOINT, files, provenance, save_checkpoint
 from gnclib.io import state as run_state
@@ -282,7 +282,7 @@ def test_a_warm_start_is_recorded(tmp_path, capsys):
         tmp_path / "run",
     )
     assert gnc(capsys, *words)[0] == 0
-    digest = training_run.weights_sha256("R1")
+    digest = weights_sha256("R1")
     about = json.loads((tmp_path / "run" / "training.json").read_text())
     assert (about["settings"]["warm_start"], about["settings"]["warm_start_sha256"]) == ("mine", digest)
     assert (
@@ -358,7 +358,7 @@ def test_the_card_says_what_was_minimised(tmp_path, objective, says):
         assert word in text
     about = json.loads((tmp_path / "training.json").read_text())
     assert about["settings"] == asdict(config)
-    assert about["weights_sha256"] == training_run.weights_sha256(tmp_path)
+    assert about["weights_sha256"] == weights_sha256(tmp_path)
 
 
 def test_all_revisions_are_named(tmp_path, monkeypatch):

@@ -11,9 +11,7 @@ import torch
 from PIL import Image
 
 from gnclib.cli import main as cli
-from gnclib.deep import priors
-from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.foe import energy as foe
+from gnclib.foe import FieldsOfExperts, FoEConfig, hub
 from gnclib.images import data
 from gnclib.images.metrics import psnr, ssim
 from gnclib.io import table
@@ -37,7 +35,7 @@ SIGMA, HOLES = Task("denoise", 25), Task("inpaint", 0.8)
 def shipped(tmp_path, monkeypatch):
     """A folder of shipped priors with one tiny R1."""
     folder = tmp_path / "weights"
-    for module in (foe, priors, learned, field):
+    for module in (hub, learned, field):
         monkeypatch.setattr(module, "WEIGHTS", folder)
     monkeypatch.setattr(field, "PRIORS", ("R1",))
     save_tiny(folder / "R1", 0)
@@ -396,7 +394,7 @@ def test_shipped_results_are_those_of_the_shipped_weights():
 def test_shipped_results_agree_with_the_evaluations_of_the_priors():
     content = field.load()
     for prior in field.PRIORS:
-        recorded = json.loads((foe.WEIGHTS / prior / "evaluation.json").read_text())["psnr_by_sigma"]
+        recorded = json.loads((hub.WEIGHTS / prior / "evaluation.json").read_text())["psnr_by_sigma"]
         for task in (t for t in field.TASKS if t.kind == "denoise"):
             found = field.psnr_by_image(content, f"{prior} mmse", str(task))
             expected = recorded[f"{task.level:g}"]["images"]
@@ -404,7 +402,7 @@ def test_shipped_results_agree_with_the_evaluations_of_the_priors():
 
 
 def test_the_readme_shows_the_shipped_results():
-    readme = (foe.WEIGHTS.parents[1] / "README.md").read_text(encoding="utf-8")
+    readme = (hub.WEIGHTS.parents[1] / "README.md").read_text(encoding="utf-8")
     shipped = field.load()
     psnr = (field.psnr_by_image(shipped, "R3 learned", f"denoise-{s}").values() for s in (15, 25, 50))
     assert " / ".join(f"{fmean(values):.2f}" for values in psnr) in " ".join(readme.split())

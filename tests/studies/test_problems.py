@@ -174,7 +174,7 @@ def small(monkeypatch):
     monkeypatch.setattr(problems, "TV_WEIGHTS", (0.05, 5.0))
     monkeypatch.setattr(problems, "STEPS", 2)
     crops = {"8049": photo(32), "8143": photo(32, 150, 100)}
-    monkeypatch.setattr(problems.data, "training_images", lambda: crops)
+    monkeypatch.setattr(problems, "training_images", lambda: crops)
     monkeypatch.setattr(problems, "TUNING_STEP", 1)
     return crops
 
