@@ -27,6 +27,8 @@ def hidden() -> bool:
 def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
     """Smoothing parameter ``t`` (a noise *variance*) as one value per sample.
 
+    Raises ValueError: t is not numeric, has another shape, is not finite, or is negative.
+
     Parameters
     ----------
     t
@@ -40,11 +42,6 @@ def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
     -------
     Tensor
         (B,); differentiable in ``t`` when ``t`` is a tensor that requires a gradient.
-
-    Raises
-    ------
-    ValueError
-        t is not numeric, has another shape, is not finite, or is negative.
     """
     try:
         value = torch.as_tensor(t, dtype=like.dtype, device=like.device)
@@ -71,6 +68,8 @@ def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
 def as_images(x: Tensor, bytes_above: float = math.inf) -> Tensor:
     """Check a batch of grey images and return it unchanged.
 
+    Raises ValueError: not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
+
     Parameters
     ----------
     x
@@ -78,11 +77,6 @@ def as_images(x: Tensor, bytes_above: float = math.inf) -> Tensor:
         of a solver leave that range, so it is not checked (see :func:`as_measured`).
     bytes_above
         Images with greater values, few of them negative, get a RuntimeWarning: they look like 0..255.
-
-    Raises
-    ------
-    ValueError
-        Not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"images must be a torch tensor of shape (B, 1, H, W), got {type(x).__name__}")
@@ -105,11 +99,8 @@ def as_images(x: Tensor, bytes_above: float = math.inf) -> Tensor:
 def as_measured(y: Tensor) -> Tensor:
     """:func:`as_images` for what a user measured: noise takes grey values a few units beyond [0, 1], not to 255.
 
-    Raises
-    ------
-    ValueError
-        As :func:`as_images`, and for values farther from 0 than :data:`FARTHEST` or a mean farther from [0, 1] than
-        :data:`FARTHEST_MEAN` and four standard errors.
+    Raises ValueError: as :func:`as_images`, and for values farther from 0 than :data:`FARTHEST` or a mean farther from
+    [0, 1] than :data:`FARTHEST_MEAN` and four standard errors.
     """
     if hidden():
         return as_images(y)
@@ -132,10 +123,7 @@ def _range(low: float, high: float) -> str:
 def as_device(device: torch.device | str) -> torch.device:
     """A device that torch can compute on here.
 
-    Raises
-    ------
-    ValueError
-        Torch does not know the name, or there is no such device.
+    Raises ValueError: torch does not know the name, or there is no such device.
     """
     try:
         found = torch.device(device)

@@ -109,12 +109,7 @@ class Mpmath:
 def arithmetic(name: str = "auto") -> Arb | Mpmath:
     """The arithmetic "arb" or "mpmath.iv"; "auto" takes arb if python-flint is installed.
 
-    Raises
-    ------
-    ValueError
-        Another name.
-    ImportError
-        "arb" without python-flint.
+    Raises ValueError: another name; ImportError: "arb" without python-flint.
     """
     if name not in ("auto", "arb", "mpmath.iv"):
         raise ValueError(f"arithmetic must be 'auto', 'arb' or 'mpmath.iv', got {name!r}")

@@ -31,19 +31,9 @@ from gnclib.suite import notebooks
 from gnclib.suite.notebooks import NotebookError
 
 __all__ = [
-    *(
-        "NotebookError",
-        "check",
-        "folder",
-        "for_nbgrader",
-        "problems",
-        "read",
-        "refresh_page",
-        "sources",
-        "student",
-    ),
-    *("table", "unsolved", "write_executed", "write_nbgrader"),
-]
+    "NotebookError", "check", "folder", "for_nbgrader", "problems", "sources", "student", "table", "unsolved",
+    "write_executed", "write_nbgrader",
+]  # fmt: skip
 
 Exercises = Mapping[str, Exercise]
 PAGE = "INSTRUCTOR.md"  # beside the copies; has the table of all exercises
@@ -80,12 +70,7 @@ def folder() -> Path:
 def sources(only: Iterable[str] = (), where: Path | None = None) -> dict[str, Path]:
     """The source notebooks by name; `only` chooses some, by name or by the number of the lesson.
 
-    Raises
-    ------
-    FileNotFoundError
-        There are none.
-    ValueError
-        An unknown name in `only`.
+    Raises FileNotFoundError: there are none; ValueError: an unknown name in `only`.
     """
     found = notebooks.find((where or folder()) / "source")
     for word in only:
@@ -102,10 +87,7 @@ def lesson(name: str) -> str:
 def marked(cell: NotebookNode) -> tuple[str, str] | None:
     """Kind and exercise of a cell that nbgrader knows, ("grade", "1.2") for ``check-1-2``; None for other cells.
 
-    Raises
-    ------
-    NotebookError
-        The grade id is no such thing.
+    Raises NotebookError: the grade id is no such thing.
     """
     data = cell.metadata.get("nbgrader", {})
     for kind, word in KINDS.items():
@@ -119,10 +101,7 @@ def marked(cell: NotebookNode) -> tuple[str, str] | None:
 def unsolved(code: str, id: str) -> str:
     """The code with ``raise NotImplementedError`` in place of every solution.
 
-    Raises
-    ------
-    NotebookError
-        Markers that are missing, not in pairs, or not exactly as they should be.
+    Raises NotebookError: markers that are missing, not in pairs, or not exactly as they should be.
     """
     kept, count = SOLUTION.subn(rf'\1raise NotImplementedError("exercise {id}")', code)
     if not count or not count == code.count("BEGIN SOLUTION") == code.count("END SOLUTION"):
@@ -161,13 +140,7 @@ def for_nbgrader(source: NotebookNode) -> NotebookNode:
 
 
 def write_executed(node: NotebookNode, path: Path) -> None:
-    """Run a copy, clean it, and write it in one step.
-
-    Raises
-    ------
-    NotebookError
-        A cell failed; nothing is written.
-    """
+    """Run a copy, clean it, and write it in one step. Raises NotebookError: a cell failed; nothing is written."""
     node = notebooks.execute(node, path.name)
     for cell in node.cells:
         if _has_tag(cell, "widget"):
@@ -178,17 +151,7 @@ def write_executed(node: NotebookNode, path: Path) -> None:
 def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
     """Write an nbgrader course: ``source/lessonN/NAME.ipynb`` and, if there is none yet, ``nbgrader_config.py``.
 
-    Parameters
-    ----------
-    nodes : mapping
-        The source notebooks by name.
-    out : Path
-        Folder of the course.
-
-    Returns
-    -------
-    list of Path
-        The files written.
+    `nodes` are the source notebooks by name, `out` is the folder of the course. Returns the files written.
     """
     written = []
     for name, source in nodes.items():
@@ -205,14 +168,7 @@ def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
 def problems(source: NotebookNode, name: str, known: Exercises = EXERCISES) -> list[str]:
     """What is wrong with a source notebook, in words; [] if it keeps the rules and agrees with the exercises.
 
-    Parameters
-    ----------
-    source : NotebookNode
-        The notebook.
-    name : str
-        Its name, which begins with the number of the lesson: 1_mixtures.
-    known : mapping
-        The exercises by number.
+    Its name begins with the number of the lesson: 1_mixtures.
     """
     wrong, there, code = [], [], ""
     for index, cell in enumerate(source.cells):
@@ -271,12 +227,7 @@ def _check_check(cell: NotebookNode, id: str, code: str, known: Exercises) -> No
 def check(where: Path | None = None, known: Exercises = EXERCISES) -> list[str]:
     """What is wrong with sources and committed students' copies, in words; [] if nothing is. Runs no kernel.
 
-    Parameters
-    ----------
-    where : Path
-        The folder with the copies and with ``source/`` (default: that of the clone).
-    known : mapping
-        As for `problems`.
+    `where` is the folder with the copies and with ``source/``, by default that of the clone.
     """
     where, wrong = where or folder(), []
     found = sources(where=where)

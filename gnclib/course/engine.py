@@ -59,10 +59,7 @@ class Verdict:
 def examine(exercise: Exercise, function: Formula) -> Verdict:
     """Compare a student's function with the truth and explain the difference (see the module's head).
 
-    Raises
-    ------
-    TypeError
-        What was handed in is no function.
+    Raises TypeError: what was handed in is no function.
     """
     if not callable(function):
         raise TypeError(

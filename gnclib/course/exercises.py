@@ -28,21 +28,9 @@ def exercise(id: str) -> Exercise:
 
 
 def check(id: str, function: Callable[..., Any]) -> int:
-    """Examine a solution, print the verdict and return the points earned (which is what nbgrader reads).
+    """Examine a solution, the student's function itself, print the verdict and return the points earned.
 
-    Parameters
-    ----------
-    id : str
-        The number of the exercise, such as "1.1".
-    function : callable
-        The student's function itself.
-
-    Raises
-    ------
-    KeyError
-        An unknown number.
-    TypeError
-        `function` is no function.
+    They are what nbgrader reads. Raises KeyError: an unknown number; TypeError: `function` is no function.
     """
     verdict = examine(exercise(id), function)
     _latest[id] = verdict

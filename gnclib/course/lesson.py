@@ -148,10 +148,7 @@ def slip(formula: Formula, **changes: Any) -> Formula:
 def shaped(call: str, value: float | Tensor, *shapes: tuple[int, ...]) -> Tensor:
     """An argument of a function that a student's code calls, as a tensor of one of the shapes that the docstring names.
 
-    Raises
-    ------
-    TypeError
-        It has another shape.
+    Raises TypeError: it has another shape.
     """
     value = torch.as_tensor(value, **F64)
     if value.shape not in shapes:

@@ -108,14 +108,10 @@ class Certificate:
 def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     """Prove bounds of the curvature of an energy of one layer, for all images at least 2 margin + 2 pixels wide.
 
-    They hold for the function of real numbers that the stored weights define; rounding in its evaluation is not part
-    of it. Suprema over x are taken piece by piece in closed form, the one over frequencies from a grid with a bound for
-    trigonometric polynomials in between; rounding errors are added outwards.
-
-    Raises
-    ------
-    ValueError
-        More than one layer, or t outside of the range of the prior.
+    They hold for the function of real numbers that the stored weights define; rounding in its evaluation is not part of
+    it. Suprema over x are taken piece by piece in closed form, the one over frequencies from a grid with a bound for
+    trigonometric polynomials in between; rounding errors are added outwards. Raises ValueError: more than one layer, or
+    t outside of the range of the prior.
     """
     config = prior.config
     if config.layers > 1:

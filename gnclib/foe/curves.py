@@ -50,12 +50,10 @@ def curves(
     layer : int
         1 ... L.
     x : (C, ...), dtype of the prior
-        Features, one row per channel in ``channels``.
+        Features, one row per channel in ``channels``, all by default.
     sigma : float
         Noise level in [sigma_min, sigma_max].
     order : 0, 1 or 2
-    channels
-        Index of the channels, all by default.
     """
     if layer not in range(1, prior.config.layers + 1):
         raise ValueError(f"this prior has the layers 1 to {prior.config.layers}, got {layer!r}")

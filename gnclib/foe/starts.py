@@ -43,6 +43,9 @@ def warm_start(
 ) -> None:
     """Make ``prior`` nearly the energy ``shallow`` of one layer, in place; see the module.
 
+    Raises ValueError: ``shallow`` has other nodes, first kernels or features, or more than one layer; or another name
+    of an activation, or a magnitude without a hidden layer.
+
     Parameters
     ----------
     shallow
@@ -51,12 +54,6 @@ def warm_start(
         Of the random part of K_l.
     hidden
         "identity" or "magnitude", the last hidden activation.
-
-    Raises
-    ------
-    ValueError
-        ``shallow`` has other nodes, first kernels or features, or more than one layer; or another name of an
-        activation, or a magnitude without a hidden layer.
     """
     config = prior.config
     if config.scales:

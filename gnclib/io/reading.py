@@ -75,6 +75,9 @@ def read_json(
 ) -> Any:
     """What a file of strict JSON holds.
 
+    Raises FileNotFoundError or ValueError: there is no such file; anything is wrong with it, and the message says what
+    and where.
+
     Parameters
     ----------
     path, kind
@@ -86,11 +89,6 @@ def read_json(
     plain
         False for a file from :func:`gnclib.io.files.encode`: nan and infinity are decoded. They are refused unless the
         type says ``Annotated[float, AllowInfNan(True)]``.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is no such file; anything is wrong with it, and the message says what and where.
     """
     content = read_bytes(path, largest)
     try:

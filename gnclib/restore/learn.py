@@ -163,6 +163,9 @@ def start(
 ) -> LearnState:
     """A new run for one prior and one inverse problem.
 
+    Raises ValueError: a number outside of its range, or a schedule of other weights or for another task;
+    FileNotFoundError: there is no such prior or schedule.
+
     Parameters
     ----------
     prior : a shipped name ("R1") or a folder
@@ -175,13 +178,6 @@ def start(
         times sigma^2: first steps far above do next to nothing, and learning leaves them there.
     schedule : a learned one of this prior and task to set out from instead
     device : where to compute; all random numbers are drawn on the CPU
-
-    Raises
-    ------
-    ValueError
-        A number outside of its range, or a schedule of other weights or for another task.
-    FileNotFoundError
-        There is no such prior or schedule.
     """
     model = load_prior(prior).to(device)
     low, high = model.sigma_min, model.sigma_max
@@ -218,17 +214,13 @@ def start(
 def learning(state: LearnState, images) -> Iterator[Step]:
     """Learn on random patches of ``images`` and yield a :class:`Step` after each update.
 
+    Raises ValueError: an image of BSDS68 or of val among ``images``, or patches that do not fit; FloatingPointError:
+    the iterates, the loss or its gradient are no longer finite; the parameters are then as before that update.
+
     Parameters
     ----------
     state : changed in place
     images : dict or list of (1, 1, H, W)
-
-    Raises
-    ------
-    ValueError
-        An image of BSDS68 or of val among ``images``, or patches that do not fit.
-    FloatingPointError
-        The iterates, the loss or its gradient are no longer finite; the parameters are then as before that update.
     """
     config, need = state.config, state.model.smallest
     if config.patch < need:
@@ -273,21 +265,10 @@ def drive(
     """Learn to the end on the images that the settings name; yield each step, with the row of the log it brought.
 
     Every ``every`` updates and at the end: a validation, a row, a checkpoint. After the last one the result is
-    exported. A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first.
-
-    Parameters
-    ----------
-    state : from :func:`start` or :func:`load_checkpoint`; changed in place
-    folder : of the run
-    every : int >= 1, updates between two rows
-    stop : asked after each update; when it says yes a checkpoint is written and the generator ends
-
-    Raises
-    ------
-    ValueError
-        ``every`` < 1; or what :func:`learning` and :mod:`gnclib.score.training_set` raise.
-    OSError
-        A file cannot be written; its older version is intact.
+    exported. A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first; so does one
+    whose ``stop``, asked after each update, says yes. The state, from :func:`start` or :func:`load_checkpoint`, is
+    changed in place. Raises as :func:`learning` and :mod:`gnclib.score.training_set`, ValueError for ``every`` < 1, and
+    OSError.
     """
     images = training_set.of_run(state)
     task, model, pairs = state.schedule.task, state.model, []
@@ -311,12 +292,8 @@ def drive(
 def export(folder: str | Path) -> LearnedSchedule:
     """Write what the checkpoint in ``folder`` has learned: schedule.json, its card, and a fine-tuned prior.
 
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is no checkpoint, or it cannot be read.
-    OSError
-        A file cannot be written.
+    Raises FileNotFoundError or ValueError: there is no checkpoint, or it cannot be read; OSError: a file cannot be
+    written.
     """
     folder, state = Path(folder), load_checkpoint(folder)
     learned, log = state.schedule, io.rows(folder, Row, state.step)

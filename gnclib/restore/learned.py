@@ -239,12 +239,8 @@ def _arguments(values: dict[str, Any]) -> dict[str, Any]:
 def find_schedule(name: str | Path, task: Task) -> LearnedSchedule:
     """The schedule `name` of the package, a folder or the hub; where there is none, one made from those nearby.
 
-    Raises
-    ------
-    FileNotFoundError
-        Nothing was learned for this task, nor for noise levels near enough.
-    ValueError
-        The schedule is for another task, or the file is none.
+    Raises FileNotFoundError: nothing was learned for this task, nor for noise levels near enough; ValueError: the
+    schedule is for another task, or the file is none.
     """
     try:
         schedule = LearnedSchedule.from_pretrained(name)

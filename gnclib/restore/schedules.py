@@ -67,16 +67,13 @@ def as_count(steps: int) -> int:
 def as_schedule(schedule: Tensor | Sequence[float], batch: int | None = None) -> Tensor:
     """A schedule, checked, as a detached copy: (I,) or (I, B), float64, on the device of a tensor, else on the CPU.
 
+    Raises ValueError: anything else.
+
     Parameters
     ----------
     schedule : noise variances (or step sizes), finite and > 0, at least one
     batch : int, optional
         The number B of samples that a schedule of shape (I, B) has to be for; None for any.
-
-    Raises
-    ------
-    ValueError
-        Anything else.
     """
     try:  # the dtype is named here: a list of floats would become float32
         ts = torch.as_tensor(schedule, dtype=torch.float64).detach().clone()

@@ -45,16 +45,8 @@ def begin(model: FieldsOfExperts, images, seed: int) -> None:
 def fit_coarse(model: FieldsOfExperts, images, generator: torch.Generator, crops: int = 6, side: int = 160):
     """Give the coarser scales of ``model`` fitted potentials and scale those of the fine one, in place.
 
-    Parameters
-    ----------
-    model
-        An energy of one layer with coarser scales, set out from a trained fine scale.
-    images
-        As for :func:`gnclib.score.training.training`.
-    generator
-        Of crops and noise.
-    crops, side
-        Number and side of the crops for each noise level.
+    The model has one layer and coarser scales, and set out from a trained fine scale. `crops` and `side` are number and
+    side of the crops of the images for each noise level; crops and noise are drawn from the generator.
     """
     config, grid = model.config, model.config.coarse_grid
     shapes = torch.stack([_shape(grid.nodes(), w) for w in WIDTHS]).float()  # (M, N_x), convex sequences
@@ -77,14 +69,8 @@ def fit_coarse(model: FieldsOfExperts, images, generator: torch.Generator, crops
 def fit_constant(model: FieldsOfExperts, images, generator: torch.Generator, levels: int = 60) -> None:
     """Choose the spline in c(tau) such that the mean of d_tau R over noisy images is 0 at all noise levels, in place.
 
-    Each level sees some images, the next ones in turn, with fresh noise; least squares over the levels.
-
-    Parameters
-    ----------
-    images
-        List of clean (1, 1, H, W).
-    levels
-        Number of noise levels, equidistant in tau.
+    Each of so many levels, equidistant in tau, sees some of the clean images (1, 1, H, W), the next ones in turn, with
+    fresh noise; least squares over the levels.
     """
     grid = model.config.grid_tau
     tau = torch.linspace(grid.low, grid.high, levels)

@@ -45,8 +45,6 @@ def denoising_psnr(prior: Prior, images: Iterable[Tensor], sigma: float) -> list
 
     Parameters
     ----------
-    prior
-        The energy R.
     images
         Clean ones, each (1, 1, H, W), grey values in [0, 1].
     sigma

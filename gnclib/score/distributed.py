@@ -97,17 +97,14 @@ ALONE = Group()
 def join(device: str, environment: Mapping[str, str] = os.environ) -> tuple[Group, torch.device]:
     """The group that ``torchrun`` made (:data:`ALONE` without it) and this rank's device.
 
+    Raises ValueError: another device, or CUDA is asked for where torch does not find it or has too few GPUs.
+
     Parameters
     ----------
     device
         "cpu" or "cuda"; with "cuda" each rank gets the GPU of its local rank.
     environment
         Where torchrun's RANK, WORLD_SIZE and LOCAL_RANK stand.
-
-    Raises
-    ------
-    ValueError
-        Another device, or CUDA is asked for where torch does not find it or has too few GPUs.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}")

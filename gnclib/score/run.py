@@ -44,6 +44,9 @@ def start(
 ) -> TrainState:
     """A new run.
 
+    Raises ValueError: another name, or a warm start that does not fit; FileNotFoundError: there is no such prior to
+    start from.
+
     Parameters
     ----------
     name
@@ -54,13 +57,6 @@ def start(
         A prior of one layer to set out from, a shipped name or a folder; "" for none.
     device
         Where to train.
-
-    Raises
-    ------
-    ValueError
-        Another name, or a warm start that does not fit.
-    FileNotFoundError
-        There is no such prior to start from.
     """
     if name not in PRIORS:
         raise ValueError(f"there is no prior {name!r} to train: choose one of {', '.join(PRIORS)}")
@@ -94,8 +90,6 @@ def drive(
     ----------
     state
         From :func:`start` or :func:`gnclib.score.training.load_checkpoint`; changed in place.
-    every
-        Steps between two rows, >= 1.
     group
         The processes that train together. Only rank 0 validates and writes; the others get None for a row.
     stop
@@ -104,10 +98,9 @@ def drive(
 
     Raises
     ------
-    OSError
-        A file cannot be written; its older version is intact.
-    ValueError, FileNotFoundError, ConnectionError, FloatingPointError
-        ``every`` < 1, or what :func:`gnclib.score.training.training` and :mod:`gnclib.score.training_set` raise.
+    OSError, ValueError, FileNotFoundError, ConnectionError, FloatingPointError
+        A file cannot be written, and its older version is intact; ``every`` < 1, or what
+        :func:`gnclib.score.training.training` and :mod:`gnclib.score.training_set` raise.
     """
     images = training_set.of_run(state)
     if state.step == 0 and getattr(state.model, "coarse", None):
@@ -135,16 +128,7 @@ def export(folder: str | Path) -> TrainState:
 
     The run need not be finished: the card then says how many of the planned iterations were made, and the run can be
     resumed as before, whereupon these files are written anew. Evaluations of other weights (``evaluation*.json``) are
-    renamed to ``*.json.old``, so that the card does not quote them.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is no checkpoint.
-    ValueError
-        It cannot be read.
-    OSError
-        A file cannot be written.
+    renamed to ``*.json.old``, so that the card does not quote them. Raises as :func:`load_checkpoint`, and OSError.
     """
     folder, state = Path(folder), load_checkpoint(folder)
     weights = folder / "model.safetensors"

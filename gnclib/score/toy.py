@@ -76,15 +76,12 @@ def _local(x: Tensor, grid: SplineGrid, order: int) -> tuple[Tensor, Tensor]:
 class SplineEnergy:
     """The energy R, with the contract of every energy: y is (B,), t the noise variance, float or (B,).
 
+    Raises ValueError: weights of a wrong shape or not finite; later, a t whose tau is outside of the grid.
+
     Parameters
     ----------
     basis : SplineBasis
     weights : (N_y, N_tau) float64
-
-    Raises
-    ------
-    ValueError
-        Weights of a wrong shape or not finite; later, a t whose tau is outside of the grid.
     """
 
     basis: SplineBasis
@@ -299,12 +296,8 @@ class Quadratic:
         """The minimiser of L(w) + ridge/2 m ||w||^2, with m the mean of the diagonal of A.
 
         The ridge settles what the loss leaves open (a constant, or c(tau) if there is no smoothing part, and weights
-        where there are no data): there w stays as small as it can.
-
-        Raises
-        ------
-        ValueError
-            A ridge <= 0, or a basis of another size.
+        where there are no data): there w stays as small as it can. Raises ValueError: a ridge <= 0, or a basis of
+        another size.
         """
         if not ridge > 0:
             raise ValueError(f"the ridge must be positive, or constants remain undetermined; got {ridge}")

@@ -112,15 +112,7 @@ class _Checkpoint(io.Checkpoint):
 
 
 def load_checkpoint(folder: str | Path, device: torch.device | str = "cpu") -> TrainState:
-    """The state that :func:`gnclib.io.save_checkpoint` wrote, its model and optimiser on ``device``.
-
-    Raises
-    ------
-    FileNotFoundError
-        There is none.
-    ValueError
-        It cannot be read.
-    """
+    """The state that :func:`gnclib.io.save_checkpoint` wrote, its model and optimiser on ``device``; raises alike."""
 
     def build(meta: dict[str, Any], parts: dict[str, dict[str, Tensor]]) -> TrainState:
         config = configuration(meta["prior"])
@@ -192,8 +184,6 @@ def smoothing_part(
 
     Parameters
     ----------
-    model
-        The energy.
     x, tau, z
         Clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise (B, 1, H, W), for all ranks.
     config
@@ -242,27 +232,21 @@ def loss_parts(
     group: Group = ALONE,
     levels: Levels | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches.
+    """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches: two scalars.
 
     Parameters
     ----------
-    model
-        The energy.
     x
         (B, 1, H, W) in [0, 1], the whole batch; moved to the device of the model.
     config
-        Objective and fraction.
+        Objective and fraction: the smoothing part is the mean over round(fraction B) patches, at least one (two if
+        corrected).
     generator
         Of tau, z, the choice of patches for the smoothing part and its noise.
     group
         With several ranks, both parts are this rank's share: their means over the ranks are the loss.
     levels
         Of the noise; those of the energy by default.
-
-    Returns
-    -------
-    image, smoothing
-        Scalars. The smoothing part is the mean over round(fraction B) patches, at least one (two if corrected).
     """
     tau, z = sample_noise(levels or model.config, len(x), x.shape, generator)
     mine = group.slice(len(x))

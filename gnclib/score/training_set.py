@@ -61,13 +61,11 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
 
     Raises
     ------
-    FileNotFoundError, NotADirectoryError
-        There is no such folder.
+    FileNotFoundError, NotADirectoryError, ConnectionError
+        There is no such folder; BSDS500 cannot be downloaded.
     ValueError
         Fewer than two images, two with the same grey values, one that is smaller than a patch, damaged, of a kind that
         is not read here or of BSDS500 val, or too many pixels.
-    ConnectionError
-        BSDS500 cannot be downloaded.
     """
     if not str(images):
         train = data.training_images()
@@ -99,10 +97,7 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
 def of_run(state: io.State) -> TrainingSet:
     """The images of a run, which then remembers them: its settings their digest, its record what they are.
 
-    Raises
-    ------
-    ValueError
-        The run began with other images; or as :func:`training_set`.
+    Raises ValueError: the run began with other images; or as :func:`training_set`.
     """
     config = state.config
     side = 2 * config.patch if getattr(config, "wide", 0) else config.patch

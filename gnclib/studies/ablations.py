@@ -65,7 +65,7 @@ def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) 
     x
         Clean patches (B, 1, H, W), n = H W.
     taus
-        Logarithmic smoothing parameters (S,), inside of the range of the prior.
+        Logarithmic smoothing parameters (S,), at least one, inside of the range of the prior.
     seed
         Of the noise, one draw per tau.
 
@@ -73,11 +73,6 @@ def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) 
     -------
     Tensor
         (S, B).
-
-    Raises
-    ------
-    ValueError
-        taus is not a non-empty vector, or x is no batch of images.
     """
     x = as_images(x)
     taus = torch.as_tensor(taus)
@@ -94,8 +89,9 @@ def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) 
 def smallest_eigenvalue(prior: FieldsOfExperts, y: Tensor, sigma: float, steps: int = 30) -> float:
     """The smallest eigenvalue of t Hess R(y, t), t = sigma^2, on images of mean zero, by Lanczos' method.
 
-    Constant images are left out, because kernels of mean zero give them the eigenvalue 0 always. After `steps`
-    products the result is the smallest Ritz value: never below the true one, and above it by what has not converged.
+    Constant images are left out, because kernels of mean zero give them the eigenvalue 0 always. After `steps` products
+    the result is the smallest Ritz value: never below the true one, and above it by what has not converged. Raises
+    ValueError: more than one image, or fewer than one step.
 
     Parameters
     ----------
@@ -107,11 +103,6 @@ def smallest_eigenvalue(prior: FieldsOfExperts, y: Tensor, sigma: float, steps: 
         Noise level.
     steps
         Products with the Hessian, at least 1.
-
-    Raises
-    ------
-    ValueError
-        More than one image, or fewer than one step.
     """
     if as_images(y).shape[0] != 1:
         raise ValueError(f"one image at a time, got {y.shape[0]}")

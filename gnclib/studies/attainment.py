@@ -68,6 +68,8 @@ RisingCounts = Annotated[
 class Settings:
     """What is measured for one image and task; defaults are our choices where the paper's numbers are lost.
 
+    Raises ValueError: values outside of their ranges.
+
     Attributes
     ----------
     t_firsts
@@ -83,11 +85,6 @@ class Settings:
     reference_schedule, reference_steps, reference_decrease
         Steps of the reference's schedule (0: no reference), its greatest number of proximal gradient steps, and the
         decrease of E per step, nats per pixel, at which they end.
-
-    Raises
-    ------
-    ValueError
-        Values outside of their ranges.
     """
 
     t_firsts: Rising = (3.162e-4, 1e-3, 3.162e-3, 1e-2, 3.162e-2, 0.1, 0.3162, 1.0)
@@ -119,6 +116,8 @@ def problem(task: str, x: Tensor, seed: int, settings: Settings, count: int = 1)
 def measure(prior, task: str, x: Tensor, seed: int, settings: Settings) -> dict:
     """All runs of one image: T values of t_0 times J numbers of steps for each algorithm, and the reference.
 
+    Raises ValueError: an unknown task, or t_0 outside of (t_min, sigma_max^2] of the prior.
+
     Parameters
     ----------
     prior
@@ -135,11 +134,6 @@ def measure(prior, task: str, x: Tensor, seed: int, settings: Settings) -> dict:
         nats per pixel), "psnr" (dB) and, where there is a reference, "distance" (root mean square difference from its
         image), each T lists of J numbers; for "joint" also "own", its own energy (D(x_i) + R(x_i, t_i)) / n, and the
         "t" it has found. Energies and distances are rounded to 1e-4, PSNRs to 1e-3 dB, t to four digits.
-
-    Raises
-    ------
-    ValueError
-        An unknown task, or t_0 outside of (t_min, sigma_max^2] of the prior.
     """
     t_min, t_max = prior.sigma_min**2, prior.sigma_max**2
     if not t_min < settings.t_firsts[0] <= settings.t_firsts[-1] <= t_max * (1 + 1e-6):

@@ -57,14 +57,8 @@ def _positive(name: str, value: float) -> float:
 def bm3d(y: Tensor, sigma: float) -> Tensor:
     """The BM3D estimate of an image with noise of standard deviation sigma > 0.
 
-    Standard profile ("np"), both stages, one thread, so always the same.
-
-    Raises
-    ------
-    ValueError
-        Bad input.
-    ImportError
-        The package `bm3d` cannot be loaded; the message says what to do.
+    Standard profile ("np"), both stages, one thread, so always the same. Raises ValueError: bad input; ImportError: the
+    package `bm3d` cannot be loaded; the message says what to do.
     """
     noisy, sigma = _array(y), _positive("sigma", sigma)
     try:
@@ -112,23 +106,8 @@ def tune_tv(images: Mapping[str, Tensor], sigma: float) -> dict[str, Any]:
     """The weight of TV with the best mean PSNR on training images, by Brent's method on log(weight / sigma).
 
     The middle 160 x 160 pixels of each image, noise of image k with seed k. weight / sigma is sought in [0.1, 10].
-
-    Parameters
-    ----------
-    images
-        Name -> (1, 1, H, W) in [0, 1]; none of val of BSDS500, of which BSDS68 is a part.
-    sigma
-        Standard deviation of the noise in grey values.
-
-    Returns
-    -------
-    dict
-        "weight" (four digits), "psnr" (its mean in dB), "images" (how many).
-
-    Raises
-    ------
-    ValueError
-        No images, or some that must not be trained on; or sigma <= 0.
+    Returns "weight" (four digits), "psnr" (its mean in dB) and "images" (how many). Raises ValueError: no images, or
+    some of val of BSDS500, which must not be trained on.
     """
     from scipy.optimize import minimize_scalar
 

@@ -36,17 +36,8 @@ from gnclib.studies import classical
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown, solved
 
 __all__ = [
-    "CITED",
-    "SHIPPED",
-    "TASKS",
-    "Cited",
-    "compare",
-    "load",
-    "methods",
-    "psnr_by_image",
-    "table",
-    "timing",
-]
+    "CITED", "SHIPPED", "TASKS", "Cited", "compare", "load", "methods", "psnr_by_image", "table", "timing",
+]  # fmt: skip
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("field.json")
@@ -216,17 +207,12 @@ def compare(
 
     Parameters
     ----------
-    path
-        The result file; made where it is missing.
-    images, name
-        The images (1, 1, H, W) in [0, 1], image k measured with seed k; and the name of their set.
+    path, name
+        The result file, made where it is missing, and the name of the set of images.
+    images
+        (1, 1, H, W) in [0, 1], image k measured with seed k; ValueError if there are none.
     tasks, only
-        Which problems, and which methods (all).
-
-    Raises
-    ------
-    ValueError
-        No images, a file that is none or is about other images, an unknown method.
+        Which problems, and which methods (all); ValueError for an unknown one.
     """
     if not images:
         raise ValueError("there are no images to compare on")
@@ -314,12 +300,7 @@ def table(content: Content) -> str:
     """The comparison as markdown: what was measured, and apart from it what is cited.
 
     A cell is "PSNR in dB (SSIM)", the mean over the images of that method; "-" was not measured. Relative times are
-    processor time over that of BM3D on the same images in the same run.
-
-    Raises
-    ------
-    ValueError
-        There is no result in it.
+    processor time over that of BM3D on the same images in the same run. Raises ValueError: there is no result in it.
     """
     found: dict[str, dict[str, list[Quality]]] = {}
     for row in content.rows["results"]:

@@ -135,21 +135,15 @@ def jobs(
 
     Parameters
     ----------
-    prior
-        A shipped prior or a folder.
-    settings
-        What is measured.
+    prior, settings, device
+        A shipped prior or a folder, what is measured, where to compute.
     sets, tasks, limit
         Which images, only the first ones of each set with a limit >= 1, and which problems.
-    device
-        Where to compute.
 
     Raises
     ------
-    ValueError
-        An unknown set, task or device; or as :func:`gnclib.images.data.bsds68` where the images are not at hand.
-    FileNotFoundError
-        No such prior.
+    ValueError, FileNotFoundError
+        An unknown set, task or device, or as :func:`gnclib.images.data.bsds68`; no such prior.
     """
     for kind, asked, known in (("set", sets, SETS), ("task", tasks, TASKS)):
         if wrong := [name for name in asked if name not in known]:
@@ -231,6 +225,8 @@ def aggregate(
 ) -> dict[tuple[str, str], Summary]:
     """What Figure 3 shows: (task, algorithm) -> :class:`Summary`.
 
+    Raises ValueError: another reading, a bad tolerance or distance, a set without runs or without the reference.
+
     Parameters
     ----------
     content
@@ -243,11 +239,6 @@ def aggregate(
         The reading of "attained", "lowest" or "reference".
     distance
         Grey values, > 0, for "reference".
-
-    Raises
-    ------
-    ValueError
-        Another reading, a bad tolerance or distance, a set without runs or without the reference.
     """
     if minimum not in MINIMA:
         raise ValueError(f"the minimum must be one of {', '.join(MINIMA)}, got {minimum!r}")
@@ -305,13 +296,9 @@ class Agreement:
 def agree(content: Content, recomputed: Content) -> Agreement:
     """Compare what two results have in common, which may be some of the images, of the t_0 and of the I.
 
-    The result is true if no E differs by more than 0.001 nats per pixel and no PSNR by more than 0.01 dB. That is
-    for the rounding of another processor or library: float32 and float64 differ by about a tenth of it.
-
-    Raises
-    ------
-    ValueError
-        Other weights, another noise level, part of known pixels or crop; or nothing in common.
+    The result is true if no E differs by more than 0.001 nats per pixel and no PSNR by more than 0.01 dB. That is for
+    the rounding of another processor or library: float32 and float64 differ by about a tenth of it. Raises ValueError:
+    other weights, another noise level, part of known pixels or crop; or nothing in common.
     """
     if content.about.weights != recomputed.about.weights:
         raise ValueError("these are results of different weights: they cannot agree")

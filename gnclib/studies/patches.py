@@ -54,17 +54,9 @@ FORM = Form("result file of 'gnc patches'", About, {"sizes": Bounds})
 
 
 def draw(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> Tensor:
-    """Distinct random patches of the images, at most len(images) * per_image.
+    """Distinct random patches of the images, at most len(images) * per_image: (N, size^2), float64, in [0, 1].
 
-    Returns
-    -------
-    Tensor
-        (N, size^2), float64, in [0, 1].
-
-    Raises
-    ------
-    ValueError
-        An image smaller than the patch, or no patches wanted.
+    Raises ValueError: an image smaller than the patch, or no patches wanted.
     """
     if size < 1 or per_image < 1:
         raise ValueError(f"size and per_image must be at least 1, got {size} and {per_image}")
@@ -82,12 +74,9 @@ def draw(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> 
 def bounds(points: Tensor, seed: int) -> dict[str, Any]:
     """The bounds of one set of patches (N, d), as standard deviations in units of the grey range [0, 1].
 
-    Returns
-    -------
-    dict
-        "patches": N. "theorem": corollary 2.3 on the hull. "popoviciu": on R^d. "edge": not convex on R^d below it,
-        with the two ends and the margin of the edge (None if none was found). "cube", "cube_point": not convex at
-        this level at this point of [0, 1]^d, found by search.
+    "patches" is N; "theorem" corollary 2.3 on the hull; "popoviciu" on R^d; "edge": not convex on R^d below it, with
+    the two ends and the margin of the edge (None if none was found); "cube", "cube_point": not convex at this level at
+    this point of [0, 1]^d, found by search.
     """
     contrast = (points - points.mean(1, keepdim=True)).norm(dim=1)
     edge = empirical_bounds.longest_edge(points, contrast.argsort(descending=True)[:400])

@@ -89,10 +89,7 @@ class Claim:
     def verdict(self, evidence: Mapping[str, Any]) -> str:
         """The verdict on this evidence; where the rule uses a nan, it is undecided.
 
-        Raises
-        ------
-        ValueError
-            The evidence lacks what the rule uses, or has it of another kind.
+        Raises ValueError: the evidence lacks what the rule uses, or has it of another kind.
         """
         try:
             found = self.rule(Evidence(evidence))
@@ -165,10 +162,7 @@ class Record:
     def from_json(cls, data: Any) -> Record:
         """The record that `to_json` wrote.
 
-        Raises
-        ------
-        ValueError
-            The data are no record, or the stored verdict does not follow from the evidence.
+        Raises ValueError: the data are no record, or the stored verdict does not follow from the evidence.
         """
         fields = decode(dict(data))
         stored = fields.pop("verdict", None)
@@ -212,6 +206,8 @@ def cell(text: str) -> str:
 def record(id: str, evidence: Mapping[str, Any], note: str = "") -> Record:
     """Test a claim: compute its verdict from the evidence.
 
+    Make the result the last expression of the cell (or `display` it): shown output is what gets collected.
+
     Parameters
     ----------
     id
@@ -220,11 +216,6 @@ def record(id: str, evidence: Mapping[str, Any], note: str = "") -> Record:
         Numbers, booleans or text by name; one-element arrays and tensors are turned into numbers.
     note
         A remark for the reader, without effect on the verdict.
-
-    Returns
-    -------
-    Record
-        Make it the last expression of the cell (or `display` it): shown output is what gets collected.
 
     Raises
     ------

@@ -22,16 +22,9 @@ __all__ = ["compare_files", "differences"]
 
 
 def differences(reference: Any, value: Any, rtol: float, atol: float, name: str = "") -> list[str]:
-    """Where two values differ by more than the tolerance, in words.
+    """Where two values, decoded JSON, differ by more than the tolerance of each array of numbers, in words.
 
-    Parameters
-    ----------
-    reference, value
-        Decoded JSON: mappings and lists of numbers and text.
-    rtol, atol
-        The tolerance of each array of numbers.
-    name
-        The place of the two in the whole, for the words.
+    `name` is the place of the two in the whole, for the words.
     """
     if isinstance(reference, dict) and isinstance(value, dict):
         found = [f"{name}{key}: only in one of the two" for key in sorted(reference.keys() ^ value.keys())]
@@ -71,12 +64,8 @@ def compare_files(reference: Path, value: Path, rtol: float, atol: float) -> tup
     """Differences between two NAME.json files, and the reason if they cannot be compared.
 
     A figure made from images says under the top-level key "data" from which ones. Where this differs (BSDS500 on one
-    machine, the bundled photographs on another) the numbers differ rightly, so they are not compared.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        One of the files is missing; one is damaged.
+    machine, the bundled photographs on another) the numbers differ rightly, so they are not compared. Raises
+    FileNotFoundError or ValueError: one of the files is missing; one is damaged.
     """
     a, b = (read_json(path, "file of numbers behind a figure", plain=False) for path in (reference, value))
     sources = [item.get("data") if isinstance(item, dict) else None for item in (a, b)]

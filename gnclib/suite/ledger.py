@@ -37,20 +37,10 @@ class _File(TypedDict):
 
 
 def collect(notebook: Mapping[str, Any], name: str, mode: str) -> list[Record]:
-    """The records in the outputs of an executed notebook, in order.
+    """The records in the outputs of an executed notebook, nbformat's object, in order.
 
-    Parameters
-    ----------
-    notebook
-        As nbformat's object.
-    name, mode
-        Of the notebook, and how it was run, "quick" or "full": both go into the records.
-
-    Raises
-    ------
-    ValueError
-        A claim recorded twice, a verdict that does not follow from its evidence, or a claim that the source records
-        but no output shows.
+    Its name and its mode, "quick" or "full", go into the records. Raises ValueError: a claim recorded twice, a verdict
+    that does not follow from its evidence, or a claim that the source records but no output shows.
     """
     cells = [item for item in notebook["cells"] if item["cell_type"] == "code"]
     shown = [output["data"] for item in cells for output in item["outputs"] if "data" in output]
@@ -72,10 +62,7 @@ def collect(notebook: Mapping[str, Any], name: str, mode: str) -> list[Record]:
 def load(path: Path) -> list[Record]:
     """The records of a claims.json, [] where there is none. Verdicts are computed anew.
 
-    Raises
-    ------
-    ValueError
-        The file is no ledger, or a verdict in it does not follow from its numbers.
+    Raises ValueError: the file is no ledger, or a verdict in it does not follow from its numbers.
     """
     if not Path(path).exists():
         return []
@@ -106,17 +93,10 @@ def changes(old: Iterable[Record], new: Iterable[Record]) -> dict[str, str]:
 def merge(
     old: Iterable[Record], new: Iterable[Record], run: Iterable[str], known: Iterable[str]
 ) -> list[Record]:
-    """Put new records in place of old ones, in the order of the claims.
+    """Put new records, of a run, in place of old ones, in the order of the claims.
 
-    An old record stays where the new one says the same within the tolerance.
-
-    Parameters
-    ----------
-    old, new
-        The records of a ledger, and those of a run.
-    run, known
-        The notebooks that were run, and all there are: old records of a notebook that is gone, or that was run and no
-        longer makes them, go.
+    An old record stays where the new one says the same within the tolerance. Old records of a notebook that is not
+    among the known ones, or that was run and no longer makes them, go.
     """
     run, known = set(run), set(known)
     before = {record.id: record for record in old}

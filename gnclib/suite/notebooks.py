@@ -40,10 +40,7 @@ class NotebookError(RuntimeError):
 def find(folder: Path | None = None) -> dict[str, Path]:
     """The notebooks by name, in order: those of `folder`, by default `notebooks/` of the clone (or of the cwd).
 
-    Raises
-    ------
-    FileNotFoundError
-        There is no such folder, or no notebook in it.
+    Raises FileNotFoundError: there is no such folder, or no notebook in it.
     """
     places = [folder] if folder else [Path(__file__).parents[2] / "notebooks", Path.cwd() / "notebooks"]
     for place in places:
@@ -56,10 +53,7 @@ def find(folder: Path | None = None) -> dict[str, Path]:
 def load(path: Path) -> Any:
     """The notebook as nbformat's object, with the source of each cell as one string.
 
-    Raises
-    ------
-    NotebookError
-        The file is no notebook of version 4.
+    Raises NotebookError: the file is no notebook of version 4.
     """
     import nbformat
 
@@ -80,10 +74,7 @@ def load(path: Path) -> Any:
 def parameters(node: Any, name: str) -> Any:
     """The cell of a notebook that is tagged `parameters`, with the quick defaults of `full` and `out`.
 
-    Raises
-    ------
-    NotebookError
-        There is no such cell, or more than one, or it has other defaults.
+    Raises NotebookError: there is no such cell, or more than one, or it has other defaults.
     """
     cells = [cell for cell in node.cells if "parameters" in cell.metadata.get("tags", [])]
     if len(cells) != 1 or not all(re.search(line, cells[0].source, re.M) for line in _DEFAULTS):
@@ -107,25 +98,12 @@ papermill.execute_notebook(**json.loads(sys.argv[1]))
 
 
 def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, threads: int = 0) -> Any:
-    """Run a notebook by papermill, and return it with its outputs.
+    """Run a notebook, nbformat's object, by papermill, and return it with its outputs; it is left as it is.
 
     It runs in an empty temporary folder, so that one which depends on the folder it is started from does not pass.
-
-    Parameters
-    ----------
-    node
-        The notebook, as nbformat's object; left as it is.
-    name
-        Of its file, for messages.
-    given
-        Parameters, in place of the defaults.
-    threads
-        How many a computation in the kernel may use; 0 leaves that to the environment.
-
-    Raises
-    ------
-    NotebookError
-        A cell failed, or the kernel died.
+    `name` is that of its file, for messages; `given` are parameters in place of the defaults; a computation in the
+    kernel may use so many threads, 0 leaves that to the environment. Raises NotebookError: a cell failed, or the kernel
+    died.
     """
     import nbformat
 
@@ -216,19 +194,9 @@ def refresh(path: Path) -> None:
 
 
 def check(path: Path, records: Iterable[ledger.Record]) -> list[str]:
-    """What is wrong with a committed notebook, in words.
+    """What is wrong with a committed notebook, in words; [] if it is executed, in order, clean and parameterised.
 
-    Parameters
-    ----------
-    path
-        Of the notebook.
-    records
-        The ledger: what the notebook shows of its claims must agree with it, verdicts and evidence.
-
-    Returns
-    -------
-    list of str
-        Empty if the notebook is executed, in order, clean and parameterised, and agrees with the ledger.
+    What it shows of its claims must agree with the records of the ledger, verdicts and evidence.
     """
     wrong, node = [], load(path)
     try:

@@ -40,15 +40,8 @@ _METADATA = {
 def use_style(full: bool = False) -> None:
     """Switch matplotlib to the style of this project (`gnclib/gnclib.mplstyle`): print sizes, colour-blind safe.
 
-    Parameters
-    ----------
-    full
-        The parameter of the notebook, which is checked here.
-
-    Raises
-    ------
-    ValueError
-        `full` is not a bool: papermill's ``-p full no`` is the text "no", which would count as true.
+    `full`, the parameter of the notebook, is checked here, ValueError: papermill's ``-p full no`` is the text "no",
+    which would count as true.
     """
     import matplotlib.pyplot as plt
 
@@ -60,7 +53,8 @@ def use_style(full: bool = False) -> None:
 def save(
     fig: Figure, name: str, out: str | os.PathLike | None, numbers: Mapping[str, Any] | None = None, frames=()
 ) -> list[Path]:
-    """Write a figure to ``out/name.png`` and ``out/name.pdf``, and its numbers to ``out/name.json``.
+    """Write a figure to ``out/name.png`` and ``out/name.pdf``, and its numbers to ``out/name.json``; return their
+    paths.
 
     Parameters
     ----------
@@ -73,20 +67,11 @@ def save(
         environment names a folder.
     numbers
         What the figure shows, by name: numbers, lists, arrays or tensors (8 significant digits are kept).
-    frames
-        For a PNG that moves: one list of artists after the other is visible. The figure keeps the last.
-
-    Returns
-    -------
-    list of Path
-        The files written.
 
     Raises
     ------
-    ValueError
-        A name that is no plain file name, or numbers that do not fit into JSON.
-    NotADirectoryError
-        `out` is a file.
+    ValueError, NotADirectoryError
+        A name that is no plain file name, or numbers that do not fit into JSON; `out` is a file.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ValueError(f"figure name {name!r}: use lower case letters, digits, '_' and '-', and no suffix")

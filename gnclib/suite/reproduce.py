@@ -82,10 +82,7 @@ def _of(notebook: str, manifest: Manifest) -> dict[str, Figure]:
 def select(only: Iterable[str], manifest: Manifest = MANIFEST, folder: Path | None = None) -> dict[str, Path]:
     """The notebooks, in order, that make what `only` names (figures or notebooks); all of them if it is empty.
 
-    Raises
-    ------
-    ValueError
-        A name that is neither a figure nor a notebook.
+    Raises ValueError: a name that is neither a figure nor a notebook.
     """
     found = notebooks.find(folder)
     wanted = set()
@@ -142,19 +139,8 @@ def compared(
 ) -> tuple[dict[str, str], dict[str, str]]:
     """Compare figures and claims of one notebook in two folders: numbers and evidence within their tolerance.
 
-    Parameters
-    ----------
-    notebook
-        Its name.
-    old, new
-        Folders with NAME.json of its figures and with claims.json.
-    manifest
-        As for `run`.
-
-    Returns
-    -------
-    changed, elsewhere : dict
-        As in `Done`. Where a figure was made from other images, the claims of its notebook are not compared either.
+    Returns `changed` and `elsewhere` as in :class:`Done`. Where a figure was made from other images, the claims of its
+    notebook are not compared either.
     """
     changed, elsewhere = {}, {}
     for name, figure in _of(notebook, manifest).items():
