@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Annotated, Any, ClassVar, Literal, Self, get_args
+from typing import Annotated, Any, Literal, Self, get_args
 
 from pydantic import AfterValidator, Field, model_validator
 
@@ -36,7 +36,7 @@ class Architecture:
     """What the configurations of all learned energies have in common: noise levels, nodes in tau, how they are read."""
 
     #: fields that older files lack; their defaults are what held before there was a choice
-    later: ClassVar[tuple[str, ...]] = ()
+    later: tuple[str, ...] = ()
 
     @property
     def grid_tau(self) -> spline.SplineGrid:
@@ -114,7 +114,7 @@ class FoEConfig(Architecture):
     coarse_sigma_0: Level = 0.3
     convex_from: Level | None = None
 
-    later: ClassVar[tuple[str, ...]] = (
+    later = (
         *("dilation", "constant", "scales"),
         *("coarse_features", "coarse_nodes", "coarse_sigma_0", "convex_from"),
     )
