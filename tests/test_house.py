@@ -139,7 +139,7 @@ def sizes() -> dict[str, int]:
 # users bring (ranges, bands, masks, streams, noise that is unequal, correlated, not white or of its own level in each
 # pixel), gnc doctor, energies with a network, trained, described and used as the others are, and stacks of
 # microscopes, frame by frame.
-MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 262, 23_300, 20_500, 1
+MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 260, 23_183, 20_399, 1
 
 
 def without_the_course() -> int:
