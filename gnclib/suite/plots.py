@@ -5,7 +5,7 @@ hold no dates and no program names, so two runs give the same bytes, and they ap
 every version of matplotlib; what a reproduction can be compared by are the numbers, so these are kept in JSON.
 
 `columns_figure` and `sheet` draw Figure 2: kernels as grey images, with the curves of their non-linearities below.
-Mid-grey is zero in every kernel image; each has its own contrast, and each panel its own vertical scale.
+Mid-grey is zero in every kernel image; each has its own contrast, and each curve its own range and height.
 """
 
 from __future__ import annotations
@@ -132,87 +132,92 @@ def tau_colours(k: int) -> list[tuple[float, float, float, float]]:
 
 
 class Block(NamedTuple):
-    """One layer: a `label`, kernel images (C, 1, s, s), and curves f over x, both (S, C, N).
+    """One row: a `label`, kernel images (C, 1, s, s), and curves f over x, both (S, C, N).
 
-    S noise levels from small to large, C channels, N points of each curve.
+    S noise levels from small to large, C channels, N equally spaced points of each curve. The best polynomial of the
+    `degree` is drawn dashed below each curve, none where it is 0.
     """
 
     label: str
     kernels: np.ndarray
     x: np.ndarray
     f: np.ndarray
+    degree: int = 2
 
 
-def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float]) -> Figure:
-    """Every block as a row of kernels above a row of curves, one column per channel; all with as many channels.
+def curve_parts(x: np.ndarray, f: np.ndarray, degree: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """A curve (N,) in units of its own range and height: points (N, 2) in [0, 1]^2, its best polynomial, its minima.
 
-    The layout is fixed in inches, so that the figure looks the same with any number of blocks; the legend has the S
-    noise levels `sigmas`.
+    The minima are those that `gnclib.foe.curves.local_minima` counts at a prominence of 1 % of the height.
     """
-    columns = len(blocks[0].kernels)
-    left, gap, image, curve, ticks, foot = 0.56, 0.1, 0.5, 0.55, 0.26, 0.46
+    from scipy.signal import find_peaks
+
+    u = (x - x[0]) / (x[-1] - x[0])
+    v = (f - f.min()) / max(np.ptp(f), 1e-300)
+    curve, fit = np.stack([u, v], 1), np.polynomial.Polynomial.fit(u, v, degree)(u)
+    return curve, np.stack([u, fit], 1), curve[find_peaks(-v, prominence=0.01)[0]]
+
+
+def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], title: str = "") -> Figure:
+    """Every block as a row of kernels, and below each kernel its curves, from the smallest sigma up to the largest.
+
+    Each curve spans its own range and height (`curve_parts`), a dot marks a minimum, and a short stroke below a curve
+    where its argument is 0. The layout is in inches; the legend has the S noise levels `sigmas`.
+    """
+    import matplotlib.pyplot as plt
+    from matplotlib.collections import LineCollection
+
+    labelled, columns = any(block.label for block in blocks), max(len(block.kernels) for block in blocks)
+    left, foot, head, shift, tall = 0.5 if labelled else 0.1, 0.5, 0.3 if title else 0.06, 0.13, 0.3
     cell = (WIDTH - left - 0.06) / columns
-    height = len(blocks) * (image + 0.05 + curve + ticks) + foot + 0.06
-    fig = _figure(height)
-
-    def axes(x: float, y: float, w: float, h: float):
-        return fig.add_axes((x / WIDTH, y / height, w / WIDTH, h / height))
-
-    top = height - 0.06
-    for block in blocks:
-        for k in range(columns):
-            x = left + k * cell
-            _kernel(
-                axes(x + (cell - gap - image) / 2 + gap / 2, top - image, image, image), block.kernels[k, 0]
-            )
-            ax = axes(x + gap / 2, top - image - 0.05 - curve, cell - gap, curve)
-            _curves(ax, block.x[:, k], block.f[:, k])
-        middle = (top - (image + 0.05 + curve) / 2) / height
-        fig.text(0.24 / WIDTH, middle, block.label, rotation=90, va="center", ha="center", fontsize=8)
-        top -= image + 0.05 + curve + ticks
+    image, curves = min(0.5, 0.8 * cell), (len(sigmas) - 1) * shift + tall
+    row = image + 0.06 + curves + 0.2
+    height, colours = len(blocks) * row + foot + head, tau_colours(len(sigmas))
+    with plt.rc_context({"figure.constrained_layout.use": False}):  # placed by hand
+        fig = plt.figure(figsize=(WIDTH, height), layout="none")
+    ax = fig.add_axes((0, 0, 1, 1))
+    drawn, fits, zeros, dots = [], [], [], []
+    for number, block in enumerate(blocks):
+        top = height - head - number * row
+        for k, kernel in enumerate(block.kernels[:, 0]):
+            x0, contrast = left + k * cell, np.abs(kernel).max()
+            middle = x0 + (cell - image) / 2
+            box = (middle, middle + image, top - image, top)
+            ax.imshow(kernel, vmin=-contrast, vmax=contrast, extent=box)
+            for level, colour in enumerate(colours):
+                x, f = block.x[level, k], block.f[level, k]
+                scale = np.array([cell - 0.14, tall])
+                origin = np.array([x0 + 0.07, top - image - 0.06 - curves + level * shift])
+                curve, fit, minima = (part * scale + origin for part in curve_parts(x, f, block.degree))
+                drawn.append(curve)
+                fits += [fit] if block.degree else []
+                dots += [(*point, colour) for point in minima]
+                if x[0] < 0 < x[-1]:
+                    at = origin[0] - x[0] / (x[-1] - x[0]) * scale[0]
+                    zeros.append([(at, origin[1] - 0.05), (at, origin[1])])
+        ax.text(
+            left / 2, top - (row - 0.2) / 2, block.label, rotation=90, va="center", ha="center", fontsize=8
+        )
+    ax.add_collection(LineCollection(fits, colors="0.55", linewidths=0.7, linestyles="--"))
+    ax.add_collection(LineCollection(zeros, colors="0.6", linewidths=0.6))
+    ax.add_collection(
+        LineCollection(drawn, colors=colours * (len(drawn) // len(colours)), linewidths=1.0, zorder=3)
+    )
+    if dots:
+        x, y, colour = zip(*dots, strict=True)
+        ax.scatter(x, y, s=7, color=colour, zorder=4)
+    ax.set(xlim=(0, WIDTH), ylim=(0, height), aspect="auto")
+    ax.set_axis_off()
+    fig.text(0.5, 1 - 0.5 * head / height, title, ha="center", va="center", fontsize=8)
     _legend(fig, sigmas)
     return fig
 
 
-def _figure(height: float) -> Figure:
-    import matplotlib.pyplot as plt
-
-    with plt.rc_context({"figure.constrained_layout.use": False}):  # axes are placed by hand
-        return plt.figure(figsize=(WIDTH, height))
-
-
-def _kernel(ax, kernel: np.ndarray) -> None:
-    limit = np.abs(kernel).max()
-    ax.imshow(kernel, vmin=-limit, vmax=limit)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    ax.spines[:].set(visible=True, linewidth=0.5)
-
-
-def _curves(ax, x: np.ndarray, f: np.ndarray) -> None:
-    for xs, fs, colour in zip(x, f, tau_colours(len(x)), strict=True):
-        ax.plot(xs, fs, color=colour, ls="-", lw=0.9)
-    ax.grid(False)
-    ax.axvline(0, color="0.8", lw=0.5, ls="-", zorder=0)
-    ax.spines["left"].set_visible(False)
-    _few_ticks(ax)
-    ax.tick_params(labelsize=6, length=2, pad=1)
-    ax.set_yticks([])
-
-
-def _few_ticks(ax) -> None:
-    """Ticks at 0 and at the largest round number on either side, so that neighbours' labels stay apart."""
-    from matplotlib.ticker import MaxNLocator
-
-    low, high = ax.get_xlim()
-    widest = max(-low, high)
-    digit = 10.0 ** np.floor(np.log10(widest))
-    round_number = max(m * digit for m in (1, 2, 5) if m * digit <= widest)
-    ticks = [v for v in (-round_number, 0.0, round_number) if low <= v <= high]
-    if len(ticks) > 1:
-        ax.set_xticks(ticks, labels=[f"{v:g}".replace("-", "\N{MINUS SIGN}") for v in ticks])
-    else:
-        ax.xaxis.set_major_locator(MaxNLocator(nbins=3, steps=[1, 2, 5, 10], min_n_ticks=2))
+def sheet(block: Block, sigmas: Sequence[float], columns: int = 12) -> Figure:
+    """All channels of a layer, in rows of so many columns, as `columns_figure` draws them."""
+    parts = [slice(k, k + columns) for k in range(0, len(block.kernels), columns)]
+    rows = [Block("", block.kernels[p], block.x[:, p], block.f[:, p], block.degree) for p in parts]
+    return columns_figure(rows, sigmas, block.label)
 
 
 def _legend(fig: Figure, sigmas: Sequence[float]) -> None:
@@ -223,53 +228,7 @@ def _legend(fig: Figure, sigmas: Sequence[float]) -> None:
         plt.Line2D([], [], color=c, ls="-", label=rf"$\sigma={s:.2g}$")
         for c, s in zip(colours, sigmas, strict=True)
     ]
-    title = r"smoothing $\tau=\log\sigma$, from the smallest to the largest"
+    title = r"smoothing $\tau=\log\sigma$, from the smallest (bottom) to the largest (top)"
     fig.legend(
         handles=handles, loc="lower center", ncols=len(sigmas), title=title, fontsize=7, title_fontsize=7
     )
-
-
-def sheet(block: Block, sigmas: Sequence[float], limit: float, columns: int = 12) -> Figure:
-    """All channels of a layer, with one horizontal scale for all: x from -limit to limit, cut off beyond.
-
-    Everything is drawn into one pair of axes, in units of cells; that is many times faster than an axes per panel.
-    """
-    from matplotlib.collections import LineCollection
-
-    rows, tall, foot, head = -(-len(block.kernels) // columns), 1.72, 0.46, 0.22
-    unit = WIDTH / (columns + 0.2)
-    height = rows * tall * unit + foot + head
-    fig = _figure(height)
-    ax = fig.add_axes((0, foot / height, 1, rows * tall * unit / height))
-    segments, colours, baselines, zeros = [], [], [], []
-    for k, kernel in enumerate(block.kernels[:, 0]):
-        x0, y0 = k % columns + 0.2, -(k // columns) * tall
-        contrast = np.abs(kernel).max()
-        box = (x0 + 0.02, x0 + 0.78, y0 - 0.78, y0 - 0.02)
-        ax.imshow(kernel, vmin=-contrast, vmax=contrast, extent=box, zorder=1)
-        bottom, high = y0 - 1.52, 0.66
-        parts = _normalised(block.x[:, k], block.f[:, k], limit)
-        for part, colour in zip(parts, tau_colours(len(parts)), strict=True):
-            segments.append(part * (0.4, high) + (x0 + 0.4, bottom))
-            colours.append(colour)
-        baselines.append([(x0, bottom - 0.03), (x0 + 0.8, bottom - 0.03)])
-        zeros.append([(x0 + 0.4, bottom - 0.03), (x0 + 0.4, bottom + high)])
-    ax.add_collection(LineCollection(zeros, colors="0.85", linewidths=0.5, zorder=0))
-    ax.add_collection(LineCollection(baselines, colors="0.3", linewidths=0.5))
-    ax.add_collection(LineCollection(segments, colors=colours, linewidths=0.8))
-    ax.set(xlim=(0, columns + 0.2), ylim=(-rows * tall, 0.0), aspect="auto")
-    ax.set_axis_off()
-    fig.text(0.5, 1 - 0.5 * head / height, block.label, ha="center", va="center", fontsize=8)
-    _legend(fig, sigmas)
-    return fig
-
-
-def _normalised(x: np.ndarray, f: np.ndarray, limit: float) -> list[np.ndarray]:
-    """Curves of one panel in units of it: x / limit in [-1, 1], f between its lowest (0) and highest (1) value.
-
-    x, f: (S, N). What lies beyond the limit is cut off and does not count for the height. Returns S arrays (n, 2).
-    """
-    inside = np.abs(x) <= limit
-    low, high = f[inside].min(), f[inside].max()
-    scaled = (f - low) / max(high - low, 1e-300)
-    return [np.stack([xs[m] / limit, fs[m]], 1) for xs, fs, m in zip(x, scaled, inside, strict=True)]

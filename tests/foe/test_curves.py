@@ -210,38 +210,32 @@ def block(channels=5, levels=3):
     return plots.Block("a layer", kernels, x, 3 + x**2 * np.arange(1, channels + 1)[None, :, None])
 
 
-def test_columns_figure_draws_every_curve_over_its_own_range():
+def test_a_curve_fills_its_unit_square_beside_its_best_polynomial():
+    x = np.linspace(-3, 1, 401)
+    curve, fit, minima = plots.curve_parts(x, 5 + 2 * x**2, 2)
+    assert (curve.min(0), curve.max(0)) == (pytest.approx([0, 0]), pytest.approx([1, 1]))
+    np.testing.assert_allclose(fit, curve, atol=1e-12)
+    np.testing.assert_allclose(minima, [[0.75, 0]], atol=1e-12)  # x = 0
+    curve, fit, minima = plots.curve_parts(x, np.cos(2 * np.pi * x), 1)  # minima at -5/2, -3/2, -1/2, 1/2
+    np.testing.assert_allclose(minima, [[1 / 8, 0], [3 / 8, 0], [5 / 8, 0], [7 / 8, 0]], atol=1e-12)
+    np.testing.assert_allclose(fit[:, 1], np.polyval(np.polyfit(*curve.T, 1), curve[:, 0]), atol=1e-12)
+
+
+@pytest.mark.parametrize("draw", [plots.sheet, lambda b, s, columns: plots.columns_figure([b], s)])
+def test_every_channel_has_a_kernel_above_curves_of_one_size(draw):
     import matplotlib.pyplot as plt
 
-    fig = plots.columns_figure([block(), block()], [0.01, 0.1, 1.0])
-    images = [ax for ax in fig.axes if ax.images]
-    panels = [ax for ax in fig.axes if not ax.images]
-    assert len(images) == len(panels) == 10
-    for k, ax in enumerate(panels):
-        drawn = [line.get_xydata() for line in ax.lines if len(line.get_xdata()) == 21]
-        np.testing.assert_allclose([d[:, 0] for d in drawn], block().x[:, k % 5])
-        np.testing.assert_allclose([d[:, 1] for d in drawn], block().f[:, k % 5])
-        np.testing.assert_array_equal(images[k].images[0].get_array(), block().kernels[k % 5, 0])
-        assert ax.get_position().y1 < images[k].get_position().y0  # below its kernel
-    plt.close(fig)
-
-
-def test_sheet_normalises_every_panel_and_cuts_at_the_limit():
-    import matplotlib.pyplot as plt
-
-    made = plots.sheet(block(), [0.01, 0.1, 1.0], limit=2.0, columns=3)
-    segments = made.axes[0].collections[-1].get_segments()
-    assert len(segments) == 15  # 5 channels, 3 levels, 2 rows of cells
-    for k in range(5):
-        points = np.concatenate(segments[3 * k : 3 * k + 3])
-        width, height = np.ptp(points, axis=0)
-        assert width == pytest.approx(
-            0.8
-        )  # from -limit to limit: the widest curve is cut, the second reaches it
-        assert height == pytest.approx(0.66)
-        assert len(segments[3 * k]) == 21
-        assert len(segments[3 * k + 2]) == 11
-        box = made.axes[0].images[k].get_extent()
-        assert box[0] <= points[:, 0].min() + 0.03
-        assert box[2] > points[:, 1].max()
+    made = draw(block(), [0.01, 0.1, 1.0], columns=3)
+    ax = made.axes[0]
+    curves, dots = ax.collections[2].get_segments(), ax.collections[3].get_offsets()
+    assert len(curves) == len(dots) == 15  # 5 channels, 3 levels, a parabola each
+    for k, image in enumerate(ax.images):
+        np.testing.assert_array_equal(image.get_array(), block().kernels[k, 0])
+        left, right, bottom, _ = image.get_extent()
+        for curve in curves[3 * k : 3 * k + 3]:
+            np.testing.assert_allclose(np.ptp(curve, axis=0), np.ptp(curves[0], axis=0))
+            assert curve[:, 1].max() < bottom
+            assert (left + right) / 2 == pytest.approx((curve[0, 0] + curve[-1, 0]) / 2)
+        heights = [curve[:, 1].min() for curve in curves[3 * k : 3 * k + 3]]
+        assert heights == sorted(heights)  # the largest sigma on top
     plt.close(made)

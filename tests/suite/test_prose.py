@@ -175,7 +175,7 @@ def test_the_verdicts_of_the_overview_are_those_of_the_ledger():
 
 
 #: notebooks that are still longer than they should be
-TOO_LONG = {"05_kernels_and_potentials"}
+TOO_LONG = set()
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
