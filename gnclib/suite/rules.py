@@ -357,3 +357,18 @@ def x_deep(e):
 def x_problems(e):
     gains = [*e.each("standard_errors_above_tv_"), *e.each("standard_errors_above_no_gnc_")]
     return beyond_noise(gains, [2] * len(gains))
+
+
+def x_intervals(e):
+    covered, formula = e.each("covered_percent_"), e.each("by_the_formula_percent_")
+    return 88 <= min(covered) and max(covered) <= 92 and max(formula) < 88
+
+
+def x_sure(e):
+    ratios = e.each("ratio_")
+    return max(abs(r - 1) for r in ratios) <= 0.02 and min(e.each("correlation_")) >= 0.95
+
+
+def x_entropy(e):
+    far = max(e.each("from_0_1_bits_")) <= 0.02
+    return graded(far and max(e.each("largest_bits_")) <= 0.02, far)
