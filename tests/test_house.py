@@ -289,7 +289,7 @@ NAMES = (
     "00_the_paper_in_fifteen_minutes",
     *("01_convexity_theorem", "02_gnc_flow", "03_score_matching", "04_train_foe"),
     *("05_kernels_and_potentials", "06_inverse_problems", "07_attainment_maps", "08_ablations"),
-    *("09_convex_by_construction", "10_expressive"),
+    *("09_convex_by_construction", "10_expressive", "11_energy_as_probability"),
     *("appendix_beyond_the_line", "appendix_inverse_problems", "appendix_robustness"),
 )
 

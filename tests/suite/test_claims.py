@@ -41,6 +41,7 @@ GOOD = {
     "A-dct": {"change_at_128": -0.5, "change_at_25": -0.5},
     "A-scaled": {"change_at_25": -0.1},
     "A-deep": {f"psnr_change_{key}": 0.3 for key in ("lambda", "magnitudes", "dilation")},
+    "X-entropy": {f"{k}_bits_{n}": 0.01 for k in ("largest", "from_0_1") for n in ("R1", "C1", "R3", "G1")},
     "X-problems": {
         f"standard_errors_above_{other}_{problem}": 2.5
         for other in ("tv", "no_gnc")
@@ -148,6 +149,13 @@ BAD = {
     "X-far": [{"noise_at_small_t": 9.9}, {"noise_at_large_t": 11.1}, {"flow_db": 10.0}],
     "X-deep": [{"smallest_loss_of_R3_db": 0.1}],
     "X-problems": [{"standard_errors_above_tv_deblur": -2.1}, {"standard_errors_above_no_gnc_sensing": -2.1}],
+    "X-intervals": [
+        {"covered_percent_R1_15": 87.9},
+        {"covered_percent_R3_50": 92.1},
+        {"by_the_formula_percent_R1_15": 88.0},
+    ],
+    "X-sure": [{"ratio_R1_50": 0.979}, {"ratio_R3_15": 1.021}, {"correlation_R3_25": 0.94}],
+    "X-entropy": [{"from_0_1_bits_R1": 0.021}],
 }
 
 
@@ -181,6 +189,7 @@ def test_where_a_sentence_fails_beyond_the_noise_no_caveat_covers_it():
     for lag, verdict in ((0.09, CAVEAT), (0.11, FAILS)):
         changed = {"rate_joint_at_largest_t0_and_steps": attain["best_rate_joint"] - lag}
         assert claims.CLAIMS["F3-attain"].verdict(attain | changed) == verdict
+    assert claims.CLAIMS["X-entropy"].verdict(evidence("X-entropy") | {"largest_bits_C1": 0.021}) == CAVEAT
     problems = evidence("X-problems")
     for errors, verdict in ((1.9, CAVEAT), (-1.9, UNDECIDED), (-2.1, FAILS)):
         changed = {"standard_errors_above_tv_super_3": errors}
