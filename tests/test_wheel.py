@@ -109,6 +109,6 @@ def test_help_and_what_needs_the_clone(python, installed):
     for command in ("figures", "notebooks"):
         said = python("-m", "gnclib", command, status=1)
         assert said.startswith("gnc: error: no notebooks in ")
-        assert "clone it and run this from its top folder" in said
+        assert "clone the repository and run this from its top folder" in said
         assert len(said.splitlines()) == 1
     assert not (installed / "figures").exists()

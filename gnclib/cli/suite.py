@@ -43,7 +43,7 @@ def figures(only, full, out, check, jobs, listed):
 
     if listed:
         for name, figure in reproduce.MANIFEST.items():
-            say(f"{name:<24}{figure.notebook:<26}{figure.title}")
+            say(f"{name:<24}{figure.notebook:<33}{figure.title}")
         return
     clone = next(iter(notebooks.find().values())).parents[1]  # not where an installed package lies
     out = out or clone / "figures" / ("full" if full else "")

@@ -11,6 +11,7 @@ copyright = "MIT licence"
 extensions = ["myst_nb", "mathml"]
 html_math_renderer = "mathml"
 myst_enable_extensions = ["dollarmath", "amsmath"]
+nb_render_markdown_format = "myst"  # tables and formulas in what cells show
 myst_heading_anchors = 3
 nb_execution_mode = "off"
 nb_ipywidgets_js = {}  # would be fetched when a page is read

@@ -100,7 +100,14 @@ def site():
 
 
 def pages():
-    return sorted(p.relative_to(BOOK).as_posix() for p in BOOK.rglob("[0-9]*.html")) if BOOK.is_dir() else []
+    return (
+        sorted(
+            p.relative_to(BOOK).as_posix()
+            for p in (*BOOK.glob("[0-9a]*_*.html"), *BOOK.glob("exercises/[0-9]*.html"))
+        )
+        if BOOK.is_dir()
+        else []
+    )
 
 
 def opened(site, page, profile) -> dict:
