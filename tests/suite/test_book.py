@@ -100,14 +100,8 @@ def site():
 
 
 def pages():
-    return (
-        sorted(
-            p.relative_to(BOOK).as_posix()
-            for p in (*BOOK.glob("[0-9a]*_*.html"), *BOOK.glob("exercises/[0-9]*.html"))
-        )
-        if BOOK.is_dir()
-        else []
-    )
+    found = [*BOOK.glob("[0-9]*.html"), *BOOK.glob("appendix_*.html"), *BOOK.glob("exercises/[0-9]*.html")]
+    return sorted(path.relative_to(BOOK).as_posix() for path in found)
 
 
 def opened(site, page, profile) -> dict:
