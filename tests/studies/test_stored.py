@@ -21,7 +21,7 @@ from gnclib.foe import FieldsOfExperts
 from gnclib.gmm import bounds
 from gnclib.images import data, psnr
 from gnclib.io.table import Content
-from gnclib.studies import ablations, field, figure3, patches, problems
+from gnclib.studies import ablations, entropy, field, figure3, patches, problems
 from gnclib.studies.attainment import measure
 from gnclib.studies.comparison import jobs
 
@@ -296,3 +296,20 @@ def test_the_bounds_that_are_drawn_are_the_rows_of_the_patches():
         k = drawn["side"].index(row.size)
         for name in ("theorem", "popoviciu", "edge", "cube"):
             assert math.isclose(drawn[name][k], getattr(row, name), rel_tol=1e-7)
+
+
+# --- entropies: two images at one noise level under each prior ----------------------------------------------
+
+
+@needs_val
+def test_two_images_under_each_density():
+    stored, chance = entropy.load(), draw("entropy")
+    about, images = stored.about, data.bsds68()
+    for prior in entropy.PRIORS:
+        row = chance.choice([r for r in stored.rows["levels"] if r.prior == prior])
+        x = torch.cat([data.middle(images[name], about.side) for name in about.images[:2]])
+        found = entropy.measured(entropy.density(prior, about.mean, about.brightness), x, row.sigma)
+        for name in ("energy", "left"):
+            for now, then in zip(found[name], getattr(row, name), strict=False):
+                assert math.isclose(now, then, rel_tol=1e-4, abs_tol=1e-3), (prior, row.sigma, name)
+            assert not math.isclose(found[name][0], getattr(row, name)[0] + 0.01, rel_tol=1e-4, abs_tol=1e-3)
