@@ -200,7 +200,7 @@ _DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hid
 _PRINTED = TrainConfig(
     objective="printed", projected=False, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.25
 )
-_PRINTED_DEEP = replace(_PRINTED, batch=8, patch=64, lr=5e-4, smoothing=1e-4)
+_PRINTED_DEEP = replace(_PRINTED, batch=4, patch=64, lr=5e-4, smoothing=1e-4)
 #: the settings with which they are trained
 RECIPES = {
     "R1": replace(_SHIPPED, batch=16, patch=48),
