@@ -11,7 +11,8 @@ The floor of a task is the number of its operations over the speed of the fastes
 48 to 48 channels, channels_last), measured in each process before and after its tasks. Operations are those of
 convolutions and matrix products, two per multiply-add, counted by torch's own counter in the plain variant; splines are
 not counted. Times are processor times (user and system) of one thread, the least of several turns: on a busy machine
-other turns were disturbed, so that only ratios of one run mean something.
+other turns were disturbed, so that only ratios of one run mean something. What a second thread brings is measured at
+the clock, one and two threads in turn: only an idle machine shows it.
 
 The roofline draws operations per second against operations per byte: of the image in and out, and, for deep energies,
 of the features that have to be written and read between two layers (activation, derivative and adjoint).
@@ -21,6 +22,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import os
 import platform
 import resource
@@ -149,6 +151,28 @@ def seconds(function: Callable, rounds: int) -> float:
     return best
 
 
+def second_thread(rounds: int) -> dict[str, float]:
+    """How many times faster two threads are than one, least times at the clock; nothing where there is one core."""
+    if (os.cpu_count() or 1) < 2:
+        return {}
+    y, found = torch.rand(8, 1, HEIGHT, WIDTH, generator=torch.Generator().manual_seed(0)), {}
+    for name, batch, patch in (("R1", 16, 48), ("R3", 4, 72)):
+        prior = load_prior(name)
+        gradient = no_grad(lambda p=prior: p.grad(y, T))
+        for task, function in (
+            ("training step", training_step(name, batch, patch)),
+            ("gradient, 8 images", gradient),
+        ):
+            least = {1: math.inf, 2: math.inf}
+            for count in (1, 2) * rounds:
+                torch.set_num_threads(count)
+                start = time.perf_counter()
+                function()
+                least[count] = min(least[count], time.perf_counter() - start)
+            found[f"{name} {task}"] = least[1] / least[2]
+    return found
+
+
 def convolution_rate(rounds: int = 20) -> float:
     """Operations per second of a 3 x 3 convolution of 48 to 48 channels, channels_last."""
     x = torch.randn(1, 48, 160, 160).to(memory_format=torch.channels_last)
@@ -205,19 +229,22 @@ def child(variant: str, rounds: int) -> dict:
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def collect(found: dict[str, dict]) -> dict:
+def collect(found: dict[str, dict], threads: dict[str, float] | None = None) -> dict:
     """The table from what the variants measured: one row per task, with the floor and the ratios to it.
 
     Parameters
     ----------
     found
         Result of :func:`measure` by variant; "plain torch" has the operations.
+    threads
+        Result of :func:`second_thread`.
 
     Returns
     -------
     dict
         For JSON: ``machine``, ``rate`` (the best of all processes), ``bandwidth`` and ``rows``, by task: ``seconds`` by
-        variant, ``operations``, ``floor`` in seconds, ``ratio`` (ours / floor), ``goal`` where there is one.
+        variant, ``operations``, ``floor`` in seconds, ``ratio`` (ours / floor), ``goal`` where there is one; and
+        ``second_thread``.
     """
     rate = max(result["rate"] for result in found.values())
     rows: dict[str, dict] = {}
@@ -243,6 +270,7 @@ def collect(found: dict[str, dict]) -> dict:
         "bandwidth": max(result["bandwidth"] for result in found.values()),
         "peak_memory": {variant: result["peak_memory"] for variant, result in found.items()},
         "rows": rows,
+        "second_thread": threads or {},
     }  # fmt: skip
 
 
@@ -280,6 +308,10 @@ def report(table: dict) -> str:
     for name in ("R1 learned schedule", "R3 learned schedule"):
         if ours.get(name) and ours.get("BM3D"):
             lines.append(f"{name}: {ours[name] / ours['BM3D']:.3f} of the time of BM3D")
+    lines += [
+        f"{name}: {factor:.2f} times faster with two threads"
+        for name, factor in table["second_thread"].items()
+    ]
     return "\n".join(lines)
 
 
@@ -343,7 +375,7 @@ def main() -> None:
             found[variant] = child(variant, args.rounds)
         except RuntimeError as error:  # no compiler, for instance
             print(f"not measured: {error}", file=sys.stderr)
-    table = collect(found)
+    table = collect(found, second_thread(args.rounds))
     print(report(table))
     if args.json:
         files.write_text(args.json, json.dumps(table, indent=2) + "\n")

@@ -29,7 +29,7 @@ __all__ = ["evaluate"]
 )
 @options.image_set
 @click.option("--json", "file", type=PATH, metavar="FILE", help="write the numbers, image by image, to FILE")
-def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour, limit, file):
+def evaluate(prior, scheme, steps, device, precision, task, sigma, missing, images, colour, limit, file):
     """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;
     nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder."""
     from gnclib import io
@@ -44,7 +44,8 @@ def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour,
         raise ValueError("missing pixels are filled in channel by channel: use --colour channels")
     scheme = scheme or ("mmse" if denoising else "gnc")
     levels = (sigma or [25]) if denoising else (missing or [0.8])
-    loaded = [schemes.load(scheme, prior, Task(task, level), steps, device=device) for level in levels]
+    options = {"device": device, "precision": precision}
+    loaded = [schemes.load(scheme, prior, Task(task, level), steps, **options) for level in levels]
     found = folder_images(images, colour is not None) if images else bsds68(colour is not None)
     found = dict(list(found.items())[:limit])
     numbers = {f"{one.task.level:g}": _measured(one, found, colour or "channels") for one in loaded}
@@ -55,6 +56,7 @@ def evaluate(prior, scheme, steps, device, task, sigma, missing, images, colour,
             "steps": loaded[0].steps if loaded[0].steps > 1 else None,
             "task": task,
             "colour": colour,
+            **({"precision": precision} if precision != "float32" else {}),
             "clipping": "none",
             "noise": "image k has torch.Generator seed k",
             "set": str(images or ("CBSD68" if colour else "BSDS68")),

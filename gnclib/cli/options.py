@@ -68,6 +68,12 @@ def only(what: str) -> Callable:
     return repeated("--only", metavar="NAME", help=what)
 
 
+precision = click.option(
+    "--precision",
+    type=click.Choice(["float32", "bf16"]),
+    default="float32",
+    help="of convolutions between channels; bf16 is faster for R3 and G1 where the processor has it",
+)
 device = click.option("--device", default="cpu", metavar="D", help="where to compute: cpu, cuda, ...")
 task = click.option(
     "--task",
@@ -82,7 +88,7 @@ image_set = together(
 
 
 def solver_options(*schemes: str, default: str | None = "gnc", more: str = "") -> Callable:
-    """The options --prior, --scheme, --steps and --device."""
+    """The options --prior, --scheme, --steps, --device and --precision."""
     meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in schemes)
     place = "a prior of the package, a folder, or hf:owner/name on the Hugging Face hub"
     counts = "steps of gnc (default: 10, inpainting 30) and joint (12, 60)"
@@ -91,6 +97,7 @@ def solver_options(*schemes: str, default: str | None = "gnc", more: str = "") -
         click.option("--scheme", type=click.Choice(schemes), default=default, help=meanings + more),
         click.option("--steps", type=int, metavar="I", help=counts),
         device,
+        precision,
     )
 
 

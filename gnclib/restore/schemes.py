@@ -124,6 +124,8 @@ class Kind:
 
 
 LEARNED = {"denoise": None, "inpaint": None}
+#: of the convolutions between channels
+PRECISIONS = ("float32", "bf16")
 #: the schemes by their names
 SCHEMES = {
     "mmse": Kind(_mmse, {"denoise": 1}),
@@ -142,6 +144,7 @@ def load(
     *,
     device: torch.device | str = "cpu",
     tile: int | None = None,
+    precision: str = "float32",
 ) -> Scheme:
     """A scheme by its name.
 
@@ -156,12 +159,14 @@ def load(
     device : where to compute, one that torch finds here
     tile : int, optional
         Side of the tiles of :class:`gnclib.restore.tiles.Tiled`; None for whole images.
+    precision : {"float32", "bf16"}
+        Of the gradient's convolutions between channels; R1 and C1 have none.
 
     Raises
     ------
     ValueError
-        Unknown scheme, one that cannot do the task, a noise level outside of the prior's range, a number of steps where
-        it is not free or below 1, a schedule learned with other weights, a device that is not there.
+        Unknown scheme or precision, one that cannot do the task, a noise level outside of the prior's range, a number
+        of steps where it is not free or below 1, a schedule learned with other weights, a device that is not there.
     FileNotFoundError
         No such prior, or no schedule was learned for this prior and task.
     ConnectionError, ImportError
@@ -175,6 +180,8 @@ def load(
         raise ValueError(f"the scheme {name!r} cannot {task.kind}: choose one of {able}")
     if steps is not None and not kind.free:
         raise ValueError(f"the scheme {name!r} has a number of steps of its own: leave it away")
+    if precision not in PRECISIONS:
+        raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     found = as_device(device)
     schedule = None
     if kind.states is _learned:
@@ -188,6 +195,7 @@ def load(
         steps = len(schedule)
     count = as_count(kind.steps[task.kind] if steps is None else steps)
     model = model.to(found)
+    model.bf16 = precision == "bf16"
     return Scheme(name, model if tile is None else Tiled(model, tile), task, count, schedule)
 
 

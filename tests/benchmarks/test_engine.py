@@ -85,3 +85,20 @@ def test_the_picture_is_drawn(tmp_path):
     table = engine.collect({"ours": found(seconds), "plain torch": found(seconds, work)})
     engine.draw(table, tmp_path / "roofline.png")
     assert (tmp_path / "roofline.png").read_bytes()[:4] == b"\x89PNG"
+
+
+def test_a_second_thread_is_compared_in_turn(monkeypatch):
+    """Two threads take half of the time of one here, whatever the machine is."""
+    count, now = [1], [0.0]
+
+    def work():
+        now[0] += 1.0 / count[0]
+
+    monkeypatch.setattr(engine.torch, "set_num_threads", lambda n: count.__setitem__(0, n))
+    monkeypatch.setattr(engine.time, "perf_counter", lambda: now[0])
+    monkeypatch.setattr(engine.os, "cpu_count", lambda: 2)
+    monkeypatch.setattr(engine, "training_step", lambda *args: work)
+    monkeypatch.setattr(engine, "no_grad", lambda function: work)
+    assert set(engine.second_thread(3).values()) == {2.0}
+    monkeypatch.setattr(engine.os, "cpu_count", lambda: 1)
+    assert engine.second_thread(3) == {}
