@@ -12,7 +12,7 @@ The floor of a task is the number of its operations over the speed of the fastes
 convolutions and matrix products, two per multiply-add, counted by torch's own counter in the plain variant; splines are
 not counted. Times are processor times (user and system) of one thread, the least of several turns: on a busy machine
 other turns were disturbed, so that only ratios of one run mean something. What a second thread brings is measured at
-the clock, one and two threads in turn: only an idle machine shows it.
+the clock: only an idle machine shows it.
 
 The roofline draws operations per second against operations per byte: of the image in and out, and, for deep energies,
 of the features that have to be written and read between two layers (activation, derivative and adjoint).
@@ -164,7 +164,7 @@ def second_thread(rounds: int) -> dict[str, float]:
             ("gradient, 8 images", gradient),
         ):
             least = {1: math.inf, 2: math.inf}
-            for count in (1, 2) * rounds:
+            for count in (*[1] * rounds, *[2] * rounds) * 2:  # a change of the number costs time
                 torch.set_num_threads(count)
                 start = time.perf_counter()
                 function()
