@@ -100,9 +100,8 @@ def denoise_gnc(
     tile : int, optional
         Larger images are computed in tiles of this side, without seams; None for all at once.
     precision : {"float32", "bf16"}
-        Of the convolutions between channels: with bfloat16 deep priors are faster where the processor has it
-        (the guide says how much, and what it costs). Standard deviations are
-        always computed in float32.
+        Of the convolutions between channels: bfloat16 is faster for R3 and G1 where the processor has it. Standard
+        deviations are computed in float32.
     return_std : bool
         Whether to return the standard deviation of each pixel as well, see :func:`std_channels`. It takes 50 to 100
         times as long as a gradient. A UserWarning says where the noise is not what it assumes.
@@ -127,12 +126,11 @@ def denoise_gnc(
         raise ValueError("standard deviations need one sigma for all pixels: maps of sigma are not supported")
     if not (sigma is None or isinstance(sigma, NoiseCurve)):
         sigma = _as_sigma(sigma, np.shape(image), channel_axis)
-    options = {"prior": prior, "scheme": scheme, "steps": steps, "device": device or "cpu", "tile": tile}
-    options["precision"] = precision
+    options = {"prior": prior, "scheme": scheme, "steps": steps, "tile": tile, "precision": precision}
     count = 3 if len(channels) == 4 and colour != "channels" else len(channels)
     colours, alpha = channels[:count], channels[count:]
     level = sigma[:count] if np.ndim(sigma) else sigma
-    result, planes = denoise_channels(colours, level, colour=colour, **options)
+    result, planes = denoise_channels(colours, level, colour=colour, device=device or "cpu", **options)
     result = back(np.concatenate([result, alpha]), clip)
     if not planes.white:
         warnings.warn(NOT_WHITE, stacklevel=2)
@@ -191,9 +189,8 @@ def inpaint_gnc(
         raise ValueError(f"the mask has the shape {mask.shape}, the image {shape} (without its channels)")
     if mask.dtype != bool and not np.isin(mask, (0, 1)).all():
         raise ValueError("the mask must be boolean or hold only 0 (known) and 1 (MISSING)")
-    options = {"prior": prior, "scheme": scheme, "steps": steps, "device": device or "cpu", "tile": tile}
-    options["precision"] = precision
-    return back(inpaint_channels(channels, mask.astype(bool), **options), clip)
+    options = {"prior": prior, "scheme": scheme, "steps": steps, "tile": tile, "precision": precision}
+    return back(inpaint_channels(channels, mask.astype(bool), device=device or "cpu", **options), clip)
 
 
 # --- channels of grey values ------------------------------------------------------------------------------
@@ -353,9 +350,7 @@ def _as_sigma(sigma, shape: tuple[int, ...], channel_axis: int | None) -> float 
     return found[None] if channel_axis is None else np.moveaxis(found, channel_axis, 0)
 
 
-def _as_channels(
-    image, channel_axis: int | None, data_range: DataRange | None
-) -> tuple[np.ndarray, Callable]:
+def _as_channels(image, channel_axis, data_range) -> tuple[np.ndarray, Callable]:
     """(C, H, W) floats, and the way back to the layout of the image."""
     if isinstance(image, np.ma.MaskedArray):
         raise ValueError("masked arrays are not supported: pass the mask to inpaint_gnc")
