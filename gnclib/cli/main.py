@@ -40,6 +40,7 @@ COMMANDS = {
     ),
     "coverage": ("studies", "measure how often errors lie within the uncertainty that a prior states"),
     "entropy": ("studies", "normalise energies, and measure entropies and code lengths by them"),
+    "pairs": ("studies", "learn schedules from few pairs of images, beside tuned ones"),
     "sweep": ("studies", "compute Figure 3: attainment and PSNR over t_0 and I, image by image"),
     "patches": (
         "studies",

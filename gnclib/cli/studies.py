@@ -6,6 +6,7 @@ import os
 import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
+from statistics import fmean
 from typing import TypeVar
 
 import click
@@ -13,7 +14,7 @@ import click
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, progress, say
 
-__all__ = ["compare", "coverage", "entropy", "patches", "problems", "sweep"]
+__all__ = ["compare", "coverage", "entropy", "pairs", "patches", "problems", "sweep"]
 
 T = TypeVar("T")
 table_option = click.option(
@@ -245,6 +246,29 @@ def entropy(prior, limit, out, table):
 def _entropy(row) -> str:
     kind, of = type(row).__name__.lower(), getattr(row, "prior", None) or row.coder
     return f"{kind} of {of} at sigma {row.sigma:g}"
+
+
+@command(
+    """
+    gnc pairs                                  twenty minutes on one core
+    gnc pairs --count 2 --limit 4 --out few.json
+    """
+)
+@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 4, 16, 64, 256)")
+@click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of BSDS68")
+@click.option("--out", type=PATH, default="runs/pairs.json", metavar="FILE", help="result file")
+def pairs(count, limit, out):
+    """Learn the schedule of R1 at sigma 25 from few pairs of clean and noisy patches, tune the beginning of linear and
+    logarithmic schedules on the same pairs, and judge them all on BSDS68. Needs BSDS500. Started again, the command
+    computes what is missing. The notebook 06_inverse_problems shows the results that come with the package."""
+    _one_thread()
+    from gnclib.images import bsds68, training_images
+    from gnclib.studies import pairs as study
+
+    judges = dict(list(bsds68().items())[:limit])
+    rows = study.compute(out, training_images(), judges, count or study.COUNTS)
+    done = _consume(rows, lambda r: f"{r.method}, {r.pairs} pairs, draw {r.seed}: {fmean(r.psnr):.3f} dB")
+    say(f"{done} results were added to {out}")
 
 
 @command(

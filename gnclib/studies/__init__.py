@@ -1,7 +1,7 @@
 """Studies that take hours, as resumable commands, with the results that come with the package.
 
-Here: Figure 3, the comparison with the field, other inverse problems, coverage of the posterior, entropies, ablations,
-patches of photographs; each is a function from settings to rows of a table (:mod:`gnclib.io.table`), and how its rows
+Here: Figure 3, the comparison with the field, other inverse problems, coverage of the posterior, entropies, schedules
+from few pairs, ablations, patches of photographs; each is a function from settings to rows of a table (:mod:`gnclib.io.table`), and how its rows
 are summarised.
 Never: drawing.
 May import: `restore`, `score`, `foe`, `gmm`, `spline`, `images`, `io`.
@@ -11,5 +11,15 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["ablations", "coverage", "entropy", "evaluate", "field", "figure3", "patches", "problems"],
+    submodules=[
+        "ablations",
+        "coverage",
+        "entropy",
+        "evaluate",
+        "field",
+        "figure3",
+        "pairs",
+        "patches",
+        "problems",
+    ],
 )
