@@ -1,6 +1,6 @@
 """The course: exercises with automatic checks, and the notebooks that they are in.
 
-Here: truths, usual mistakes and hints of the exercises (`lesson1` to `lesson5`), the check (`engine`), and the
+Here: truths, usual mistakes and hints of the exercises (`lesson1` to `lesson6`), the check (`engine`), and the
 notebooks for students, instructors and nbgrader, made from one source (`copies`).
 Never: results that a notebook outside of the course or the command line uses.
 May import: `suite`, `gmm`, `spline`, `foe`, `score`, `restore`, `images`, `io`.

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
-from gnclib.course import lesson1, lesson2, lesson3, lesson4, lesson5
+from gnclib.course import lesson1, lesson2, lesson3, lesson4, lesson5, lesson6
 from gnclib.course.engine import RIGHT, Verdict, examine
 from gnclib.course.lesson import Exercise
 
@@ -13,7 +13,7 @@ __all__ = ["EXERCISES", "check", "exercise", "progress", "solved"]
 
 EXERCISES: dict[str, Exercise] = {
     item.heading.id: item
-    for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5)
+    for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5, lesson6)
     for item in lesson.EXERCISES
 }
 _latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process

@@ -11,8 +11,10 @@ from gnclib.course import exercise
 from gnclib.course.lesson import Draw
 from gnclib.course.lesson1 import CALLS, _draw_bracket
 from gnclib.course.lesson5 import JOINT
+from gnclib.foe import FoEConfig
+from gnclib.foe.convexity import project
 from gnclib.gmm import GaussianMixture
-from gnclib.restore import log_schedule
+from gnclib.restore import log_schedule, posterior_moments
 from gnclib.restore.flow import attainment_map, ddim_flow, gnc_flow
 
 
@@ -94,3 +96,70 @@ def test_the_step_of_algorithm_2_is_tried_at_both_ends_and_between_them():
     assert (t < t_min).sum() >= 2
     assert ((t > t_min) & (t < t_max)).sum() >= 2
     assert (t > t_max).sum() >= 2
+
+
+@pytest.mark.parametrize("k", range(3))
+def test_tweedies_second_formula_is_that_of_autograd_and_of_the_textbook(k):
+    m, cov, y, t = exercise("6.1").arguments(k)
+    noisy = torch.distributions.MultivariateNormal(m, cov + t * torch.eye(len(m), dtype=torch.float64))
+    bend = -hessian(noisy.log_prob, y[0])
+    mean, spread = exercise("6.1").solution(m, cov, y, t)
+    torch.testing.assert_close(spread, t * (torch.eye(len(m), dtype=torch.float64) - t * bend))
+    torch.testing.assert_close(spread, (cov.inverse() + torch.eye(len(m)) / t).inverse())
+    torch.testing.assert_close(mean, (m @ cov.inverse() + y / t) @ spread)
+
+
+def test_steins_estimate_is_right_on_average():
+    """For one clean image and many noises, within six standard deviations of the mean."""
+    grad, hvp, y, t, _ = exercise("6.2").arguments(1)
+    clean, g = y[:1] / 2, Draw(7)
+    noisy = clean + math.sqrt(t) * g.randn(60_000, *clean.shape[1:])
+    signs = torch.sign(g.randn(2, *noisy.shape))
+    error = (noisy - t * grad(noisy, t) - clean).square().sum((1, 2, 3))
+    off = exercise("6.2").solution(grad, hvp, noisy, t, signs) - error
+    assert abs(off.mean()) < 6 * off.std() / math.sqrt(len(off))
+    assert off.std() / math.sqrt(len(off)) < 0.01 * error.mean()
+
+
+def test_steins_estimate_is_that_of_the_library():
+    """With an image of one row, as a vector, and an exact trace: unit vectors times the root of n are such probes."""
+    grad, hvp, y, t, _ = exercise("6.2").arguments(0)
+    row = y[:1, :, :1]
+    n = row.numel()
+    units = math.sqrt(n) * torch.eye(n, dtype=torch.float64).reshape(n, *row.shape)
+
+    def images(x):
+        return x.reshape(-1, 1, 1, n)
+
+    vectors = SimpleNamespace(
+        grad=lambda x, t: grad(images(x), float(t)).reshape(x.shape),
+        hvp=lambda x, t, v: hvp(images(x), float(t[0]), images(v)).reshape(x.shape),
+    )
+    found = posterior_moments(vectors, row.reshape(1, n), t)
+    torch.testing.assert_close(exercise("6.2").solution(grad, hvp, row, t, units), found.risk)
+
+
+def test_gaussian_errors_are_covered_as_promised():
+    g, levels = Draw(3), torch.tensor([0.5, 0.9, 0.99], dtype=torch.float64)
+    std = 0.1 + g.rand(1, 1, 400, 500)
+    share = exercise("6.3").solution(std * g.randn(*std.shape), 0 * std, std, levels)
+    assert ((share - levels).abs() < 6 * (levels * (1 - levels) / std.numel()).sqrt()).all()
+
+
+def test_the_closest_convex_potential_is_that_of_the_library_and_none_is_closer():
+    grid = FoEConfig().grid_x
+    x, g = grid.nodes().double(), Draw(5)
+    w = (1 + ((x[1:] + x[:-1]) / 2) ** 2) ** -2
+    a = 0.1 * x**2 + 0.02 * g.randn(len(x))
+    closest = exercise("6.4").solution(a, w)
+    projected = a.repeat(2, 1)[..., None].clone()
+    project(projected, 0, grid)
+    torch.testing.assert_close(
+        closest, projected[0, :, 0], rtol=0, atol=1e-3
+    )  # the library keeps a small slope
+    off = closest.diff() - a.diff()
+    for k in range(
+        200
+    ):  # <gradient, another rising sequence - ours> is not negative: the optimum, as it is convex
+        other = Draw(k).randn(len(w)).sort().values
+        assert (w * off) @ (other - closest.diff()) > -1e-9
