@@ -7,8 +7,7 @@ import math
 import torch
 
 from gnclib.course.lesson import F64, Exercise, Heading, Wells, hints, slip, wide
-from gnclib.course.lesson2 import schedule_mistakes
-from gnclib.restore import log_schedule
+from gnclib.course.lesson2 import log_schedule, schedule_mistakes
 
 # --- 5.1 peak signal-to-noise ratio -------------------------------------------------------------------------------
 

@@ -108,18 +108,16 @@ def _sum(x):
     return x.sum((-3, -2, -1))
 
 
-def _trace(hvp, y, t, probes):
-    """(B,), the mean over the probes of <v, H v>."""
-    return torch.stack([_sum(v * hvp(y, t, v)) for v in probes]).mean(0)
+def _trace(hvp, y, t, probes, term=torch.mul):
+    """(B,), the mean over the probes of <v, H v>, or of the sum of another term(v, H v)."""
+    return torch.stack([_sum(term(v, hvp(y, t, v))) for v in probes]).mean(0)
 
 
-def _exact_trace(hvp, y, t, probes):
-    units = torch.eye(y[0].numel(), **F64).reshape(-1, 1, *y.shape[1:])
-    return sum(_sum(v * hvp(y, t, v)) for v in units.expand(-1, *y.shape))
-
-
-def _entries(hvp, y, t, probes):
-    return _sum(hvp(y, t, torch.ones_like(y)))
+def _units(probes):
+    """The n unit images as probes, of the length of a probe: the trace is exact."""
+    shape = probes.shape[1:]
+    n = shape[2] * shape[3]
+    return n**0.5 * torch.eye(n, **F64).reshape(n, 1, *shape[1:]).expand(n, *shape)
 
 
 def _sure(
@@ -156,8 +154,6 @@ SURE = Exercise(
         slip(_sure, removed=lambda t: 0.0, noise=0.0, spread=lambda n, t, trace: t * (n - t * trace)),
         "the denoiser removes t grad R: in the first term t is missing",
         slip(_sure, removed=lambda t: 1.0),
-        "the denoiser removes t grad R: in the first term t belongs inside of the square",
-        slip(_sure, removed=lambda t: t**0.5),
         "t is the noise variance, not the standard deviation: do not take its root",
         slip(_sure, t=math.sqrt),
         "the probes were added up: the trace is estimated by their MEAN",
@@ -167,26 +163,19 @@ SURE = Exercise(
         "the mean over the pixels was taken for the trace, which is the sum of v times H v over all pixels",
         slip(_sure, trace=lambda *a: _trace(*a) / a[1][0].numel()),
         "H v was summed up: multiply by v once more, the trace is the mean of <v, H v>",
-        slip(
-            _sure, trace=lambda hvp, y, t, probes: torch.stack([_sum(hvp(y, t, v)) for v in probes]).mean(0)
-        ),
+        slip(_sure, trace=slip(_trace, term=lambda v, hv: hv)),
         "with an image of ones <v, H v> sums up ALL entries of the Hessian: random signs cancel those off the diagonal",
-        slip(_sure, trace=_entries),
+        slip(_sure, probes=torch.ones_like),
         "||H v||^2 estimates the trace of H^2: multiply H v by v, not by itself",
-        slip(
-            _sure,
-            trace=lambda hvp, y, t, probes: torch.stack([_sum(hvp(y, t, v) ** 2) for v in probes]).mean(0),
-        ),
+        slip(_sure, trace=slip(_trace, term=lambda v, hv: hv**2)),
         "n counts the pixels of ONE image: each image has an estimate of its own",
         slip(_sure, pixels=torch.numel),
         "the Hessian is taken at the denoised image: it belongs to y, as the gradient does",
-        lambda grad, hvp, y, t, probes: _sure(
-            grad, lambda y, t, v: hvp(y - t * grad(y, t), t, v), y, t, probes
-        ),
+        lambda grad, hvp, y, t, v: _sure(grad, lambda y, t, v: hvp(y - t * grad(y, t), t, v), y, t, v),
         "this trace is exact, with a product for each of the n pixels: use the probes, an image has many pixels",
-        slip(_sure, trace=_exact_trace),
+        slip(_sure, probes=_units),
     ),
-    factors=lambda grad, hvp, y, t, probes: {"t": t, "the number of pixels n": y[0].numel()},
+    factors=lambda grad, hvp, y, t, probes: {"the number of pixels n": y[0].numel()},
 )
 
 # --- 6.3 coverage ---------------------------------------------------------------------------------------------------
