@@ -13,8 +13,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "operators": ["LEVELS", "Denoising", "Inpainting", "Task"],
         "schemes": ["check_sigma", "predefined"],
         "linear": [
-            *("Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "Projections"),
-            *("SampledTransform", "gaussian_kernel"),
+            *("Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "PeriodicBlur", "Projections"),
+            *("SampledFourier", "SampledTransform", "gaussian_kernel"),
         ],
         "schedules": ["as_count", "linear_schedule", "log_schedule", "step_sizes"],
         "flow": [

@@ -7,6 +7,9 @@ The data term is ``D(x) = ||A x - y||^2 / (2 sigma^2)``, and its proximal map so
 by conjugate gradients: the matrix is symmetric with eigenvalues in [1, 1 + c ||A||^2], and is only ever applied. So all
 that an operator has to know is ``A`` and its adjoint ``A^T``, with ``<A x, u> = <x, A^T u>`` for all x and u, which the
 tests check to rounding for every operator here. Images are (B, 1, H, W) with grey values in [0, 1].
+
+Where the Fourier transform F makes ``A^T A = F^H diag(w) F`` diagonal, the operator has these w, ``spectrum``, and the
+system is solved exactly, ``F^H diag(1 / (1 + c w)) F (v + c A^T y)``.
 """
 
 from __future__ import annotations
@@ -23,8 +26,8 @@ from torch import Tensor
 from gnclib.checks import as_images, as_time
 
 __all__ = [
-    "Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "Projections", "SampledTransform",
-    "gaussian_kernel",
+    "Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "PeriodicBlur", "Projections",
+    "SampledFourier", "SampledTransform", "gaussian_kernel",
 ]  # fmt: skip
 
 
@@ -146,6 +149,84 @@ class SampledTransform:
         return torch.from_numpy(found).to(u) * self.signs.to(u)
 
 
+class PeriodicBlur:
+    """Convolution with a known kernel of an image that continues periodically, as most papers on deblurring assume.
+
+    ``(A x)(p) = sum_q k(q) x(p - q + m)``, indices modulo the size, m = (kh // 2, kw // 2) the middle of the kernel.
+
+    Parameters
+    ----------
+    kernel : (kh, kw), finite, not larger than the image
+    size : (H, W)
+    """
+
+    def __init__(self, kernel, size: tuple[int, int]) -> None:
+        self.kernel, self.size = Blur(kernel, size).kernel, tuple(size)
+        middle = [-(n // 2) for n in self.kernel.shape]
+        rest = [n - k for n, k in zip(self.size, self.kernel.shape, strict=True)]
+        placed = F.pad(self.kernel, (0, rest[1], 0, rest[0])).roll(middle, (0, 1))
+        self._transfer = torch.fft.fft2(placed)  # (H, W)
+        self.spectrum = self._transfer.abs() ** 2
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return _filtered(_sized(x, self.size), self._transfer)
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        return _filtered(u, self._transfer.conj())
+
+
+class SampledFourier:
+    r"""One-dimensional Cartesian sampling, as in magnetic resonance imaging: some columns of the Fourier transform.
+
+    ``A x`` are real and imaginary parts of the kept columns of the orthonormal 2D transform, (B, 1, H, M, 2). Real
+    images are a simplification: those of a scanner are complex. A column and its mirror image then tell the same,
+
+        w(k) = (m(k) + m(-k)) / 2,    m(k) = 1 for kept columns, else 0    (the Hermitian part of the mask).
+
+    Parameters
+    ----------
+    size : (H, W)
+    acceleration : float >= 1, W over the number M of kept columns
+    generator : torch.Generator, of the choice
+    centre : float in [0, 1 / acceleration], share of the columns that are kept around the lowest frequency; the others
+        are drawn from the rest
+    """
+
+    def __init__(
+        self, size: tuple[int, int], acceleration: float, generator: torch.Generator, centre: float = 0.08
+    ) -> None:
+        if not 1 <= acceleration < math.inf or not 0 <= centre <= 1 / acceleration:
+            raise ValueError(
+                "acceleration must be a number >= 1 and centre at most its inverse, got"
+                f" {acceleration} and {centre}"
+            )
+        self.size, width = tuple(size), size[1]
+        low = round(centre * width)
+        near = (torch.arange(low) - low // 2) % width  # around the frequency 0
+        others = torch.randperm(width, generator=generator)
+        others = others[~torch.isin(others, near)]
+        count = max(1, round(width / acceleration))
+        self.kept = torch.cat([near, others])[:count].sort().values  # (M,)
+        mask = torch.zeros(width, dtype=torch.float64).index_fill_(0, self.kept, 1.0)
+        self.spectrum = (0.5 * (mask + mask.flip(0).roll(1))).expand(self.size)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        full = torch.fft.fft2(_sized(x, self.size), norm="ortho")
+        return torch.view_as_real(full[..., self.kept.to(x.device)])
+
+    def adjoint(self, u: Tensor) -> Tensor:
+        kept = torch.view_as_complex(u.contiguous())
+        full = kept.new_zeros(*kept.shape[:2], *self.size)
+        full[..., self.kept.to(u.device)] = kept
+        return torch.fft.ifft2(full, norm="ortho").real
+
+
+def _filtered(x: Tensor, transfer: Tensor) -> Tensor:
+    """F^H diag(transfer) F x for real x (B, 1, H, W) and the transfer (H, W) of a real filter; shaped like x."""
+    complex_ = torch.complex64 if x.dtype == torch.float32 else torch.complex128
+    return torch.fft.ifft2(torch.fft.fft2(x) * transfer.to(x.device, complex_)).real
+
+
 class Projections:
     """Parallel-beam tomography with few views: line integrals of the image, in units of its width.
 
@@ -245,9 +326,10 @@ class LinearMeasurement:
         return (self.operator(x) - self.y).square().flatten(1).sum(1) / (2 * self.sigma**2)
 
     def prox(self, v: Tensor, step: float | Tensor) -> Tensor:
-        """(I + c A^T A)^{-1} (v + c A^T y), c = step / sigma^2, by conjugate gradients started at v; shaped like v.
+        """(I + c A^T A)^{-1} (v + c A^T y), c = step / sigma^2, shaped like v.
 
-        Raises RuntimeError if the accuracy is not reached: a smaller step or more iterations are needed.
+        Exact if the operator has a ``spectrum``, else by conjugate gradients started at v. Raises RuntimeError if they
+        do not reach the accuracy: a smaller step or more iterations are needed.
         """
         v = _sized(v, self.operator.size)
         c = as_time(step, len(v), like=v).reshape(-1, 1, 1, 1) / self.sigma**2
@@ -279,6 +361,8 @@ class LinearMeasurement:
             return (a * b).sum((1, 2, 3), keepdim=True)
 
         goal = v + c * self._back
+        if (spectrum := getattr(self.operator, "spectrum", None)) is not None:
+            return _filtered(goal, 1 / (1 + c * spectrum.to(goal)))
         x, residual = start, goal - apply(start)
         direction, old = residual, dot(residual, residual)
         enough = self.accuracy**2 * dot(goal, goal).clamp_min(1e-30)

@@ -5,13 +5,15 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy import signal
+from scipy import ndimage, signal
 
 from gnclib.restore.linear import (
     Blur,
     LinearMeasurement,
     LowResolution,
+    PeriodicBlur,
     Projections,
+    SampledFourier,
     SampledTransform,
     gaussian_kernel,
 )
@@ -32,6 +34,9 @@ def operators():
         "blur with a stride": Blur(uneven, SIZE, stride=3),
         "low resolution": LowResolution(2, SIZE),
         "low resolution by 3": LowResolution(3, SIZE, sigma=0.6),
+        "periodic blur": PeriodicBlur(uneven, SIZE),
+        "sampled Fourier": SampledFourier(SIZE, 3, generator(), centre=0.2),
+        "sampled Fourier, odd width": SampledFourier(SIZE[::-1], 4, generator(1)),
         "sampled transform": SampledTransform(SIZE, 0.3, generator()),
         "projections": Projections(SIZE, views=5),
         "projections, few bins": Projections(SIZE, views=3, bins=7),
@@ -45,12 +50,12 @@ def operator(request):
 
 def dense(operator):
     """A as a matrix (M, H W), column by column."""
-    unit = torch.eye(SIZE[0] * SIZE[1], **F64).reshape(-1, 1, *SIZE)
+    unit = torch.eye(SIZE[0] * SIZE[1], **F64).reshape(-1, 1, *operator.size)
     return operator(unit).flatten(1).T
 
 
 def test_adjoint(operator):
-    x = torch.randn(3, 1, *SIZE, generator=generator(1), **F64)
+    x = torch.randn(3, 1, *operator.size, generator=generator(1), **F64)
     forward = operator(x)
     u = torch.randn(forward.shape, generator=generator(2), **F64)
     back = operator.adjoint(u)
@@ -63,8 +68,8 @@ def test_adjoint(operator):
 @pytest.mark.parametrize("step", [0.001, 0.3])
 def test_prox_against_the_dense_solution(operator, step):
     matrix, sigma = dense(operator), 0.2
-    v = torch.rand(2, 1, *SIZE, generator=generator(3), **F64)
-    y = operator(torch.rand(2, 1, *SIZE, generator=generator(4), **F64))
+    v = torch.rand(2, 1, *operator.size, generator=generator(3), **F64)
+    y = operator(torch.rand(2, 1, *operator.size, generator=generator(4), **F64))
     data = LinearMeasurement(operator, y, sigma, accuracy=1e-10)
     c = step / sigma**2
     system = torch.eye(matrix.shape[1], **F64) + c * matrix.T @ matrix
@@ -77,7 +82,7 @@ def test_prox_against_the_dense_solution(operator, step):
 
 
 def test_energy_and_start(operator):
-    x = torch.rand(2, 1, *SIZE, generator=generator(6), **F64)
+    x = torch.rand(2, 1, *operator.size, generator=generator(6), **F64)
     y = operator(x)
     data = LinearMeasurement(operator, y, 0.5)
     assert data.energy(x).abs().max() < 1e-20
@@ -89,6 +94,28 @@ def test_energy_and_start(operator):
     torch.testing.assert_close(
         LinearMeasurement(operator, operator(grey), 0.5).start(), grey, rtol=1e-4, atol=1e-4
     )
+
+
+def test_periodic_blur_is_the_wrapped_convolution_of_scipy():
+    kernel, x = np.random.default_rng(0).random((3, 5)), np.random.default_rng(1).random(SIZE)
+    found = PeriodicBlur(kernel, SIZE)(torch.from_numpy(x)[None, None])[0, 0].numpy()
+    np.testing.assert_allclose(found, ndimage.convolve(x, kernel, mode="wrap"), rtol=1e-12)
+
+
+def test_sampled_fourier_keeps_columns_of_the_transform_of_numpy():
+    x = np.random.default_rng(2).random((6, 48))
+    operator = SampledFourier(x.shape, 4, generator())
+    found = operator(torch.from_numpy(x)[None, None])[0, 0].numpy()
+    whole = np.fft.fft2(x, norm="ortho")[:, operator.kept.numpy()]
+    np.testing.assert_allclose(found[..., 0] + 1j * found[..., 1], whole, atol=1e-13)
+    assert len(operator.kept) == 12
+    assert {46, 47, 0, 1} <= set(operator.kept.tolist())  # 8 % of 48 columns around the frequency 0
+
+
+@pytest.mark.parametrize(("acceleration", "centre"), [(0.5, 0.08), (4, 0.3), (math.inf, 0.0)])
+def test_sampled_fourier_refuses(acceleration, centre):
+    with pytest.raises(ValueError, match="acceleration must be a number >= 1"):
+        SampledFourier(SIZE, acceleration, generator(), centre)
 
 
 def test_blur_is_the_valid_convolution_of_scipy():
