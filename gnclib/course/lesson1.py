@@ -170,6 +170,9 @@ GRADIENT = Exercise(
         lambda g, mu, v, y, t: -_mean(g, _scores(mu, (v + t).sqrt(), y)),
         "the components are averaged with equal weights: average them with the responsibilities g",
         lambda g, mu, v, y, t: -_scores(mu, v + t, y).mean(1),
+        "averaged first and divided afterwards: each pull is divided by the variance of its own component",
+        lambda g, mu, v, y, t: (y - g @ mu) / (g @ (v + t))[:, None],
+        lambda g, mu, v, y, t: (y - g @ mu) * (g @ (1 / (v + t)))[:, None],
     ),
     factors=_space_factors,
 )
@@ -222,6 +225,9 @@ HESSIAN = Exercise(
         slip(_hessian, t=0.0),
         "the covariance treats all components alike: its weights are the responsibilities g",
         slip(_hessian, cut=lambda g, a: _covariance(_equal(g), a)),
+        slip(
+            _hessian, cut=lambda g, a: _covariance(_equal(g), a) * g.shape[1] / (g.shape[1] - 1)
+        ),  # torch.cov
         "the P_i are not weighted with the responsibilities: E_g[P] is a mean under g, too",
         slip(_hessian, weigh=torch.ones_like),
         slip(_hessian, weigh=_equal),
@@ -281,6 +287,7 @@ THEOREM = Exercise(
     mistakes=hints(
         "wide components can make the difference negative, but a variance t cannot be: nothing needs to be added",
         lambda mu, cov: _diameter(mu) ** 2 - _narrowest(cov),
+        lambda mu, cov: abs(_diameter(mu) ** 2 - _narrowest(cov)),
         "a distance minus a variance: the units do not match, the diameter enters squared",
         slip(_bound, square=_diameter),
         "the components' own width is not used: it counts as smoothing that has been done already",

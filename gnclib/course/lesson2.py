@@ -217,6 +217,8 @@ def _path_mistakes(share):
         slip(_one_tensor, share=share, keep=1),
         "the gradient is taken at sigma_i: grad expects the variance t_i",
         slip(_walk, share=share, step=lambda grad, y, t, after: t * grad(y, t**0.5)),
+        "sigma_i stands where the variance t_i belongs, before the gradient and inside of it: t_i = sigma_i^2",
+        slip(_walk, share=share, step=lambda grad, y, t, after: t**0.5 * grad(y, t**0.5)),
         "the gradient is always taken at the first t: the energy changes with every step",
         lambda grad, ts, y: _walk(grad, ts, y, share, lambda f, x, t, after: t * f(x, float(ts[0]))),
         "the step size is always the first t: it falls together with the smoothing",

@@ -235,6 +235,14 @@ def bisect_or_zero(lowest, t_low, t_high, tol):
     return bisect(lowest, t_low, t_high, tol)
 
 
+def hessian_by_torch_cov(g, mu, v, y, t):
+    rows = []
+    for weights, point in zip(g, y, strict=True):
+        pulls = (mu - point) / (v + t)[:, None]
+        rows.append((weights / (v + t)).sum() * torch.eye(len(point)) - torch.cov(pulls.T))
+    return torch.stack(rows)
+
+
 WRONG = {
     "1.1": [
         (lambda w, mu, v, y, t: -torch.log(densities(w, mu, v + t, y)).sum(1), "nan or inf"),
@@ -283,6 +291,11 @@ WRONG = {
         (lambda w, mu, v, y, t: torch.softmax(w.log() + log_normal(y, mu, v + t), 1).T, "shape"),
     ],
     "1.3": [
+        (
+            lambda g, mu, v, y, t: (y - g @ mu) / (g @ (v + t))[:, None],
+            "averaged first and divided afterwards",
+        ),
+        (lambda g, mu, v, y, t: (y - g @ mu) * (g @ (1 / (v + t)))[:, None], "averaged first and divided"),
         (lambda g, mu, v, y, t: gradient_in_a_loop(g, mu, v, y, t, sign=1), "points uphill in density"),
         (
             lambda g, mu, v, y, t: gradient_in_a_loop(g, mu, v, y, t, divide=lambda v, t: 1.0),
@@ -302,12 +315,13 @@ WRONG = {
             ),
             "standard deviation",
         ),
-        (gradient_of_the_mean_component, "the result is"),
+        (gradient_of_the_mean_component, "averaged first and divided afterwards"),
         (lambda g, mu, v, y, t: ((y[:, None] - mu) / (v + t)[:, None]).mean(1), "equal weights"),
         (lambda g, mu, v, y, t: g[..., None] * (y[:, None] - mu) / (v + t)[:, None], "shape"),
         (lambda g, mu, v, y, t: (g * (y - mu) / (v + t)).sum(1), "your code stopped with RuntimeError"),
     ],
     "1.4": [
+        (hessian_by_torch_cov, "weights are the responsibilities"),
         (hessian_of_the_gradient_code, "how much the components disagree"),
         (
             lambda g, mu, v, y, t: hessian_in_a_loop(g, mu, v, y, t, centre=False),
@@ -329,6 +343,7 @@ WRONG = {
         (lambda g, mu, v, y, t: -hessian_in_a_loop(g, mu, v, y, t), "the sign is wrong"),
     ],
     "1.5": [
+        (lambda mu, cov: abs(diameter(mu) ** 2 - narrowest(cov)), "cannot be: nothing needs to be added"),
         (lambda mu, cov: diameter(mu) ** 2 - narrowest(cov), "cannot be: nothing needs to be added"),
         (lambda mu, cov: max(0.0, diameter(mu) - narrowest(cov)), "units do not match"),
         (lambda mu, cov: diameter(mu) ** 2, "own width is not used"),

@@ -342,6 +342,7 @@ WRONG = {
         (flow_one_ahead, "both belong to the same t"),
         (lambda grad, ts, y: flow(grad, ts.flip(0), y), "run backwards"),
         (lambda grad, ts, y: flow(grad, ts, y, at=lambda t: t**0.5), "grad expects the variance"),
+        (lambda grad, ts, y: flow(grad, ts.sqrt(), y), "sigma_i stands where the variance"),
         (flow_keeps_one_tensor_but_the_start, "all rows but the first are the last iterate"),
         (flow_sorts, "sorted first"),
         (flow_into_rows_of_numbers, "your code stopped with RuntimeError"),
@@ -367,6 +368,10 @@ WRONG = {
         (ddim_always_from_the_start, "every step sets out from the start"),
         (ddim_keeps_one_tensor, "all rows but the first are the last iterate"),
         (lambda *a: ddim(*a, share=lambda t, s: (1 - math.sqrt(s / t)) / math.sqrt(t)), "of sigma_i grad F"),
+        (
+            lambda grad, ts, y: ddim(grad, ts.sqrt(), y, lambda s, after: 1 - after / s),
+            "sigma_i stands where",
+        ),
         (
             lambda grad, ts, y: ddim(
                 grad, ts.sort(descending=True).values, y, lambda t, s: 1 - (s / t) ** 0.5

@@ -242,6 +242,12 @@ def potential_spacing_of_nu(x, w, t, mu, nu):
     return torch.einsum("bcmn,cnj,bj->bcm", b_x, w, basis(0.5 * t.log(), nu))
 
 
+def potential_of_exchanged_spacings(x, w, t, mu, nu):
+    b_x = quartic_bspline((x[..., None] - mu) / (nu[1] - nu[0]))
+    b_tau = quartic_bspline((0.5 * t.log()[:, None] - nu) / (mu[1] - mu[0]))
+    return torch.einsum("bcmn,cnj,bj->bcm", b_x, w, b_tau)
+
+
 # --- 4.5 the gradient -----------------------------------------------------------------------------------------------
 
 
@@ -474,6 +480,11 @@ WRONG = {
     ],
     "4.3": WRONG_PARABOLAS,
     "4.4": [
+        (potential_of_exchanged_spacings, "spacings are exchanged"),
+        (
+            lambda x, w, t, mu, nu: potential_divided(x, w, t, mu, nu) / (nu[1] - nu[0]),
+            "divided by their spacings",
+        ),
         (potential_of_log_t, "twice the right tau"),
         (potential_of_sigma, "not in sigma"),
         (potential_one_spacing, "their own spacing"),

@@ -263,6 +263,7 @@ WRONG = {
         (lambda *a: sure(*a, bracket=lambda n, trace: a[3] * trace), "wanted is that of what is left"),
         (lambda *a: sure(*a, last=0.0), "hands back y"),
         (lambda *a: sure(*a, image=0.0, minus=0.0, last=1.0), "what the energy believes"),
+        (lambda *a: sure(*a, bracket=lambda n, trace: -a[3] * trace), "check the sign of n t"),
         (sure_of_the_gradient, "in the first term t is missing"),
         (sure_with_sigma, "do not take its root"),
         (sure_with_a_sum_of_probes, "by their MEAN"),
@@ -280,6 +281,7 @@ WRONG = {
     ],
     "6.3": [
         (lambda *a: coverage(*a, reach=norm.ppf), "on ONE side"),
+        (lambda *a: coverage(*a, reach=lambda p: norm.isf(p / 2)), "leaves p OUTSIDE"),
         (lambda *a: coverage(*a, reach=lambda p: p), "no number of standard deviations"),
         (
             lambda *a: coverage(*a, reach=lambda p: torch.erfinv(torch.tensor(p, dtype=torch.float64))),
