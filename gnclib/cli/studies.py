@@ -188,10 +188,10 @@ def sweep(prior, task, sets, limit, crop, workers, device, out):
     """
     gnc coverage --table                       the results that come with the package
     gnc coverage --prior R1 --limit 10         ten images of each set
-    gnc coverage                               everything; twenty minutes on one core
+    gnc coverage                               everything; an hour and a half on one core, of which G1 an hour
     """
 )
-@options.repeated("--prior", metavar="NAME", help="a prior of the package (default: R1, R3, C1)")
+@options.repeated("--prior", metavar="NAME", help="a prior of the package (default: R1, R3, C1, G1)")
 @options.repeated(
     "--sigma", type=int, metavar="S", help="noise in grey levels of 0..255 (default: 15, 25, 50)"
 )
@@ -230,9 +230,9 @@ def coverage(prior, sigma, limit, out, table):
 @table_option
 def entropy(prior, limit, out, table):
     """Find the constant that makes an energy a density, measure the entropy of noisy photographs by it and by the
-    errors of its denoiser, and what noisy images in 8 bits cost under it and in files of PNG and WebP, in bits per
-    pixel. The images are the middle 64 x 64 pixels of those of BSDS68. Started again, the command computes what is
-    missing."""
+    errors of its denoiser, and what noisy images in 8 bits cost under it and in files of PNG, WebP, JPEG-LS and JPEG XL
+    (the last two by the package imagecodecs), in bits per pixel. The images are the middle 64 x 64 pixels of those of
+    BSDS68. Started again, the command computes what is missing."""
     from gnclib.studies import entropy as study
 
     if table:

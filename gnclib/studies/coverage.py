@@ -35,7 +35,7 @@ __all__ = ["LEVELS", "NOISE", "PRIORS", "SETS", "SHIPPED", "Summary", "compute",
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("coverage.json")
-PRIORS, NOISE = ("R1", "R3", "C1"), (15, 25, 50)
+PRIORS, NOISE = ("R1", "R3", "C1", "G1"), (15, 25, 50)
 #: intervals that a Gaussian would leave with the probability 1 - p
 LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 #: numbers of standard deviations within which a Gaussian has the probabilities LEVELS

@@ -10,17 +10,20 @@ integrated down from the strongest noise of a prior, where the Gaussian with the
 entropy but for some thousandths of a bit. What the constant and the training in t have to do with each other shows
 in the difference.
 
-*Code lengths*: noisy images in 8 bits, grey values of [0, 1] as 64 to 191.5 so that none is cut off, in bits per pixel.
+*Code lengths*: noisy images in 8 bits, grey values of [0, 1] as 64 to 191.5 so that none is cut off, in bits per pixel;
+files hold all images one below the other. JPEG-LS and JPEG XL are those of the package imagecodecs.
 """
 
 from __future__ import annotations
 
+import importlib
 import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -43,6 +46,7 @@ __all__ = ["PRIORS", "SHIPPED", "SIGMAS", "Curves", "compute", "constant", "curv
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("entropy.json")
 PRIORS = ("R1", "C1", "R3", "G1")
+PACKAGES = ("torch", "numpy", "scipy", "pillow", "imagecodecs")
 #: grey values; a prior is measured up to the largest in its range
 SIGMAS = tuple(round(0.01 * 10 ** (k / 6), 6) for k in range(17))
 SIDE = 64
@@ -50,6 +54,8 @@ SIDE = 64
 CHAINS, STEPS, PATCHES = 8, 200, 4000
 #: noise levels of the code lengths, and steps of the 8-bit grey scale for a grey value of 1
 CODED, SCALE = (SIGMAS[2], SIGMAS[4], SIGMAS[6]), 127.5
+#: without loss, by imagecodecs: its functions and their options
+FURTHER = {"JPEG-LS": ("jpegls_encode", {}), "JPEG XL": ("jpegxl_encode", {"lossless": True, "effort": 9})}
 
 
 class About(Record):
@@ -88,7 +94,7 @@ class Level(Row):
 
 
 class Code(Row):
-    """Bits per pixel of the noisy images by a coder: a prior, "Gaussian", "PNG" or "WebP"."""
+    """Bits per pixel of the noisy images by a coder: a prior, "Gaussian", "PNG", "WebP" or one of :data:`FURTHER`."""
 
     by: ClassVar[tuple[str, ...]] = ("coder",)
     key: ClassVar[tuple[str, ...]] = ("sigma",)
@@ -139,16 +145,30 @@ def constant(prior: Prior, sigma: float, base: Gaussian, convex: bool) -> dict[s
 def coded(x: Tensor, sigma: float, coder: str, prior: Prior | None, log_z: float) -> dict[str, Any]:
     """Bits per pixel of the noisy images in 8 bits; those of a prior by its density at the grey values."""
     levels = (64 + SCALE * noisy(x, sigma)).round().clamp(0, 255)
+    picture = levels.reshape(-1, x.shape[-1]).byte().numpy()
+    if coder in FURTHER:
+        encode, options = FURTHER[coder]
+        return {"bits": 8 * len(getattr(imagecodecs(), encode)(picture, **options)) / levels.numel()}
     if prior is None:
-        picture, file = Image.fromarray(levels.reshape(-1, x.shape[-1]).byte().numpy()), io.BytesIO()
+        file = io.BytesIO()
         options = {"PNG": {"optimize": True}, "WebP": {"lossless": True, "quality": 100, "method": 6}}[coder]
-        picture.save(file, coder, **options)
+        Image.fromarray(picture).save(file, coder, **options)
         return {"bits": 8 * file.tell() / levels.numel()}
     t = sigma**2 + 1 / (12 * SCALE**2)  # rounding adds the variance of a step
     with torch.no_grad():
         energy = torch.cat([prior.energy(part, t).double() for part in ((levels - 64) / SCALE).split(4)])
     nats = energy.mean().item() / x[0].numel() + log_z
     return {"bits": nats / math.log(2) + math.log2(SCALE)}
+
+
+def imagecodecs() -> ModuleType:
+    """The package. Raises ModuleNotFoundError, which says how to install it."""
+    try:
+        return importlib.import_module("imagecodecs")
+    except ModuleNotFoundError:
+        raise ModuleNotFoundError(
+            "JPEG-LS and JPEG XL need the package imagecodecs: pip install 'gnclib[compare]'"
+        ) from None
 
 
 def spectrum() -> Gaussian:
@@ -173,7 +193,7 @@ def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None 
     images = dict(list(data.bsds68().items())[:limit])
     x = torch.cat([data.middle(image, SIDE) for image in images.values()])
     about = About(side=SIDE, images=list(images), mean=base.mean, brightness=base.variances[0, 0].item())
-    file = Table(path, FORM, about, packages=("torch", "numpy", "scipy", "pillow"))
+    file = Table(path, FORM, about, packages=PACKAGES)
     for name in ("Gaussian", *priors):
         gaussian = name == "Gaussian"
         prior = base if gaussian else density(name, about.mean, about.brightness)
@@ -182,32 +202,25 @@ def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None 
         sigmas = [s for s in SIGMAS if s <= own]
         if not gaussian:
             quadratic = getattr(load_prior(name).config, "sigma_convex", math.inf) <= sigmas[-1]
-            job = Job(
-                {"prior": name, "sigma": sigmas[-1]},
-                settings,
-                partial(constant, prior, sigmas[-1], base, quadratic),
-            )
-            yield from file.fill("constants", [job])
+            compute = partial(constant, prior, sigmas[-1], base, quadratic)
+            yield from file.fill("constants", [Job({"prior": name, "sigma": sigmas[-1]}, settings, compute)])
             log_z = next(row.value for row in file.read().rows["constants"] if row.prior == name)
-        yield from file.fill(
-            "levels",
-            [Job({"prior": name, "sigma": s}, settings, partial(measured, prior, x, s)) for s in sigmas],
-        )
+        levels = [Job({"prior": name, "sigma": s}, settings, partial(measured, prior, x, s)) for s in sigmas]
+        yield from file.fill("levels", levels)
+        needs = {**settings, "log_z": log_z}
         codes = [
-            Job(
-                {"sigma": s, "coder": name},
-                {**settings, "log_z": log_z},
-                partial(coded, x, s, name, prior, log_z),
-            )
-            for s in CODED
+            Job({"sigma": s, "coder": name}, needs, partial(coded, x, s, name, prior, log_z)) for s in CODED
         ]
         yield from file.fill("codes", codes)
-    files = [
-        Job({"sigma": s, "coder": c}, {}, partial(coded, x, s, c, None, 0.0))
-        for s in CODED
-        for c in ("PNG", "WebP")
+    yield from file.fill("codes", lengths(x))
+
+
+def lengths(x: Tensor) -> list[Job]:
+    """Jobs for the code lengths of files, for rows that a file lacks."""
+    coders = ("PNG", "WebP", *FURTHER)
+    return [
+        Job({"sigma": s, "coder": c}, {}, partial(coded, x, s, c, None, 0.0)) for c in coders for s in CODED
     ]
-    yield from file.fill("codes", files)
 
 
 # summaries -----------------------------------------------------------------------------------------------------------
@@ -255,14 +268,8 @@ def curves(content: Content, prior: str) -> Curves:
 
 def table(content: Content) -> str:
     """Constants, largest differences of the two entropies and code lengths, as markdown."""
-    head = [
-        "prior",
-        "sigma",
-        "log Z, nats/pixel",
-        "gap, bits",
-        "entropies apart, bits",
-        *(f"code, {s:.3f}" for s in CODED),
-    ]
+    head = ["density or format", "sigma", "log Z, nats/pixel", "gap, bits", "entropies apart, bits"]
+    head += [f"code, {s:.3f}" for s in CODED]
     codes = {(r.coder, r.sigma): r.bits for r in content.rows["codes"]}
     rows = {r.prior: r for r in content.rows["constants"]}
     lines = []

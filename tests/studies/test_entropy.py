@@ -2,6 +2,7 @@
 
 import io
 import math
+import sys
 
 import numpy as np
 import pytest
@@ -76,6 +77,26 @@ def test_code_lengths():
     file = io.BytesIO()
     Image.fromarray(levels.reshape(-1, 16).byte().numpy()).save(file, "PNG", optimize=True)
     assert entropy.coded(x, sigma, "PNG", None, 0.0)["bits"] == 8 * file.tell() / levels.numel()
+
+
+@pytest.mark.parametrize("coder", entropy.FURTHER)
+def test_formats_of_imagecodecs_lose_nothing_and_need_more_than_the_entropy(coder, monkeypatch):
+    """What is counted can be read back: the file gives the same grey values; a constant costs next to nothing."""
+    x, sigma = torch.full((60, 1, 16, 16), 0.5), entropy.CODED[1]
+    with monkeypatch.context() as patch:
+        patch.setitem(sys.modules, "imagecodecs", None)
+        with pytest.raises(ModuleNotFoundError, match=r"pip install 'gnclib\[compare\]'"):
+            entropy.coded(x, sigma, coder, None, 0.0)
+    package = pytest.importorskip("imagecodecs")
+    bits = entropy.coded(x, sigma, coder, None, 0.0)["bits"]
+    cells = np.diff(norm.cdf(np.arange(-60, 61) - 0.25, scale=entropy.SCALE * sigma))
+    noise = -(cells[cells > 0] * np.log2(cells[cells > 0])).sum()
+    assert noise < bits < noise + 1
+    levels = (64 + entropy.SCALE * entropy.noisy(x, sigma)).round().reshape(-1, 16).byte().numpy()
+    encode, options = entropy.FURTHER[coder]
+    file = getattr(package, encode)(levels, **options)
+    assert bits == 8 * len(file) / levels.size
+    np.testing.assert_array_equal(package.imread(file), levels)
 
 
 def test_rows_of_one_prior_do_not_replace_those_of_another(tmp_path):
