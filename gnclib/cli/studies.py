@@ -152,6 +152,7 @@ def certify(prior, sigma):
     gnc sweep --set embedded --limit 1             one bundled photograph, no BSDS500 needed
     gnc sweep --workers 8                          eight processes on this machine
     gnc sweep --crop 0 --device cuda               whole images on a GPU
+    gnc sweep --prior P1 --t-first 1 --only gnc --only literal --reference 0 --out few.json
     """
 )
 @click.option("--prior", default="R1", metavar="NAME", help="a prior of the package or a folder")
@@ -161,19 +162,25 @@ def certify(prior, sigma):
 @click.option(
     "--crop", type=int, default=160, metavar="PIXELS", help="side of the middle square, 0 for whole images"
 )
+@options.repeated("--t-first", type=float, metavar="T", help="initial smoothing (default: eight)")
+@options.only("an algorithm")
+@click.option("--reference", type=int, metavar="N", help="steps of the reference's schedule; 0: no reference")
 @click.option("--workers", type=POSITIVE, default=1, metavar="N", help="processes of one thread")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="where jobs compute")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/figure3_NAME.json)")
-def sweep(prior, task, sets, limit, crop, workers, device, out):
-    """Run the GNC flow and joint optimisation from 8 initial smoothings t_0 with 1 to 64 steps for denoising and
-    inpainting, and measure energy and PSNR. One job is one image and task; its result is added to FILE at once.
+def sweep(prior, task, sets, limit, crop, t_first, only, reference, workers, device, out):
+    """Run the GNC flow (linear: gnc, and "gnc log") and joint optimisation (joint: N = 2n, literal: N = 48n) from 8
+    initial smoothings t_0 with 1 to 64 steps for denoising and inpainting, and measure energy and PSNR. One job is one image and task; its result is added to FILE at once.
     Started again after an interruption, the command computes what is missing. Several commands, also on several
     machines, can fill one file."""
     from dataclasses import replace
 
     from gnclib.studies import figure3
 
-    settings = replace(figure3.SETTINGS, crop=crop)
+    chosen = {"t_firsts": tuple(sorted(t_first)), "algorithms": tuple(only), "reference_schedule": reference}
+    settings = replace(
+        figure3.SETTINGS, crop=crop, **{k: v for k, v in chosen.items() if v not in ((), None)}
+    )
     jobs = figure3.jobs(prior, settings, sets or figure3.SETS, task or figure3.TASKS, limit, device)
     out = out or Path("runs") / f"figure3_{Path(prior).resolve().name}.json"
     table = figure3.opened(out, prior, settings, device)

@@ -9,7 +9,9 @@ and the PSNR. What is compared:
 
     gnc       the GNC flow (eq. 9) with steps eta_i = t_i and the paper's schedule, linear from t_0 to t_min
     gnc log   the same with a schedule linear in log t: our control for what is due to the schedule alone
-    joint     Algorithm 2 from t_0; it does not depend on I, so that one run of max I steps has the iterates of all I
+    joint     Algorithm 2 from t_0 with our preconditioner N = 2 n; it does not depend on I, so that one run of max I
+              steps has the iterates of all I
+    literal   the same with N = 48 n, channels x pixels, the number of summands read literally
 
 for two problems, *denoise* (y = x + sigma z) and *inpaint* (each pixel known with probability 0.2, no noise). Neither y
 nor any result is clipped. The *reference* is one long run: a logarithmic schedule of 150 steps through the whole range
@@ -43,11 +45,19 @@ __all__ = ["ALGORITHMS", "TASKS", "Settings", "measure", "problem"]
 
 TASKS = ("denoise", "inpaint")
 SCHEDULES = {"gnc": linear_schedule, "gnc log": log_schedule}
-ALGORITHMS = (*SCHEDULES, "joint")
+#: the preconditioner of Algorithm 2 per pixel: ours, and "the number of summands of (3)" of 48 channels
+SUMMANDS = {"joint": 2, "literal": 48}
+ALGORITHMS = (*SCHEDULES, *SUMMANDS)
 #: pixels that go through the prior at once on a CPU: more do not fit into its caches and take longer
 PIXELS_AT_ONCE = 51_200
 #: the reference looks at its energy after so many proximal gradient steps
 LOOK = 10
+
+
+def _known(values: tuple) -> tuple:
+    if not values or len(set(values)) < len(values) or not set(values) <= {*ALGORITHMS}:
+        raise ValueError(f"must be some of {', '.join(ALGORITHMS)}, each once, got {values}")
+    return values
 
 
 def _rising(values: tuple) -> tuple:
@@ -80,6 +90,8 @@ class Settings:
         Noise level of the denoising problem, grey values in [0, 1].
     observed
         Part of the known pixels.
+    algorithms
+        Which of :data:`ALGORITHMS` run.
     crop
         Side of the square cut from the middle of each image; 0 for whole images.
     reference_schedule, reference_steps, reference_decrease
@@ -92,6 +104,7 @@ class Settings:
     sigma: Annotated[float, Field(gt=0)] = 25.5 / 255
     observed: Annotated[float, Field(gt=0, lt=1)] = 0.2
     crop: Count = 160
+    algorithms: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_known)] = ALGORITHMS
     reference_schedule: Count = 150
     reference_steps: Count = 500
     reference_decrease: float = 1e-6
@@ -132,7 +145,7 @@ def measure(prior, task: str, x: Tensor, seed: int, settings: Settings) -> dict:
     dict
         "start": [E, PSNR]; "reference": [E, PSNR, proximal gradient steps] or None; "maps": by algorithm "energy" (E,
         nats per pixel), "psnr" (dB) and, where there is a reference, "distance" (root mean square difference from its
-        image), each T lists of J numbers; for "joint" also "own", its own energy (D(x_i) + R(x_i, t_i)) / n, and the
+        image), each T lists of J numbers; for joint optimisation also "own", its own energy (D(x_i) + R(x_i, t_i)) / n, and the
         "t" it has found. Energies and distances are rounded to 1e-4, PSNRs to 1e-3 dB, t to four digits.
     """
     t_min, t_max = prior.sigma_min**2, prior.sigma_max**2
@@ -146,8 +159,12 @@ def measure(prior, task: str, x: Tensor, seed: int, settings: Settings) -> dict:
     aim = reference = None
     if settings.reference_schedule:
         aim, reference = _reference(prior, term, x, settings)
-    maps = {name: _flows(prior, name, task, x, seed, settings, aim) for name in SCHEDULES}
-    maps["joint"] = _joint(prior, term, x, settings, aim)
+    maps = {}
+    for name in settings.algorithms:
+        if name in SCHEDULES:
+            maps[name] = _flows(prior, name, task, x, seed, settings, aim)
+        else:
+            maps[name] = _joint(prior, SUMMANDS[name] * x.numel(), term, x, settings, aim)
     return {
         "start": [_rounded(quantity, first[quantity].item()) for quantity in ("energy", "psnr")],
         "reference": reference,
@@ -213,12 +230,14 @@ def _parts(t_firsts: tuple[float, ...], x: Tensor) -> Iterator[tuple[float, ...]
         yield t_firsts[first : first + at_once]
 
 
-def _joint(prior, term, x: Tensor, settings: Settings, aim: Tensor | None) -> dict[str, list[list[float]]]:
-    """Algorithm 2 from each t_0, looked at after each number of steps."""
+def _joint(
+    prior, summands: int, term, x: Tensor, settings: Settings, aim: Tensor | None
+) -> dict[str, list[list[float]]]:
+    """Algorithm 2 with a preconditioner from each t_0, looked at after each number of steps."""
     rows: dict[str, list] = {}
     for t_first in settings.t_firsts:
         row: dict[str, list] = {}
-        for state in joint_descent(prior, t_first, term, steps=settings.steps[-1]):
+        for state in joint_descent(prior, t_first, term, steps=settings.steps[-1], summands=summands):
             if state.step in settings.steps:
                 found = _judge(prior, term, state.x, x, aim)
                 found |= {"own": state.energy.double() / x.numel(), "t": state.t}

@@ -98,7 +98,7 @@ def load(path: str | Path = SHIPPED) -> Content:
     for run in content.rows["runs"]:
         if (len(run.start), len(run.reference or (0, 0, 0)), len(run.size)) != (2, 3, 2):
             raise ValueError(f"{path} is no {FORM.kind}: {run.image} lacks numbers")
-        if {*run.maps} != {*ALGORITHMS}:
+        if {*run.maps} != {*settings.algorithms}:
             raise ValueError(f"{path} is no {FORM.kind}: {run.image} lacks an algorithm")
         for name, found in run.maps.items():
             needed = {"energy", "psnr", *(["distance"] if run.reference else [])}
@@ -211,7 +211,7 @@ class Summary:
 
 def lowest(run: Run) -> float:
     """The minimal energy of an image: the lowest E that any algorithm or the reference has found."""
-    found = [e for name in ALGORITHMS for row in run.maps[name]["energy"] for e in row]
+    found = [e for maps in run.maps.values() for row in maps["energy"] for e in row]
     return min([*found, run.reference[0]] if run.reference else found)
 
 
@@ -257,7 +257,7 @@ def aggregate(
     for task in TASKS:
         of_task = [run for run in runs if run.task == task]
         floor = [lowest(run) if minimum == "lowest" else run.reference[0] for run in of_task]
-        for algorithm in ALGORITHMS if of_task else ():
+        for algorithm in content.about.settings.algorithms if of_task else ():
             gap = (
                 _stacked(of_task, algorithm, "energy")
                 - torch.tensor(floor, dtype=torch.float64)[:, None, None]
@@ -325,7 +325,7 @@ def _cells(content: Content) -> dict[tuple, tuple[float, float]]:
         key = run.set, run.task, run.image
         if run.reference:
             cells[*key, "reference", *long] = tuple(run.reference[:2])
-        for algorithm in ALGORITHMS:
+        for algorithm in settings.algorithms:
             for i, t in enumerate(settings.t_firsts):
                 for j, total in enumerate(settings.steps):
                     values = (run.maps[algorithm][quantity][i][j] for quantity in ("energy", "psnr"))
