@@ -51,11 +51,12 @@ def convex_nodes(config: FoEConfig) -> int:
 
 
 @torch.no_grad()
-def project(weights: Tensor, first: int, grid: spline.SplineGrid) -> None:
+def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Tensor | None = None) -> None:
     """Replace potentials (C, N_x, N_tau) by the closest ones that are convex at the nodes from ``first`` on, in place.
 
-    Closest in the differences s_i from node to node, which the gradient of the energy sees, weighted by
-    (1 + x_i^2)^-2, since features are mostly small: isotonic regression. The coefficient in the middle stays. At the
+    Closest in the differences s_i from node to node, which the gradient of the energy sees: isotonic regression. They
+    weigh as much as features visit them, as exp(-x_i^2 / (2 d_c^2)) + 1e-6 where the standard deviation d_c of the
+    features of noise is given, ``deviation`` (C,), else (1 + x_i^2)^-2. The coefficient in the middle stays. At the
     nodes in tau before, a second difference may be as negative as the most negative of any earlier node: the curvature
     that is allowed falls from node to node. Second differences are kept above :data:`FLOOR`, or rather above that
     curvature: rounding to float32 does not make one negative.
@@ -69,10 +70,12 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid) -> None:
     )  # (N_tau,), of what is allowed
     least[first:] = -FLOOR * max(1.0, v.abs().max().item())
     ramp = np.arange(slopes.shape[-1])
-    x = grid.nodes().numpy()
-    omega = (1 + ((x[1:] + x[:-1]) / 2) ** 2) ** -2.0
+    x2 = np.broadcast_to((grid.nodes()[1:] - grid.spacing / 2).numpy() ** 2, (len(v), slopes.shape[-1]))
+    visits = (1 + x2) ** -2.0
+    if deviation is not None:
+        visits = np.exp(-x2 / (2 * deviation.double().cpu().numpy()[:, None].clip(min=1e-3) ** 2)) + 1e-6
     for j, floor in enumerate(-least):
-        for row in slopes[:, j]:
+        for row, omega in zip(slopes[:, j], visits, strict=True):
             raised = row - floor * ramp
             if (np.diff(raised) < 0).any():
                 row[:] = isotonic_regression(raised, weights=omega).x + floor * ramp

@@ -150,7 +150,8 @@ class FieldsOfExperts(Layers):
         (:func:`gnclib.foe.convexity.project`).
         """
         if self.config.convex_from is not None:
-            convexity.project(self.weights[0], convexity.convex_nodes(self.config), self.config.grid_x)
+            first, norms = convexity.convex_nodes(self.config), self.kernels[0].flatten(1).norm(dim=1)
+            convexity.project(self.weights[0], first, self.config.grid_x, norms)
             for w in self.coarse.weights if self.coarse else ():
                 convexity.project(w, 0, self.config.coarse_grid)
 

@@ -1,5 +1,8 @@
 """Claims and the records of their tests: the evidence that a notebook measured, and the verdict that follows from it.
 
+A claim about learned priors is judged twice by the same rule: on ours (R_1 to R_3), and on those of the restored recipe
+(P_1 to P_3), whose evidence has names that begin with `RESTORED`.
+
 A notebook that tests a claim ends a cell with
 
     claims.record("F1-steps", {"steps_at_small_t0": 94, "steps_at_large_t0": 11}, "on 120 values of t")
@@ -28,9 +31,11 @@ from gnclib.io import decode, dumps, encode, settings, write_text
 from gnclib.suite import rules
 from gnclib.suite.plots import COLLECT
 
-__all__ = ["CLAIMS", "MIME", "Claim", "Evidence", "Record", "cell", "claim", "record"]
+__all__ = ["CLAIMS", "MIME", "RESTORED", "Claim", "Evidence", "Record", "cell", "claim", "record"]
 
 MIME = "application/vnd.gnclib.claim+json"
+#: how the names of the evidence of the restored priors begin
+RESTORED = "P: "
 
 
 class NotANumber(Exception):
@@ -73,6 +78,8 @@ class Claim:
         Function of the evidence: true, false, or one of `gnclib.suite.rules.VERDICTS`.
     identity
         The statement is true by algebra; its verdict is "verified identity" or "does not hold".
+    learned
+        The statement is about learned priors: it has two verdicts, on R and on P.
     rtol, atol
         Two runs agree if each number differs by at most `atol + rtol * |number|`.
     """
@@ -83,6 +90,7 @@ class Claim:
     source: str
     rule: Callable[[Evidence], bool | str]
     identity: bool = False
+    learned: bool = False
     rtol: float = 1e-3
     atol: float = 1e-6
 
@@ -149,8 +157,22 @@ class Record:
 
     @property
     def verdict(self) -> str:
-        """One of `gnclib.suite.rules.VERDICTS`, computed from the evidence."""
-        return claim(self.id).verdict(self.evidence)
+        """One of `gnclib.suite.rules.VERDICTS`, computed from the evidence on our priors."""
+        return claim(self.id).verdict({k: v for k, v in self.evidence.items() if not k.startswith(RESTORED)})
+
+    @property
+    def restored(self) -> tuple[str, int | None]:
+        """The verdict on the restored priors and the number of images; "not measured" without evidence on them.
+
+        Its evidence may name P_1 what the rule calls R_1. Undecided where they lack what the rule compares.
+        """
+        given = {k.removeprefix(RESTORED): v for k, v in self.evidence.items() if k.startswith(RESTORED)}
+        own = {k.replace("P_", "R_"): v for k, v in given.items()}
+        if not own:
+            return "not measured", None
+        with suppress(ValueError):
+            return claim(self.id).verdict(own), own.get("images")
+        return rules.UNDECIDED, own.get("images")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the ledger and for the output of a cell; `from_json` reads it back."""
@@ -182,6 +204,7 @@ class Record:
             "evidence": self.evidence_text(),
             "rule": f"`{item.rule_text()}`",
             "**verdict**": f"**{self.verdict}**",
+            "**verdict on P**": f"**{self.restored[0]}**" if item.learned else "",
             "note": self.note,
         }
         first, *rest = [f"| {name} | {cell(text)} |" for name, text in rows.items() if text]
@@ -203,7 +226,9 @@ def cell(text: str) -> str:
     return " ".join(text.split()).replace("|", "\\|")
 
 
-def record(id: str, evidence: Mapping[str, Any], note: str = "") -> Record:
+def record(
+    id: str, evidence: Mapping[str, Any], note: str = "", restored: Mapping[str, Any] | None = None
+) -> Record:
     """Test a claim: compute its verdict from the evidence.
 
     Make the result the last expression of the cell (or `display` it): shown output is what gets collected.
@@ -216,12 +241,15 @@ def record(id: str, evidence: Mapping[str, Any], note: str = "") -> Record:
         Numbers, booleans or text by name; one-element arrays and tensors are turned into numbers.
     note
         A remark for the reader, without effect on the verdict.
+    restored
+        The same evidence on the priors of the restored recipe, where the claim is about learned priors.
 
     Raises
     ------
     ValueError
         Unknown claim, evidence that is no single number, boolean or text, or evidence that the rule lacks.
     """
+    evidence = dict(evidence) | {RESTORED + name: value for name, value in (restored or {}).items()}
     made = Record(id, {name: _value(id, name, value) for name, value in evidence.items()}, note)
     data = made.to_json()  # computes the verdict, so that a mistake shows here
     if folder := os.environ.get(COLLECT):

@@ -26,7 +26,9 @@ What Kobler & Pock 2023 claim, and what the notebooks of this repository measure
 verdict is computed from the evidence by the rule printed beside it. A *verified identity* is true by algebra and was
 checked to rounding. `graded(a, b)` holds if a is true, and with a caveat if only b is: in a narrower range.
 `beyond_noise(margins, noise)` holds if all margins are larger than the noise, *does not hold* if one is as far below
-zero, is a caveat if some are larger and the others positive, and else *undecided*. "Quick" numbers come from the
+zero, is a caveat if some are larger and the others positive, and else *undecided*. The column "on P" has the same
+rule's verdict on the priors of the restored recipe, next to that on ours, "images" how many photographs or crops each
+was judged on. "Quick" numbers come from the
 notebooks' small default settings, "full" ones from `gnc figures --full`. The numbers of the paper's experiments are not
 known here; settings are this project's choice.
 """
@@ -124,12 +126,19 @@ def to_markdown(records: Iterable[Record]) -> str:
         counts = Counter(verdicts[id] for id, item in CLAIMS.items() if item.source == source)
         lines.append(f"| {title} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
     for source, title in _SOURCES.items():
-        lines += ["", f"## {title}", "", "| id | claim | where | verdict | notebook |", "|" + "---|" * 5]
+        head = "| id | claim | where | verdict | images | on P | images | notebook |"
+        lines += ["", f"## {title}", "", head, "|" + "---|" * 8]
         for id, item in CLAIMS.items():
             if item.source == source:
                 made = f"{tested[id].notebook} ({tested[id].mode})" if id in tested else "- (not run)"
-                row = (id, cell(item.sentence), cell(item.where), verdicts[id], made)
-                lines.append("| " + " | ".join(row) + " |")
+                seen, on_p = "", ("", None)
+                if item.learned:
+                    seen = tested[id].evidence.get("images", "") if id in tested else ""
+                    on_p = tested[id].restored if id in tested else ("not measured", None)
+                row = (verdicts[id], seen, on_p[0], "" if on_p[1] is None else on_p[1], made)
+                lines.append(
+                    "| " + " | ".join(map(str, (id, cell(item.sentence), cell(item.where), *row))) + " |"
+                )
     lines += ["", "## Evidence and rules"]
     for id, made in tested.items():
         lines += ["", f"### {id}: {verdicts[id]} ({made.notebook}, {made.mode})", "", claim(id).sentence, ""]

@@ -64,17 +64,20 @@ def test_projection_of_nothing_and_of_large_potentials():
     assert (w.diff(n=2, dim=1).double() > 0).all()  # rounding to float32 made none negative
 
 
-def test_projection_is_the_closest_convex_sequence():
+@pytest.mark.parametrize("deviation", [None, torch.tensor([0.5, 2.0])])
+def test_projection_is_the_closest_convex_sequence(deviation):
     """Against a general solver, in the weighted differences from node to node."""
     grid, v = SplineGrid(9, -2.0, 2.0), torch.randn(2, 9, 1, generator=generator(), **f64)
     w = v.clone()
-    convexity.project(w, 0, grid)
+    convexity.project(w, 0, grid, deviation)
     x = grid.nodes().numpy()
-    omega = (1 + ((x[1:] + x[:-1]) / 2) ** 2) ** -2.0
-    for row, found in zip(v[..., 0].numpy(), w[..., 0].numpy(), strict=True):
+    for c, (row, found) in enumerate(zip(v[..., 0].numpy(), w[..., 0].numpy(), strict=True)):
+        omega = (1 + ((x[1:] + x[:-1]) / 2) ** 2) ** -2.0
+        if deviation is not None:
+            omega = np.exp(-0.5 * ((x[1:] + x[:-1]) / 2 / deviation[c].item()) ** 2) + 1e-6
         slopes = np.diff(row)
         best = minimize(
-            lambda s, slopes=slopes: float((omega * (s - slopes) ** 2).sum()),
+            lambda s, slopes=slopes, omega=omega: float((omega * (s - slopes) ** 2).sum()),
             np.zeros(8),
             constraints={"type": "ineq", "fun": np.diff},
             options={"ftol": 1e-14, "maxiter": 1000},

@@ -322,10 +322,27 @@ def test_page_lists_every_claim(tmp_path):
     page = (tmp_path / "claims.md").read_text()
     rows = {line.split("|")[1].strip(): line for line in page.splitlines() if line.startswith("|")}
     assert claims.CLAIMS.keys() <= rows.keys()
-    assert f"| {IDENTITY} | 02_gnc_flow (quick) |" in rows["A1-tweedie"]
-    assert f"| {UNDECIDED} | - (not run) |" in rows["C2.3"]
+    assert f"| {IDENTITY} |  |  |  | 02_gnc_flow (quick) |" in rows["A1-tweedie"]
+    assert f"| {UNDECIDED} |  |  |  | - (not run) |" in rows["C2.3"]
     papers = [item for item in claims.CLAIMS.values() if item.source == "paper"]
     assert rows["The paper's claims"].endswith(f"| 1 | 0 | 0 | {len(papers) - 2} | 1 |")
+
+
+def test_a_learned_prior_and_a_restored_one_are_judged_side_by_side(tmp_path):
+    """By one rule, each on its own evidence; what one lacks the other does not lend."""
+    ours = {"largest_R_1": 1.0, "images": 30}
+    both = claims.record("I-lipschitz", ours, restored={"largest_R_1": 3.0, "images": 40})
+    assert (both.verdict, both.restored) == (HOLDS, (FAILS, 40))
+    assert claims.Record.from_json(both.to_json()) == both
+    lone = claims.record("I-lipschitz", ours)
+    short = claims.record(
+        "F2-simpler", {f"minima_R_{k}": 3.0 - k for k in (1, 2, 3)}, restored={"minima_R_1": 1.0}
+    )
+    assert (lone.restored, short.restored) == (("not measured", None), (UNDECIDED, None))
+    ledger.save(tmp_path, [both])
+    assert f"| {HOLDS} | 30 | {FAILS} | 40 |" in (tmp_path / "claims.md").read_text()
+    with pytest.raises(ValueError, match="lacks"):
+        claims.record("F2-simpler", {"images": 1}, restored={"minima_R_1": 1.0})
 
 
 def test_damaged_ledger_is_named(tmp_path):
