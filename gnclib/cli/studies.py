@@ -169,10 +169,10 @@ def certify(prior, sigma):
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="where jobs compute")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/figure3_NAME.json)")
 def sweep(prior, task, sets, limit, crop, t_first, only, reference, workers, device, out):
-    """Run the GNC flow (linear: gnc, and "gnc log") and joint optimisation (joint: N = 2n, literal: N = 48n) from 8
-    initial smoothings t_0 with 1 to 64 steps for denoising and inpainting, and measure energy and PSNR. One job is one image and task; its result is added to FILE at once.
-    Started again after an interruption, the command computes what is missing. Several commands, also on several
-    machines, can fill one file."""
+    """Run the GNC flow (linear: gnc, and "gnc log") and joint optimisation (joint: N = 2n; only on demand literal:
+    N = 48n) from 8 initial smoothings t_0 with 1 to 64 steps for denoising and inpainting, and measure energy and
+    PSNR. One job is one image and task; its result is added to FILE at once. Started again after an interruption, the
+    command computes what is missing. Several commands, also on several machines, can fill one file."""
     from dataclasses import replace
 
     from gnclib.studies import figure3

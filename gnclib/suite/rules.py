@@ -33,6 +33,15 @@ def beyond_noise(margins: Iterable[float], noise: Iterable[float]) -> str:
     return CAVEAT if any(shown) and all(margin > 0 for margin, _ in pairs) else UNDECIDED
 
 
+#: no verdict on a mean over images from fewer of them
+LEAST_IMAGES = 24
+
+
+def from_enough(images: int, verdict: bool | str) -> bool | str:
+    """The verdict, or `UNDECIDED` with fewer than :data:`LEAST_IMAGES` images."""
+    return verdict if images >= LEAST_IMAGES else UNDECIDED
+
+
 # --- the rules ------------------------------------------------------------------------------------------
 
 
@@ -137,7 +146,7 @@ def i_mmse(e):
 
 def i_learned(e):
     wins = e.learned_db > e.paper_rule_best_db
-    return graded(wins and e.learned_db > e.increment_rule_db, wins)
+    return from_enough(e.images, graded(wins and e.learned_db > e.increment_rule_db, wins))
 
 
 def i_finetune(e):
@@ -201,12 +210,13 @@ def f3_inpainting(e):
 
 def f4_energy(e):
     gap = max(e.gnc_gap, e.joint_gap)
-    return graded(gap < 0.02, gap < 0.05)
+    return from_enough(e.images, graded(gap < 0.02, gap < 0.05))
 
 
 def f4_learned_energy(e):
     others = max(e.gnc_gap, e.joint_gap)
-    return graded(e.learned_gap > 0.02 and e.learned_gap > 2 * others, e.learned_gap > others)
+    far = e.learned_gap > 0.02 and e.learned_gap > 2 * others
+    return from_enough(e.images, graded(far, e.learned_gap > others))
 
 
 def f4_learned_psnr(e):

@@ -119,6 +119,21 @@ def test_joint_iterates_are_those_of_separate_runs(job):
             )
 
 
+def test_the_literal_preconditioner_counts_channels_and_pixels(job):
+    result, hand = job
+    settings = replace(SMALL, algorithms=("literal",), reference_schedule=0)
+    found = attainment.measure(tiny(), hand.task, hand.x.float(), 5, settings)["maps"]
+    assert [*found] == ["literal"]
+    term = attainment.problem(hand.task, hand.x.float(), 5, settings)
+    end = last(joint_descent(tiny(), 0.05, term, steps=8, summands=48 * 12 * 12))
+    maps = found["literal"]
+    assert maps["t"][1][2] == pytest.approx(float(end.t), rel=1e-3)
+    assert maps["energy"][1][2] == pytest.approx(hand.energy(end.x.double()), abs=2e-4)
+    assert maps["t"][1][2] > 1.2 * result["maps"]["joint"]["t"][1][2]  # slower
+    with pytest.raises(ValueError, match="must be some of gnc, gnc log, joint, literal"):
+        Settings(algorithms=("palm",))
+
+
 def test_reference_and_distances(job):
     result, hand = job
     x = hand.run(np.geomspace(1, hand.t_min, 5))

@@ -37,6 +37,9 @@ GOOD = {
         )
     },
     "F3-attain": {"rate_gnc_at_largest_t0_and_steps": 0.84},
+    "I-learned": {"images": 24},
+    "F4-energy": {"images": 24},
+    "F4-learned-energy": {"images": 24},
     "A-boundary": {"largest_psnr_difference": 0.02},
     "A-dct": {"change_at_128": -0.5, "change_at_25": -0.5},
     "A-scaled": {"change_at_25": -0.1},
@@ -196,6 +199,12 @@ def test_where_a_sentence_fails_beyond_the_noise_no_caveat_covers_it():
         assert claims.CLAIMS["X-problems"].verdict(problems | changed) == verdict
 
 
+@pytest.mark.parametrize("id", ["I-learned", "F4-energy", "F4-learned-energy"])
+def test_few_images_decide_nothing(id):
+    for change in ({}, *BAD[id]):  # what would hold, and what would not
+        assert claims.CLAIMS[id].verdict(evidence(id) | {"images": 23} | change) == UNDECIDED
+
+
 def test_verdicts_on_differences_and_grades():
     assert [graded(True, False), graded(False, True), graded(False, False)] == [HOLDS, CAVEAT, FAILS]
     assert beyond_noise([2, 3], [1, 1]) == HOLDS
@@ -218,7 +227,9 @@ def test_nan_decides_nothing_and_missing_evidence_is_named():
 
 def test_the_table_of_claims_and_the_rules_belong_together():
     named = {name for name, item in vars(rules).items() if getattr(item, "__module__", "") == rules.__name__}
-    assert named - {"beyond_noise", "graded"} == {item.rule.__name__ for item in claims.CLAIMS.values()}
+    assert named - {"beyond_noise", "from_enough", "graded"} == {
+        item.rule.__name__ for item in claims.CLAIMS.values()
+    }
     assert claims.CLAIMS.keys() == BAD.keys() == STORED.keys()
     for item in claims.CLAIMS.values():
         assert item.sentence.endswith(".")
