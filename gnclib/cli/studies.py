@@ -261,7 +261,7 @@ def _entropy(row) -> str:
     gnc pairs --count 2 --limit 4 --out few.json
     """
 )
-@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 4, 16, 64, 256)")
+@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 4, 16, 64)")
 @click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of BSDS68")
 @click.option("--out", type=PATH, default="runs/pairs.json", metavar="FILE", help="result file")
 def pairs(count, limit, out):

@@ -70,11 +70,7 @@ def a1_one_step(e):
 
 
 def a1_arrive(e):
-    there = e.figure1_share == 1
-    return graded(
-        there and e.random_mixtures_share == 1,
-        there and e.random_mixtures_share > e.gradient_descent_share,
-    )
+    return e.figure1_share == 1 > e.gradient_descent_share
 
 
 def f1_left(e):
@@ -139,14 +135,16 @@ def i_palm(e):
 
 
 def i_mmse(e):
-    off = e.largest_deviation_of_factor
-    right = off < 0.05 and 0.9 < e.best_told_sigma_over_true < 1.1
-    return e.smallest_gain_db > 0 and graded(right, off < 0.2)
+    length = e.largest_deviation_of_factor < 0.05 and 0.9 < e.best_told_sigma_over_true < 1.1
+    return e.smallest_gain_db > 0 and graded(length and e.best_other_prior_above_db < 0.1, length)
 
 
 def i_learned(e):
-    wins = e.learned_db > e.paper_rule_best_db
-    return from_enough(e.images, graded(wins and e.learned_db > e.increment_rule_db, wins))
+    return from_enough(e.images, beyond_noise([e.above_best_predefined_db], [2 * e.standard_error_db]))
+
+
+def i_few(e):
+    return graded(e.lost_with_4_pairs_db < 0.05, e.lost_with_16_pairs_db < 0.05)
 
 
 def i_finetune(e):
@@ -177,7 +175,9 @@ def f2_linear(e):
 
 
 def f2_simpler(e):
-    return graded(e.minima_R_3 < e.minima_R_2 < e.minima_R_1, e.minima_R_3 < e.minima_R_1)
+    by_level = list(zip(*(e.each(f"minima_R_{k}_at_") for k in (1, 2, 3)), strict=True))
+    falls = [three < two < one for one, two, three in by_level]
+    return graded(all(falls), falls[0])
 
 
 def f3_similar(e):
@@ -209,8 +209,8 @@ def f3_inpainting(e):
 
 
 def f4_energy(e):
-    gap = max(e.gnc_gap, e.joint_gap)
-    return from_enough(e.images, graded(gap < 0.02, gap < 0.05))
+    worst, best = (max(gap, e.joint_gap) for gap in (e.gnc_gap_of_the_worst_start, e.gnc_gap))
+    return from_enough(e.images, graded(worst < 0.02, best < 0.05))
 
 
 def f4_learned_energy(e):
@@ -220,14 +220,12 @@ def f4_learned_energy(e):
 
 
 def f4_learned_psnr(e):
-    photograph = e.learned_db > max(e.gnc_db, e.joint_db)
-    crops = e.learned_db_mean_of_crops > max(e.gnc_db_mean_of_crops, e.joint_db_mean_of_crops)
-    return graded(photograph and crops, photograph)
+    return beyond_noise(e.each("above_"), e.each("two_standard_errors_"))
 
 
 def f4_last_step(e):
-    last = [e.best_step_of_the_photograph == e.last_step, e.best_step_of_the_mean_of_crops == e.last_step]
-    return graded(all(last), any(last))
+    last = [e.best_step_of_the_photograph == e.last_step, e.best_step_of_the_mean_of_68 == e.last_step]
+    return graded(all(last), last[1])
 
 
 def p_wiener(e):
@@ -252,7 +250,7 @@ def j_identity(e):
 
 
 def j_calibrated(e):
-    return e.largest_mean < 0.05
+    return beyond_noise([0.05 - e.largest_mean], [2 * e.largest_standard_error])
 
 
 def a_lambda(e):
@@ -382,3 +380,8 @@ def x_sure(e):
 def x_entropy(e):
     far = max(e.each("from_0_1_bits_")) <= 0.02
     return graded(far and max(e.each("largest_bits_")) <= 0.02, far)
+
+
+def x_expressive(e):
+    better = beyond_noise(e.each("above_R_3_db_"), e.each("two_standard_errors_db_"))
+    return e.proved_convex_from <= 4 and e.smallest_where_nothing_is_proved < 0 and better

@@ -21,7 +21,7 @@ from gnclib.foe import FieldsOfExperts
 from gnclib.gmm import bounds
 from gnclib.images import data, psnr
 from gnclib.io.table import Content
-from gnclib.studies import ablations, entropy, field, figure3, patches, problems
+from gnclib.studies import ablations, entropy, field, figure3, pairs, patches, problems
 from gnclib.studies.attainment import measure
 from gnclib.studies.comparison import jobs
 
@@ -313,3 +313,20 @@ def test_two_images_under_each_density():
             for now, then in zip(found[name], getattr(row, name), strict=False):
                 assert math.isclose(now, then, rel_tol=1e-4, abs_tol=1e-3), (prior, row.sigma, name)
             assert not math.isclose(found[name][0], getattr(row, name)[0] + 0.01, rel_tol=1e-4, abs_tol=1e-3)
+
+
+# --- pairs: two images by one schedule --------------------------------------------------------------------
+
+
+@needs_val
+def test_stored_schedules_give_their_psnr():
+    content, chance = pairs.load(), draw("pairs")
+    row = chance.choice(content.rows["schedules"])
+    t, eta = (torch.tensor(column, dtype=torch.float64) for column in (row.t, row.eta))
+    images, prior = data.bsds68(), FieldsOfExperts.from_pretrained("R1")
+    assert list(images) == content.about.images
+    for k in chance.sample(range(68), 2):
+        found = pairs.restored(prior, t, eta, images[content.about.images[k]], k)
+        assert abs(found - row.psnr[k]) <= PSNR, (
+            f"{row.method}, {row.pairs} pairs, image {k}, GNC_SAMPLE={SEED}"
+        )
