@@ -359,7 +359,7 @@ def test_a_learned_prior_and_a_restored_one_are_judged_side_by_side(tmp_path):
     assert (lone.restored, short.restored) == (("not measured", None), (UNDECIDED, None))
     ledger.save(tmp_path, [both])
     assert f"| {HOLDS} | 30 | {FAILS} | 40 |" in (tmp_path / "claims.md").read_text()
-    with pytest.raises(ValueError, match="lacks"):
+    with pytest.raises(ValueError, match="has no name that begins with minima_R_1_at_"):
         claims.record("F2-simpler", {"images": 1}, restored={"minima_R_1": 1.0})
 
 
