@@ -24,14 +24,13 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.fft import dctn, idctn
 from scipy.optimize import brentq
 from scipy.special import expit
 from torch import Tensor
 
 from gnclib.checks import as_time
 from gnclib.restore.flow import Prior, wide
-from gnclib.restore.sampling import ACCEPTED
+from gnclib.restore.sampling import ACCEPTED, cosines
 from gnclib.restore.schedules import as_count
 
 __all__ = ["Bracket", "Gaussian", "WithBrightness", "annealed_constant", "quadratic_constant"]
@@ -56,32 +55,24 @@ class Gaussian:
     def of(cls, images: Tensor) -> Gaussian:
         """With the mean grey value and the spectrum of images (N, 1, H, W)."""
         mean = images.mean().item()
-        return cls(mean, _transform(images - mean).square().mean((0, 1)))
+        return cls(mean, cosines(images - mean).square().mean((0, 1)))
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
         """R(y, t), (B,)."""
         v = self.spread(y, t)
-        return 0.5 * (_transform(y - self.mean).square() / v + (2 * math.pi * v).log()).flatten(1).sum(1)
+        return 0.5 * (cosines(y - self.mean).square() / v + (2 * math.pi * v).log()).flatten(1).sum(1)
 
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """The gradient of :meth:`energy`, shaped like y."""
-        return _transform(_transform(y - self.mean) / self.spread(y, t), inverse=True)
+        return cosines(cosines(y - self.mean) / self.spread(y, t), inverse=True)
 
     def coloured(self, u: Tensor, t: float) -> Tensor:
         """m + DCT^-1 (v^(1/2) u): a sample for white u, (B, 1, H, W) or (B, d)."""
-        return self.mean + _transform(self.spread(u, t).sqrt() * u, inverse=True)
+        return self.mean + cosines(self.spread(u, t).sqrt() * u, inverse=True)
 
     def spread(self, like: Tensor, t: float | Tensor) -> Tensor:
         """v, (B, 1, H, W) or (B, d)."""
         return self.variances.to(like) + wide(as_time(t, len(like), like=like), like)
-
-
-def _transform(y: Tensor, inverse: bool = False) -> Tensor:
-    """The orthonormal cosine transform of images; vectors stay as they are."""
-    if y.ndim < 4:
-        return y
-    made = (idctn if inverse else dctn)(y.detach().cpu().numpy(), axes=(-2, -1), norm="ortho")
-    return torch.from_numpy(made).to(y)
 
 
 @dataclass(frozen=True)
@@ -214,7 +205,7 @@ class _Path:
         y = self.base.coloured(u, self.t)
         with torch.no_grad():
             value, grad = self.energy.energy(y, self.t).double(), self.energy.grad(y, self.t)
-        return u, value, self.base.spread(u, self.t).sqrt() * _transform(grad)
+        return u, value, self.base.spread(u, self.t).sqrt() * cosines(grad)
 
     def move(self, at: tuple[Tensor, Tensor, Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
         """One proposal at b = k / steps."""

@@ -10,6 +10,10 @@ With the energy U = R(., t) + D, gradient g = grad U and step h,
 accepted. Each sample of a batch is a chain of its own. The step is tuned during the first part of the budget so that
 :data:`ACCEPTED` of the proposals are accepted, the optimum in many dimensions (Roberts & Rosenthal 1998), then kept.
 
+*Annealed* (:func:`annealed_mala`): the chains follow R(., t) from sigma = 1, where energies are nearly convex and
+chains forget their starts, down to the t that is wanted. Images move along their cosines, each at its own scale: with
+p_k the inverse of the curvature of U along the cosine k, MALA runs on DCT(x)_k / p_k^(1/2).
+
 :func:`r_hat` and :func:`effective_size` say whether chains have mixed: near 1, and how many independent samples the
 chains are worth.
 """
@@ -18,20 +22,23 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
+from scipy.fft import dctn, idctn
 from torch import Tensor
 
 from gnclib.restore.flow import DataTerm, Prior, checked_start, wide
-from gnclib.restore.schedules import as_count
+from gnclib.restore.schedules import as_count, log_schedule
 
-__all__ = ["ACCEPTED", "Sample", "effective_size", "mala", "r_hat"]
+__all__ = ["ACCEPTED", "Sample", "annealed_mala", "cosines", "effective_size", "mala", "r_hat"]
 
 #: share of the proposals that the tuning aims at
 ACCEPTED = 0.574
 #: part of the budget that is spent on tuning, which yields no samples
 TUNING = 0.3
+#: noise levels of an annealed chain, the part of the budget that the way down takes, and proposals for each at least
+LEVELS, DESCENT, LEAST = 16, 0.3, 10
 
 
 @dataclass(frozen=True)
@@ -40,7 +47,7 @@ class Sample:
 
     Attributes
     ----------
-    step : number of proposals since the tuning ended, from 1
+    step : number of proposals since the tuning ended, from 1; while it lasts <= 0, and no sample of the posterior
     x : (B, ...), one state per chain
     energy : (B,), R(x, t) + D(x)
     accepted : (B,), bool
@@ -94,7 +101,82 @@ def mala(
     h = (t or 1e-3) if step is None else step
     if not (math.isfinite(h) and h > 0):
         raise ValueError(f"the step must be finite and > 0, got {h}")
-    return _chain(_target(prior, t, data), x, h, budget, generator, free)
+    chain = _chain(_target(prior, t, data), x, h, budget, round(TUNING * budget), generator, free)
+    return (sample for sample in chain if sample.step > 0)
+
+
+def annealed_mala(
+    prior: Prior,
+    t: float,
+    data: DataTerm | None = None,
+    start: Tensor | None = None,
+    *,
+    gradients: int,
+    generator: torch.Generator | None = None,
+    first: float | None = None,
+) -> Iterator[Sample]:
+    """Chains that come down from sigma = 1 (or the prior's largest, or that of t) and end with exp(-R(x, t) - D(x)).
+
+    A Sample after each proposal: those on the way and while the step is tuned have a step <= 0, the others are draws.
+
+    Parameters
+    ----------
+    prior, data, start, generator : as for :func:`mala`
+    t : float > 0
+    gradients : int
+        The budget per chain: :data:`DESCENT` of it for the way down, the rest for MALA at t.
+    first : float, optional
+        Another t to come down from, for chains that have been there.
+
+    Raises
+    ------
+    ValueError
+        As :func:`mala`; fewer than LEAST LEVELS / DESCENT gradients.
+    """
+    x, budget = checked_start(prior, data, start), as_count(gradients)
+    each = int(DESCENT * budget / LEVELS)
+    if each < LEAST:
+        raise ValueError(
+            f"annealing takes {math.ceil(LEAST * LEVELS / DESCENT)} gradients or more, got {budget}"
+        )
+    highest = first or max(t, min(1.0, getattr(prior, "sigma_max", 1.0)) ** 2)
+    levels = log_schedule(highest, t, LEVELS + 1).tolist()
+    return _annealed(prior, levels, data, x, each, budget, generator, 0 if first else each // 2)
+
+
+def _annealed(prior, levels, data, x: Tensor, each: int, budget: int, generator, sure) -> Iterator[Sample]:
+    h, last = 0.1, budget - each * LEVELS
+    for k, t in enumerate(levels):
+        target, root = _target(prior, t, data), None
+        if x.ndim == 4:
+            root = _curvature(target, x, math.sqrt(t), generator).rsqrt()
+        else:
+            h *= t / levels[k - 1] if k else t / h
+        count, tuning = (each, each) if k < LEVELS else (last, round(TUNING * last))
+        rest = each * (LEVELS - 1 - k) + round(TUNING * last)
+        for sample in _chain(target, x, h, count - 2, tuning, generator, root=root, sure=0 if k else sure):
+            yield sample if k == LEVELS else replace(sample, step=sample.step - rest)
+        x, h = sample.x, sample.size
+
+
+def cosines(y: Tensor, inverse: bool = False) -> Tensor:
+    """The orthonormal cosine transform of images (B, 1, H, W); vectors stay as they are."""
+    if y.ndim < 4:
+        return y
+    made = (idctn if inverse else dctn)(y.detach().cpu().numpy(), axes=(-2, -1), norm="ortho")
+    return torch.from_numpy(made).to(y)
+
+
+def _curvature(target, x: Tensor, sigma: float, generator) -> Tensor:
+    """Second derivatives of U along cosines, (H, W), means over chains and frequencies of about one length."""
+    signs = 2.0 * torch.randint(2, x.shape, generator=generator).to(x) - 1
+    v = 0.5 * sigma * cosines(signs, inverse=True)
+    found = (signs * cosines(target(x + v)[1] - target(x - v)[1]) / sigma).mean((0, 1))  # (H, W)
+    rows, columns = (torch.arange(n, device=x.device) / n for n in x.shape[-2:])
+    rings = (6 * torch.log2(1 + max(x.shape[-2:]) * torch.hypot(rows[:, None], columns))).round().long()
+    sums, counts = (torch.bincount(rings.flatten(), w.flatten()) for w in (found, torch.ones_like(found)))
+    means = (sums / counts.clamp(min=1)).clamp(min=1e-3 / sigma**2)
+    return means.to(x)[rings]
 
 
 def _target(prior: Prior, t: float, data: DataTerm | None) -> Callable[[Tensor], tuple[Tensor, Tensor]]:
@@ -114,8 +196,20 @@ def _target(prior: Prior, t: float, data: DataTerm | None) -> Callable[[Tensor],
     return target
 
 
-def _chain(target, x: Tensor, h: float, budget: int, generator, free: Tensor | None) -> Iterator[Sample]:
-    tuning = round(TUNING * budget)
+def _chain(
+    target, x: Tensor, h: float, budget: int, tuning: int, generator, free=None, root=None, sure: int = 0
+) -> Iterator[Sample]:
+    """`budget` - 1 proposals; the chain runs on u with x = DCT^-1(root u), or on x where there is no root.
+
+    The first `sure` proposals, on the way from a start far away, are accepted if their energy is finite.
+    """
+    if root is not None:
+        x, of_image = cosines(x) / root, target
+
+        def target(u: Tensor) -> tuple[Tensor, Tensor]:
+            found, slope = of_image(cosines(root * u, inverse=True))
+            return found, root * cosines(slope)
+
     value, grad = target(x)
     for k in range(1, budget):
         z = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
@@ -129,13 +223,14 @@ def _chain(target, x: Tensor, h: float, budget: int, generator, free: Tensor | N
         log_ratio = value - new_value + (_squared(ahead) - _squared(back)) / (4 * h)
         u = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device)
         accepted = u.log() < log_ratio  # nan and far too large energies are never accepted
+        accepted = torch.isfinite(new_value) if k <= sure else accepted
         value = torch.where(accepted, new_value, value)
         x, grad = (torch.where(wide(accepted, x), a, b) for a, b in ((proposal, x), (new_grad, grad)))
-        if k < tuning:
+        if sure < k < tuning:
             rate = log_ratio.exp().clamp(max=1).nan_to_num().mean().item()
-            h *= math.exp((rate - ACCEPTED) / k**0.5)
-        else:
-            yield Sample(k - tuning + 1, x, value, accepted, h)
+            h *= math.exp((rate - ACCEPTED) / (k - sure) ** 0.5)
+        image = x if root is None else cosines(root * x, inverse=True)
+        yield Sample(k - tuning if k < tuning else k - tuning + 1, image, value, accepted, h)
 
 
 def _squared(v: Tensor) -> Tensor:

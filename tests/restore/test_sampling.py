@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from gnclib.gmm import GaussianMixture, figure1_mixture
-from gnclib.restore.sampling import ACCEPTED, effective_size, mala, r_hat
+from gnclib.restore.evidence import Gaussian
+from gnclib.restore.sampling import ACCEPTED, annealed_mala, cosines, effective_size, mala, r_hat
 
 F64 = torch.float64
 
@@ -97,6 +98,45 @@ def test_what_is_not_free_stays():
     within(((second - 1.2) ** 2).mean(), 1 - 0.8**2, (second - 1.2) ** 2)
 
 
+def test_annealing_finds_the_weights_of_modes_that_chains_do_not_cross():
+    """Modes 40 standard deviations apart, all chains start in one: MALA stays, annealed chains divide as 0.3 : 0.7."""
+    mixture, t = GaussianMixture([0.3, 0.7], [-1.0, 1.0], [0.002, 0.002]), 5e-4
+    start = torch.full((400,), -1.0, dtype=F64)
+    (*_, end) = mala(mixture, t, start=start, gradients=600, generator=generator(5))
+    assert (end.x < 0).all()
+    draws = [
+        s
+        for s in annealed_mala(mixture, t, start=start, gradients=1200, generator=generator(6))
+        if s.step > 0
+    ]
+    share = (draws[-1].x > 0).double().mean().item()
+    assert abs(share - 0.7) < 5 * math.sqrt(0.21 / 400)
+    right = torch.stack([s.x for s in draws])[:, draws[-1].x > 0]
+    within(((right - 1) ** 2).mean(), 0.002 + t, (right - 1) ** 2)
+
+
+def test_annealed_images_have_a_gaussian_posterior():
+    """Coefficients whose variances differ by a factor of 1000: mean and variance of each, and steps that count on."""
+    variances = torch.logspace(0.5, -2.5, 64, dtype=F64).reshape(8, 8)
+    base, t, s = Gaussian(0.4, variances), 1e-3, 0.2
+    y = base.coloured(torch.randn(1, 1, 8, 8, generator=generator(7), dtype=F64), t)
+    start = torch.rand(8, 1, 8, 8, generator=generator(8), dtype=F64)
+    chain = annealed_mala(base, t, Fit(y, s), start, gradients=3000, generator=generator(9))
+    found = list(chain)
+    steps = [sample.step for sample in found]
+    assert steps == sorted(steps)
+    assert len(found) <= 3000
+    draws = torch.stack([sample.x for sample in found if sample.step > 0])
+    assert len(draws) > 1400
+    draws = cosines(draws.flatten(0, 1)).view_as(draws)
+    precision = 1 / (variances + t) + 1 / s**2
+    prior_mean = cosines(torch.full_like(y, 0.4))
+    mean = (prior_mean / (variances + t) + cosines(y) / s**2) / precision
+    assert r_hat(draws).max() < 1.05
+    within(draws.mean((0, 1)), mean[0], draws)
+    within(((draws - mean) ** 2).mean((0, 1)), (1 / precision)[None], (draws - mean) ** 2)
+
+
 def test_diagnostics_of_autoregressive_chains():
     """x_k = a x_{k-1} + noise has the effective size N (1 - a) / (1 + a); chains about two means never mix."""
     n, a = 40_000, 0.9
@@ -122,6 +162,8 @@ def test_bad_input():
         mala(line, 0.0, start=start, gradients=10, step=0.0)
     with pytest.raises(ValueError, match="integer"):
         mala(line, 0.0, start=start, gradients=0)
+    with pytest.raises(ValueError, match="534 gradients or more, got 500"):
+        annealed_mala(line, 0.01, start=start, gradients=500)
     with pytest.raises(ValueError, match="4 draws"):
         r_hat(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="4 draws"):
