@@ -15,8 +15,10 @@ proximal gradient descent the GNC flow of the paper (Kobler & Pock 2023, eq. 9):
                              sigma_denoiser=ts.sqrt().tolist(), stepsize=ts.tolist(), max_iter=30)
 
 Images are (B, C, H, W) with grey values in [0, 1]; each channel is a grey image to the energy, values add up over the
-channels. ``sigma_denoiser`` is a number or has one value per image, within the range on which the energy is defined
-(0.01 to 1 for the shipped priors).
+channels. ``sigma_denoiser`` is a number, has one value per image, (B,) or (B, 1, 1, 1), or one per channel, (1 or B, C,
+1, 1), within the range on which the energy is defined (0.01 to 1 for the shipped priors). The denoiser by several steps
+also takes one per pixel, whatever broadcasts to (B, C, H, W): its data term is then ``sum (x - y)^2 / (2 sigma^2)``.
+Images of 16 bits, as layers under autocast make them, are computed with in float32 and come back in their own type.
 """
 
 from __future__ import annotations
@@ -83,7 +85,7 @@ class EnergyPrior(Prior):
     def grad(self, x: Tensor, sigma_denoiser: float | Tensor, *args, **kwargs) -> Tensor:
         """The gradient of :meth:`fn` in x, shaped like x, by the energy's own formula; differentiable again."""
         channels, t = _channels(x, sigma_denoiser)
-        return self.energy.grad(channels, t).reshape(x.shape)
+        return self.energy.grad(channels, t).reshape(x.shape).to(x)
 
     def prox(
         self, x: Tensor, sigma_denoiser: float | Tensor, *args, gamma: float | Tensor = 1.0, **kwargs
@@ -121,7 +123,7 @@ class EnergyPrior(Prior):
                 RuntimeWarning,
                 stacklevel=2,
             )
-        return found.x.reshape(x.shape)
+        return found.x.reshape(x.shape).to(x)
 
 
 class EnergyDenoiser(Denoiser):
@@ -152,56 +154,78 @@ class EnergyDenoiser(Denoiser):
             )
 
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
-        """The noisy images (B, C, H, W) without their noise of standard deviation sigma, a number or one per image.
+        """The noisy images (B, C, H, W) without their noise of standard deviation sigma, see the module.
 
         Raises
         ------
         ValueError
-            As :meth:`EnergyPrior.fn`.
+            As :meth:`EnergyPrior.fn`; a sigma for each pixel, and one step.
         RuntimeError
             A derivative of several steps is wanted.
         """
-        channels, t = _channels(x, sigma)
         if self.steps == 1:
-            return (channels - t[:, None, None, None] * self.energy.grad(channels, t)).reshape(x.shape)
+            channels, t = _channels(x, sigma)
+            return (channels - t[:, None, None, None] * self.energy.grad(channels, t)).reshape(x.shape).to(x)
         _refuse_gradient("the GNC flow", self.energy, x, sigma)
+        channels, noise = _grey(x), _levels("sigma", sigma, x)
+        largest = noise.flatten(1).amax(1)  # (B C,), where the schedule begins
         result = torch.empty_like(channels)
-        for level in t.unique():  # a data term knows one noise level
-            chosen = t == level
-            result[chosen] = self._flow(channels[chosen], level.sqrt().item())
-        return result.reshape(x.shape)
+        for level in largest.unique():  # a schedule belongs to one noise level
+            chosen = largest == level
+            result[chosen] = self._flow(channels[chosen], level.item(), noise[chosen])
+        return result.reshape(x.shape).to(x)
 
-    def _flow(self, y: Tensor, sigma: float) -> Tensor:
-        ts, etas = predefined(self.energy, Task("denoise", 255 * sigma), self.steps)
-        return last(gnc_flow(self.energy, ts, Denoising(y, sigma), step_sizes=etas)).x
+    def _flow(self, y: Tensor, level: float, noise: Tensor) -> Tensor:
+        ts, etas = predefined(self.energy, Task("denoise", 255 * level), self.steps)
+        return last(gnc_flow(self.energy, ts, Denoising(y, noise), step_sizes=etas)).x
 
 
 def _energy(energy):
     return load_prior(energy) if isinstance(energy, (str, os.PathLike)) else energy
 
 
-def _channels(x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
-    """The channels as grey images, (B C, 1, H, W), and t = sigma^2 of each, (B C,)."""
+def _grey(x: Tensor) -> Tensor:
+    """The channels as grey images, (B C, 1, H, W), in float32 at least."""
     if not isinstance(x, Tensor) or x.ndim != 4:
         shape = tuple(x.shape) if isinstance(x, Tensor) else type(x).__name__
         raise ValueError(f"images must be a tensor of shape (B, C, H, W), got {shape}")
-    return x.reshape(-1, 1, *x.shape[2:]), _per_channel("sigma_denoiser", sigma, x) ** 2
+    return x.reshape(-1, 1, *x.shape[2:]).to(torch.promote_types(x.dtype, torch.float32))
+
+
+def _channels(x: Tensor, sigma: float | Tensor) -> tuple[Tensor, Tensor]:
+    """The channels as grey images, (B C, 1, H, W), and t = sigma^2 of each, (B C,)."""
+    return _grey(x), _per_channel("sigma_denoiser", sigma, x) ** 2
 
 
 def _per_channel(name: str, value, x: Tensor) -> Tensor:
-    """A number, or one number per image, as (B C,); positive and finite."""
+    """A number, or one per image or channel, as (B C,)."""
+    found = _levels(name, value, x)
+    if found[0].numel() > 1:
+        raise ValueError(
+            f"{name} has one value per pixel, {tuple(value.shape)}: that takes the denoiser with several steps,"
+            " EnergyDenoiser(steps=10)"
+        )
+    return found.reshape(-1)
+
+
+def _levels(name: str, value, x: Tensor) -> Tensor:
+    """A number, or one per image, channel or pixel, as (B C, 1, 1, 1) or (B C, 1, H, W); positive and finite."""
+    known = "a number, or a tensor with one value per image, channel (B, C, 1, 1) or pixel (B, C, H, W)"
     if value is None:
-        raise ValueError(f"this prior needs {name}: a number, or a tensor with one value per image")
+        raise ValueError(f"this prior needs {name}: {known}")
     try:
-        value = torch.as_tensor(value, dtype=x.dtype, device=x.device).reshape(-1)
+        wide = torch.promote_types(x.dtype, torch.float32)
+        value = torch.as_tensor(value, dtype=wide, device=x.device)
+        if value.ndim < 4:
+            value = value.reshape(-1, 1, 1, 1)
+        torch.broadcast_to(value, x.shape)
     except (TypeError, ValueError, RuntimeError) as error:
-        raise ValueError(f"{name} must be a number or a tensor with one value per image: {error}") from error
-    if len(value) not in (1, len(x)):
-        raise ValueError(f"{name} has {len(value)} values for {len(x)} images: give one, or one per image")
+        raise ValueError(f"{name} must be {known}, for images {tuple(x.shape)}: {error}") from error
     seen = value.detach()
     if not bool((torch.isfinite(seen) & (seen > 0)).all()):
-        raise ValueError(f"{name} must be finite and > 0, got {seen.tolist()}")
-    return value.expand(len(x)).repeat_interleave(x.shape[1])
+        raise ValueError(f"{name} must be finite and > 0, got {seen.min().item():g} to {seen.max().item():g}")
+    size = (1, 1) if value.shape[2:] == (1, 1) else x.shape[2:]
+    return value.expand(*x.shape[:2], *size).reshape(-1, 1, *size)
 
 
 def _refuse_gradient(what: str, energy, *inputs) -> None:

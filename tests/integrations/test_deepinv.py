@@ -150,7 +150,8 @@ def test_bad_input(ours, energy, clean):
     prior = ours.EnergyPrior(energy)
     for sigma, message in (
         (None, "needs sigma_denoiser"), (-0.1, "> 0"), (0.0, "> 0"), (float("nan"), "finite"), ("a", "number"),
-        (torch.ones(3), "3 values for 1 images"), (2.0, "range"),
+        (torch.ones(3), r"images \(1, 1, 24, 28\)"), (torch.full((24, 28), 0.1), "one value per image"),
+        (0.1 * torch.ones(1, 1, 24, 28), "one value per pixel"), (2.0, "range"),
     ):  # fmt: skip
         with pytest.raises(ValueError, match=message):
             prior(clean, sigma)
@@ -286,6 +287,35 @@ def test_denoiser_is_tweedie_s_formula_and_the_predefined_flow(deepinv, ours, en
     for model in (one, flow):
         best = metrics.psnr(model(noisy, 0.1), clean).item()
         assert best > metrics.psnr(noisy, clean).item() + 5
+
+
+def test_sigma_of_each_channel_and_pixel(ours, energy, clean):
+    y = data.add_noise(torch.cat([colour(clean), colour(clean.flip(-2))]), 0.1, seed=0)  # (2, 3, H, W)
+    one, flow = ours.EnergyDenoiser(energy), ours.EnergyDenoiser(energy, steps=4)
+    each = torch.tensor([0.05, 0.1, 0.2], dtype=torch.float64).reshape(1, 3, 1, 1)
+    for model in (one, flow):
+        apart = [model(y[:, c : c + 1], each[0, c].item()) for c in range(3)]
+        torch.testing.assert_close(model(y, each), torch.cat(apart, 1), rtol=0, atol=1e-12)
+    noise = 0.05 + 0.1 * torch.rand(
+        clean.shape, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    ts, etas = schemes.predefined(energy, Task("denoise", 255 * noise.max().item()), 4)
+    term = operators.Denoising(y[:1, :1], noise)
+    expected = solvers.last(solvers.gnc_flow(energy, ts, term, step_sizes=etas)).x
+    torch.testing.assert_close(flow(y, noise)[:1, :1], expected, rtol=0, atol=1e-12)
+    with pytest.raises(ValueError, match="one value per pixel"):
+        one(y, noise)
+
+
+def test_denoiser_under_autocast(ours, clean):
+    """Under autocast as without it, also for what a layer before it has rounded; the derivative too."""
+    model, y = ours.EnergyDenoiser("R1"), data.add_noise(clean.float(), 0.1, seed=0)
+    with torch.autocast("cpu", torch.bfloat16):
+        found = model(y, 0.1)
+        rounded = model(torch.nn.functional.conv2d(y, torch.ones(1, 1, 1, 1)), 0.1)
+    torch.testing.assert_close(found, model(y, 0.1), rtol=0, atol=1e-6)
+    assert rounded.dtype == torch.bfloat16
+    assert (rounded - found).abs().max() < 0.02
 
 
 def test_denoiser_has_derivatives(ours, energy, clean):
