@@ -18,6 +18,7 @@ from typing import Any
 
 from gnclib.io import read_json, write_bytes
 from gnclib.suite import ledger
+from gnclib.suite.figures import describe
 
 __all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "refresh", "stop", "write"]
 
@@ -182,9 +183,10 @@ def clean(content: bytes) -> bytes:
 
 
 def write(node: Any, path: Path) -> Path:
-    """Write a notebook to `path`, clean, in one step."""
+    """Write a notebook to `path`, clean and its figures with alternative texts, in one step."""
     import nbformat
 
+    describe(node)
     return write_bytes(path, clean(nbformat.writes(node).encode()))
 
 

@@ -15,7 +15,6 @@ import difflib
 import os
 import tempfile
 import time
-import tomllib
 from collections.abc import Callable, Iterable, Mapping
 from concurrent.futures import Future, ThreadPoolExecutor, as_completed
 from contextlib import nullcontext
@@ -26,6 +25,8 @@ from typing import Any
 from gnclib.io import files
 from gnclib.suite import ledger, notebooks
 from gnclib.suite.compare import compare_files
+from gnclib.suite.figures import MANIFEST, Figure, Manifest, gallery
+from gnclib.suite.figures import of as _of
 from gnclib.suite.notebooks import NotebookError
 
 __all__ = ["MANIFEST", "PAGES", "SUFFIXES", "Done", "Figure", "compared", "gallery", "run", "select"]
@@ -33,50 +34,6 @@ __all__ = ["MANIFEST", "PAGES", "SUFFIXES", "Done", "Figure", "compared", "galle
 SUFFIXES = (".png", ".pdf", ".json")
 #: what lies beside the figures: the ledger, and the gallery
 PAGES = {"claims.json", "claims.md", "README.md"}
-
-
-@dataclass(frozen=True)
-class Figure:
-    """A declared figure: its notebook, its title, and the tolerance of its numbers (`gnclib.suite.compare`)."""
-
-    notebook: str
-    title: str
-    rtol: float = 1e-3
-    atol: float = 1e-9
-
-
-def _declared() -> dict[str, Figure]:
-    by_notebook = tomllib.loads(Path(__file__).with_name("figures.toml").read_text(encoding="utf-8"))
-    return {
-        name: Figure(notebook, **({"title": item} if isinstance(item, str) else item))
-        for notebook, figures in by_notebook.items()
-        for name, item in figures.items()
-    }
-
-
-#: every figure by its name
-MANIFEST = _declared()
-Manifest = Mapping[str, Figure]
-
-
-def gallery(manifest: Manifest = MANIFEST) -> str:
-    """A Markdown page for the folder of the figures: each with its title and files, under its notebook."""
-    lines = [
-        "# Figures",
-        "",
-        "All of them, by the notebook that makes them; written by `gnc figures`, as are the numbers behind each figure",
-        "(JSON) and the [ledger of claims](claims.md).",
-    ]
-    for notebook in dict.fromkeys(figure.notebook for figure in manifest.values()):
-        lines += ["", f"## {notebook}"]
-        for name, figure in _of(notebook, manifest).items():
-            lines += ["", f"![{figure.title}]({name}.png)", ""]
-            lines += [f"*{figure.title}.* [pdf]({name}.pdf), [numbers]({name}.json)"]
-    return "\n".join(lines) + "\n"
-
-
-def _of(notebook: str, manifest: Manifest) -> dict[str, Figure]:
-    return {name: figure for name, figure in manifest.items() if figure.notebook == notebook}
 
 
 def select(only: Iterable[str], manifest: Manifest = MANIFEST, folder: Path | None = None) -> dict[str, Path]:

@@ -1,6 +1,8 @@
 """The book: the notebooks as an HTML site that needs no network to read (``make book``). Nothing is executed here."""
 
+import re
 import sys
+import tomllib
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -24,3 +26,23 @@ html_static_path = ["static"]
 html_css_files = ["book.css"]
 html_copy_source = False
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2}
+
+ALT = tomllib.loads((Path(__file__).parents[2] / "gnclib/suite/figures.toml").read_text(encoding="utf-8"))[
+    "alt"
+]
+
+
+def describe(app, doctree):
+    """Give the pictures that a cell shows the alternative texts of the figures that it saves."""
+    from docutils import nodes
+
+    for cell in doctree.findall(
+        lambda node: "cell" in node.get("classes", ()) if isinstance(node, nodes.Element) else False
+    ):
+        names = re.findall(r"\bsave\(\s*\w+,\s*[\"']([\w-]+)[\"']", cell.astext())
+        for image, name in zip(cell.findall(nodes.image), names, strict=False):
+            image["alt"] = ALT[name]
+
+
+def setup(app):
+    app.connect("doctree-read", describe)
