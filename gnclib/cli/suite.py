@@ -40,7 +40,6 @@ def figures(only, full, out, check, jobs, listed):
     """Run the notebooks in temporary copies, check that every declared figure was made, and collect the figures,
     their numbers (NAME.json) and the claims ledger (claims.md). A notebook that fails changes nothing."""
     from gnclib.suite import notebooks, reproduce
-    from gnclib.suite.figures import contact_sheet
 
     if listed:
         for name, figure in reproduce.MANIFEST.items():
@@ -62,7 +61,7 @@ def figures(only, full, out, check, jobs, listed):
         say(f"the fresh run agrees with {out}")
         return
     if out == clone / "figures":
-        contact_sheet(out).quantize(256).save(
+        reproduce.contact_sheet(out).quantize(256).save(
             clone / "notebooks" / "guide" / "contact_sheet.png", optimize=True
         )
     redrawn = [name for item in done for name in item.redrawn]

@@ -25,11 +25,22 @@ from typing import Any
 from gnclib.io import files
 from gnclib.suite import ledger, notebooks
 from gnclib.suite.compare import compare_files
-from gnclib.suite.figures import MANIFEST, Figure, Manifest, gallery
+from gnclib.suite.figures import MANIFEST, Figure, Manifest, contact_sheet, gallery
 from gnclib.suite.figures import of as _of
 from gnclib.suite.notebooks import NotebookError
 
-__all__ = ["MANIFEST", "PAGES", "SUFFIXES", "Done", "Figure", "compared", "gallery", "run", "select"]
+__all__ = [
+    "MANIFEST",
+    "PAGES",
+    "SUFFIXES",
+    "Done",
+    "Figure",
+    "compared",
+    "contact_sheet",
+    "gallery",
+    "run",
+    "select",
+]
 
 SUFFIXES = (".png", ".pdf", ".json")
 #: what lies beside the figures: the ledger, and the gallery
