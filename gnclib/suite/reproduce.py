@@ -25,9 +25,8 @@ from typing import Any
 from gnclib.io import files
 from gnclib.suite import ledger, notebooks
 from gnclib.suite.compare import compare_files
-from gnclib.suite.figures import MANIFEST, Figure, Manifest, contact_sheet, gallery
-from gnclib.suite.figures import of as _of
-from gnclib.suite.notebooks import NotebookError
+from gnclib.suite.notebooks import MANIFEST, Figure, Manifest, NotebookError, contact_sheet, gallery
+from gnclib.suite.notebooks import of as _of
 
 __all__ = [
     "MANIFEST",

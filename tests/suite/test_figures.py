@@ -10,8 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from gnclib.suite import figures, notebooks
-from gnclib.suite.figures import MANIFEST, Figure
+from gnclib.suite import notebooks
+from gnclib.suite.notebooks import MANIFEST, Figure
 
 ROOT = Path(__file__).parents[2]
 PAGES = sorted([*ROOT.glob("notebooks/*.ipynb"), *ROOT.glob("notebooks/exercises/*.ipynb")])
@@ -24,7 +24,7 @@ def test_a_figure_has_a_text_for_those_who_do_not_see_it(name):
     assert len(figure.alt.split()) >= 12, f"say in figures.toml, [alt], what is seen in {name}"
     assert figure.alt.endswith(".")
     assert not set(figure.alt) & set('[]"<>')  # they would end the text in Markdown or HTML
-    assert f"![{figure.alt}]({name}.png)" in figures.gallery()
+    assert f"![{figure.alt}]({name}.png)" in notebooks.gallery()
 
 
 def test_a_written_notebook_describes_each_picture_by_the_figure_that_its_cell_saves(tmp_path):
@@ -33,7 +33,7 @@ def test_a_written_notebook_describes_each_picture_by_the_figure_that_its_cell_s
     outputs = [nbformat.from_dict(json.loads(json.dumps(picture))) for _ in range(2)]
     cells = [nbformat.v4.new_code_cell(source, outputs=outputs), nbformat.v4.new_code_cell("1")]
     node = nbformat.v4.new_notebook(cells=cells)
-    figures.describe(
+    notebooks.describe(
         node, {"two": Figure("n", "Two", alt="Seen in two."), "one": Figure("n", "One", alt="Seen.")}
     )
     found = [output.metadata["image/png"]["alt"] for output in node.cells[0].outputs]
@@ -44,7 +44,7 @@ def test_a_written_notebook_describes_each_picture_by_the_figure_that_its_cell_s
 
 def test_the_contact_sheet_of_the_guide_shows_the_figures_as_they_are():
     kept = Image.open(ROOT / "notebooks" / "guide" / "contact_sheet.png").convert("RGB")
-    fresh = figures.contact_sheet(ROOT / "figures")
+    fresh = notebooks.contact_sheet(ROOT / "figures")
     assert kept.size == fresh.size
     off = np.abs(np.asarray(kept, float) - np.asarray(fresh, float)).reshape(kept.height // 190, 190, -1)
     assert off.mean((1, 2)).max() < 4, "run 'gnc figures --only' some notebook: it draws the sheet anew"
