@@ -139,7 +139,7 @@ def sizes() -> dict[str, int]:
 # users bring (ranges, bands, masks, streams, noise that is unequal, correlated, not white or of its own level in each
 # pixel), gnc doctor, energies with a network, trained, described and used as the others are, and stacks of
 # microscopes, frame by frame; a sixth lesson of the course (second-order Tweedie, SURE, coverage, price of convexity);
-# schedules from few pairs, verdicts on P beside those on R, Fourier sampling, annealed sampling, napari and bioimage.io.
+# schedules from few pairs, verdicts on P beside R, Fourier sampling, annealed sampling, napari and bioimage.io.
 MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 272, 24_192, 21_075, 1
 
 
