@@ -4,7 +4,7 @@ Layer l = 1 ... L of R_L (Kobler & Pock 2023, eq. 3) sees the features
 
     x_1 = s(tau) K_1 y,        x_l = K_l phi_{l-1}(x_{l-1}, tau),
 
-with s(tau) the input scale of `gnclib.foe` (1 for the printed formula). A function phi_c(., tau) is only
+with s(tau) the input scale of `gnclib.foe` (1 for the restored formula). A function phi_c(., tau) is only
 determined where features occur; the first and the last of `feature_quantiles` bound its effective range.
 
 A curve is an array of its values at equally spaced points of one interval, the last axis running along the curve; all
@@ -29,7 +29,7 @@ from gnclib.foe.filters import convolve, convolve_adjoint, dilate, reflect
 
 
 def input_scale(config: FoEConfig, sigma: float) -> float:
-    """s(tau) = (sigma^2 + sigma_0^2)^(-1/2), or 1 for the printed formula."""
+    """s(tau) = (sigma^2 + sigma_0^2)^(-1/2), or 1 for the restored formula."""
     return (sigma**2 + config.sigma_0**2) ** -0.5 if config.scaled_input else 1.0
 
 

@@ -7,8 +7,8 @@ r"""Fields of Experts whose potentials depend on the noise level: the learned en
 tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
 
 * *Scaled input.* The first convolution sees ``s(tau) y`` with ``s = (t + sigma_0^2)^(-1/2)`` instead of ``y``, so that
-  one node range serves all noise levels. ``scaled_input=False`` is the printed formula.
-* *Constant in y.* ``c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau``, n the number of pixels. The printed potentials
+  one node range serves all noise levels. ``scaled_input=False`` is the restored formula.
+* *Constant in y.* ``c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau``, n the number of pixels. The paper's potentials
   can express it (their splines contain constants); named apart, it trains faster. ``constant=False`` leaves it to them.
 * *Border.* Images are continued by reflection by half the receptive field, so that there is one feature per pixel and
   channel, and the energy is the sum over exactly these. ``grad`` is the exact gradient of that energy.

@@ -15,7 +15,7 @@ boundary term does not vanish, and
 
     E[d_tau R  d_tau log f] = -E[d_tautau R] + (E[d_tau R | tau_max] - E[d_tau R | tau_min]) / (tau_max - tau_min):
 
-`boundary_term` is what the printed loss (7) leaves out; under a density that vanishes at both ends it is zero
+`boundary_term` is what the restored loss (7) leaves out; under a density that vanishes at both ends it is zero
 (`vanishing_term`). There is another way, not in the paper: since
 d_tau log f(y | x, tau) = ||z||^2 - n in closed form, *denoising* score matching works in tau as well and needs neither
 a second derivative nor a boundary term (`denoising_term`). All have the explicit loss as their expectation, up
@@ -65,7 +65,7 @@ def image_term(grad: Tensor, z: Tensor, t: Tensor) -> Tensor:
 
 
 def implicit_term(first: Tensor, second: Tensor) -> Tensor:
-    """1/2 (d_tau R)^2 - d_tautau R, second term of eq. (7) as printed (without lambda): (B,)."""
+    """1/2 (d_tau R)^2 - d_tautau R, second term of eq. (7) as restored (without lambda): (B,)."""
     _same(first, second, "first and second derivative")
     return 0.5 * first**2 - second
 

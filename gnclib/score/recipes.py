@@ -72,8 +72,8 @@ class TrainConfig:
     fraction
         Part of the batch on which the smoothing part is evaluated.
     objective
-        "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as printed), "vanishing" (eq. 7 with a prior of tau
-        that vanishes at both ends, in the smoothing part) or "denoising" (denoising score matching in tau as well,
+        "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as restored), "vanishing" (eq. 7 with a prior of
+        tau that vanishes at both ends, in the smoothing part) or "denoising" (denoising score matching in tau as well,
         which departs from eq. 7); see :mod:`gnclib.score.losses`.
     roughness
         Weight of the decoupled decay of :meth:`gnclib.foe.FieldsOfExperts.smooth`, taken after each step times the

@@ -345,7 +345,7 @@ def tau_denoising(basis: SplineBasis, points: Points) -> Quadratic:
 
 
 def tau_implicit(basis: SplineBasis, points: Points, prior: UniformTau | None = None) -> Quadratic:
-    """E 1/2 (d_tau R)^2 - d_tautau R, the second term of eq. (7) as printed, without lambda.
+    """E 1/2 (d_tau R)^2 - d_tautau R, the second term of eq. (7) as restored, without lambda.
 
     With a ``prior`` of tau, R stands for -log f(y | tau) and R - log f_T is put into the formula, which adds
     -E (d_tau log f_T) d_tau R: nothing for a uniform prior, the correct loss for one that vanishes at its ends.
