@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS, FieldsOfExperts, FoEConfig, hub
 from gnclib.images import data
 from gnclib.images.metrics import psnr
@@ -396,9 +397,9 @@ def test_shipped_schedules():
 def test_a_shipped_schedule_is_for_the_shipped_prior(name):
     s = LearnedSchedule.from_pretrained(name)
     own = (WEIGHTS / name / "config.json").is_file()  # fine-tuned
-    model = FieldsOfExperts.from_pretrained(name if own else s.prior)
+    model = load_prior(name if own else s.prior)
     s.demand_fit(model)
-    assert s.t_range == (model.config.sigma_min**2, model.config.sigma_max**2)
+    assert s.t_range == (model.sigma_min**2, model.sigma_max**2)
     assert name.endswith(str(s.task))
     card = (WEIGHTS / name / "README.md").read_text(encoding="utf-8")
     assert s.prior_sha256 in card
@@ -420,6 +421,6 @@ def test_a_shipped_schedule_beats_biharmonic_inpainting(name):
     s = LearnedSchedule.from_pretrained(name)
     x = data.embedded()["camera"][..., 100:228, 150:278]
     measured = s.task.measure(x, torch.Generator().manual_seed(0))
-    found = last(s.states(FieldsOfExperts.from_pretrained(s.prior), measured)).x
+    found = last(s.states(load_prior(s.prior), measured)).x
     assert psnr(found, x) > psnr(classical.biharmonic(measured.y, measured.mask), x) + 0.3
     assert torch.equal(found[measured.mask], x[measured.mask])
