@@ -42,12 +42,13 @@ def test_a_few_iterations(name, tmp_path, monkeypatch):
     assert ("neither zero mean nor a bounded norm" in card) is (not constant)
 
 
-def test_the_recipe_of_p1_is_that_of_the_shipped_prior():
-    shipped = json.loads((WEIGHTS / "P1" / "training.json").read_text())
-    assert asdict(TrainConfig(**shipped["settings"])) == asdict(RECIPES["P1"])
-    assert shipped["iterations"] == RECIPES["P1"].steps
-    assert FoEConfig.from_dict(json.loads((WEIGHTS / "P1" / "config.json").read_text())) == PRIORS["P1"]
-    assert shipped["parameters"] == sum(p.numel() for p in training_run.start("P1", RECIPES["P1"]).trained)
+@pytest.mark.parametrize("name", ["P1", "P2"])
+def test_the_recipe_of_the_paper_s_is_that_of_the_shipped_priors(name):
+    shipped = json.loads((WEIGHTS / name / "training.json").read_text())
+    assert asdict(TrainConfig(**shipped["settings"])) == asdict(RECIPES[name])
+    assert shipped["iterations"] == RECIPES[name].steps
+    assert FoEConfig.from_dict(json.loads((WEIGHTS / name / "config.json").read_text())) == PRIORS[name]
+    assert shipped["parameters"] == sum(p.numel() for p in training_run.start(name, RECIPES[name]).trained)
 
 
 FILLED_IN = {"warm_start", "warm_start_sha256", "images", "images_sha256"}
@@ -59,7 +60,7 @@ def differing(stored, settings, apart=FILLED_IN):
     return {name: value for name, value in stored.items() if name not in apart and ours[name] != value}
 
 
-@pytest.mark.parametrize("name", ["R1", "R2", "R3", "P1"])
+@pytest.mark.parametrize("name", ["R1", "R2", "R3", "P1", "P2"])
 def test_the_recipes_are_those_of_the_shipped_priors(name):
     shipped = json.loads((WEIGHTS / name / "training.json").read_text())
     assert differing(shipped["settings"], RECIPES[name]) == {}
