@@ -73,12 +73,7 @@ TV_WEIGHTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 ACCURACY = 1e-5
 METHODS = ("least squares", "TV", "fixed", "fixed long", "gnc")
 #: the methods with their priors
-NAMES = (
-    "least squares",
-    "TV",
-    *(f"{prior} {m}" for prior in ("R1", "R3") for m in METHODS if m not in ("least squares", "TV")),
-    "G1 gnc",
-)
+NAMES = (*METHODS[:2], *(f"{prior} {m}" for prior in ("R1", "R3") for m in METHODS[2:]), "G1 gnc")
 
 
 @dataclass(frozen=True)
