@@ -70,7 +70,7 @@ FIRST_TIMES = (3e-2, 1e-1, 3e-1, 1.0)
 #: the values of sigma^2 w, the weight of TV beside ||A x - y||^2 / 2, relative to sigma
 TV_WEIGHTS = (0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1.0, 2.0)
 #: relative residual of the conjugate gradients within a proximal map; at 1e-3 rounding decides over 0.02 dB
-ACCURACY = 1e-5
+ACCURACY = 1e-4
 METHODS = ("least squares", "TV", "fixed", "fixed long", "gnc")
 #: the methods with their priors
 NAMES = (*METHODS[:2], *(f"{prior} {m}" for prior in ("R1", "R3") for m in METHODS[2:]), "G1 gnc")
