@@ -17,7 +17,7 @@ import torch
 from gnclib.foe import FieldsOfExperts
 from gnclib.images import data, metrics
 from gnclib.restore import flow as solvers
-from gnclib.restore import linear, operators, schedules, schemes
+from gnclib.restore import linear, operators, sampling, schedules, schemes
 from gnclib.restore.learned import Task
 
 DECLARED = []  # keeps the declarations alive
@@ -347,3 +347,35 @@ def test_plug_and_play(deepinv, ours, energy, clean):
         x = z - 0.06**2 * energy.grad(z, 0.06**2)
     torch.testing.assert_close(theirs, x, rtol=0, atol=1e-11)
     assert metrics.psnr(theirs, clean).item() > metrics.psnr(start, clean).item() + 5
+
+
+# --- deepinv's samplers -----------------------------------------------------------------------------------
+
+
+@pytest.mark.filterwarnings("ignore:Deprecated")
+@pytest.mark.parametrize("name", ["ULA", "SKRock"])
+def test_deepinv_s_samplers_have_our_posterior_mean(deepinv, ours, energy, clean, name):
+    """Noise removed by sampling: two chains of theirs, whose difference is the Monte Carlo error, against MALA."""
+    x, level, noise = clean[..., :16, :16], 0.1, 0.1
+    y = data.add_noise(x, noise, seed=0)
+    options = {"thresh_conv": 0.0, "clip": None, "thinning": 1, "burnin_ratio": 0.2, "sigma": level}
+    if name == "ULA":  # the largest second derivative of the sum is about 200
+        options |= {"step_size": 5e-4, "max_iter": 4000}
+    else:
+        options |= {"step_size": 5e-3, "max_iter": 400, "inner_iter": 5, "eta": 0.05}
+    sampler = getattr(deepinv.sampling, name)(
+        ours.EnergyPrior(energy), deepinv.optim.L2(sigma=noise), **options
+    )
+    physics = deepinv.physics.Denoising()
+    theirs = torch.cat([sampler(y, physics, seed=k, x_init=y)[0] for k in (1, 2)])
+    chain = sampling.mala(
+        energy, level**2, operators.Denoising(y.repeat(4, 1, 1, 1), noise), gradients=1500,
+        generator=torch.Generator().manual_seed(3),
+    )  # fmt: skip
+    draws = torch.stack([sample.x for sample in chain])
+    mean = draws.mean((0, 1))[None]
+    error = (draws.var((0, 1)) / sampling.effective_size(draws)).mean()  # squared, of our mean
+    error = error + (theirs[:1] - theirs[1:]).square().mean() / 4  # and that of the mean of theirs
+    apart = (theirs.mean(0, keepdim=True) - mean).square().mean()
+    assert apart < 2 * error
+    assert (y - mean).square().mean() > 50 * error
