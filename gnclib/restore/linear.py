@@ -15,6 +15,7 @@ system is solved exactly, ``F^H diag(1 / (1 + c w)) F (v + c A^T y)``.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Protocol
 
 import numpy as np
@@ -85,16 +86,20 @@ class Blur:
         if self.stride < 1:
             raise ValueError(f"stride must be at least 1, got {stride}")
 
-    def _weight(self, like: Tensor) -> Tensor:
-        return self.kernel.flip((0, 1)).to(like)[None, None]  # conv2d correlates
+        self._transfer = _transfer(self.kernel, self.size)
 
     def __call__(self, x: Tensor) -> Tensor:
-        return F.conv2d(_sized(x, self.size), self._weight(x), stride=self.stride)
+        return self._window(_filtered(_sized(x, self.size), self._transfer))
 
     def adjoint(self, u: Tensor) -> Tensor:
-        small = F.conv_transpose2d(u, self._weight(u), stride=self.stride)
-        rest = [n - m for n, m in zip(self.size, small.shape[-2:], strict=True)]
-        return F.pad(small, (0, rest[1], 0, rest[0]))  # pixels that no window reaches
+        wide = u.new_zeros(*u.shape[:2], *self.size)
+        self._window(wide).copy_(u)
+        return _filtered(wide, self._transfer.conj())
+
+    def _window(self, x: Tensor) -> Tensor:
+        """The pixels of an image that are measured: of the periodic convolution, those that it leaves right."""
+        height, width = self.kernel.shape
+        return x[..., height - 1 :: self.stride, width - 1 :: self.stride]
 
 
 class LowResolution(Blur):
@@ -162,10 +167,7 @@ class PeriodicBlur:
 
     def __init__(self, kernel, size: tuple[int, int]) -> None:
         self.kernel, self.size = Blur(kernel, size).kernel, tuple(size)
-        middle = [-(n // 2) for n in self.kernel.shape]
-        rest = [n - k for n, k in zip(self.size, self.kernel.shape, strict=True)]
-        placed = F.pad(self.kernel, (0, rest[1], 0, rest[0])).roll(middle, (0, 1))
-        self._transfer = torch.fft.fft2(placed)  # (H, W)
+        self._transfer = _transfer(self.kernel, self.size, [-(n // 2) for n in self.kernel.shape])
         self.spectrum = self._transfer.abs() ** 2
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -221,10 +223,16 @@ class SampledFourier:
         return torch.fft.ifft2(full, norm="ortho").real
 
 
+def _transfer(kernel: Tensor, size: tuple[int, int], shift: Sequence[int] = (0, 0)) -> Tensor:
+    """The Fourier transform (H, W) of a kernel in the upper left corner of an image, shifted by some pixels."""
+    rest = [n - k for n, k in zip(size, kernel.shape, strict=True)]
+    return torch.fft.fft2(F.pad(kernel, (0, rest[1], 0, rest[0])).roll(tuple(shift), (0, 1)))
+
+
 def _filtered(x: Tensor, transfer: Tensor) -> Tensor:
     """F^H diag(transfer) F x for real x (B, 1, H, W) and the transfer (H, W) of a real filter; shaped like x."""
-    complex_ = torch.complex64 if x.dtype == torch.float32 else torch.complex128
-    return torch.fft.ifft2(torch.fft.fft2(x) * transfer.to(x.device, complex_)).real
+    half = transfer[..., : x.shape[-1] // 2 + 1].to(x.device, torch.promote_types(x.dtype, torch.complex32))
+    return torch.fft.irfft2(torch.fft.rfft2(x) * half, s=x.shape[-2:])
 
 
 class Projections:
