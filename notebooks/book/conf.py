@@ -1,18 +1,20 @@
 """The book: the notebooks as an HTML site that needs no network to read (``make book``). Nothing is executed here."""
 
 import re
-import sys
 import tomllib
+from importlib.util import find_spec
 from pathlib import Path
-
-sys.path.insert(0, str(Path(__file__).parent))
 
 project = "gnclib"
 author = "The gnclib founders"
 copyright = "MIT licence"
-extensions = ["myst_nb", "mathml"]
-html_math_renderer = "mathml"
+extensions = ["myst_nb", "sphinx.ext.mathjax"]
+# MathJax, as in JupyterLab, in one file that fetches nothing: formulas become SVG when a page is opened, also offline.
+(MATHJAX,) = find_spec("mathjax").submodule_search_locations
+mathjax_path = "tex-svg.js"
+mathjax3_config = {"options": {"enableMenu": False}, "svg": {"fontCache": "local"}}
 myst_enable_extensions = ["dollarmath", "amsmath"]
+myst_dmath_double_inline = True  # $$ after a line of text is a formula on a line of its own, too
 nb_render_markdown_format = "myst"  # tables and formulas in what cells show
 myst_heading_anchors = 3
 nb_execution_mode = "off"
@@ -22,10 +24,11 @@ exclude_patterns = ["book", "exercises/source", "**.ipynb_checkpoints"]
 suppress_warnings = ["mystnb.unknown_mime_type", "myst.xref_missing"]  # links to files outside of the book
 html_theme = "sphinx_book_theme"
 html_title = "Learning gradually non-convex image priors: an executable paper"
-html_static_path = ["static"]
+html_static_path = ["static", f"{MATHJAX}/static/mathjax/es5/tex-svg.js"]
 html_css_files = ["book.css"]
 html_copy_source = False
 html_theme_options = {"use_download_button": False, "use_fullscreen_button": False, "show_toc_level": 2}
+html_theme_options["navbar_persistent"] = []  # one search box, in the side bar
 
 ALT = tomllib.loads((Path(__file__).parents[2] / "gnclib/suite/figures.toml").read_text(encoding="utf-8"))[
     "alt"
