@@ -242,14 +242,18 @@ def record(
     note
         A remark for the reader, without effect on the verdict.
     restored
-        The same evidence on the priors of the restored recipe, where the claim is about learned priors.
+        The same evidence on the priors of the restored recipe, where the claim is about learned priors. What P_1, P_2
+        or P_3 names in `evidence` goes there by itself, and `images` with it.
 
     Raises
     ------
     ValueError
         Unknown claim, evidence that is no single number, boolean or text, or evidence that the rule lacks.
     """
-    evidence = dict(evidence) | {RESTORED + name: value for name, value in (restored or {}).items()}
+    named = {name: value for name, value in evidence.items() if "P_" in name} | dict(restored or {})
+    shared = {"images": evidence["images"]} if named and "images" in evidence else {}
+    evidence = {name: value for name, value in evidence.items() if name not in named}
+    evidence |= {RESTORED + name: value for name, value in (shared | named).items()}
     made = Record(id, {name: _value(id, name, value) for name, value in evidence.items()}, note)
     data = made.to_json()  # computes the verdict, so that a mistake shows here
     if folder := os.environ.get(COLLECT):
