@@ -250,10 +250,12 @@ def record(
     ValueError
         Unknown claim, evidence that is no single number, boolean or text, or evidence that the rule lacks.
     """
-    named = {name: value for name, value in evidence.items() if "P_" in name} | dict(restored or {})
-    shared = {"images": evidence["images"]} if named and "images" in evidence else {}
-    evidence = {name: value for name, value in evidence.items() if name not in named}
-    evidence |= {RESTORED + name: value for name, value in (shared | named).items()}
+    theirs = {name: value for name, value in evidence.items() if "P_" in name and claim(id).learned}
+    evidence = {name: value for name, value in evidence.items() if name not in theirs}
+    theirs |= dict(restored or {})
+    if theirs and "images" in evidence:
+        theirs.setdefault("images", evidence["images"])
+    evidence |= {RESTORED + name: value for name, value in theirs.items()}
     made = Record(id, {name: _value(id, name, value) for name, value in evidence.items()}, note)
     data = made.to_json()  # computes the verdict, so that a mistake shows here
     if folder := os.environ.get(COLLECT):
