@@ -56,23 +56,10 @@ Levels = Annotated[tuple[float, ...], Field(strict=False)]  # a list will do, as
 
 @torch.no_grad()
 def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) -> Tensor:
-    """d_tau R(y, tau) / n for noisy versions of clean patches, whose mean over images should vanish for every tau.
+    """d_tau R(y, tau) / n, (S, B), for noisy versions of clean patches: its mean over them should vanish for every tau.
 
-    Parameters
-    ----------
-    prior
-        An energy with ``dtau(y, t, order=1)``.
-    x
-        Clean patches (B, 1, H, W), n = H W.
-    taus
-        Logarithmic smoothing parameters (S,), at least one, inside of the range of the prior.
-    seed
-        Of the noise, one draw per tau.
-
-    Returns
-    -------
-    Tensor
-        (S, B).
+    `x` are clean patches (B, 1, H, W), n = H W, `taus` at least one tau in the range of the prior, (S,); `seed` is of
+    the noise, one draw per tau.
     """
     x = as_images(x)
     taus = torch.as_tensor(taus)
@@ -87,22 +74,11 @@ def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) 
 
 
 def smallest_eigenvalue(prior: FieldsOfExperts, y: Tensor, sigma: float, steps: int = 30) -> float:
-    """The smallest eigenvalue of t Hess R(y, t), t = sigma^2, on images of mean zero, by Lanczos' method.
+    """The smallest eigenvalue of t Hess R(y, t), t = sigma^2, at one image (1, 1, H, W), by Lanczos' method.
 
-    Constant images are left out, because kernels of mean zero give them the eigenvalue 0 always. After `steps` products
-    the result is the smallest Ritz value: never below the true one, and above it by what has not converged. Raises
-    ValueError: more than one image, or fewer than one step.
-
-    Parameters
-    ----------
-    prior
-        An energy with ``hvp``.
-    y
-        One image (1, 1, H, W), dtype of the prior.
-    sigma
-        Noise level.
-    steps
-        Products with the Hessian, at least 1.
+    Constant images are left out, because kernels of mean zero give them the eigenvalue 0 always. After `steps` >= 1
+    products with ``prior.hvp`` the result is the smallest Ritz value: never below the true one, and above it by what
+    has not converged. Raises ValueError: more than one image, or fewer than one step.
     """
     if as_images(y).shape[0] != 1:
         raise ValueError(f"one image at a time, got {y.shape[0]}")
