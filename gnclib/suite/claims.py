@@ -250,7 +250,7 @@ def record(
     ValueError
         Unknown claim, evidence that is no single number, boolean or text, or evidence that the rule lacks.
     """
-    theirs = {name: value for name, value in evidence.items() if "P_" in name and claim(id).learned}
+    theirs = {name: value for name, value in evidence.items() if "P_" in str(name) and claim(id).learned}
     evidence = {name: value for name, value in evidence.items() if name not in theirs}
     theirs |= dict(restored or {})
     if theirs and "images" in evidence:
