@@ -13,13 +13,15 @@ nodes, transforms of torch.func.
 from __future__ import annotations
 
 import ctypes
-from functools import cache
+from collections.abc import Callable
+from functools import cache, wraps
 from pathlib import Path
 
 import torch
 from torch import Tensor
+from torch.nn import Parameter
 
-from gnclib.checks import transformed
+from gnclib.checks import hidden, transformed
 from gnclib.foe.filters import convolve, convolve_adjoint
 from gnclib.spline import SplineGrid, evaluate, native
 
@@ -38,28 +40,6 @@ def usable(z: Tensor, kernels: Tensor, coefficients: Tensor) -> bool:
         and not transformed()
         and native.available(_SOURCE)
     )
-
-
-def slope(z: Tensor, kernels: Tensor, coefficients: Tensor, grid: SplineGrid) -> Tensor:
-    """K^T phi'(K z), shaped like z; differentiable in all of them."""
-    return _slope(z, kernels, coefficients, grid.low, grid.high)
-
-
-def value(z: Tensor, kernels: Tensor, coefficients: Tensor, grid: SplineGrid) -> Tensor:
-    """< phi(K z), 1 >: (B,); differentiable in z."""
-    return _value(z, kernels, coefficients, grid.low, grid.high)
-
-
-def value_and_slope(
-    z: Tensor, kernels: Tensor, coefficients: Tensor, grid: SplineGrid
-) -> tuple[Tensor, Tensor]:
-    """Both in little more time than one; not differentiable."""
-    return _value_and_slope(z, kernels, coefficients, grid.low, grid.high)
-
-
-def curved(z: Tensor, v: Tensor, kernels: Tensor, coefficients: Tensor, grid: SplineGrid) -> Tensor:
-    """K^T [phi''(K z) K v], shaped like z; not differentiable."""
-    return _curved(z, v, kernels, coefficients, grid.low, grid.high)
 
 
 @cache
@@ -85,6 +65,30 @@ def _run(function, inputs: tuple[Tensor | None, ...], low: float, high: float, *
         )
 
 
+def _operation(name: str) -> Callable:
+    """Register a function as an operation of torch, ``op``, which tracing, transforms and autograd see.
+
+    Where none of them is at work it is called as it is: that saves 0.1 ms a time, and the first time two seconds in
+    which torch imports its compiler. Callers give a grid, which stands for its ends.
+    """
+
+    def register(function: Callable) -> Callable:
+        op = torch.library.custom_op(f"gnclib::experts_{name}", mutates_args=())(function)
+
+        @wraps(function)
+        def call(*inputs):
+            inputs = [a for v in inputs for a in ((v.low, v.high) if isinstance(v, SplineGrid) else (v,))]
+            tensors = [v for v in inputs if isinstance(v, Tensor)]
+            recorded = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+            plain = {type(v) for v in tensors} <= {Tensor, Parameter}
+            return (function if plain and not recorded and not hidden() else op)(*inputs)
+
+        call.op = op
+        return call
+
+    return register
+
+
 def _like(z: Tensor) -> Tensor:
     return torch.empty(z.shape, dtype=z.dtype, device=z.device)
 
@@ -93,37 +97,41 @@ def _energy(z: Tensor) -> Tensor:
     return torch.empty(len(z), dtype=torch.float64, device=z.device)
 
 
-@torch.library.custom_op("gnclib::experts_slope", mutates_args=())
-def _slope(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
+@_operation("slope")
+def slope(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
+    """K^T phi'(K z), shaped like z; differentiable in all of them."""
     out = _like(z)
     _run(_library().gnc_experts, (z, None, kernels, coefficients), low, high, _SLOPE, out, None)
     return out
 
 
-@torch.library.custom_op("gnclib::experts_curved", mutates_args=())
-def _curved(z: Tensor, v: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
+@_operation("curved")
+def curved(z: Tensor, v: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
+    """K^T [phi''(K z) K v], shaped like z; not differentiable."""
     out = _like(z)
     _run(_library().gnc_experts, (z, v, kernels, coefficients), low, high, _CURVED, out, None)
     return out
 
 
-@torch.library.custom_op("gnclib::experts_value", mutates_args=())
-def _value(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
+@_operation("value")
+def value(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
+    """< phi(K z), 1 >: (B,); differentiable in z."""
     energy = _energy(z)
     _run(_library().gnc_experts, (z, None, kernels, coefficients), low, high, _VALUE, None, energy)
     return energy.to(z.dtype)
 
 
-@torch.library.custom_op("gnclib::experts_value_and_slope", mutates_args=())
-def _value_and_slope(
+@_operation("value_and_slope")
+def value_and_slope(
     z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
+    """Both in little more time than one; not differentiable."""
     out, energy = _like(z), _energy(z)
     _run(_library().gnc_experts, (z, None, kernels, coefficients), low, high, _VALUE, out, energy)
     return energy.to(z.dtype), out
 
 
-@torch.library.custom_op("gnclib::experts_backward", mutates_args=())
+@_operation("backward")
 def _backward(
     z: Tensor, v: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float, in_z: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
@@ -135,11 +143,11 @@ def _backward(
     return out, *g
 
 
-_slope.register_fake(lambda z, *_: _like(z))
-_curved.register_fake(lambda z, *_: _like(z))
-_value.register_fake(lambda z, *_: z.new_empty(len(z)))
-_value_and_slope.register_fake(lambda z, *_: (z.new_empty(len(z)), _like(z)))
-_backward.register_fake(
+slope.op.register_fake(lambda z, *_: _like(z))
+curved.op.register_fake(lambda z, *_: _like(z))
+value.op.register_fake(lambda z, *_: z.new_empty(len(z)))
+value_and_slope.op.register_fake(lambda z, *_: (z.new_empty(len(z)), _like(z)))
+_backward.op.register_fake(
     lambda z, v, kernels, coefficients, low, high, in_z: (
         _like(z) if in_z else z.new_empty(0),
         kernels.new_empty(kernels.shape),
@@ -158,7 +166,7 @@ def _slope_backward(ctx, g):
     if torch.is_grad_enabled():  # to be differentiated again
         return *_plain_backward(inputs, needed, g, *ctx.ends), None, None
     if not any(needed[1:]):
-        return _curved(inputs[0], g, *inputs[1:], *ctx.ends), None, None, None, None
+        return curved(inputs[0], g, *inputs[1:], *ctx.ends), None, None, None, None
     found = _backward(inputs[0], g, *inputs[1:], *ctx.ends, needed[0])
     return *(a if wanted else None for a, wanted in zip(found, needed, strict=True)), None, None
 
@@ -176,8 +184,8 @@ def _value_backward(ctx, g):
     z, kernels, coefficients = ctx.saved_tensors
     if any(ctx.needs_input_grad[1:3]):
         raise RuntimeError("experts.value is differentiable in the images only")
-    return g[:, None, None, None] * _slope(z, kernels, coefficients, *ctx.ends), None, None, None, None
+    return g[:, None, None, None] * slope(z, kernels, coefficients, *ctx.ends), None, None, None, None
 
 
-_slope.register_autograd(_slope_backward, setup_context=_keep)
-_value.register_autograd(_value_backward, setup_context=_keep)
+slope.op.register_autograd(_slope_backward, setup_context=_keep)
+value.op.register_autograd(_value_backward, setup_context=_keep)

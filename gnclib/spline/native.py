@@ -107,10 +107,13 @@ def library(source: Path = _SOURCE) -> ctypes.CDLL | None:
         return _libraries[source]
 
 
-@torch.compiler.assume_constant_result
 def available(source: Path = _SOURCE) -> bool:
     """Whether there is a :func:`library`, as a constant of a traced program."""
     return library(source) is not None
+
+
+# All that torch.compiler.assume_constant_result does, but for the import of the compiler.
+available._dynamo_marked_constant = True
 
 
 @cache

@@ -1,6 +1,9 @@
 """The compiled energy of one layer against plain torch in float64; energies under torch's tracing and transforms."""
 
 import math
+import os
+import subprocess
+import sys
 
 import pytest
 import torch
@@ -10,10 +13,10 @@ from gnclib.foe import FieldsOfExperts, FoEConfig, experts
 from gnclib.spline import SplineGrid, evaluate, native
 
 OPERATIONS = [
-    experts._slope,
-    experts._curved,
-    experts._value,
-    experts._value_and_slope,
+    experts.slope,
+    experts.curved,
+    experts.value,
+    experts.value_and_slope,
     experts._backward,
 ]
 
@@ -159,17 +162,29 @@ def test_which_tensors_it_serves(compiled):
     ).any()
 
 
-@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o._name)
+@pytest.mark.parametrize("operation", OPERATIONS, ids=lambda o: o.op._name)
 def test_operations_are_what_torch_takes_them_for(compiled, operation):
     z, v, kernels, coefficients, grid = problem(side=3, channels=5, nodes=11, height=9, width=10)
-    v = (v,) if operation in (experts._curved, experts._backward) else ()
+    v = (v,) if operation in (experts.curved, experts._backward) else ()
     last = (True,) if operation is experts._backward else ()
-    differentiable = operation in (experts._slope, experts._value)
+    differentiable = operation in (experts.slope, experts.value)
     z.requires_grad_(differentiable)
     checks = "test_schema", "test_faketensor", *(("test_autograd_registration",) if differentiable else ())
     torch.library.opcheck(
-        operation, (z, *v, kernels, coefficients, grid.low, grid.high, *last), test_utils=checks
+        operation.op, (z, *v, kernels, coefficients, grid.low, grid.high, *last), test_utils=checks
     )
+
+
+def test_an_energy_is_computed_without_the_compiler_of_torch():
+    """Its import takes two seconds, which every command and notebook would wait for."""
+    program = """
+import sys, torch
+from gnclib import load_prior
+prior, y = load_prior("R1"), torch.rand(1, 1, 32, 32)
+prior.energy_and_grad(y, 0.01), prior.grad(y, 0.01), prior.hvp(y, 0.01, y), prior.dtau(y, 0.01)
+assert "torch._dynamo" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program], check=True, env=os.environ)
 
 
 # --- every public result, however it is reached -----------------------------------------------------------
