@@ -80,8 +80,9 @@ def _operation(name: str) -> Callable:
             inputs = [a for v in inputs for a in ((v.low, v.high) if isinstance(v, SplineGrid) else (v,))]
             tensors = [v for v in inputs if isinstance(v, Tensor)]
             recorded = torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
+            watched = hidden() or torch.jit.is_tracing() or torch._C._len_torch_dispatch_stack() > 0
             plain = {type(v) for v in tensors} <= {Tensor, Parameter}
-            return (function if plain and not recorded and not hidden() else op)(*inputs)
+            return (function if plain and not recorded and not watched else op)(*inputs)
 
         call.op = op
         return call

@@ -4,10 +4,12 @@ import math
 import os
 import subprocess
 import sys
+import warnings
 
 import pytest
 import torch
 import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from gnclib.foe import FieldsOfExperts, FoEConfig, experts
 from gnclib.spline import SplineGrid, evaluate, native
@@ -173,6 +175,26 @@ def test_operations_are_what_torch_takes_them_for(compiled, operation):
     torch.library.opcheck(
         operation.op, (z, *v, kernels, coefficients, grid.low, grid.high, *last), test_utils=checks
     )
+
+
+def test_what_watches_operations_sees_them(compiled):
+    """A dispatch mode of torch is told of the operation, and a traced program computes it for another image."""
+    seen = []
+
+    class Watch(TorchDispatchMode):
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            seen.append(str(func))
+            return func(*args, **(kwargs or {}))
+
+    z, _, kernels, coefficients, grid = problem(side=3, channels=5, nodes=11, height=9, width=10)
+    with Watch():
+        experts.slope(z, kernels, coefficients, grid)
+    assert any("experts_slope" in name for name in seen)
+    with warnings.catch_warnings(action="ignore"):
+        traced = torch.jit.trace(
+            lambda z: experts.slope(z, kernels, coefficients, grid), z, check_trace=False
+        )
+    torch.testing.assert_close(traced(z + 0.1), experts.slope(z + 0.1, kernels, coefficients, grid))
 
 
 def test_an_energy_is_computed_without_the_compiler_of_torch():
