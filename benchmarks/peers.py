@@ -7,7 +7,10 @@ A peer is an energy whose authors publish a trained checkpoint. Its own code com
   to a relative change of 1e-4, for noise up to 30 of 255, for which they were trained;
 * *MFoE* (github.com/StanislasDucotterd/MFoE): the same kind of descent, noise up to 51 of 255;
 * *TDV* (github.com/VLOGroup/tdv): ten steps learned for sigma 25; other levels by scaling the image, as its script
-  does. Symmetric padding, which it takes from a package in C++ and CUDA, is written here in torch.
+  does. Symmetric padding, which it takes from a package in C++ and CUDA, is written here in torch;
+* *CRR-study*, *WCRR-study*, *TDV-study* (github.com/johertrich/LearnedRegularizers, the code of the comparative study
+  arXiv 2510.01755): its energies trained bilevel (IFT) for sigma = 0.1, minimised by its accelerated descent with line
+  search to a relative change of 1e-4. A base class from DeepInverse, all it needs of that, has a stand-in here.
 
 ``ours`` runs BM3D, TV and our priors. Noise of image k has seed k, nothing is clipped, PSNR and SSIM have data range 1.
 Seconds are those of the processor, one thread. Gradients: of the peer's energy, per image.
@@ -59,6 +62,7 @@ class Peer:
     checkpoint : in it
     load : folder of the clone -> its solver, number of parameters and what is certified of the energy
     strongest : the strongest noise, of 255, for which it was trained or made
+    only : the one level for which it was trained, where it was for one and has no way to others
     cited : published PSNR on all of BSDS68 by noise level, where its authors state it
     """
 
@@ -66,7 +70,12 @@ class Peer:
     checkpoint: str
     load: Callable[[Path], tuple[Solver, int, str]]
     strongest: float = 255
+    only: float | None = None
     cited: dict[int, float] | None = None
+
+    def takes(self, level: float) -> bool:
+        """Whether it is made for noise of this level, of 255."""
+        return level <= self.strongest and self.only in (None, level)
 
 
 # peers ---------------------------------------------------------------------------------------------------------------
@@ -126,6 +135,52 @@ def _tdv(folder: Path) -> tuple[Solver, int, str]:
     return solve, sum(p.numel() for p in net.parameters()), "none"
 
 
+class _Halves:
+    """1/2 |x - y|^2 in the form in which the study's solver takes a data term; counts the gradients."""
+
+    def __init__(self) -> None:
+        self.gradients = 0
+
+    def __call__(self, x: Tensor, y: Tensor, physics: object) -> Tensor:
+        return (x - y).square().sum((1, 2, 3)) / 2
+
+    def grad(self, x: Tensor, y: Tensor, physics: object) -> Tensor:
+        self.gradients += 1
+        return x - y
+
+
+def _study(name: str, folder: Path) -> tuple[Solver, int, str]:
+    """CRR, WCRR or TDV of the study; its modules one by one, for its packages import much that is not needed."""
+    for package in ("deepinv", "deepinv.optim"):
+        sys.modules.setdefault(package, types.ModuleType(package))
+    sys.modules["deepinv.optim"].Prior = torch.nn.Module
+    for package in ("priors", "priors.tdv", "evaluation"):
+        sys.modules[package] = types.ModuleType(package)
+        sys.modules[package].__path__ = [str(folder.joinpath(*package.split(".")))]
+    from evaluation.nmAPG import reconstruct_nmAPG  # of the peer
+    from priors.parameter_learning_wrapper import ParameterLearningWrapper
+    from priors.tdv.model import TDV
+    from priors.wcrr import WCRR
+
+    kind = name.removesuffix("-study")
+    if kind == "TDV":
+        base = TDV(in_channels=1, num_features=32, multiplier=1, num_mb=3, num_scales=3, zero_mean=True)
+    else:
+        base = WCRR(sigma=0.1, weak_convexity=float(kind == "WCRR"), device="cpu")
+    energy = ParameterLearningWrapper(base, device="cpu").requires_grad_(False).eval()
+    energy.load_state_dict(torch.load(folder / PEERS[name].checkpoint, map_location="cpu", weights_only=True))
+    modulus = f"weakly convex, modulus {energy.alpha.exp():.3g}"
+    certificate = {"CRR": "convex", "WCRR": modulus, "TDV": "none"}[kind]
+
+    def solve(y: Tensor, sigma: float) -> tuple[Tensor, int]:
+        data = _Halves()
+        identity = types.SimpleNamespace(A_dagger=torch.clone)
+        x = reconstruct_nmAPG(y, identity, data, energy, lamda=1, step_size=0.1, max_iter=1000, tol=1e-4)
+        return x, data.gradients
+
+    return solve, sum(p.numel() for p in energy.parameters()), certificate
+
+
 def _mirrored(length: int, before: int, after: int) -> Tensor:
     """Which pixel stands at each place of a row that is continued by its mirror image, edge pixels twice."""
     at = torch.arange(-before, length + after) % (2 * length)
@@ -146,6 +201,7 @@ def symmetric_pad_transpose(x: Tensor, pad: tuple[int, int, int, int], mode: str
 
 
 _RIDGES = "axgoujon/weakly_convex_ridge_regularizer"
+_STUDY = "johertrich/LearnedRegularizers"
 PEERS = {
     "CRR-NN": Peer(_RIDGES, "trained_models/CRR-CNN/checkpoints/checkpoint_6000.pth", partial(_ridge, "CRR-CNN"), 30),
     "WCRR-NN": Peer(
@@ -156,6 +212,13 @@ PEERS = {
         "StanislasDucotterd/MFoE", "trained_models/MFoE_groupsize_4/checkpoints/checkpoint_5000.pth", _mfoe, 51
     ),
     "TDV": Peer("VLOGroup/tdv", "checkpoints/tdv3-3-25-f32-gray.pth", _tdv),
+    **{
+        f"{kind}-study": Peer(
+            _STUDY, f"weights/bilevel_Denoising/{kind}_bilevel_IFT_for_Denoising.pt",
+            partial(_study, f"{kind}-study"), only=25.5,
+        )
+        for kind in ("CRR", "WCRR", "TDV")
+    },
 }  # fmt: skip
 
 
@@ -278,7 +341,7 @@ def main(words: list[str] | None = None) -> None:
         task = Task("denoise", level)
         if given.name == "ours":
             made = [m for m in our_methods(file, task) if not given.only or m.name in given.only]
-        elif level > PEERS[given.name].strongest:
+        elif not PEERS[given.name].takes(level):
             print(f"{given.name} is not made for sigma {level:g}")
             continue
         for row in file.fill("results", jobs(task, made, images)):
