@@ -1,14 +1,18 @@
 """Weights by name: the package, folders, and the hub, of which a local stand-in copies a folder."""
 
 import hashlib
+import http.server
 import importlib.util
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
+import threading
 import types
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
@@ -205,6 +209,88 @@ def test_the_real_library_offline(tmp_path):
     assert "config.json and model.safetensors from the page of somebody/R3 there, revision main" in fourth
 
 
+class Hub(http.server.BaseHTTPRequestHandler):
+    """As much of the hub as an upload asks for; keeps the paths of what is committed."""
+
+    committed: ClassVar[list[str]] = []
+
+    def answer(self, found: dict | list) -> None:
+        content = json.dumps(found).encode()
+        self.send_response(200)
+        self.send_header("Content-Length", str(len(content)))
+        self.end_headers()
+        self.wfile.write(content)
+
+    def do_GET(self) -> None:
+        self.answer({})
+
+    def do_POST(self) -> None:
+        sent = self.rfile.read(int(self.headers["Content-Length"]))
+        here = f"http://127.0.0.1:{self.server.server_port}"
+        if "/preupload/" in self.path:
+            files = [file["path"] for file in json.loads(sent)["files"]]
+            kinds = {True: "lfs", False: "regular"}
+            self.answer(
+                {
+                    "files": [
+                        {"path": f, "uploadMode": kinds[f.endswith(".safetensors")], "shouldIgnore": False}
+                        for f in files
+                    ]
+                }
+            )
+        elif "/lfs/" in self.path:
+            upload = {"actions": {"upload": {"href": f"{here}/blob"}}}
+            self.answer({"transfer": "basic", "objects": [o | upload for o in json.loads(sent)["objects"]]})
+        elif "/commit/" in self.path:
+            self.committed += [
+                v["path"] for v in (json.loads(line)["value"] for line in sent.splitlines()) if "path" in v
+            ]
+            self.answer(
+                {"commitUrl": "https://huggingface.co/me/R1/commit/0", "commitOid": "0", "commitMessage": ""}
+            )
+        else:  # the repository is made, the card is valid
+            self.answer({"url": "https://huggingface.co/me/R1", "errors": [], "warnings": []})
+
+    def do_PUT(self) -> None:
+        assert hashlib.sha256(
+            self.rfile.read(int(self.headers["Content-Length"]))
+        ).hexdigest() == weights_sha256("R1")
+        self.answer({})
+
+    def log_message(self, *words) -> None:
+        pass
+
+
+def test_the_upload_command_of_the_guide_sends_the_folder(tmp_path):
+    """The hub's own command, to a stand-in of the hub: every file of the folder, at the top of the repository."""
+    command = shutil.which("hf", path=str(Path(sys.executable).parent))
+    if command is None:
+        pytest.skip("huggingface_hub is not installed")
+    guide = (Path(__file__).parents[2] / "notebooks" / "guide" / "pipelines.md").read_text(encoding="utf-8")
+    (line,) = re.findall(r"^hf upload .*$", guide, re.M)
+    words = line.replace("owner/R1", "me/R1").replace("FOLDER", str(WEIGHTS / "R1")).split()
+    Hub.committed = []
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Hub) as hub:
+        threading.Thread(target=hub.serve_forever, daemon=True).start()
+        there = {
+            "HF_ENDPOINT": f"http://127.0.0.1:{hub.server_port}",
+            "NO_PROXY": "127.0.0.1",
+            "no_proxy": "127.0.0.1",
+        }
+        own = {
+            "HF_HOME": str(tmp_path),
+            "HF_TOKEN": "hf_none",
+            "HF_HUB_DISABLE_XET": "1",
+            "HF_HUB_OFFLINE": "0",
+        }
+        done = subprocess.run(
+            [command, *words[1:]], capture_output=True, text=True, env=os.environ | there | own, timeout=120
+        )
+        hub.shutdown()
+    assert done.returncode == 0, done.stderr
+    assert sorted(Hub.committed) == sorted(file.name for file in (WEIGHTS / "R1").iterdir())
+
+
 # --- what the package ships has the hub's layout ----------------------------------------------------------
 
 
@@ -230,4 +316,7 @@ def test_shipped_folders_could_be_uploaded_as_they_are(folder):
     if importlib.util.find_spec("huggingface_hub"):
         from huggingface_hub import ModelCard
 
-        assert ModelCard(text).data.to_dict()["library_name"] == "gnclib"
+        card = ModelCard(text).data
+        assert card.to_dict()["library_name"] == "gnclib"
+        assert bool(card.eval_results) == ("-" not in folder.name)
+        assert all(r.metric_type == "psnr" and 20 < r.metric_value < 45 for r in card.eval_results or [])
