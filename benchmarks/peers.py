@@ -206,7 +206,7 @@ PEERS = {
     "CRR-NN": Peer(_RIDGES, "trained_models/CRR-CNN/checkpoints/checkpoint_6000.pth", partial(_ridge, "CRR-CNN"), 30),
     "WCRR-NN": Peer(
         _RIDGES, "trained_models/WCRR-CNN/checkpoints/checkpoint_6000.pth", partial(_ridge, "WCRR-CNN"), 30,
-        {25: 28.68},
+        cited={25: 28.68},
     ),
     "MFoE": Peer(
         "StanislasDucotterd/MFoE", "trained_models/MFoE_groupsize_4/checkpoints/checkpoint_5000.pth", _mfoe, 51

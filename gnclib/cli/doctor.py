@@ -110,10 +110,8 @@ def _self_test() -> Iterator[str]:
     fast = prior.grad(y, sigma**2).double()
     exact = prior.double().grad(y.double(), sigma**2)
     error = ((fast - exact).abs().max() / exact.abs().max()).item()
-    level, denoised = (
-        255 * estimate_sigma(y),
-        torch.from_numpy(denoise_gnc(y[0, 0].numpy(), sigma))[None, None],
-    )
+    level = 255 * estimate_sigma(y)
+    denoised = torch.from_numpy(denoise_gnc(y[0, 0].numpy(), sigma))[None, None]
     gain = psnr(denoised, x).item() - psnr(y, x).item()
     say(
         f"self-test: gradient within {error:.0e} of the definition, sigma 25 estimated as {level:.1f}, denoising"

@@ -34,18 +34,12 @@ COMMANDS = {
     "evaluate": ("evaluate", "measure how well a prior denoises or inpaints a set of images"),
     "certify": ("studies", "prove from which noise level on a prior is convex, and bound its curvature"),
     "compare": ("studies", "compare the priors with BM3D, TV and biharmonic inpainting"),
-    "problems": (
-        "studies",
-        "solve other inverse problems: deblurring, super-resolution, sensing, tomography",
-    ),
+    "problems": ("studies", "solve other inverse problems: blur, low resolution, sensing, tomography"),
     "coverage": ("studies", "measure how often errors lie within the uncertainty that a prior states"),
     "entropy": ("studies", "normalise energies, and measure entropies and code lengths by them"),
     "pairs": ("studies", "learn schedules from few pairs of images, beside tuned ones"),
     "sweep": ("studies", "compute Figure 3: attainment and PSNR over t_0 and I, image by image"),
-    "patches": (
-        "studies",
-        "bound the sigma from which the energy of image patches is convex (corollary 2.3)",
-    ),
+    "patches": ("studies", "bound the sigma from which patches have a convex energy (corollary 2.3)"),
     "doctor": ("doctor", "say what is installed, and whether it works: for a bug report"),
     "data": ("suite", "show, download or verify the images of BSDS500"),
 }

@@ -85,7 +85,7 @@ def _bar(unit: str = "step") -> Callable[[int, int], None]:
 
 
 def _limits(source: Path, picture, white: float | None, black: float | None) -> tuple[float, float]:
-    """Black and white of a picture as fractions of what its depth holds; warns where white may be less."""
+    """Black of a picture, and white minus black, as fractions of its depth; warns where white may be less."""
     top = 2**picture.depth - 1
     low, high = (black or 0) / top, (top if white is None else white) / top
     if not 0 <= low < high <= 1:
@@ -98,17 +98,7 @@ def _limits(source: Path, picture, white: float | None, black: float | None) -> 
             f"warning: {source} uses {100 * used:.1f} % of its 16 bits; if white is less than 65535, say so"
             " (--white 4095 for 12 bits)"
         )
-    return low, high
-
-
-def _between(pixels, limits: tuple[float, float]):
-    """Grey values of a picture with black as 0 and white as 1."""
-    return pixels if limits == (0, 1) else (pixels - limits[0]) / (limits[1] - limits[0])
-
-
-def _back(pixels, limits: tuple[float, float]):
-    """The inverse of :func:`_between`."""
-    return pixels if limits == (0, 1) else limits[0] + pixels * (limits[1] - limits[0])
+    return low, high - low
 
 
 # --- denoise ----------------------------------------------------------------------------------------------
@@ -192,22 +182,19 @@ def denoise(
         if images.is_stack(source):
             if clean is not None or add_noise is not None or uncertainty is not None:
                 raise ValueError(f"{source} is a stack: leave --clean, --add-noise and --uncertainty away")
-            level, options = (
-                fraction if gain is None else curve,
-                {"per_frame": per_frame, "force": force, **solver},
-            )
-            bar = _bar("frame")
-            denoise_stack(source, target, level, limits=(black, white), progress=bar, say=say, **options)
+            level, bar = fraction if gain is None else curve, _bar("frame")
+            options = {"per_frame": per_frame, "force": force, "progress": bar, "say": say, **solver}
+            denoise_stack(source, target, level, limits=(black, white), **options)
             say(f"{target}: denoised frame by frame")
             return
         picture = images.read(source)
         images.check_writable(target, picture, force)
         if uncertainty is not None:
             images.check_map(uncertainty, force)
-        limits = _limits(source, picture, white, black)
-        noisy, reference = _between(picture.pixels, limits), None
+        low, unit = _limits(source, picture, white, black)
+        noisy, reference = (picture.pixels - low) / unit, None
         if clean is not None:
-            reference = _between(images.read(clean).pixels, limits)
+            reference = (images.read(clean).pixels - low) / unit
             if reference.shape != noisy.shape:
                 raise ValueError(
                     f"{clean} has the shape {reference.shape} (channels, height, width), {source} has"
@@ -216,15 +203,14 @@ def denoise(
         elif add_noise is not None:
             noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, add_noise).numpy(), noisy
         top = 2**picture.depth - 1
-        unit = top * (limits[1] - limits[0])
-        level = fraction if gain is None else curve(source, noisy, top * limits[0], unit)
+        level = fraction if gain is None else curve(source, noisy, top * low, top * unit)
         pixels, planes = denoise_channels(noisy, level, progress=_bar(), **solver)
-        made = images.quantise(picture, _back(pixels, limits))
+        made = images.quantise(picture, low + unit * pixels)
         images.write(target, made, force)
         _say_found(source, planes, sigma is None and gain is None)
         if reference is not None:
             kind = "as in the file" if clean else "unclipped"
-            truth, written = torch.from_numpy(reference), _between(made.pixels, limits)
+            truth, written = torch.from_numpy(reference), (made.pixels - low) / unit
             before, after = (evaluate.psnr(torch.from_numpy(a), truth) for a in (noisy, written))
             say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
         say(f"{target}: {made}")
@@ -268,9 +254,15 @@ def _curve(gain: str, offset: float, read_noise: float, name, noisy, zero: float
         )
         return curve
     try:
-        return NoiseCurve.of_detector(float(gain) / unit, (offset - zero) / unit, read_noise / unit)
-    except ValueError as error:
-        raise ValueError(f"--gain: {error}") from None
+        number = float(gain)
+    except ValueError:
+        number = math.nan
+    if not (0 < number < math.inf and 0 <= read_noise < math.inf):
+        raise ValueError(
+            "--gain must be above 0 (numbers of the file per photon) or 'auto', and --read-noise at least 0; got"
+            f" {gain} and {read_noise:g}"
+        )
+    return NoiseCurve.of_detector(number / unit, (offset - zero) / unit, read_noise / unit)
 
 
 def _fraction(sigma: float) -> float:
@@ -290,10 +282,8 @@ def _fraction(sigma: float) -> float:
 
 def _say_found(source: Path, planes, estimated: bool) -> None:
     """Lines about the planes of a picture and the noise in them."""
-    if not planes.white:
-        from gnclib.restore.noise_level import NOT_WHITE
-
-        say(f"warning: {source}: {NOT_WHITE}")
+    if planes.doubt:
+        say(f"warning: {source}: {planes.doubt}")
     if not any(planes.levels):
         say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
     if not estimated or not any(planes.levels):
@@ -339,7 +329,7 @@ def inpaint(inputs, output, force, white, black, mask, invert, yes, **solver):
         missing, whole, meaning = _missing(mask, source, picture, invert)
         meaning = f"{meaning}: {100 * missing.mean():.3g} %"
         images.check_writable(target, whole, force)
-        limits = _limits(source, picture, white, black)
+        low, unit = _limits(source, picture, white, black)
         if not missing.any():
             say(f"warning: {mask} marks no pixel as missing ({meaning}), {source} stays as it is")
         elif missing.mean() > MUCH and not yes and not missing.all():
@@ -347,8 +337,8 @@ def inpaint(inputs, output, force, white, black, mask, invert, yes, **solver):
                 f"{mask} marks most of {source} as missing ({meaning}): is it inverted? --invert takes it the other"
                 " way round, --yes as it is"
             )
-        filled = inpaint_channels(_between(picture.pixels, limits), missing, progress=_bar(), **solver)
-        made = images.quantise(whole, np.where(missing, _back(filled, limits), picture.pixels))
+        filled = inpaint_channels((picture.pixels - low) / unit, missing, progress=_bar(), **solver)
+        made = images.quantise(whole, np.where(missing, low + unit * filled, picture.pixels))
         images.write(target, made, force)
         say(f"{target}: {made}, {meaning} filled in")
 

@@ -85,7 +85,7 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
     torchrun --nproc-per-node=2 -m gnclib train R3 --device cuda       one process per GPU
     """
 )
-@click.argument("prior", type=click.Choice(sorted(PRIORS)))
+@click.argument("prior", type=click.Choice(sorted(PRIORS)), metavar="PRIOR")
 @click.option("--out", type=PATH, metavar="DIR", help="folder of the run (default: runs/PRIOR)")
 @click.option(
     "--export-only", is_flag=True, help="train nothing: write weights and model card of the checkpoint in DIR"

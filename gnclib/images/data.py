@@ -336,9 +336,8 @@ def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, 
         return {name: _grey(picture) for name, picture in pictures}
     found = {name: torch.from_numpy(picture.pixels)[:, None] for name, picture in pictures}
     if grey := [name for name, x in found.items() if len(x) != 3]:
-        raise ValueError(
-            f"{grey[0]}{f' and {len(grey) - 1} more' if grey[1:] else ''} in {folder}: not in colour"
-        )
+        more = f" and {len(grey) - 1} more" if grey[1:] else ""
+        raise ValueError(f"{grey[0]}{more} in {folder}: not in colour, leave them out or measure in grey")
     return found
 
 

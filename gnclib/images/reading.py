@@ -220,17 +220,14 @@ def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> tuple[np.nda
         samples = page.samplesperpixel
         if (page.imagewidth, page.imagelength) != size or page.imagedepth != 1 or not 2 <= samples <= 4:
             raise _Refused(f"{name} is a TIFF with {samples} channels of {page.shape}: convert it to RGB")
-        if page.photometric.name not in ("RGB", "MINISBLACK") or page.dtype not in (
-            np.uint8,
-            np.uint16,
-        ):
+        if page.photometric.name not in ("RGB", "MINISBLACK") or page.dtype not in (np.uint8, np.uint16):
             raise _Refused(
                 f"{name} is a TIFF of kind {page.photometric.name}, {page.dtype}: convert it to RGB"
             )
         colours = 3 if page.photometric.name == "RGB" else 1
         if not colours <= samples <= colours + 1:
             raise _Refused(
-                f"{name} has {samples} channels where {colours} and one more are known: convert it"
+                f"{name} has {samples} channels: grey or RGB and one more are read, save the others as a file of theirs"
             )
         if page.compression not in (1, 8, 32946, 32773):  # none, deflate twice, packbits
             raise _Refused(
@@ -240,10 +237,8 @@ def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> tuple[np.nda
         # deflate makes data at most 1032 times smaller: what promises more is a fragment, or made to fill the memory
         if max(page.nbytes, 2 * math.prod(page.chunks)) > 1100 * len(content):
             raise _Refused(f"{name} is a damaged image file: it holds less than it declares")
-        array, extra = (
-            page.asarray(),
-            [sample.name.lower() for sample in page.extrasamples] or ["unspecified"],
-        )
+        array = page.asarray()
+        extra = [sample.name.lower() for sample in page.extrasamples] or ["unspecified"]
         return array if page.planarconfig.name == "CONTIG" else np.moveaxis(array, 0, -1), extra[0]
 
 

@@ -62,7 +62,7 @@ def check_place(path: str | os.PathLike, suffixes: tuple[str, ...], force: bool 
     """Refuse a path at which no file with one of these suffixes can be written, as :func:`check_writable` does."""
     path = Path(path)
     if path.suffix.lower() not in suffixes:
-        raise ValueError(f"cannot write {path.name!r}: choose one of the suffixes {', '.join(suffixes)}")
+        raise ValueError(f"cannot write {path.name!r} here: choose one of the suffixes {', '.join(suffixes)}")
     if not path.parent.is_dir():
         raise FileNotFoundError(f"there is no folder {path.parent} to write {path.name} to")
     if path.is_dir():

@@ -38,7 +38,8 @@ import numpy as np
 import torch
 from scipy.fft import dct
 
-from gnclib.restore.noise_level import LEAST, Noise, measure_noise
+from gnclib.restore.noise_curve import GROWING, grows
+from gnclib.restore.noise_level import LEAST, NOT_WHITE, Noise, measure_noise
 
 __all__ = ["BASES", "Planes", "as_tensor", "choose_planes", "from_opponent", "split", "to_opponent"]
 
@@ -104,7 +105,7 @@ class Planes:
         None where there is no noise that the shipped priors could remove.
     basis : "opponent", "whitened" or "channels"
         "whitened": planes that fit the measured covariance; "channels" for every image without three different ones.
-    white : whether the noise, where its level was estimated, looks white or absent
+    doubt : what was seen of the noise that one estimated level of white noise does not describe, in words, or ""
     maps : (C, H, W), sigma of each pixel where it was given so; the levels are then the largest ones
     """
 
@@ -112,7 +113,7 @@ class Planes:
     join: Callable[[np.ndarray], np.ndarray]
     levels: list[float | None]
     basis: str
-    white: bool = True
+    doubt: str = ""
     maps: np.ndarray | None = None
 
 
@@ -151,8 +152,11 @@ def choose_planes(
         values = _apply(matrix, part, channels)
         join = partial(_apply, np.linalg.inv(matrix), part)
     levels = np.sqrt(np.einsum("ka,ab,kb->k", matrix, covariance, matrix))
-    white = sigma is not None or all(map(noise.white, matrix))
-    return Planes(values, join, [float(s) if s >= LEAST else None for s in levels], basis, white)
+    found = [float(s) if s >= LEAST else None for s in levels]
+    doubt = "" if sigma is not None or all(map(noise.white, matrix)) else NOT_WHITE
+    if sigma is None and not doubt and any(found) and grows(channels):
+        doubt = GROWING
+    return Planes(values, join, found, basis, doubt)
 
 
 def _with_maps(channels: np.ndarray, maps: np.ndarray, colour: str) -> Planes:

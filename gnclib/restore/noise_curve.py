@@ -23,7 +23,7 @@ from scipy.optimize import least_squares
 
 from gnclib.restore.noise_level import ENOUGH, SIDE, calm, high_variance, live_spectra
 
-__all__ = ["NoiseCurve"]
+__all__ = ["GROWING", "NoiseCurve", "grows"]
 
 #: standard deviation, in pixels, of the Gaussian that makes a mean of a noisy image
 SMOOTHING = 1.5
@@ -31,6 +31,14 @@ SMOOTHING = 1.5
 BINS, BLOCKS = 16, 4 * ENOUGH
 #: relative error of a variance, beyond which it counts less in the fit
 ROBUST = 0.1
+#: the noise is said to grow if sigma at bright places is so many times that at dark ones, or twice as many times where
+#: more than a share CUT of the pixels lies at an end of the range, which takes noise away there
+GROWS, CUT = 1.75, 0.05
+
+GROWING = (
+    "the noise seems to grow with brightness, as that of photons does: one sigma for all pixels is too little at bright"
+    " places; give each its own (--gain auto, in Python sigma=NoiseCurve.estimate(image))"
+)
 
 
 @dataclass(frozen=True)
@@ -50,7 +58,9 @@ class NoiseCurve:
 
     def __post_init__(self) -> None:
         if not (0 <= self.gain < math.inf and math.isfinite(self.floor) and (self.gain or self.floor > 0)):
-            raise ValueError(f"a gain must be >= 0 and finite, got {self.gain} (variance at 0: {self.floor})")
+            raise ValueError(
+                f"a gain must be >= 0, and some variance > 0; got {self.gain}, at brightness 0 {self.floor}"
+            )
 
     @classmethod
     def of_detector(cls, gain: float, offset: float = 0.0, read_noise: float = 0.0) -> NoiseCurve:
@@ -94,3 +104,15 @@ class NoiseCurve:
         smooth = gaussian_filter(np.asarray(image, dtype=np.float32), SMOOTHING, axes=(-2, -1))
         variance = self.gain * smooth + self.floor
         return np.sqrt(variance.clip(min=max(0.01 * float(variance.mean()), 1e-8), max=1.0))
+
+
+def grows(channels: np.ndarray) -> bool:
+    """Whether the noise of the mean of the channels (C, H, W) is much stronger at bright places than at dark ones."""
+    mean = channels.mean(0)
+    try:
+        curve = NoiseCurve.estimate(mean)
+    except ValueError:
+        return False
+    dark, bright = curve.gain * np.quantile(mean, (0.1, 0.9)) + curve.floor
+    cut = np.isin(channels, (channels.min(), channels.max())).mean() > CUT
+    return bool(bright > (GROWS * (1 + cut)) ** 2 * max(dark, 0.0))

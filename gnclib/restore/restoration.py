@@ -39,7 +39,6 @@ from gnclib.checks import as_device, as_measured
 from gnclib.deep import load_prior
 from gnclib.restore import Denoising, Inpainting, NoiseCurve, State, Task, posterior_moments
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
-from gnclib.restore.noise_level import NOT_WHITE
 from gnclib.restore.posterior import doubts, flaws
 from gnclib.restore.schemes import load
 from gnclib.restore.tiles import Tiled
@@ -81,8 +80,9 @@ def denoise_gnc(
     sigma : float, array or NoiseCurve, optional
         Standard deviation of the noise in the units of the float image, in the range of the prior ([0.01, 1] for the
         shipped ones). None: estimated; what has no noise that the prior could remove is then left as it is. Warns where
-        the noise does not look white. An array, of the shape of the image or what broadcasts to it, has a level for
-        each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for "gnc" and "joint".
+        the noise does not look white, or grows with brightness. An array, of the shape of the image or what broadcasts
+        to it, has a level for each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for
+        "gnc" and "joint".
     prior : a shipped prior ("R1", "R3", "C1"), a folder, or a name on the hub
     scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
@@ -122,7 +122,7 @@ def denoise_gnc(
     """
     channels, back = _as_channels(image, channel_axis, data_range)
     if return_std and (np.ndim(sigma) or isinstance(sigma, NoiseCurve)):
-        raise ValueError("standard deviations need one sigma for all pixels: maps of sigma are not supported")
+        raise ValueError("standard deviations need one sigma for all pixels: give it, or no return_std")
     if not (sigma is None or isinstance(sigma, NoiseCurve)):
         sigma = _as_sigma(sigma, np.shape(image), channel_axis)
     options = {"prior": prior, "scheme": scheme, "steps": steps, "tile": tile, "precision": precision}
@@ -131,8 +131,8 @@ def denoise_gnc(
     level = sigma[:count] if np.ndim(sigma) else sigma
     result, planes = denoise_channels(colours, level, colour=colour, device=device or "cpu", **options)
     result = back(np.concatenate([result, alpha]), clip)
-    if not planes.white:
-        warnings.warn(NOT_WHITE, stacklevel=2)
+    if planes.doubt:
+        warnings.warn(planes.doubt, stacklevel=2)
     if not return_std:
         return result
     std, reasons = std_channels(colours, planes, prior=prior, device=device or "cpu", tile=tile)

@@ -179,7 +179,7 @@ def load(
         able = ", ".join(other for other, scheme in SCHEMES.items() if task.kind in scheme.steps)
         raise ValueError(f"the scheme {name!r} cannot {task.kind}: choose one of {able}")
     if steps is not None and not kind.free:
-        raise ValueError(f"the scheme {name!r} has a number of steps of its own: leave it away")
+        raise ValueError(f"the scheme {name!r} has a number of steps of its own: leave steps away")
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     found = as_device(device)

@@ -23,7 +23,7 @@ from gnclib.deep import load_prior
 from gnclib.images import Stack, check_place, unpack
 from gnclib.io import dumps, files, read_json, write_text
 from gnclib.restore.colour import as_tensor
-from gnclib.restore.noise_curve import NoiseCurve
+from gnclib.restore.noise_curve import GROWING, NoiseCurve, grows
 from gnclib.restore.noise_level import LEAST, NOT_WHITE, measure_noise
 from gnclib.restore.operators import first_guess
 from gnclib.restore.restoration import USED, Progress, denoise_channels
@@ -119,8 +119,8 @@ def _plans(name: str, stack: Stack, sigma, per_frame: bool, limits, say) -> dict
         if level is None and not per_frame:
             levels, white = zip(*map(_level, seen), strict=True)
             level = float(np.median(levels))
-            if not all(white):
-                say(f"warning: {told}: {NOT_WHITE}")
+            if not all(white) or (level and grows(seen[0])):
+                say(f"warning: {told}: {GROWING if all(white) else NOT_WHITE}")
             say(f"{told}: sigma {255 * level:.1f} of 255, estimated" if level else f"{told}: {NONE}")
         plans[channel] = low, high - low, level
     return plans

@@ -9,6 +9,7 @@ from skimage import data as samples
 from benchmarks.noise_maps import READ, by_anscombe, counted, crop, psnr
 from gnclib.cli import main as cli
 from gnclib.restore import Denoising, NoiseCurve, denoise_gnc
+from gnclib.restore.colour import choose_planes
 
 #: brightness from 0.05 to 0.95
 IMAGES = {name: crop(name, 112) for name in ("coins", "cell", "camera")}
@@ -145,3 +146,18 @@ def test_gnc_denoise_with_a_gain(capsys, tmp_path):
     ):
         status, _, error = run(*words)
         assert (status, "--gain" in error or "gain" in error) == (2, True)
+
+
+def test_noise_that_grows_is_said_and_other_noise_is_not():
+    """Poisson noise of both peaks that one estimated sigma serves badly, against Gaussian noise on the same images."""
+    for name in ("coins", "camera"):
+        x = crop(name, 200)
+        for peak in (20, 100):
+            with pytest.warns(UserWarning, match="grow with brightness.*NoiseCurve"):
+                denoise_gnc(counted(x, peak, 0), scheme="mmse")
+            assert not choose_planes(counted(x, peak, 0)[None], 0.1).doubt
+        for sigma in (0.05, 0.1):
+            y = x + sigma * np.random.default_rng(0).standard_normal(x.shape)
+            assert choose_planes(y[None]).doubt == ""
+            unequal = np.stack([y, x + 3 * (y - x), x + (y - x) / 2])
+            assert choose_planes(unequal).doubt == ""

@@ -207,7 +207,7 @@ def test_the_functions_on_channels_tell_what_they_found_and_how_far_they_are():
     assert told == [(k, 4) for k in range(5)]
     assert found.levels[0] is None
     assert found.levels[1] == pytest.approx(SIGMA, rel=0.1)
-    assert (found.basis, found.white) == ("channels", True)
+    assert (found.basis, found.doubt) == ("channels", "")
     np.testing.assert_array_equal(image[0], flat)
     np.testing.assert_array_equal(image[1], denoise_gnc(photo(), found.levels[1], steps=4))
     told.clear()
