@@ -80,9 +80,8 @@ def denoise_gnc(
     sigma : float, array or NoiseCurve, optional
         Standard deviation of the noise in the units of the float image, in the range of the prior ([0.01, 1] for the
         shipped ones). None: estimated; what has no noise that the prior could remove is then left as it is. Warns where
-        the noise does not look white, or grows with brightness. An array, of the shape of the image or what broadcasts
-        to it, has a level for each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for
-        "gnc" and "joint".
+        the noise does not look white, or grows with brightness. An array that broadcasts to the image has a level for
+        each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for "gnc" and "joint".
     prior : a shipped prior ("R1", "R3", "C1"), a folder, or a name on the hub
     scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
