@@ -16,6 +16,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),
             *("Variant", "variants"),
         ],
-        "training": ["Step", "TrainState", "learning_rate", "load_checkpoint"],
+        "training": ["Step", "TrainState", "learning_rate", "load_checkpoint", "small_prior"],
     },
 )

@@ -118,14 +118,10 @@ def _animated(fig: Figure, frames: Sequence) -> bytes:
 
 
 def tau_colours(k: int) -> list[tuple[float, float, float, float]]:
-    """`k` RGBA colours for curves of growing tau: blue is the smallest, red the largest, as in the paper's Figure 2.
-
-    The lower 60 % of matplotlib's "plasma": lightness rises with tau, so the order survives a grey printer and
-    colour blindness.
-    """
+    """`k` RGBA colours for curves of growing tau, from dark blue to light orange: the order survives a grey printer."""
     from matplotlib import colormaps
 
-    return [tuple(map(float, colormaps["plasma"](0.6 * i / max(k - 1, 1)))) for i in range(k)]
+    return [tuple(map(float, colormaps["plasma"](0.72 * i / max(k - 1, 1)))) for i in range(k)]
 
 
 # --- Figure 2 -------------------------------------------------------------------------------------------------------
@@ -168,7 +164,7 @@ def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], title: str 
     from matplotlib.collections import LineCollection
 
     labelled, columns = any(block.label for block in blocks), max(len(block.kernels) for block in blocks)
-    left, foot, head, shift, tall = 0.5 if labelled else 0.1, 0.5, 0.3 if title else 0.06, 0.13, 0.3
+    left, foot, head, shift, tall = 0.5 if labelled else 0.1, 0.5, 0.3 if title else 0.06, 0.19, 0.27
     cell = (WIDTH - left - 0.06) / columns
     image, curves = min(0.5, 0.8 * cell), (len(sigmas) - 1) * shift + tall
     row = image + 0.06 + curves + 0.2
@@ -176,7 +172,7 @@ def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], title: str 
     with plt.rc_context({"figure.constrained_layout.use": False}):  # placed by hand
         fig = plt.figure(figsize=(WIDTH, height), layout="none")
     ax = fig.add_axes((0, 0, 1, 1))
-    drawn, fits, zeros, dots = [], [], [], []
+    drawn, fits, zeros, dots, centred = [], [], [], [], {"va": "center", "ha": "center"}
     for number, block in enumerate(blocks):
         top = height - head - number * row
         for k, kernel in enumerate(block.kernels[:, 0]):
@@ -195,21 +191,22 @@ def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], title: str 
                 if x[0] < 0 < x[-1]:
                     at = origin[0] - x[0] / (x[-1] - x[0]) * scale[0]
                     zeros.append([(at, origin[1] - 0.05), (at, origin[1])])
-        ax.text(
-            left / 2, top - (row - 0.2) / 2, block.label, rotation=90, va="center", ha="center", fontsize=8
-        )
+        ax.text(left / 2, top - (row - 0.2) / 2, block.label, rotation=90, fontsize=8, **centred)
     ax.add_collection(LineCollection(fits, colors="0.55", linewidths=0.7, linestyles="--"))
     ax.add_collection(LineCollection(zeros, colors="0.6", linewidths=0.6))
-    ax.add_collection(
-        LineCollection(drawn, colors=colours * (len(drawn) // len(colours)), linewidths=1.0, zorder=3)
-    )
+    ax.add_collection(LineCollection(drawn, colors=colours * (len(drawn) // len(colours)), lw=1, zorder=3))
     if dots:
         x, y, colour = zip(*dots, strict=True)
         ax.scatter(x, y, s=7, color=colour, zorder=4)
     ax.set(xlim=(0, WIDTH), ylim=(0, height), aspect="auto")
     ax.set_axis_off()
-    fig.text(0.5, 1 - 0.5 * head / height, title, ha="center", va="center", fontsize=8)
-    _legend(fig, sigmas)
+    fig.text(0.5, 1 - 0.5 * head / height, title, fontsize=8, **centred)
+    handles = [
+        plt.Line2D([], [], color=c, label=rf"$\sigma={s:.2g}$") for c, s in zip(colours, sigmas, strict=True)
+    ]
+    title = r"smoothing $\tau=\log\sigma$, from the smallest (bottom) to the largest (top)"
+    small = {"fontsize": 7, "title_fontsize": 7}
+    fig.legend(handles=handles, loc="lower center", ncols=len(sigmas), title=title, **small)
     return fig
 
 
@@ -218,17 +215,3 @@ def sheet(block: Block, sigmas: Sequence[float], columns: int = 12) -> Figure:
     parts = [slice(k, k + columns) for k in range(0, len(block.kernels), columns)]
     rows = [Block("", block.kernels[p], block.x[:, p], block.f[:, p], block.degree) for p in parts]
     return columns_figure(rows, sigmas, block.label)
-
-
-def _legend(fig: Figure, sigmas: Sequence[float]) -> None:
-    import matplotlib.pyplot as plt
-
-    colours = tau_colours(len(sigmas))
-    handles = [
-        plt.Line2D([], [], color=c, ls="-", label=rf"$\sigma={s:.2g}$")
-        for c, s in zip(colours, sigmas, strict=True)
-    ]
-    title = r"smoothing $\tau=\log\sigma$, from the smallest (bottom) to the largest (top)"
-    fig.legend(
-        handles=handles, loc="lower center", ncols=len(sigmas), title=title, fontsize=7, title_fontsize=7
-    )

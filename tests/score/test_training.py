@@ -12,7 +12,7 @@ from scipy.stats import kstest
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
 from gnclib.io import save_checkpoint
-from gnclib.score import OBJECTIVES, TrainConfig, TrainState, load_checkpoint
+from gnclib.score import OBJECTIVES, TrainConfig, TrainState, denoising_psnr, load_checkpoint, small_prior
 from gnclib.score import training as train
 from tests.leaves import dead_leaves
 
@@ -390,3 +390,11 @@ def test_no_checkpoint_and_unreadable_ones(tmp_path):
         load_checkpoint(tmp_path)
     path.write_bytes(whole)
     assert load_checkpoint(tmp_path).step == 0
+
+
+def test_the_small_prior_of_the_notebooks_denoises_and_is_the_same_every_time():
+    clean = data.embedded()["coins"][..., 60:156, 60:156]
+    prior = small_prior()
+    start, end = (denoising_psnr(p, [clean], 25 / 255)[0] for p in (type(prior)(prior.config), prior))
+    assert end > start + 2
+    assert torch.equal(prior.kernels[0], small_prior().kernels[0])
