@@ -33,7 +33,7 @@ from torch.optim.swa_utils import AveragedModel
 from gnclib import io
 from gnclib.deep import NetworkEnergy, configuration, kind_of
 from gnclib.foe import FieldsOfExperts, FoEConfig, LearnedEnergy
-from gnclib.images import PatchSampler, data, refuse_validation
+from gnclib.images import PatchSampler, refuse_validation
 from gnclib.score import losses as sm
 from gnclib.score.distributed import ALONE, Group
 from gnclib.score.recipes import TrainConfig
@@ -374,6 +374,8 @@ def _gradient(
 
 def small_prior(seed: int = 0) -> FieldsOfExperts:
     """The R_1 of notebook 4, trained here and now, in seconds, on eight photographs of scikit-image; reproducible."""
+    from gnclib.images import data
+
     kept = {k: v for k, v in data.embedded().items() if k not in ("camera", "chelsea", "coins")}
     most = {"steps": 240, "batch": 16, "patch": 24, "fraction": 0.25, "lr": 1e-2, "roughness": 10.0}
     config = TrainConfig(**most, objective="denoising", seed=seed)
