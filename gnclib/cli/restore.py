@@ -249,7 +249,7 @@ def _curve(gain: str, offset: float, read_noise: float, name, noisy, zero: float
         curve = NoiseCurve.estimate(noisy)
         dark, bright = (unit * math.sqrt(max(v, 0.0)) for v in (curve.floor, curve.gain + curve.floor))
         say(
-            f"{name}: gain {unit * curve.gain:.3g}, sigma {dark:.3g} at black and {bright:.3g} at white, in"
+            f"{name}: gain {round(unit * curve.gain, 4):g}, sigma {dark:.3g} at black and {bright:.3g} at white, in"
             " numbers of the file, estimated"
         )
         return curve
