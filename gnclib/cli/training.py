@@ -288,7 +288,9 @@ def _done(state) -> str:
 
 def _demand_no_run(folder: Path) -> None:
     if (folder / "checkpoint.safetensors").exists():
-        raise ValueError(f"{folder} holds a run already: continue it with --resume or choose another --out")
+        raise ValueError(
+            f"{folder} holds a run already: go on by --resume, choose another --out, or delete it"
+        )
 
 
 def _resumed(state, images: str | None, given: dict, begun: Mapping[str, tuple] = MappingProxyType({})):

@@ -250,7 +250,7 @@ def find_schedule(name: str | Path, task: Task) -> LearnedSchedule:
             known = sorted(path.parent.name for path in WEIGHTS.glob("*/schedule.json"))
             raise FileNotFoundError(
                 f"nothing was learned for {name}, nor for noise levels below and above: 'gnc learn' learns into a"
-                f" folder of that name, beside the prior; the package has, for its priors, {', '.join(known) or 'none'}"
+                f" folder of that name, or take the scheme gnc; the package has {', '.join(known) or 'none'}"
             ) from None
     if str(schedule.task) != str(task):  # 25.000001 is 25
         raise ValueError(f"the schedule {name} was learned for {schedule.task}, not for {task}")
