@@ -42,7 +42,8 @@ from gnclib.restore import Denoising, Task, schemes
 from gnclib.studies import field
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
 
-STORED = Path(__file__).with_name("peers.json")
+#: of the middle of 8 images, and of 8 whole images
+STORED, WHOLE = (Path(__file__).with_name(name) for name in ("peers.json", "peers_full.json"))
 FORM = Form("file of peers", Images, {"results": Quality, "tv": field.Tuning})
 #: of 255; the second last is sigma = 0.1 of 1
 LEVELS = (25, 15, 25.5, 50)
@@ -268,20 +269,22 @@ CERTIFICATES = {"TV": "convex", "BM3D": "no energy"}
 def table(content: Content) -> str:
     """The results as markdown: measured on the images of the file, and, in columns of their own, cited numbers.
 
-    PSNR in dB (SSIM), means over the images on which a method was run at that level, their number in brackets where it
-    is not that of most; processor seconds and gradients per image are those at sigma 25.
+    PSNR in dB (SSIM), means over the images of the file; of a method that was run on some of them only, how far it is
+    from "R1 learned" on these, and their number; processor seconds and gradients per image are those at sigma 25, or
+    at the level of the method.
     """
     found: dict[str, dict[float, list[Quality]]] = {}
     for row in content.rows["results"]:
         found.setdefault(row.method, {}).setdefault(float(row.task.removeprefix("denoise-")), []).append(row)
-    usual = max(len(rows) for of_level in found.values() for rows in of_level.values())
-    levels, lines = sorted(LEVELS), []
-    for name, of_level in sorted(found.items(), key=lambda item: np.mean([r.psnr for r in item[1][25]])):
-        some, cited = of_level[25], (PEERS[name].cited if name in PEERS else None) or {}
+    levels = sorted({level for of_level in found.values() for level in of_level})
+    lines = []
+    for name in sorted(found, key=lambda name: _beyond(found[name], found["R1 learned"])):
+        of_level, cited = found[name], (PEERS[name].cited if name in PEERS else None) or {}
+        some = of_level.get(25) or next(iter(of_level.values()))
         first = some[0].settings
         certificate = first.get("certificate") or CERTIFICATES.get(name, "none at these levels")
         gradients = [row.evaluations for row in some if row.evaluations is not None]
-        cells = [_cell(of_level.get(level, []), usual) for level in levels]
+        cells = [_cell(of_level.get(level, []), found["R1 learned"][level]) for level in levels]
         cost = [
             f"{np.mean([row.cpu for row in some]):.2g}",
             f"{np.mean(gradients):.0f}" if gradients else "-",
@@ -296,11 +299,19 @@ def table(content: Content) -> str:
     )
 
 
-def _cell(rows: list[Quality], usual: int) -> str:
+def _beyond(ours: dict[float, list[Quality]], others: dict[float, list[Quality]]) -> float:
+    """By how many dB a method is above another on the images of both, at sigma 25 or the first level that it has."""
+    level = 25 if 25 in ours else next(iter(ours))
+    there = {row.image: row.psnr for row in others[level]}
+    return float(np.mean([row.psnr - there[row.image] for row in ours[level] if row.image in there]))
+
+
+def _cell(rows: list[Quality], reference: list[Quality]) -> str:
     if not rows:
         return "-"
-    count = "" if len(rows) == usual else f" [{len(rows)}]"
-    return f"{np.mean([r.psnr for r in rows]):.2f} ({np.mean([r.ssim for r in rows]):.3f}){count}"
+    if {row.image for row in reference} > {row.image for row in rows}:
+        return f"R1 {_beyond({25: rows}, {25: reference}):+.2f} [{len(rows)}]"
+    return f"{np.mean([r.psnr for r in rows]):.2f} ({np.mean([r.ssim for r in rows]):.3f})"
 
 
 # the command ---------------------------------------------------------------------------------------------------------

@@ -1,5 +1,6 @@
 """Peers: the stand-in for symmetric padding, the stored results, and their table in the guide."""
 
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -27,17 +28,41 @@ def test_symmetric_padding_and_its_adjoint(pad):
     assert (padded * z).sum() == pytest.approx(float((x * back).sum()), rel=1e-12)
 
 
-def test_the_page_has_the_table_of_the_stored_results():
-    content = read_table(peers.STORED, peers.FORM)
-    assert peers.table(content) in PAGE.read_text(encoding="utf-8")
-    rows = [row for row in content.rows["results"] if row.task == "denoise-25"]
-    images = {
-        name: {row.image for row in rows if row.method == name} for name in {row.method for row in rows}
-    }
-    assert {frozenset(of_method) for of_method in images.values()} == {frozenset(images["TDV"])}
+@pytest.mark.parametrize("file", [peers.STORED, peers.WHOLE], ids=["crops", "whole"])
+def test_the_page_has_the_table_of_the_stored_results(file):
+    content = read_table(file, peers.FORM)
+    table = peers.table(content)
+    assert table in PAGE.read_text(encoding="utf-8")
+    images = {}
     for row in content.rows["results"]:
+        images.setdefault((row.task, row.method), {})[row.image] = row
         if row.method in peers.PEERS:
+            assert peers.PEERS[row.method].takes(float(row.task.removeprefix("denoise-")))
             assert row.settings["repository"].endswith(peers.PEERS[row.method].repository)
             assert len(row.settings["commit"]) == 40
         elif (prior := row.method.split()[0]) in ("R1", "R3", "C1", "G1"):
             assert row.settings["weights"] == sha256(WEIGHTS / prior / "model.safetensors")
+    for (
+        task,
+        name,
+    ), found in images.items():  # of a part of the images there is a difference, and their number
+        whole = images[task, "R1 learned"]
+        assert len(whole) == 8
+        assert found.keys() <= whole.keys()
+        apart = np.mean([row.psnr - whole[image].psnr for image, row in found.items()])
+        part = f"R1 {apart:+.2f} [{len(found)}]"
+        (line,) = (line for line in table.splitlines() if line.startswith(f"| {name} |"))
+        assert (part in line) == (len(found) < 8)
+
+
+def test_the_revisions_are_commits_of_the_project():
+    revisions = {
+        row.made.revision
+        for f in (peers.STORED, peers.WHOLE)
+        for row in read_table(f, peers.FORM).rows["results"]
+    }
+    git = ["git", "-C", str(PAGE.parent), "merge-base", "--is-ancestor"]
+    if subprocess.run([*git, "HEAD", "HEAD"], capture_output=True).returncode:
+        pytest.skip("not a git clone")
+    missing = {r for r in revisions if subprocess.run([*git, r, "HEAD"], capture_output=True).returncode}
+    assert missing == set()
