@@ -288,9 +288,7 @@ def _done(state) -> str:
 
 def _demand_no_run(folder: Path) -> None:
     if (folder / "checkpoint.safetensors").exists():
-        raise ValueError(
-            f"{folder} holds a run already: go on by --resume, choose another --out, or delete it"
-        )
+        raise ValueError(f"{folder} holds a run already: --resume goes on with it, --out chooses another")
 
 
 def _resumed(state, images: str | None, given: dict, begun: Mapping[str, tuple] = MappingProxyType({})):
