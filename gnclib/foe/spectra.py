@@ -84,12 +84,12 @@ class PointHessian:
 
 
 def extreme_eigenvalues(
-    product, shape: tuple[int, ...], dtype=torch.float32, tolerance: float = 2e-3, seed: int = 0
+    product, shape: tuple[int, ...], dtype=torch.float32, tolerance: float = 2e-3, seed: int = 0, lift=0.5
 ) -> tuple[float, float, Tensor]:
     """Smallest and largest eigenvalue of a symmetric map of images, apart from the constant image, by Lanczos' method.
 
-    The kernels of K_1 have no mean, so a constant image always has eigenvalue 0. A rank-one term lifts it to 1/2, amid
-    the spectrum of any useful denoiser; otherwise the smallest eigenvalue could never be positive.
+    The kernels of K_1 have no mean, so a constant image always has eigenvalue 0. A rank-one term lifts it to `lift`,
+    amid the spectrum of any useful denoiser; otherwise the smallest eigenvalue could never be positive.
 
     Ritz values lie inside of the spectrum: the true smallest eigenvalue is at most the one returned plus rounding, the
     true largest at least.
@@ -102,6 +102,8 @@ def extreme_eigenvalues(
         Of the eigenvalues, absolute where they are of order one.
     seed : int
         Of the start vector.
+    lift : float
+        Eigenvalue that constant images get. 0, which leaves the map as it is, where kernels have a mean.
 
     Returns
     -------
@@ -113,7 +115,7 @@ def extreme_eigenvalues(
 
     def matvec(v: np.ndarray) -> np.ndarray:
         image = torch.from_numpy(v.reshape(shape)).to(dtype)
-        return (product(image) + 0.5 * image.mean() + shift * image).flatten().double().numpy()
+        return (product(image) + lift * image.mean() + shift * image).flatten().double().numpy()
 
     operator = LinearOperator((count, count), matvec, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(count)

@@ -38,8 +38,10 @@ __all__ = [
     "agree", "compute", "jobs", "load", "lowest", "opened",
 ]  # fmt: skip
 
-#: the results of R_1 that come with the package
-SHIPPED = Path(__file__).with_name("figure3_R1.json")
+#: the results that come with the package: of R_1; of its literal preconditioner on 24 images; of P_1
+SHIPPED, LITERAL, RESTORED = (
+    Path(__file__).with_name(f"figure3_{k}.json") for k in ("R1", "literal_R1", "P1")
+)
 #: sets of images; the embedded photographs come first, anyone can recompute them
 SETS = ("embedded", "bsds68")
 EMBEDDED = ("camera", "chelsea", "coins", "rocket")
@@ -225,20 +227,9 @@ def aggregate(
 ) -> dict[tuple[str, str], Summary]:
     """What Figure 3 shows: (task, algorithm) -> :class:`Summary`.
 
-    Raises ValueError: another reading, a bad tolerance or distance, a set without runs or without the reference.
-
-    Parameters
-    ----------
-    content
-        Of a file.
-    tolerance
-        Nats per pixel, > 0.
-    which
-        The set of images.
-    minimum
-        The reading of "attained", "lowest" or "reference".
-    distance
-        Grey values, > 0, for "reference".
+    The `tolerance` is in nats per pixel, > 0; `which` names the set of images; `minimum` is the reading of "attained",
+    "lowest" or "reference", the latter with a `distance` in grey values, > 0. Raises ValueError: another reading, a bad
+    tolerance or distance, a set without runs or without the reference.
     """
     if minimum not in MINIMA:
         raise ValueError(f"the minimum must be one of {', '.join(MINIMA)}, got {minimum!r}")

@@ -32,15 +32,15 @@ GOOD = {
     "F2-nonconvex": {f"convex_red_R_{k}": 1.0 for k in (1, 2, 3)},
     "F2-linear": {"red_R_2_1": 0.01, "red_R_3_1": 0.01, "red_R_3_2": 0.01},
     "F3-similar": {
-        f"{kind}_apart_at_64_steps_{task}": 0.01
-        for kind, task in (
-            *(("energy", "denoise"), ("energy", "inpaint")),
-            *(("psnr", "denoise_db"), ("psnr", "inpaint_db")),
-        )
+        f"linear_48n_{kind}_apart_{task}_from_{t}": 0.01
+        for kind in ("psnr", "energy")
+        for task in ("denoise", "inpaint")
+        for t in ("0.01", "1")
     },
     "F3-attain": {"rate_gnc_at_largest_t0_and_steps": 0.84},
-    "F4-energy": {"images": 24, "gnc_gap_of_the_worst_start": 0.01},
-    "F4-learned-energy": {"images": 24},
+    "F4-energy": {"gnc_gap_of_the_worst_start": 0.01, "joint_gap": 0.01},
+    "G-ddim": {"share_at_the_minimum_ddim": 1.0},
+    "I-near": {"distance_from_threshold_mixture": 0.05},
     "A-boundary": {"largest_psnr_difference": 0.02},
     "A-dct": {"change_at_128": -0.5, "change_at_25": -0.5},
     "A-scaled": {"change_at_25": -0.1},
@@ -97,12 +97,19 @@ BAD = {
     "F2-nonconvex": [{"nonconvex_blue_R_1": 0.4}, {"convex_red_R_3": 0.9, "worst_gap_red_R_3": 0.2}],
     "F2-linear": [{"red_R_3_2": 0.999}],
     "F2-simpler": [{"minima_R_3_at_10": 3.0}],
-    "F3-similar": [{"energy_apart_at_64_steps_denoise": 0.2, "best_psnr_apart_denoise_db": 0.6}],
-    "F3-attain": [{"rate_gnc_at_largest_t0_and_steps": 0.7}, {"rate_joint_at_largest_t0_and_steps": 0.7}],
+    "F3-similar": [
+        *({"linear_48n_energy_apart_denoise_from_1": 0.2}, {"linear_48n_psnr_apart_inpaint_from_0.01": 0.6}),
+    ],
+    "F3-attain": [
+        {"rate_gnc_at_largest_t0_and_steps": 0.7, "rise_with_t0_gnc": 0.0},
+        {"rate_joint_at_largest_t0_and_steps": 0.7, "lag_at_largest_steps_joint": 0.2},
+    ],
+    "I-near": [{"distance_from_threshold_mixture": 0.5, "distance_at_largest_t_C1": 0.5}],
+    "G-ddim": [{"smallest_curvature_at_the_start": -0.1}, {"share_of_steps_that_descend_P1": 0.99}],
     "F3-early": [{"psnr_lost_gnc_db": 0.05}],
     "F3-inpainting": [{"inpaint_gnc_lost_db": 4.0}, {"inpaint_joint_lost_db": 4.0}],
     "F4-energy": [{"gnc_gap": 0.06, "gnc_gap_of_the_worst_start": 0.06}, {"joint_gap": 0.06}],
-    "F4-learned-energy": [{"learned_gap": 0.009}],
+    "F4-learned-energy": [{"learned_gap": 0.0}],
     "F4-learned-psnr": [{"above_gnc_db": -0.1}, {"above_joint_db": -0.1}],
     "F4-last-step": [{"best_step_of_the_photograph": 9, "best_step_of_the_mean_of_68": 9}],
     "X-expressive": [{"above_R_3_db_25": -0.1}, {"proved_convex_from": 8.0}],
@@ -191,10 +198,19 @@ def test_where_a_sentence_fails_beyond_the_noise_no_caveat_covers_it():
     deep = evidence("A-deep")
     for change, verdict in ((0.27, HOLDS), (0.25, CAVEAT), (-0.25, UNDECIDED), (-0.27, FAILS)):
         assert claims.CLAIMS["A-deep"].verdict(deep | {"psnr_change_lambda": change}) == verdict
-    attain = evidence("F3-attain") | {"images": 30}
-    for lag, verdict in ((0.09, CAVEAT), (0.11, FAILS)):
-        changed = {"rate_joint_at_largest_t0_and_steps": attain["best_rate_joint"] - lag}
+    attain = evidence("F3-attain")
+    for lag, verdict in ((0.09, HOLDS), (0.11, FAILS)):
+        changed = {
+            "rate_joint_at_largest_t0_and_steps": attain["best_rate_joint"] - lag,
+            "rise_with_t0_gnc": 0.0,
+        }
         assert claims.CLAIMS["F3-attain"].verdict(attain | changed) == verdict
+    similar = evidence("F3-similar")
+    for apart, ours, verdict in ((0.49, 9.0, HOLDS), (0.51, 0.49, CAVEAT), (0.51, 0.51, FAILS)):
+        changed = {k: ours for k in similar if k.startswith("logarithmic_2n_psnr")}
+        changed |= {k: 0.09 for k in similar if k.startswith("logarithmic_2n_energy")}
+        changed |= {"linear_48n_psnr_apart_denoise_from_1": apart}
+        assert claims.CLAIMS["F3-similar"].verdict(similar | changed) == verdict
     assert claims.CLAIMS["X-entropy"].verdict(evidence("X-entropy") | {"largest_bits_C1": 0.021}) == CAVEAT
     problems = evidence("X-problems")
     for errors, verdict in ((1.9, CAVEAT), (-1.9, UNDECIDED), (-2.1, FAILS)):
