@@ -133,19 +133,9 @@ def jobs(
 ) -> list[Job]:
     """The rows of a prior, in an order in which any beginning is useful: all tasks of an image together.
 
-    This process and those of the jobs compute with one torch thread from then on.
-
-    Parameters
-    ----------
-    prior, settings, device
-        A shipped prior or a folder, what is measured, where to compute.
-    sets, tasks, limit
-        Which images, only the first ones of each set with a limit >= 1, and which problems.
-
-    Raises
-    ------
-    ValueError, FileNotFoundError
-        An unknown set, task or device, or as :func:`gnclib.images.data.bsds68`; no such prior.
+    `prior` is a shipped prior or a folder; `limit` takes only the first images of each set, >= 1. This process and
+    those of the jobs compute with one torch thread from then on. Raises ValueError: an unknown set, task or device;
+    FileNotFoundError: no such prior; and as :func:`gnclib.images.data.bsds68`.
     """
     for kind, asked, known in (("set", sets, SETS), ("task", tasks, TASKS)):
         if wrong := [name for name in asked if name not in known]:

@@ -42,9 +42,6 @@ def from_enough(images: int, verdict: bool | str) -> bool | str:
     return verdict if images >= LEAST_IMAGES else UNDECIDED
 
 
-# --- the rules ------------------------------------------------------------------------------------------
-
-
 def t2_2(e):
     return e.mixtures >= 100 and e.smallest_scaled_eigenvalue >= 0
 
