@@ -63,12 +63,6 @@ def ratio(over: str, under: str) -> tuple[float, float]:
     return min(ratios), max(ratios)
 
 
-def tuned_super_resolution(t_first: float) -> float:
-    """The best mean PSNR on the training crops of R_3 from that t_1, super-resolution by two."""
-    (row,) = (r for r in problems.load().rows["tuned"] if (r.task, r.method) == ("super-2", "R3 gnc"))
-    return max(p for p, given in zip(row.psnr, row.grid, strict=True) if given["t_first"] == t_first)
-
-
 def views(side: int) -> float:
     """How many views of an image of that width are taken, each as wide as the image."""
     measured = problems.PROBLEMS["tomography"].measure(torch.zeros(1, 1, side, side), torch.Generator())
@@ -99,8 +93,6 @@ ELSEWHERE = {
     "08_ablations": {"99": lambda: 100 * (2 * 0.995 - 1)},  # two-sided, of student.ppf(0.995, ...)
     "appendix_inverse_problems": {
         "0.005": lambda: problems.PROBLEMS["tomography"].sigma,
-        "29.517": lambda: tuned_super_resolution(0.3),
-        "29.514": lambda: tuned_super_resolution(1.0),
     },
 }
 
