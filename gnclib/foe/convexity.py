@@ -11,9 +11,9 @@ included), hence convex in y, for all images of all sizes.
 
     t Hess R <= t s^2 || P ||^2 max_omega sum_c k_c |K_c(omega)|^2,
 
-|| P ||^2 <= 4 for continuation by reflection (a pixel occurs at most twice in each direction), plus the same of each
-coarser scale times || D^l ||^2, where || P ||^2 <= 9 since it may be as small as the kernels allow; the lower bound
-has -inf phi_c'' for k_c, where that is positive.
+|| P ||^2 <= 4 for continuation by reflection (in images of at least twice the continuation, a pixel occurs at most
+twice in each direction), plus the same of each coarser scale times || D^l ||^2, where || P ||^2 <= 9 since it may be
+as small as the kernels allow; the lower bound has -inf phi_c'' for k_c, where that is positive.
 """
 
 from __future__ import annotations
@@ -209,6 +209,6 @@ def low_pass_norm(l: int, margin: int) -> float:
 
 def _down_line(rows: Tensor) -> Tensor:
     """One direction of D along the last axis."""
-    padded = torch.nn.functional.pad(rows, [2, 2, 0, 0], mode="reflect")
+    padded = torch.cat([rows[..., :2].flip(-1), rows, rows[..., -2:].flip(-1)], -1)
     taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=rows.dtype) / 16
     return torch.nn.functional.conv2d(padded, taps[None, None, None], stride=(1, 2))

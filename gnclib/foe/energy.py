@@ -10,8 +10,8 @@ tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
   one node range serves all noise levels. ``scaled_input=False`` is the restored formula.
 * *Constant in y.* ``c(tau) = 0.5 log(t + sigma_0^2) + a spline in tau``, n the number of pixels. The paper's potentials
   can express it (their splines contain constants); named apart, it trains faster. ``constant=False`` leaves it to them.
-* *Border.* Images are continued by reflection by half the receptive field, so that there is one feature per pixel and
-  channel, and the energy is the sum over exactly these. ``grad`` is the exact gradient of that energy.
+* *Border.* Images are continued by reflection, the edge repeated, by half the receptive field, so that there is one
+  feature per pixel and channel, and the energy is the sum over exactly these. ``grad`` is its exact gradient.
 * *Dilation.* The taps of ``K_2 ... K_L`` are ``dilation`` pixels apart, for the farther sight that strong noise asks
   for at the cost of 3 x 3 kernels.
 * *Coarser scales.* With ``scales`` > 0 the energy of :class:`gnclib.foe.coarse.CoarseExperts` is added.
@@ -119,7 +119,7 @@ class FieldsOfExperts(Layers):
     @property
     def smallest(self) -> int:
         """Side of the smallest image that can be continued by reflection."""
-        return self.config.margin + 1
+        return self.config.margin
 
     @property
     def has_valid_part(self) -> bool:

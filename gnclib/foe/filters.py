@@ -27,8 +27,14 @@ def dct_kernels(size: int, count: int) -> Tensor:
 
 
 def reflect(x: Tensor, margin: int) -> Tensor:
-    """Continue images by reflection, without repeating the edge: (..., H, W) -> (..., H + 2 margin, W + 2 margin)."""
-    return F.pad(x, [margin] * 4, mode="reflect") if margin else x
+    """Continue images by reflection, the edge repeated: (..., H, W) -> (..., H + 2 margin, W + 2 margin).
+
+    The row c b a | a b c goes on with a, as numpy's "symmetric". Then every pixel lies in as many windows as any other;
+    without the repetition the first row would lie in about half as many, and the second in more. H, W >= margin.
+    """
+    for _ in range(2 if margin else 0):  # continue along the last axis, then swap the two axes
+        x = torch.cat([x[..., :margin].flip(-1), x, x[..., -margin:].flip(-1)], -1).transpose(-1, -2)
+    return x
 
 
 def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
@@ -39,7 +45,7 @@ def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
         g = g.transpose(-1, -2)
         n = g.shape[-1] - 2 * margin
         left, centre, right = g.split([margin, n, margin], -1)
-        g = centre + F.pad(left.flip(-1), (1, n - margin - 1)) + F.pad(right.flip(-1), (n - margin - 1, 1))
+        g = centre + F.pad(left.flip(-1), (0, n - margin)) + F.pad(right.flip(-1), (n - margin, 0))
     return g
 
 

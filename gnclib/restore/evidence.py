@@ -29,7 +29,7 @@ from scipy.special import expit
 from torch import Tensor
 
 from gnclib.checks import as_time
-from gnclib.restore.flow import Prior, wide
+from gnclib.restore.flow import Prior, energy_and_grad, wide
 from gnclib.restore.sampling import ACCEPTED, cosines
 from gnclib.restore.schedules import as_count
 
@@ -89,14 +89,21 @@ class WithBrightness:
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
         """(B,)."""
-        v = self.variance + as_time(t, len(y), like=y)
-        squared = y[0].numel() * (y.mean((1, 2, 3)) - self.mean).square()
-        return self.prior.energy(y, t) + 0.5 * (squared / v + (2 * math.pi * v).log())
+        return self.prior.energy(y, t) + self._of_mean(y, t)[0]
 
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
         """The gradient of :meth:`energy`, shaped like y."""
-        v = self.variance + as_time(t, len(y), like=y)
-        return self.prior.grad(y, t) + wide((y.mean((1, 2, 3)) - self.mean) / v, y)
+        return self.prior.grad(y, t) + self._of_mean(y, t)[1]
+
+    def energy_and_grad(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        """Both by one pass."""
+        (value, grad), (of_mean, slope) = energy_and_grad(self.prior, y, t), self._of_mean(y, t)
+        return value + of_mean, grad + slope
+
+    def _of_mean(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+        v, off = self.variance + as_time(t, len(y), like=y), y.mean((1, 2, 3)) - self.mean
+        value = 0.5 * (y[0].numel() * off.square() / v + (2 * math.pi * v).log())
+        return value, wide(off / v, y)
 
 
 @torch.no_grad()
@@ -204,8 +211,8 @@ class _Path:
     def point(self, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         y = self.base.coloured(u, self.t)
         with torch.no_grad():
-            value, grad = self.energy.energy(y, self.t).double(), self.energy.grad(y, self.t)
-        return u, value, self.base.spread(u, self.t).sqrt() * cosines(grad)
+            value, grad = energy_and_grad(self.energy, y, self.t)
+        return u, value.double(), self.base.spread(u, self.t).sqrt() * cosines(grad)
 
     def move(self, at: tuple[Tensor, Tensor, Tensor], k: int) -> tuple[Tensor, Tensor, Tensor]:
         """One proposal at b = k / steps."""

@@ -29,8 +29,8 @@ from torch import Tensor
 from gnclib.restore.schedules import as_count, as_schedule, log_schedule
 
 __all__ = [
-    "DataTerm", "Energy", "Hessian", "Prior", "State", "attained", "attainment_map", "ddim_flow", "gnc_flow", "last",
-    "proximal_gradient", "steps_until_all_arrive",
+    "DataTerm", "Energy", "Hessian", "Prior", "State", "attained", "attainment_map", "ddim_flow", "energy_and_grad",
+    "gnc_flow", "last", "proximal_gradient", "steps_until_all_arrive",
 ]  # fmt: skip
 
 
@@ -64,6 +64,12 @@ class Energy(Hessian, Protocol):
     def energy_and_grad(self, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]: ...
 
     def dtau(self, y: Tensor, t: float | Tensor, *, order: int) -> tuple[Tensor, ...]: ...
+
+
+def energy_and_grad(prior: Prior, y: Tensor, t: float | Tensor) -> tuple[Tensor, Tensor]:
+    """R(y, t), (B,), and its gradient: by one pass through the energy where it has one."""
+    both = getattr(prior, "energy_and_grad", None)
+    return both(y, t) if both else (prior.energy(y, t), prior.grad(y, t))
 
 
 class DataTerm(Protocol):

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_time
-from gnclib.restore.flow import Prior, checked_start, wide
+from gnclib.restore.flow import Prior, checked_start, energy_and_grad, wide
 from gnclib.restore.schedules import as_count
 
 __all__ = ["Proximal", "proximal_point"]
@@ -99,8 +99,8 @@ def proximal_point(
 def _descend(prior: Prior, v: Tensor, t: Tensor, eta: Tensor, tolerance: float, iterations: int) -> Proximal:
     def aim(x: Tensor) -> tuple[Tensor, Tensor]:
         """F and its gradient G."""
-        value = eta * prior.energy(x, t) + 0.5 * _dot(x - v, x - v)
-        return value, wide(eta, x) * prior.grad(x, t) + (x - v)
+        value, grad = energy_and_grad(prior, x, t)
+        return eta * value + 0.5 * _dot(x - v, x - v), wide(eta, x) * grad + (x - v)
 
     x, (f, g) = v, aim(v)
     noise = 8 * torch.finfo(x.dtype).eps * f.abs()  # rounding of a sum as large as F

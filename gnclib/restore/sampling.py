@@ -28,7 +28,7 @@ import torch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from gnclib.restore.flow import DataTerm, Prior, checked_start, wide
+from gnclib.restore.flow import DataTerm, Prior, checked_start, energy_and_grad, wide
 from gnclib.restore.schedules import as_count, log_schedule
 
 __all__ = ["ACCEPTED", "Sample", "annealed_mala", "cosines", "effective_size", "mala", "r_hat"]
@@ -184,7 +184,8 @@ def _target(prior: Prior, t: float, data: DataTerm | None) -> Callable[[Tensor],
 
     def target(x: Tensor) -> tuple[Tensor, Tensor]:
         with torch.no_grad():
-            value, grad = prior.energy(x, t).double(), prior.grad(x, t)
+            value, grad = energy_and_grad(prior, x, t)
+        value = value.double()
         if data is None:
             return value, grad
         with torch.enable_grad():

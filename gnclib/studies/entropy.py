@@ -38,7 +38,7 @@ from gnclib.images import crops, data
 from gnclib.io import sha256
 from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, rounded
 from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant, quadratic_constant
-from gnclib.restore.flow import Prior
+from gnclib.restore.flow import Prior, energy_and_grad
 from gnclib.studies.comparison import markdown
 
 __all__ = ["PRIORS", "SHIPPED", "SIGMAS", "Curves", "compute", "constant", "curves", "load", "table"]
@@ -121,10 +121,10 @@ def measured(prior: Prior, x: Tensor, sigma: float) -> dict[str, Any]:
     """The values of a :class:`Level` of clean images (N, 1, H, W)."""
     y, n = noisy(x, sigma), x[0].numel()
     with torch.no_grad():
-        energy = torch.cat([prior.energy(part, sigma**2).double() for part in y.split(4)])
-        steps = torch.cat([prior.grad(part, sigma**2) for part in y.split(4)])
+        parts = [energy_and_grad(prior, part, sigma**2) for part in y.split(4)]
+    energy, steps = map(torch.cat, zip(*parts, strict=True))
     left = (y - x - sigma**2 * steps).double().square().sum((1, 2, 3)) / sigma**2
-    return {"energy": (energy / n).tolist(), "left": (left / n).tolist()}
+    return {"energy": (energy.double() / n).tolist(), "left": (left / n).tolist()}
 
 
 def constant(prior: Prior, sigma: float, base: Gaussian, convex: bool) -> dict[str, Any]:

@@ -8,6 +8,7 @@ import torch.nn.functional as F
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe.coarse import down, down_adjoint
+from gnclib.foe.filters import reflect
 from gnclib.foe.starts import refit
 from gnclib.restore.tiles import Tiled
 from gnclib.score import coarse_start
@@ -78,7 +79,7 @@ def test_energy_is_the_sum_of_its_scales():
     fine = FieldsOfExperts(FoEConfig(**SMALL | {"scales": 0, "features": 3, "nodes_x": 11})).double()
     u = y
     for l in range(2):
-        u = F.conv2d(F.pad(u, [2] * 4, mode="reflect"), torch.outer(taps, taps)[None, None])[..., ::2, ::2]
+        u = F.conv2d(reflect(u, 2), torch.outer(taps, taps)[None, None])[..., ::2, ::2]
         fine.kernels[0].data, fine.weights[0].data = energy.coarse.kernels[l], energy.coarse.weights[l]
         s = (0.04 / 4 ** (l + 1) + 0.3**2) ** -0.5 * math.sqrt(0.04 + 0.1**2)
         constant = fine._constant(torch.tensor([math.log(0.2)], **f64))[0] * u.numel()

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch.autograd.functional import hessian
 
 from gnclib.foe import FieldsOfExperts, FoEConfig, hub
-from gnclib.foe.filters import dct_kernels, dilate, reflect_adjoint
+from gnclib.foe.filters import dct_kernels, dilate, reflect, reflect_adjoint
 
 f64 = {"dtype": torch.float64}
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7}
@@ -142,7 +142,7 @@ def test_a_new_energy_is_the_quadratic_of_the_paper(scaled):
     energy = FieldsOfExperts(config).double()
     y, t = images(1, 12, 10), 0.3
     scale = (t + config.sigma_0**2) ** -0.5 if scaled else 1.0
-    features = scale * F.conv2d(F.pad(y, [3] * 4, mode="reflect"), dct_kernels(7, 48))
+    features = scale * F.conv2d(reflect(y, 3), dct_kernels(7, 48))
     assert features.abs().max() < config.range
     expected = 0.5 / 49 * features.square().sum() + 120 * 0.5 * math.log(t + 0.1**2)
     assert energy.energy(y, t).item() == pytest.approx(expected.item(), rel=1e-6)  # coefficients were float32
@@ -204,7 +204,7 @@ def test_no_hidden_state():
 def test_valid_border_is_the_sum_over_the_inner_features():
     """On an image that is continued by hand, "valid" gives what "reflect" gives, gradient folded back."""
     energy, y = random_energy(2), images()
-    padded = F.pad(y, [energy.config.margin] * 4, mode="reflect")
+    padded = reflect(y, energy.config.margin)
     torch.testing.assert_close(energy.energy(y, T), energy.energy(padded, T, border="valid"))
     folded = reflect_adjoint(energy.grad(padded, T, border="valid"), energy.config.margin)
     torch.testing.assert_close(energy.grad(y, T), folded)
@@ -350,10 +350,10 @@ def test_bad_images(method):
 def test_too_small_images_and_unknown_borders():
     energy = FieldsOfExperts(FoEConfig(layers=2)).double()  # 7x7 and 3x3: margin 4
     assert energy.config.margin == 4
-    energy.grad(images(1, 5, 5), 0.1)
+    energy.grad(images(1, 4, 4), 0.1)
     energy.grad(images(1, 9, 9), 0.1, border="valid")
-    with pytest.raises(ValueError, match="needs 5x5"):
-        energy.grad(images(1, 4, 30), 0.1)
+    with pytest.raises(ValueError, match="needs 4x4"):
+        energy.grad(images(1, 3, 30), 0.1)
     with pytest.raises(ValueError, match="needs 9x9"):
         energy.energy(images(1, 8, 30), 0.1, border="valid")
     with pytest.raises(ValueError, match="border must be"):

@@ -232,7 +232,7 @@ def test_the_functions_on_channels_tell_what_they_found_and_how_far_they_are():
         (np.full((9, 9), 200.0), {}, "divide by 255"),
         (100.0 * np.arange(243).reshape(9, 9, 3), {"channel_axis": -1}, "from 0 to 2.4e\\+04: divide by 255"),
         (np.ma.masked_less(np.ones((9, 9)), 0), {}, "masked arrays"),
-        (np.zeros((3, 3)), {}, "too small"),
+        (np.zeros((2, 2)), {}, "too small"),
         (np.zeros((9, 9)), {"sigma": 25}, "divide grey levels by 255"),
         (np.zeros((9, 9)), {"sigma": 0.005}, "outside of this prior's range"),
         (np.zeros((9, 9)), {"sigma": np.nan}, "units of the float image"),

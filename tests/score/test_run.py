@@ -223,7 +223,7 @@ def test_contradicting_options_are_refused(tmp_path, capsys, monkeypatch):
     for words, message in [
         (("--resume", "--batch", "3"), "leave out --batch"),
         (("--resume", "--warm-start", "R1"), "leave out --warm-start"),
-        ((), "continue it with --resume"),
+        ((), "--resume goes on with it, --out chooses another"),
         (("--resume", "--every", "0"), "--every"),
         (("--device", "cuda"), "torch finds no CUDA here"),
     ]:
