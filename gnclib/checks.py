@@ -104,9 +104,7 @@ def as_measured(y: Tensor) -> Tensor:
     """
     if hidden():
         return as_images(y)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", RuntimeWarning)  # it becomes an error here
-        seen = as_images(y).detach()
+    seen = as_images(y).detach()
     (low, high), far = (v.item() for v in seen.aminmax()), 4 * seen.std(correction=0) / seen.numel() ** 0.5
     if max(-low, high) > FARTHEST or abs(seen.mean() - 0.5) > 0.5 + FARTHEST_MEAN + far:
         raise ValueError(_range(low, high))

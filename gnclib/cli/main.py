@@ -29,7 +29,7 @@ COMMANDS = {
     "learn": ("training", "learn the schedule of a prior for one task"),
     "denoise": ("restore", "denoise image files with a learned prior"),
     "inpaint": ("restore", "fill in missing pixels of image files with a learned prior"),
-    "evaluate": ("evaluate", "measure how well a prior denoises or inpaints a set of images"),
+    "evaluate": ("studies", "measure how well a prior denoises or inpaints a set of images"),
     "certify": ("studies", "prove from which noise level on a prior is convex, and bound its curvature"),
     "compare": ("studies", "compare the priors with BM3D, TV and biharmonic inpainting"),
     "problems": ("studies", "solve other inverse problems: blur, low resolution, sensing, tomography"),
@@ -38,7 +38,7 @@ COMMANDS = {
     "pairs": ("studies", "learn schedules from few pairs of images, beside tuned ones"),
     "sweep": ("studies", "compute Figure 3: attainment and PSNR over t_0 and I, image by image"),
     "patches": ("studies", "bound the sigma from which patches have a convex energy (corollary 2.3)"),
-    "doctor": ("doctor", "say what is installed, and whether it works: for a bug report"),
+    "doctor": ("suite", "say what is installed, and whether it works: for a bug report"),
     "data": ("suite", "show, download or verify the images of BSDS500"),
 }
 

@@ -13,8 +13,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "engine": ["Verdict", "examine"],
-        "exercises": ["EXERCISES", "check", "exercise", "progress", "solved"],
+        "engine": ["EXERCISES", "Verdict", "check", "examine", "exercise", "progress", "solved"],
         "lesson": ["Exercise"],
     },
 )

@@ -24,7 +24,7 @@ from pathlib import Path
 
 from nbformat import NotebookNode
 
-from gnclib.course.exercises import EXERCISES
+from gnclib.course.engine import EXERCISES
 from gnclib.course.lesson import Exercise, Heading
 from gnclib.io import write_text
 from gnclib.suite import notebooks

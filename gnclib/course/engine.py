@@ -1,4 +1,4 @@
-r"""The check of an exercise: is a student's function right, and if not, what is wrong with it?
+r"""All exercises by number, and their check: is a student's function right, and if not, what is wrong with it?
 
 A `gnclib.course.lesson.Exercise` holds the truth (a function of the library or a closed form), a way to draw random
 inputs, and the wrong formulas that people write, each under the hint that it deserves. `examine` calls the student's
@@ -21,7 +21,7 @@ from __future__ import annotations
 import inspect
 import math
 import traceback
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -29,6 +29,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from gnclib.course import lesson1, lesson2, lesson3, lesson4, lesson5, lesson6
 from gnclib.course.lesson import Exercise, Formula
 
 TO_DO, RIGHT, NOT_YET = "to do", "right", "not yet"
@@ -302,3 +303,49 @@ def _first_difference(exercise: Exercise, results: list, truths: list) -> str:
     worst = tuple(map(int, np.unravel_index(int((a - b).abs().argmax()), b.shape)))
     of = f"entry [{', '.join(map(str, worst))}] of " if b.ndim else ""
     return f"{some}on {_input(exercise, k)}, {of}the result is {a[worst]:.5g}, and {b[worst]:.5g} is right"
+
+
+# --- what students call ---------------------------------------------------------------------------------------------
+
+EXERCISES: dict[str, Exercise] = {
+    item.heading.id: item
+    for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5, lesson6)
+    for item in lesson.EXERCISES
+}
+_latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process
+
+
+def exercise(id: str) -> Exercise:
+    """The exercise of that number; a KeyError that lists those there are for an unknown one."""
+    try:
+        return EXERCISES[id]
+    except KeyError:
+        raise KeyError(f"there is no exercise {id!r}; there are {', '.join(EXERCISES)}") from None
+
+
+def check(id: str, function: Callable[..., Any]) -> int:
+    """Examine a solution, the student's function itself, print the verdict and return the points earned.
+
+    They are what nbgrader reads. Raises KeyError: an unknown number; TypeError: `function` is no function.
+    """
+    verdict = examine(exercise(id), function)
+    _latest[id] = verdict
+    print(verdict)
+    return verdict.points
+
+
+def solved(id: str) -> bool:
+    """Was the exercise right when it was last checked? For pictures that need the student's function."""
+    return exercise(id).heading.id in _latest and _latest[id].status == RIGHT
+
+
+def progress(lesson: int) -> None:
+    """Print one line for each exercise of a lesson, as last checked, and the points."""
+    headings = [item.heading for id, item in EXERCISES.items() if id.startswith(f"{lesson}.")]
+    if not headings:
+        raise ValueError(f"there is no lesson {lesson!r}")
+    for item in headings:
+        status = _latest[item.id].status if item.id in _latest else "not checked"
+        print(f"{item.id:4s} {item.title:44s} {item.points:2d} points   {status}")
+    earned = sum(_latest[item.id].points for item in headings if item.id in _latest)
+    print(f"{earned} of {sum(item.points for item in headings)} points")

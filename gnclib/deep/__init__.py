@@ -10,8 +10,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "energy": ["NetworkEnergy"],
+        "energy": ["NetworkEnergy", "configuration", "kind_of", "load_prior"],
         "config": ["NetworkConfig"],
-        "priors": ["configuration", "kind_of", "load_prior"],
     },
 )

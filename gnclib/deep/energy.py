@@ -25,7 +25,9 @@ on are served. The gradient is one backward pass of automatic differentiation, w
 from __future__ import annotations
 
 import math
+import os
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -34,7 +36,15 @@ from torch import Tensor, nn
 from gnclib import spline
 from gnclib.checks import hidden
 from gnclib.deep.config import NetworkConfig
-from gnclib.foe import Certificate, LearnedEnergy, demand_shape, recorded
+from gnclib.foe import (
+    Certificate,
+    FieldsOfExperts,
+    FoEConfig,
+    LearnedEnergy,
+    demand_shape,
+    read_prior,
+    recorded,
+)
 
 #: frequencies of the embedding of tau: from one period over several decades of noise to one over a tenth of a decade
 FREQUENCIES = torch.linspace(-1, 2, 8).exp()
@@ -245,3 +255,46 @@ class NetworkEnergy(LearnedEnergy):
 def _leaf(v: Tensor) -> Tensor:
     """v, or a copy that torch records where v is not recorded."""
     return v if v.requires_grad else v.detach().requires_grad_(True)
+
+
+# priors by name, whatever kind of energy they are ---------------------------------------------------------------------
+
+
+def configuration(values: dict[str, Any]) -> FoEConfig | NetworkConfig:
+    """The configuration that a config.json holds: a network's where it names a family. Raises ValueError."""
+    return (NetworkConfig if "family" in values else FoEConfig).from_dict(values)
+
+
+def kind_of(config: FoEConfig | NetworkConfig) -> type[LearnedEnergy]:
+    """The class of the energies with such a configuration."""
+    return NetworkEnergy if isinstance(config, NetworkConfig) else FieldsOfExperts
+
+
+def load_prior(name: str | os.PathLike) -> LearnedEnergy:
+    """A trained prior, ready for every solver: ``energy(y, t)`` and ``grad(y, t)`` for images in [0, 1].
+
+    Parameters
+    ----------
+    name
+        A prior of the package ("C1", "G1", "P1", "P2", "R1", "R2", "R3"), the folder of one (``config.json`` and
+        ``model.safetensors``, as ``gnc train`` and ``save_pretrained`` write it), or a repository of the Hugging Face
+        hub: "hf:owner/name" or "hf:owner/name@revision". The package comes first: write "./R1" for a folder of that
+        name.
+
+    Returns
+    -------
+    FieldsOfExperts or NetworkEnergy
+        On the CPU in float32, its parameters without gradients; ``.to("cuda")``, ``.double()`` and
+        ``.requires_grad_()`` change that.
+
+    Raises
+    ------
+    FileNotFoundError
+        There is no such prior, or one of its files is missing; the message lists the shipped ones.
+    ValueError
+        A file is damaged or does not fit the configuration, or a malformed hub name.
+    ConnectionError, ImportError
+        The hub cannot be reached, and its cache does not hold the repository; ``huggingface_hub`` is not installed.
+    """
+    config, state = read_prior(name, configuration)
+    return kind_of(config).from_state(config, state).requires_grad_(False).eval()

@@ -1,4 +1,4 @@
-"""Image files in, one by one or a folder of them, with all that belongs to a picture.
+"""Image files in, one by one or a folder of them, with all that belongs to a picture, and what masks in them mark.
 
 Grey or colour, 8 or 16 bit, upright, with alpha, colour profile, EXIF and resolution.
 
@@ -314,6 +314,38 @@ def _description(exif: Image.Exif, size: tuple[int, int]) -> bytes | None:
         return kept.tobytes() if len(kept) or any(kept.get_ifd(g) for g in _KEPT_GROUPS) else None
     except Exception:
         return None
+
+
+# --- masks ----------------------------------------------------------------------------------------------
+
+
+def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
+    """Where a picture marks pixels as missing, (H, W) bool, and how it was understood, in words.
+
+    * A picture with transparent pixels: the ink on it, whatever its colour.
+    * JPEG and lossy WebP, whose black is not quite black around what is white: brighter than half.
+    * Any other: all that is not black; the true pixels of a TIFF file that tifffile made of bools.
+
+    Raises
+    ------
+    ValueError
+        As :func:`read`, and for ink that is partly black, partly not, on a transparent ground.
+    """
+    picture = read(path, bilevel=True)
+    light = picture.pixels.max(0)
+    if picture.alpha is not None and picture.kind != "unspecified" and not picture.alpha.all():
+        ink = picture.alpha > 0
+        if len(set((light[ink] > 0).tolist())) > 1:
+            raise ValueError(
+                f"the mask {path} has transparent, black and brighter pixels: make it black and white, or leave the"
+                " known pixels transparent and paint the missing ones in one colour"
+            )
+        return ink, "ink, not transparent = missing"
+    with Image.open(path, formats=FORMATS) as image:
+        kind, bilevel = image.format, image.mode == "1"
+    if kind in ("JPEG", "MPO") or (kind == "WEBP" and b"VP8 " in Path(path).read_bytes()[:64]):
+        return light > 0.5, "lossy file, brighter than half = missing"
+    return light > 0, "true = missing" if bilevel and kind == "TIFF" else "white = missing"
 
 
 # --- folders ----------------------------------------------------------------------------------------------

@@ -9,16 +9,26 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["files", "provenance", "reading", "run", "state", "table", "tensors"],
+    submodules=["files", "provenance", "reading", "run", "state", "table"],
     submod_attrs={
-        "files": ["decode", "dumps", "encode", "sha256", "write_bytes", "write_text"],
+        "files": ["decode", "dumps", "encode", "held", "sha256", "write_bytes", "write_text"],
         "reading": ["check", "parse_json", "read_bytes", "read_json", "settings", "some"],
         "run": ["Keeper", "drive", "rows", "signals"],
-        "state": ["CHECKPOINT", "Checkpoint", "State", "Turn", "load_checkpoint", "save_checkpoint", "told"],
+        "state": [
+            *(
+                "CHECKPOINT",
+                "Checkpoint",
+                "State",
+                "Turn",
+                "demand_tensors",
+                "load_checkpoint",
+                "read_tensors",
+            ),
+            *("save_checkpoint", "told"),
+        ],
         "table": [
             *("Content", "Form", "Job", "Origin", "Record", "Row", "Table"),
             *("from_object", "read_table", "rounded"),
         ],
-        "tensors": ["demand_tensors", "read_tensors"],
     },
 )

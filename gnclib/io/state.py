@@ -2,26 +2,33 @@
 
 A checkpoint is one safetensors file: modules, moments of the optimiser and the state of the random generator as
 tensors, the rest as JSON in its metadata. It is replaced atomically: who reads it sees a whole one, old or new.
+Safetensors, those of priors as well, hold numbers and nothing that could be executed. They are read with care: bounded,
+finite, with the demanded names and shapes.
 """
 
 from __future__ import annotations
 
 import json
+import os
 from abc import ABC, abstractmethod
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
 
 import torch
 from pydantic import Field
-from safetensors.torch import save
+from safetensors.torch import load, save
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from gnclib.io import files, provenance, reading, tensors
+from gnclib.io import files, provenance, reading
 
 CHECKPOINT = "checkpoint.safetensors"
+#: bytes of the largest file of tensors that is read, and of its largest header
+LARGEST, LARGEST_HEADER = 1_000_000_000, 5_000_000
+#: kinds of numbers in tensors
+KINDS = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8")
 
 #: from which step on which code ran on which machine
 Turn = TypedDict("Turn", {"from": int, "revision": str, "machine": str, "software": str})
@@ -148,26 +155,119 @@ def load_checkpoint(
     if not path.is_file():
         raise FileNotFoundError(f"there is no checkpoint in {folder}: start without --resume")
     try:
-        found, metadata = tensors.read_tensors(path)
+        found, metadata = read_tensors(path)
         meta = reading.check(reading.parse_json(metadata.get("state", "")), kind)
-        parts = tensors.in_parts(found)
-        moments, generator = parts.pop("optimizer", {}), parts.pop("generator", {})
+        parts = in_parts(found)
+        optimizer, generator = parts.pop("optimizer", {}), parts.pop("generator", {})
         state = build(meta, parts)
         if parts:
             raise ValueError(f"there are tensors that have no meaning here: {reading.some(parts)}")
         if not 0 <= meta["step"] <= state.total:
             raise ValueError(f"step {meta['step']} is none of {state.total}")
         state.step, state.record = meta["step"], meta["record"]
-        state.generator = tensors.generator_from(generator.get("", torch.empty(0)))
+        state.generator = generator_from(generator.get("", torch.empty(0)))
         ours, theirs = state.optimizer.state_dict()["param_groups"], meta["groups"]
         if len(ours) != len(theirs):
             raise ValueError(f"the optimiser has {len(ours)} groups of parameters, not {len(theirs)}")
         groups = [mine | group for mine, group in zip(ours, theirs, strict=True)]
-        moments = tensors.moments(moments, state.optimizer)
-        state.optimizer.load_state_dict({"state": moments, "param_groups": groups})
+        found = moments(optimizer, state.optimizer)
+        state.optimizer.load_state_dict({"state": found, "param_groups": groups})
         return state
     except ValueError as error:
         raise ValueError(f"the checkpoint {path} cannot be read: {error}") from error
+
+
+# tensors -------------------------------------------------------------------------------------------------------------
+
+
+def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """The tensors of a safetensors file, by name, and its metadata. They take as much memory as the file again.
+
+    Raises FileNotFoundError, or ValueError if it is damaged or no such file, or holds nan or infinity.
+    """
+    content = reading.read_bytes(path, LARGEST)
+    try:
+        size = int.from_bytes(content[:8], "little")
+        if len(content) < 8 or size > min(len(content) - 8, LARGEST_HEADER):
+            raise ValueError("it does not begin as a safetensors file")
+        header = reading.check(reading.parse_json(content[8 : 8 + size]), dict, "its header")
+        metadata = reading.check(header.get("__metadata__", {}), dict[str, str], "its metadata")
+        return _tensors(content), metadata
+    except ValueError as error:
+        raise ValueError(f"{path} cannot be read: {error}") from None
+
+
+def _tensors(content: bytes) -> dict[str, Tensor]:
+    try:
+        tensors = load(content)
+    except (
+        Exception
+    ) as error:  # besides its own it lets through what torch says of shapes and kinds of numbers
+        raise ValueError(f"{type(error).__name__}: {error}") from None
+    for name, tensor in tensors.items():
+        if str(tensor.dtype).removeprefix("torch.") not in KINDS:
+            raise ValueError(f"the tensor {name} is of the kind {tensor.dtype}, which is not used here")
+        if tensor.is_floating_point() and not bool(tensor.isfinite().all()):
+            raise ValueError(f"the tensor {name} holds nan or infinity")
+    return tensors
+
+
+def demand_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, ...]], what: str) -> None:
+    """Raise ValueError unless there are these names with these shapes, all of them floating point numbers."""
+    if wrong := found.keys() ^ wanted.keys():
+        raise ValueError(f"{what}: these tensors are missing or unknown: {reading.some(wrong)}")
+    for name, shape in wanted.items():
+        if tuple(found[name].shape) != shape or not found[name].is_floating_point():
+            is_now = f"{tuple(found[name].shape)} of {found[name].dtype}"
+            raise ValueError(f"{what}: {name} must hold floating point numbers {shape}, got {is_now}")
+        if not bool((found[name].abs() <= 3e38).all()):
+            raise ValueError(f"{what}: {name} holds numbers that are too large for float32")
+
+
+def in_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
+    """The tensors NAME.REST by NAME and REST, "" for NAME alone."""
+    parts: dict[str, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        first, _, rest = name.partition(".")
+        parts.setdefault(first, {})[rest] = tensor
+    return parts
+
+
+def moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
+    """The state of an optimiser from tensors INDEX.KEY, each shaped like its parameter or a single number.
+
+    Raises ValueError for another shape, a parameter that there is not, or parameters with different keys.
+    """
+    shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
+    found: dict[int, dict[str, Tensor]] = {}
+    for name, tensor in tensors.items():
+        index, _, key = name.partition(".")
+        if not (index.isascii() and index.isdigit() and int(index) < len(shapes) and key):
+            raise ValueError(f"the optimiser has no state {name[:40]!r}")
+        if tuple(tensor.shape) not in ((), shapes[int(index)]) or not tensor.is_floating_point():
+            raise ValueError(f"the state {name[:40]!r} of the optimiser has the shape {tuple(tensor.shape)}")
+        if key not in ("exp_avg", "max_exp_avg") and bool((tensor < 0).any()):
+            raise ValueError(
+                f"the state {name[:40]!r} of the optimiser, a count or a mean of squares, is negative"
+            )
+        found.setdefault(int(index), {})[key] = tensor
+    if len({frozenset(keys) for keys in found.values()}) > 1:
+        raise ValueError("parts of the state of the optimiser are missing")
+    return found
+
+
+def generator_from(state: Tensor) -> torch.Generator:
+    """The random generator on the CPU with this state. Raises ValueError if it is none."""
+    generator, trial = torch.Generator(), torch.Generator()
+    try:
+        generator.set_state(state)
+        trial.set_state(state)
+        drawn = torch.randn(2, generator=trial, dtype=torch.float64), torch.randn(2, generator=trial)
+    except (RuntimeError, TypeError) as error:
+        raise ValueError(f"the state of the random generator is damaged: {error}") from None
+    if not all(bool(values.isfinite().all()) for values in drawn):
+        raise ValueError("the state of the random generator is damaged: it gives nan")
+    return generator
 
 
 # history -------------------------------------------------------------------------------------------------------------

@@ -38,8 +38,7 @@ import numpy as np
 import torch
 from scipy.fft import dct
 
-from gnclib.restore.noise_curve import GROWING, grows
-from gnclib.restore.noise_level import LEAST, NOT_WHITE, Noise, measure_noise
+from gnclib.restore.noise_level import GROWING, LEAST, NOT_WHITE, Noise, grows, measure_noise
 
 #: in which basis a colour image is denoised
 BASES = ("opponent", "channels")

@@ -6,7 +6,7 @@ r"""The ways to use a prior on a measurement (Kobler & Pock 2023, section 4), by
     learned     eq. 9 with a schedule that was learned for this prior and task (:mod:`gnclib.restore.learned`)
     finetuned   the same with a prior that was fine-tuned together with its schedule
 
-They are registered in :data:`SCHEMES`; :func:`load` makes one ready for measurements. The predefined schedules
+They are in :data:`SCHEMES`; :func:`load` makes one ready for measurements. The predefined schedules
 (:func:`predefined`) are ours, chosen on validation images outside of BSDS68 with the shipped R_1: logarithmic down to
 the smallest t of the prior, and
 
@@ -19,7 +19,7 @@ best estimate. Without noise there is no such conflict, and long steps carry kno
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
@@ -70,7 +70,7 @@ class Scheme:
     @property
     def evaluations(self) -> int:
         """How many gradients of the energy one restoration costs, a derivative in tau counted as one."""
-        return SCHEMES[self.name].gradients * self.steps
+        return (2 if self.name == "joint" else 1) * self.steps
 
     @property
     def device(self) -> torch.device:
@@ -81,57 +81,28 @@ class Scheme:
         """The iterates for a measurement; the last one is the result. Raises ValueError for data of another task."""
         if not isinstance(data, Denoising if self.task.kind == "denoise" else Inpainting):
             raise ValueError(f"this scheme is for the task {self.task}, got {type(data).__name__} data")
-        return SCHEMES[self.name].states(self, data, start)
+        if self.schedule is not None:
+            return self.schedule.states(self.prior, data, start)
+        if self.name == "mmse":
+            return gnc_flow(self.prior, [self.task.sigma**2], start=data.start() if start is None else start)
+        if self.name == "joint":
+            return joint_descent(self.prior, self.prior.sigma_max**2, data, start, steps=self.steps)
+        ts, etas = predefined(self.prior, self.task, self.steps)
+        return gnc_flow(self.prior, ts, data, start, step_sizes=etas)
 
 
-def _mmse(scheme: Scheme, data: Denoising, start: Tensor | None) -> Iterator[State]:
-    return gnc_flow(scheme.prior, [scheme.task.sigma**2], start=data.start() if start is None else start)
-
-
-def _gnc(scheme: Scheme, data: Denoising | Inpainting, start: Tensor | None) -> Iterator[State]:
-    ts, etas = predefined(scheme.prior, scheme.task, scheme.steps)
-    return gnc_flow(scheme.prior, ts, data, start, step_sizes=etas)
-
-
-def _joint(scheme: Scheme, data: Denoising | Inpainting, start: Tensor | None) -> Iterator[State]:
-    return joint_descent(scheme.prior, scheme.prior.sigma_max**2, data, start, steps=scheme.steps)
-
-
-def _learned(scheme: Scheme, data: Denoising | Inpainting, start: Tensor | None) -> Iterator[State]:
-    return scheme.schedule.states(scheme.prior, data, start)
-
-
-@dataclass(frozen=True)
-class Kind:
-    """An entry of :data:`SCHEMES`.
-
-    Attributes
-    ----------
-    states : the solver
-    steps : by the kind of task, the number of steps where none is asked for; None: that of the schedule
-    free : whether another number of steps may be asked for
-    gradients : of the energy, that one step costs
-    tuned : whether the prior lies beside the schedule
-    """
-
-    states: Callable[[Scheme, Denoising | Inpainting, Tensor | None], Iterator[State]]
-    steps: Mapping[str, int | None]
-    free: bool = False
-    gradients: int = 1
-    tuned: bool = False
-
-
-LEARNED = {"denoise": None, "inpaint": None}
 #: of the convolutions between channels
 PRECISIONS = ("float32", "bf16")
-#: the schemes by their names
+#: the schemes by their names, with their numbers of steps by the kind of task; None is that of the schedule
 SCHEMES = {
-    "mmse": Kind(_mmse, {"denoise": 1}),
-    "gnc": Kind(_gnc, {"denoise": 10, "inpaint": 30}, free=True),
-    "joint": Kind(_joint, {"denoise": 12, "inpaint": 60}, free=True, gradients=2),
-    "learned": Kind(_learned, LEARNED),
-    "finetuned": Kind(_learned, LEARNED, tuned=True),
+    "mmse": {"denoise": 1},
+    "gnc": {"denoise": 10, "inpaint": 30},
+    "joint": {"denoise": 12, "inpaint": 60},
+    "learned": {"denoise": None, "inpaint": None},
+    "finetuned": {"denoise": None, "inpaint": None},
 }
+#: those that take another number of steps as well
+FREE = ("gnc", "joint")
 
 
 def load(
@@ -172,26 +143,29 @@ def load(
     """
     if name not in SCHEMES:
         raise ValueError(f"unknown scheme {name!r}: choose one of {', '.join(SCHEMES)}")
-    kind = SCHEMES[name]
-    if task.kind not in kind.steps:
-        able = ", ".join(other for other, scheme in SCHEMES.items() if task.kind in scheme.steps)
+    if task.kind not in SCHEMES[name]:
+        able = ", ".join(other for other, kinds in SCHEMES.items() if task.kind in kinds)
         raise ValueError(f"the scheme {name!r} cannot {task.kind}: choose one of {able}")
-    if steps is not None and not kind.free:
+    if steps is not None and name not in FREE:
         raise ValueError(f"the scheme {name!r} has a number of steps of its own: leave steps away")
     if precision not in PRECISIONS:
         raise ValueError(f"unknown precision {precision!r}: choose one of {', '.join(PRECISIONS)}")
     found = as_device(device)
     schedule = None
-    if kind.states is _learned:
-        place = derived(prior, f"finetuned-{task}" if kind.tuned else str(task))
-        schedule, prior = find_schedule(place, task), place if kind.tuned else prior
+    if name in ("learned", "finetuned"):
+        tuned = name == "finetuned"
+        place = derived(prior, f"finetuned-{task}" if tuned else str(task))
+        schedule, prior = (
+            find_schedule(place, task),
+            place if tuned else prior,
+        )  # tuned: the prior lies beside it
     model = load_prior(prior)
     if task.kind == "denoise":
         check_sigma(task.level, model)
     if schedule is not None:
         schedule.demand_fit(model)
         steps = len(schedule)
-    count = as_count(kind.steps[task.kind] if steps is None else steps)
+    count = as_count(SCHEMES[name][task.kind] if steps is None else steps)
     model = model.to(found)
     model.bf16 = precision == "bf16"
     return Scheme(name, model if tile is None else Tiled(model, tile), task, count, schedule)

@@ -21,10 +21,9 @@ import torch
 
 from gnclib.deep import load_prior
 from gnclib.images import Stack, check_place, unpack
-from gnclib.io import dumps, files, read_json, write_text
+from gnclib.io import dumps, held, read_json, write_text
 from gnclib.restore.colour import as_tensor
-from gnclib.restore.noise_curve import GROWING, NoiseCurve, grows
-from gnclib.restore.noise_level import LEAST, NOT_WHITE, measure_noise
+from gnclib.restore.noise_level import GROWING, LEAST, NOT_WHITE, NoiseCurve, grows, measure_noise
 from gnclib.restore.operators import first_guess
 from gnclib.restore.restoration import USED, Progress, denoise_channels
 
@@ -67,7 +66,7 @@ def denoise_stack(
     weights = sum(float(p.norm()) for p in load_prior(options.get("prior", "R1")).parameters())
     stack, folder = Stack.open(source), final.with_name(f".{final.name}.part")
     folder.mkdir(exist_ok=True)
-    with files.held(folder, "another process"):
+    with held(folder, "another process"):
         copy, record = folder / "stack.tif", folder / "done.json"
         try:
             if not stack.places:

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import hidden
-from gnclib.io import files
+from gnclib.io import write_bytes
 from gnclib.spline import reference as spline_reference
 
 _SOURCE = Path(__file__).with_name("native.cpp")
@@ -82,7 +82,7 @@ def _build(source: Path) -> ctypes.CDLL:
                 is_python_module=False,
             )
             content = (Path(folder) / f"{name}.so").read_bytes()
-            built = files.write_bytes(root / f"{name}-{_digest(content)}.so", content)
+            built = write_bytes(root / f"{name}-{_digest(content)}.so", content)
     return ctypes.CDLL(str(built))
 
 

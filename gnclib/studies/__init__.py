@@ -6,20 +6,3 @@ from few pairs, ablations, patches of photographs; each is a function from setti
 Never: drawing.
 May import: `restore`, `score`, `foe`, `gmm`, `spline`, `images`, `io`.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=[
-        "ablations",
-        "coverage",
-        "entropy",
-        "evaluate",
-        "field",
-        "figure3",
-        "pairs",
-        "patches",
-        "problems",
-    ],
-)

@@ -24,11 +24,9 @@ from torch import Tensor
 
 from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS
-from gnclib.images import data
-from gnclib.io import sha256
-from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, rounded
-from gnclib.restore import posterior_moments
-from gnclib.restore.flow import Energy
+from gnclib.images import add_noise, bsds68, middle, validation_images
+from gnclib.io import Content, Form, Job, Record, Row, Table, read_table, rounded, sha256
+from gnclib.restore import Energy, posterior_moments
 from gnclib.studies.comparison import markdown
 
 #: the results that come with the package
@@ -40,7 +38,7 @@ LEVELS = (0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 Z = norm.ppf((1 + np.array(LEVELS)) / 2)
 #: pixels along each side of the square in the middle of an image, and spacing of the probes
 SIDE, SPACING = 96, 7
-SETS = {"BSDS68": data.bsds68, "val": data.validation_images}
+SETS = {"BSDS68": bsds68, "val": validation_images}
 
 
 class About(Record):
@@ -82,11 +80,9 @@ def load(path: str | Path = SHIPPED) -> Content:
 
 def measured(prior: Energy, x: Tensor, sigma: int, seed: int) -> dict[str, Any]:
     """The values of a :class:`Calibration` of a clean image (1, 1, H, W); the middle SIDE x SIDE pixels of it."""
-    x = data.middle(x, SIDE)
+    x = middle(x, SIDE)
     with torch.no_grad():
-        found = posterior_moments(
-            prior, data.add_noise(x, sigma / 255, seed), (sigma / 255) ** 2, spacing=SPACING
-        )
+        found = posterior_moments(prior, add_noise(x, sigma / 255, seed), (sigma / 255) ** 2, spacing=SPACING)
     off = (found.mean - x).abs()
 
     def shares(std: Tensor) -> list[float]:

@@ -34,9 +34,8 @@ from torch import Tensor
 
 from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS, FieldsOfExperts
-from gnclib.images import crops, data
-from gnclib.io import sha256
-from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, rounded
+from gnclib.images import bsds68, middle, patches, training_images
+from gnclib.io import Content, Form, Job, Record, Row, Table, read_table, rounded, sha256
 from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant, quadratic_constant
 from gnclib.restore.flow import Prior, energy_and_grad
 from gnclib.studies.comparison import markdown
@@ -172,7 +171,7 @@ def imagecodecs() -> ModuleType:
 def spectrum() -> Gaussian:
     """The Gaussian with the spectrum of patches of the training images."""
     generator = torch.Generator().manual_seed(0)
-    return Gaussian.of(crops.patches(list(data.training_images().values()), SIDE, PATCHES, generator))
+    return Gaussian.of(patches(list(training_images().values()), SIDE, PATCHES, generator))
 
 
 def density(name: str, mean: float, brightness: float) -> Prior:
@@ -188,8 +187,8 @@ def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None 
     none.
     """
     base = spectrum()
-    images = dict(list(data.bsds68().items())[:limit])
-    x = torch.cat([data.middle(image, SIDE) for image in images.values()])
+    images = dict(list(bsds68().items())[:limit])
+    x = torch.cat([middle(image, SIDE) for image in images.values()])
     about = About(side=SIDE, images=list(images), mean=base.mean, brightness=base.variances[0, 0].item())
     file = Table(path, FORM, about, packages=PACKAGES)
     for name in ("Gaussian", *priors):

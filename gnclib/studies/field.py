@@ -3,8 +3,8 @@
 *Problems.* A :class:`~gnclib.restore.learned.Task` measures image k with a torch.Generator of seed k: noise
 y = x + sigma z, never clipped, or a mask that keeps each pixel with the probability 1 - missing.
 
-*Methods.* :func:`methods` names them all: those of :mod:`gnclib.studies.classical` and our schemes. Their settings, the
-SHA-256 of trained weights above all, tell which results are out of date.
+*Methods.* :func:`methods` names them all: those without learning and our schemes. Their settings, the SHA-256 of
+trained weights above all, tell which results are out of date.
 
 *Time.* Seconds of each call are kept, but they tell little about a machine that others use, too. :func:`timing` runs
 all methods in turn on a few images, in one process with one thread, kept on one core where the system allows it. It
@@ -32,8 +32,19 @@ from gnclib.foe import WEIGHTS, weights_sha256
 from gnclib.images import data
 from gnclib.io import Content, Form, Job, Row, Table, read_table, rounded
 from gnclib.restore import Denoising, Inpainting, Task, schemes
-from gnclib.studies import classical
-from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown, solved
+from gnclib.studies.comparison import (
+    PACKAGES,
+    Images,
+    Method,
+    Quality,
+    biharmonic,
+    bm3d,
+    jobs,
+    markdown,
+    solved,
+    tune_tv,
+    tv,
+)
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("field.json")
@@ -116,17 +127,17 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
 
 
 def _bm3d(task: Task) -> Method:
-    return Method("BM3D", lambda measured: (classical.bm3d(measured.y, task.sigma), None), {"profile": "np"})
+    return Method("BM3D", lambda measured: (bm3d(measured.y, task.sigma), None), {"profile": "np"})
 
 
 def _tv(weight: float | None) -> Method:
     if weight is None:
         raise ValueError("TV needs its weight for this noise level: tune it first")
-    return Method("TV", lambda measured: (classical.tv(measured.y, weight), None), {"weight": weight}, 1)
+    return Method("TV", lambda measured: (tv(measured.y, weight), None), {"weight": weight}, 1)
 
 
 def _biharmonic() -> Method:
-    return Method("biharmonic", lambda measured: (classical.biharmonic(measured.y, measured.mask), None), {})
+    return Method("biharmonic", lambda measured: (biharmonic(measured.y, measured.mask), None), {})
 
 
 def _ours(prior: str, name: str, task: Task) -> Method:
@@ -176,7 +187,7 @@ def _tuning(task: Task) -> dict[str, Any]:
         if row.task == str(task):
             return {column: getattr(row, column) for column in Tuning.columns()}
     images = dict(list(data.training_images().items())[::TUNING_STEP])
-    return classical.tune_tv(images, task.sigma) | {"on": sorted(images)}
+    return tune_tv(images, task.sigma) | {"on": sorted(images)}
 
 
 def _made(file: Table, offered: Iterable[tuple[Task, str]]) -> list[tuple[Task, Method]]:

@@ -25,7 +25,7 @@ from torch import Tensor
 from gnclib.deep import load_prior
 from gnclib.foe import weights_sha256
 from gnclib.images import PatchSampler, psnr, refuse_validation
-from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, rounded
+from gnclib.io import Content, Form, Job, Record, Row, Table, read_table, rounded
 from gnclib.restore import Denoising, Task, gnc_flow, last, learn, linear_schedule, log_schedule, step_sizes
 from gnclib.score import LEARN_LAST, LearnConfig, learning_rate
 

@@ -48,8 +48,7 @@ from gnclib.restore import (
     log_schedule,
     proximal_gradient,
 )
-from gnclib.studies import classical
-from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
+from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown, tv
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("problems.json")
@@ -128,7 +127,7 @@ def total_variation(
         x = prox_{eta D}(z - u),    z = prox_{eta w TV}(x + u),    u <- u + x - z
 
     `data` is of one image, the weight w > 0; 100 steps come within 0.1 dB of 300 on photographs; `accuracy` is that of
-    the second proximal map (:func:`gnclib.studies.classical.tv`). The x of a State is z, its ``t`` nan.
+    the second proximal map (:func:`gnclib.studies.comparison.tv`). The x of a State is z, its ``t`` nan.
     """
     if not 0 < weight < math.inf:
         raise ValueError(f"the weight of TV must be a finite number > 0, got {weight}")
@@ -137,7 +136,7 @@ def total_variation(
     u = torch.zeros_like(z)
     for step in range(1, steps + 1):
         x = data.prox(z - u, eta)
-        z = classical.tv(x + u, eta * weight, accuracy)
+        z = tv(x + u, eta * weight, accuracy)
         u = u + x - z
         yield State(step, float("nan"), z, None, data)
 

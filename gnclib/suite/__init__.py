@@ -4,10 +4,3 @@ Here: running notebooks, what each figure is and who makes it, plots, the claims
 Never: mathematics of the paper.
 May import: `io`.
 """
-
-import lazy_loader
-
-__getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submodules=["claims", "compare", "ledger", "notebooks", "plots", "reproduce", "rules"],
-)

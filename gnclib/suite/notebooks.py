@@ -239,7 +239,7 @@ _SAVED = re.compile(r"\bsave\(\s*\w+,\s*[\"']([\w-]+)[\"']")
 
 @dataclass(frozen=True)
 class Figure:
-    """A declared figure: its notebook, title, tolerance of its numbers (`gnclib.suite.compare`), and what is seen."""
+    """A declared figure: its notebook, title, tolerance of its numbers (`gnclib.suite.ledger`), and what is seen."""
 
     notebook: str
     title: str

@@ -22,9 +22,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from gnclib.io import files
+from gnclib.io import held, write_bytes, write_text
 from gnclib.suite import ledger, notebooks
-from gnclib.suite.compare import compare_files
 from gnclib.suite.notebooks import MANIFEST, Manifest, NotebookError, gallery
 from gnclib.suite.notebooks import of as _of
 
@@ -99,7 +98,7 @@ def compared(
     changed, elsewhere = {}, {}
     for name, figure in _of(notebook, manifest).items():
         try:
-            unlike, reason = compare_files(
+            unlike, reason = ledger.compare_files(
                 old / f"{name}.json", new / f"{name}.json", figure.rtol, figure.atol
             )
         except (FileNotFoundError, ValueError) as error:
@@ -168,7 +167,7 @@ def run(
     if keep:
         out.mkdir(parents=True, exist_ok=True)
     with (
-        files.held(out, "another 'gnc figures'") if keep else nullcontext(),
+        held(out, "another 'gnc figures'") if keep else nullcontext(),
         tempfile.TemporaryDirectory(prefix="gnc-figures-") as place,
         ThreadPoolExecutor(jobs) as pool,
     ):
@@ -241,7 +240,7 @@ def _bring(item: Done, staging: Path, out: Path, known: Iterable[str], manifest:
     """Write to `out` the figures that changed, and the claims."""
     for key in set(item.figures) & (item.changed | item.elsewhere).keys():
         for suffix in SUFFIXES:
-            files.write_bytes(out / f"{key}{suffix}", (staging / f"{key}{suffix}").read_bytes())
+            write_bytes(out / f"{key}{suffix}", (staging / f"{key}{suffix}").read_bytes())
     before, now = (ledger.load(folder / "claims.json") for folder in (out, staging))
     ledger.save(out, ledger.merge(before, now, [item.notebook], known))
-    files.write_text(out / "README.md", gallery(manifest))
+    write_text(out / "README.md", gallery(manifest))

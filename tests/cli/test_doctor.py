@@ -42,6 +42,6 @@ def test_damaged_weights_are_found(capsys, monkeypatch, tmp_path):
         (folder / name).write_bytes((WEIGHTS / "R1" / name).read_bytes()[:900])
     monkeypatch.setattr("gnclib.foe.hub.WEIGHTS", tmp_path)
     monkeypatch.setattr("gnclib.foe.WEIGHTS", tmp_path)
-    monkeypatch.setattr("gnclib.cli.doctor._self_test", lambda: [])
+    monkeypatch.setattr("gnclib.cli.suite._self_test", lambda: [])
     status, out, _ = gnc(capsys, "doctor")
     assert (status, "install gnclib again" in out) == (1, True)

@@ -5,7 +5,7 @@ from collections import namedtuple
 import pytest
 import torch
 
-from gnclib.course import Exercise, examine, exercises
+from gnclib.course import Exercise, engine, examine
 from gnclib.course.engine import RIGHT
 from gnclib.course.lesson import F64, Heading, hints, shaped, slip
 
@@ -209,15 +209,15 @@ def test_numbers_and_tuples():
 
 def test_check_wants_the_function_and_a_known_number(capsys, monkeypatch):
     with pytest.raises(KeyError, match=r"no exercise '9.9'; there are 1.1"):
-        exercises.check("9.9", right)
+        engine.check("9.9", right)
     with pytest.raises(TypeError, match="without parentheses"):
-        exercises.check("1.1", 3.0)
-    monkeypatch.setattr(exercises, "EXERCISES", {"0.1": SCALE})
-    monkeypatch.setattr(exercises, "_latest", {})
-    assert not exercises.solved("0.1")
-    assert exercises.check("0.1", right) == 3
-    assert exercises.solved("0.1")
-    exercises.progress(0)
+        engine.check("1.1", 3.0)
+    monkeypatch.setattr(engine, "EXERCISES", {"0.1": SCALE})
+    monkeypatch.setattr(engine, "_latest", {})
+    assert not engine.solved("0.1")
+    assert engine.check("0.1", right) == 3
+    assert engine.solved("0.1")
+    engine.progress(0)
     assert "3 of 3 points" in capsys.readouterr().out
     with pytest.raises(ValueError, match="no lesson 7"):
-        exercises.progress(7)
+        engine.progress(7)

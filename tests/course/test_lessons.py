@@ -10,7 +10,7 @@ import nbformat
 import pytest
 import torch
 
-from gnclib.course import EXERCISES, examine, exercise, exercises
+from gnclib.course import EXERCISES, engine, examine, exercise
 from gnclib.course.copies import PAGE, marked
 
 matplotlib.use("Agg")
@@ -83,7 +83,7 @@ def test_the_source_runs_and_its_pictures_with_every_right_solution(lesson, caps
     """All code cells run in order and all checks earn their points; what comes after a check runs with the unusual
     right solutions, too."""
     (path,) = SOURCE.glob(f"{lesson}_*.ipynb")
-    monkeypatch.setattr(exercises, "_latest", {})
+    monkeypatch.setattr(engine, "_latest", {})
     namespace, checked = {"__name__": "__main__"}, {}
     for cell in nbformat.read(path, 4).cells:
         if cell.cell_type != "code" or "widget" in cell.metadata.get("tags", []):
@@ -101,7 +101,7 @@ def test_the_source_runs_and_its_pictures_with_every_right_solution(lesson, caps
         exec(code, namespace)
         matplotlib.pyplot.close("all")
     wanted = {id for id in EXERCISES if id.startswith(f"{lesson}.")}
-    right = {id for id, verdict in exercises._latest.items() if verdict.status == "right"}
+    right = {id for id, verdict in engine._latest.items() if verdict.status == "right"}
     assert right == wanted, capsys.readouterr().out
 
 

@@ -9,9 +9,9 @@
 | `card.write` | config.json, training.json, evaluation*.json, log.csv | test_cards |
 | `field`, `problems`, `figure3`, `ablations`, `patches`: `load` | five result files | test_json |
 | `ledger.load` | claims.json | test_json |
-| `compare.compare_files` | NAME.json of a figure | test_json |
+| `ledger.compare_files` | NAME.json of a figure | test_json |
 | `notebooks.load`, `parameters` | notebooks | test_notebooks |
-| `data` | images of BSDS500, bsds500.sha256, bsds68.txt | test_images_with_hashes, test_lists_of_the_package |
+| `data` | images of BSDS500 | test_images_with_hashes |
 
 `gnclib.images.writing` and `images.folder_images`, which read any image, have their own tests. Files that only this
 process has just written (staged figures, the JSON of `bench`'s child) are not input. The draws are seeded: set GNC_FUZZ
@@ -41,7 +41,7 @@ from gnclib.restore.learned import ETA_RANGE, LearnedSchedule, Task
 from gnclib.score import LearnConfig, TrainState, card, load_checkpoint
 from gnclib.score import training as train
 from gnclib.studies import ablations, field, figure3, patches, problems
-from gnclib.suite import compare, ledger, notebooks
+from gnclib.suite import ledger, notebooks
 from gnclib.suite.notebooks import NotebookError
 from tests import child_runs
 from tests.fuzzing import bytes_changed, feed, json_changed, log_changed, pickles, tensors_changed, zipped
@@ -449,7 +449,7 @@ JSON = {
     "claims.json": (ledger_file, ledger.load, whole_ledger),
     "figure4.json": (
         figure_file,
-        lambda p: compare.compare_files(p.parent.parent / "reference.json", p, 1e-2, 1e-3),
+        lambda p: ledger.compare_files(p.parent.parent / "reference.json", p, 1e-2, 1e-3),
         lambda found: all(isinstance(line, str) for line in found[0]),
     ),
 }  # fmt: skip
@@ -548,22 +548,3 @@ def test_images_with_hashes(tmp_path, monkeypatch):
     most(feed(read, path, changed, never))
     assert read() == whole
     assert not (tmp_path / "executed").exists()
-
-
-@pytest.mark.parametrize("name", ["bsds500.sha256", "bsds68.txt"])
-def test_lists_of_the_package(name):
-    """A list that is not whole is refused; what is accepted has all images, and no path that leads elsewhere."""
-    parse = {"bsds500.sha256": data.parse_hashes, "bsds68.txt": data.parse_benchmark}[name]
-    whole, refused, accepted = (ROOT / "gnclib" / "images" / name).read_bytes(), 0, 0
-    contents = [*mutants(bytes_changed, whole), whole.replace(b"val/3096", b"../../x/3096"), whole * 2]
-    for content in contents:
-        try:
-            found = parse(content)
-        except ValueError as error:
-            refused += name in str(error)
-        else:
-            assert len(found) == (500 if name == "bsds500.sha256" else 68)
-            assert not any(".." in image for image in found)
-            accepted += 1
-    assert refused > 500
-    assert refused + accepted == len(contents)

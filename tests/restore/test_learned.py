@@ -15,7 +15,7 @@ from gnclib.restore.flow import gnc_flow, last
 from gnclib.restore.learned import ETA_RANGE, LearnedSchedule, Task, weights_sha256
 from gnclib.restore.operators import Denoising, Inpainting
 from gnclib.restore.tiles import Tiled
-from gnclib.studies import classical
+from gnclib.studies import comparison
 
 RANGE = (1e-4, 1.0)
 NOISE, HOLES = Task("denoise", 25), Task("inpaint", 0.8)
@@ -422,5 +422,5 @@ def test_a_shipped_schedule_beats_biharmonic_inpainting(name):
     x = data.embedded()["camera"][..., 100:228, 150:278]
     measured = s.task.measure(x, torch.Generator().manual_seed(0))
     found = last(s.states(load_prior(s.prior), measured)).x
-    assert psnr(found, x) > psnr(classical.biharmonic(measured.y, measured.mask), x) + 0.3
+    assert psnr(found, x) > psnr(comparison.biharmonic(measured.y, measured.mask), x) + 0.3
     assert torch.equal(found[measured.mask], x[measured.mask])

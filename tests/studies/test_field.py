@@ -18,7 +18,7 @@ from gnclib.io import table
 from gnclib.io.table import Content, Origin
 from gnclib.restore import LearnedSchedule, Task, learned
 from gnclib.score import mmse
-from gnclib.studies import classical, comparison, field
+from gnclib.studies import comparison, field
 from gnclib.studies.comparison import Images, Method, Quality
 
 
@@ -87,7 +87,7 @@ def test_measurements_are_those_of_the_protocol(shipped, tmp_path):
         assert results[k].ssim == pytest.approx(ssim(y, x).item(), abs=1e-5)
         assert results[k].evaluations == 1
         known = torch.rand(x.shape, generator=torch.Generator().manual_seed(k)) < 0.2
-        y = classical.biharmonic(torch.where(known, x, 0.7), known)
+        y = comparison.biharmonic(torch.where(known, x, 0.7), known)
         assert results[2 + k].psnr == pytest.approx(psnr(y, x).item(), abs=1e-4)
         assert results[2 + k].evaluations is None
 
@@ -357,8 +357,8 @@ def test_the_command_refuses_nonsense(calls, folder, tmp_path, capsys):
 def test_tuning_is_recorded_and_not_repeated(tmp_path, monkeypatch):
     path, count = tmp_path / "a.json", []
     monkeypatch.setattr(data, "training_images", lambda: {"x": photo(20, 20)})
-    tune, level = classical.tune_tv, Task("denoise", 33)  # none of the shipped ones
-    monkeypatch.setattr(classical, "tune_tv", lambda *args: count.append(1) or tune(*args))
+    tune, level = comparison.tune_tv, Task("denoise", 33)  # none of the shipped ones
+    monkeypatch.setattr(field, "tune_tv", lambda *args: count.append(1) or tune(*args))
     for _ in range(2):
         list(field.compare(path, {"a": photo(16, 16)}, "some", [level], ["TV"]))
     (row,) = field.load(path).rows["tv"]

@@ -13,7 +13,7 @@ from gnclib.io.files import sha256
 from gnclib.io.table import Content
 from gnclib.restore import flow as solvers
 from gnclib.restore.linear import LinearMeasurement
-from gnclib.studies import classical, problems
+from gnclib.studies import comparison, problems
 from gnclib.studies.comparison import Images
 from gnclib.studies.problems import PROBLEMS
 
@@ -87,7 +87,7 @@ def test_tv_without_an_operator_is_that_of_scikit_image():
     data = LinearMeasurement(Identity((24, 24)), y, 0.1, accuracy=1e-8)
     weight = 0.08
     ours = solvers.last(problems.total_variation(data, weight / 0.1**2, 100, accuracy=1e-7)).x
-    theirs = classical.tv(y, weight, 1e-8)
+    theirs = comparison.tv(y, weight, 1e-8)
     assert (ours - theirs).abs().max() < 5e-3
     assert psnr(ours, theirs) > 60
 

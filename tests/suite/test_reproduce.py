@@ -15,9 +15,8 @@ import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
 from gnclib.suite import claims, ledger, notebooks, reproduce
-from gnclib.suite.compare import differences
-from gnclib.suite.notebooks import NotebookError
-from gnclib.suite.reproduce import Figure
+from gnclib.suite.ledger import differences
+from gnclib.suite.notebooks import Figure, NotebookError
 from tests.suite import whole
 
 KERNEL = {"display_name": "Python 3", "language": "python", "name": "python3"}
