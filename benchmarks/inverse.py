@@ -25,7 +25,7 @@ from torch import Tensor
 
 from gnclib.images import embedded, middle
 from gnclib.io import sha256
-from gnclib.io.table import Content, Table, read_table
+from gnclib.io.table import Content, Table
 from gnclib.restore import PeriodicBlur, SampledFourier
 from gnclib.studies import problems
 from gnclib.studies.comparison import PACKAGES, Images, Quality, jobs, markdown
@@ -107,7 +107,7 @@ def main(words: list[str] | None = None) -> None:
                     print(
                         f"{row.method} {row.task} {row.image}: {row.psnr:.2f} dB, {row.cpu:.1f} s", flush=True
                     )
-    print(table(read_table(given.out, problems.FORM)))
+    print(table(problems.FORM.load(given.out)))
 
 
 if __name__ == "__main__":

@@ -37,7 +37,7 @@ from torch import Tensor
 from gnclib.foe import WEIGHTS
 from gnclib.images import data
 from gnclib.io import sha256
-from gnclib.io.table import Content, Form, Table, read_table
+from gnclib.io.table import Content, Form, Table
 from gnclib.restore import Denoising, Task, schemes
 from gnclib.studies import field
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
@@ -331,7 +331,7 @@ def main(words: list[str] | None = None) -> None:
     parser.add_argument("--out", type=Path, default=STORED)
     given = parser.parse_args(words)
     if given.name == "table":
-        print(table(read_table(given.out, FORM)))
+        print(table(FORM.load(given.out)))
         return
     if given.name != "ours" and given.folder is None:
         parser.error(f"give the folder of a clone of https://github.com/{PEERS[given.name].repository}")

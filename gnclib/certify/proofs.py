@@ -1,8 +1,8 @@
 r"""Proofs of convexity, and of its absence, for mixtures on the line: the sign of ``hess F(y, t)``.
 
 A grid can miss a dip. Here every number is a set that is guaranteed to contain the true value (interval arithmetic,
-rounded outwards, `gnclib.certify.intervals`), so a positive lower bound over a box ``[y] x [t]`` proves convexity on
-the whole box (`gnclib.certify.boxes` says how it is made sharp). `certify_convex` bisects the rectangle until every
+rounded outwards), so a positive lower bound over a box ``[y] x [t]`` proves convexity on the whole box
+(`gnclib.certify.boxes` says how it is made sharp). `certify_convex` bisects the rectangle until every
 box is proved (branch and bound), `witness_nonconvex` proves the opposite at one point, `enclose_threshold` puts both
 together around ``t*``, and `pave` colours a rectangle by what is proved where.
 

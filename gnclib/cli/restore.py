@@ -16,8 +16,6 @@ from gnclib.cli.options import PATH, command, say
 
 #: in grey levels; a warning is printed about more noise than this: little of an image is left
 STRANGE = 100.0
-#: a picture that uses less than this share of its 16 bits is thought to have fewer
-USED = 1 / 8
 #: masks that mark more than this share as missing are asked about
 MUCH = 0.6
 
@@ -84,6 +82,8 @@ def _bar(unit: str = "step") -> Callable[[int, int], None]:
 
 def _limits(source: Path, picture, white: float | None, black: float | None) -> tuple[float, float]:
     """Black of a picture, and white minus black, as fractions of its depth; warns where white may be less."""
+    from gnclib.restore.restoration import USED
+
     top = 2**picture.depth - 1
     low, high = (black or 0) / top, (top if white is None else white) / top
     if not 0 <= low < high <= 1:

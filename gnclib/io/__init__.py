@@ -28,7 +28,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "table": [
             *("Content", "Form", "Job", "Origin", "Record", "Row", "Table"),
-            *("from_object", "read_table", "rounded"),
+            *("from_object", "rounded"),
         ],
     },
 )

@@ -98,11 +98,35 @@ class Row(Record):
 
 @dataclass(frozen=True)
 class Form:
-    """A kind of files: its name in words, the model of what all of a file is about, the rows of each table."""
+    """A kind of files: its name in words, the model of what all of a file is about, the rows of each table.
+
+    `shipped` is the file of that kind that comes with the package.
+    """
 
     kind: str
     about: type[Record]
     tables: Mapping[str, type[Row]]
+    shipped: Path | None = None
+
+    def load(self, path: str | Path | None = None) -> Content:
+        """The content of a file, by default of the one that comes with the package.
+
+        Raises FileNotFoundError, or ValueError, which says why it is not of this form.
+        """
+        path = path or self.shipped
+        content = read_json(path, self.kind, dict[str, Any], plain=False)
+        try:
+            if content.keys() != (wanted := {"about", "columns", *self.tables}):
+                raise ValueError(f"it must hold {', '.join(sorted(wanted))}")
+            expected = {name: row.columns() for name, row in self.tables.items()}
+            if content["columns"] != expected:
+                raise ValueError(f"its columns must be {json.dumps(expected)}")
+            about = check(content["about"], self.about, "about")
+            return Content(
+                about, {name: _rows(content[name], row, name) for name, row in self.tables.items()}
+            )
+        except ValueError as error:
+            raise ValueError(f"{path} is no {self.kind}: {error}") from None
 
 
 @dataclass(frozen=True)
@@ -175,7 +199,7 @@ class Table:
         """
         if not self.path.is_file():
             return Content(self.about, {name: [] for name in self.form.tables})
-        content = read_table(self.path, self.form)
+        content = self.form.load(self.path)
         theirs, ours = (dict(_flat(about.model_dump())) for about in (content.about, self.about))
         for name in (name for name in ours if theirs[name] != ours[name]):
             raise ValueError(
@@ -266,21 +290,6 @@ class _Group(Record):
     settings: dict[str, Any]
     made: Origin
     rows: list[list[Any]]
-
-
-def read_table(path: str | Path, form: Form) -> Content:
-    """The content of a file. Raises FileNotFoundError, or ValueError, which says why it is not of this form."""
-    content = read_json(path, form.kind, dict[str, Any], plain=False)
-    try:
-        if content.keys() != (wanted := {"about", "columns", *form.tables}):
-            raise ValueError(f"it must hold {', '.join(sorted(wanted))}")
-        expected = {name: row.columns() for name, row in form.tables.items()}
-        if content["columns"] != expected:
-            raise ValueError(f"its columns must be {json.dumps(expected)}")
-        about = check(content["about"], form.about, "about")
-        return Content(about, {name: _rows(content[name], row, name) for name, row in form.tables.items()})
-    except ValueError as error:
-        raise ValueError(f"{path} is no {form.kind}: {error}") from None
 
 
 def _rows(groups: Any, form: type[Row], table: str) -> list[Row]:

@@ -31,7 +31,7 @@ from gnclib import io
 from gnclib.checks import as_images
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
-from gnclib.io import Content, Form, Job, Record, Row, Table, from_object, read_table, rounded
+from gnclib.io import Form, Job, Record, Row, Table, from_object, rounded
 from gnclib.restore import Denoising, joint_descent
 from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, variants  # noqa: F401  (notebook 08)
 from gnclib.score.training import training
@@ -287,12 +287,8 @@ class Training(Row):
         return {**value, "prior": asdict(FoEConfig(**prior)), "config": asdict(TrainConfig(**config))}
 
 
-FORM = Form("file of ablations", About, {"runs": Training})
-
-
-def load(path: str | Path = SHIPPED) -> Content:
-    """The table "runs" of a file; raises as :func:`gnclib.io.table.read_table`."""
-    return read_table(path, FORM)
+FORM = Form("file of ablations", About, {"runs": Training}, SHIPPED)
+load = FORM.load
 
 
 def opened(path: str | Path, steps: int) -> Table:

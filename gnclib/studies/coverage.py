@@ -25,7 +25,7 @@ from torch import Tensor
 from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS
 from gnclib.images import add_noise, bsds68, middle, validation_images
-from gnclib.io import Content, Form, Job, Record, Row, Table, read_table, rounded, sha256
+from gnclib.io import Content, Form, Job, Record, Row, Table, rounded, sha256
 from gnclib.restore import Energy, posterior_moments
 from gnclib.studies.comparison import markdown
 
@@ -70,12 +70,8 @@ class Calibration(Row):
     inside: list[rounded(4)]
 
 
-FORM = Form("file of coverages", About, {"images": Calibration})
-
-
-def load(path: str | Path = SHIPPED) -> Content:
-    """The table "images" of a file; raises as :func:`gnclib.io.table.read_table`."""
-    return read_table(path, FORM)
+FORM = Form("file of coverages", About, {"images": Calibration}, SHIPPED)
+load = FORM.load
 
 
 def measured(prior: Energy, x: Tensor, sigma: int, seed: int) -> dict[str, Any]:

@@ -35,7 +35,7 @@ from torch import Tensor
 from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import bsds68, middle, patches, training_images
-from gnclib.io import Content, Form, Job, Record, Row, Table, read_table, rounded, sha256
+from gnclib.io import Content, Form, Job, Record, Row, Table, rounded, sha256
 from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant, quadratic_constant
 from gnclib.restore.flow import Prior, energy_and_grad
 from gnclib.studies.comparison import markdown
@@ -100,12 +100,8 @@ class Code(Row):
     bits: rounded(4)
 
 
-FORM = Form("file of entropies", About, {"constants": Constant, "levels": Level, "codes": Code})
-
-
-def load(path: str | Path = SHIPPED) -> Content:
-    """The tables of a file; raises as :func:`gnclib.io.table.read_table`."""
-    return read_table(path, FORM)
+FORM = Form("file of entropies", About, {"constants": Constant, "levels": Level, "codes": Code}, SHIPPED)
+load = FORM.load
 
 
 def noisy(x: Tensor, sigma: float) -> Tensor:

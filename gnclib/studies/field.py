@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gnclib.foe import WEIGHTS, weights_sha256
 from gnclib.images import data
-from gnclib.io import Content, Form, Job, Row, Table, read_table, rounded
+from gnclib.io import Content, Form, Job, Row, Table, rounded
 from gnclib.restore import Denoising, Inpainting, Task, schemes
 from gnclib.studies.comparison import (
     PACKAGES,
@@ -85,8 +85,8 @@ FORM = Form("file of comparisons", Images, {"results": Quality, "tv": Tuning, "t
 
 
 def load(path: str | Path = SHIPPED) -> Content:
-    """The tables "results", "tv" and "timing" of a file; raises as :func:`gnclib.io.table.read_table`."""
-    content = read_table(path, FORM)
+    """The tables "results", "tv" and "timing" of a file; raises as :meth:`gnclib.io.table.Form.load`."""
+    content = FORM.load(path)
     for run in {row.run for row in content.rows["timing"]}:
         if not _unit(content, run) > 0:
             raise ValueError(f"{path} is no {FORM.kind}: timing {run} lacks the time of BM3D")

@@ -30,7 +30,7 @@ from gnclib.checks import as_device
 from gnclib.deep import load_prior
 from gnclib.foe import LearnedEnergy, weights_sha256
 from gnclib.images import data
-from gnclib.io import Content, Form, Job, Origin, Record, Row, Table, from_object, read_table
+from gnclib.io import Content, Form, Job, Origin, Record, Row, Table, from_object
 from gnclib.studies.attainment import TASKS, Settings, measure
 
 #: the results that come with the package: of R_1; of its literal preconditioner on 24 images; of P_1
@@ -88,8 +88,8 @@ FORM = Form("result of gnc sweep", About, {"runs": Run})
 
 
 def load(path: str | Path = SHIPPED) -> Content:
-    """The table "runs" of a file; raises as :func:`gnclib.io.table.read_table`."""
-    content = read_table(path, FORM)
+    """The table "runs" of a file; raises as :meth:`gnclib.io.table.Form.load`."""
+    content = FORM.load(path)
     settings = content.about.settings
     shape = [len(settings.steps)] * len(settings.t_firsts)
     for run in content.rows["runs"]:

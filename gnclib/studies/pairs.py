@@ -25,7 +25,7 @@ from torch import Tensor
 from gnclib.deep import load_prior
 from gnclib.foe import weights_sha256
 from gnclib.images import PatchSampler, psnr, refuse_validation
-from gnclib.io import Content, Form, Job, Record, Row, Table, read_table, rounded
+from gnclib.io import Content, Form, Job, Record, Row, Table, rounded
 from gnclib.restore import Denoising, Task, gnc_flow, last, learn, linear_schedule, log_schedule, step_sizes
 from gnclib.score import LEARN_LAST, LearnConfig, learning_rate
 
@@ -60,12 +60,8 @@ class Schedule(Row):
     psnr: list[rounded(4)]
 
 
-FORM = Form("file of schedules", About, {"schedules": Schedule})
-
-
-def load(path: str | Path = SHIPPED) -> Content:
-    """The table "schedules" of a file; raises as :func:`gnclib.io.table.read_table`."""
-    return read_table(path, FORM)
+FORM = Form("file of schedules", About, {"schedules": Schedule}, SHIPPED)
+load = FORM.load
 
 
 def restored(prior, t: Tensor, eta: Tensor, x: Tensor, seed: int) -> float:

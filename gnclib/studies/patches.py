@@ -16,7 +16,7 @@ import torch
 from torch import Tensor
 
 from gnclib.gmm import bounds as empirical_bounds
-from gnclib.io import Content, Form, Job, Record, Row, Table, read_table
+from gnclib.io import Form, Job, Record, Row, Table
 from gnclib.studies.comparison import PACKAGES
 
 SHIPPED = Path(__file__).with_name("patches.json")
@@ -48,7 +48,8 @@ class Bounds(Row):
     cpu_seconds: float
 
 
-FORM = Form("result file of 'gnc patches'", About, {"sizes": Bounds})
+FORM = Form("result file of 'gnc patches'", About, {"sizes": Bounds}, SHIPPED)
+load = FORM.load
 
 
 def draw(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> Tensor:
@@ -109,8 +110,3 @@ def compute(
     about = About(set=name, images=len(images), per_image=per_image, seed=seed)
     wanted = [Job({"size": size}, {}, partial(_timed, images, size, per_image, seed)) for size in SIZES]
     yield from Table(path, FORM, about, packages=PACKAGES).fill("sizes", wanted)
-
-
-def load(path: str | Path = SHIPPED) -> Content:
-    """The table "sizes" of a file; raises as :func:`gnclib.io.table.read_table`."""
-    return read_table(path, FORM)

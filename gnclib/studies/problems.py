@@ -32,7 +32,7 @@ from torch import Tensor
 from gnclib.deep import load_prior
 from gnclib.foe import LearnedEnergy, weights_sha256
 from gnclib.images import bsds68, middle, psnr, refuse_validation, training_images
-from gnclib.io import Content, Form, Job, Row, Table, read_table, rounded
+from gnclib.io import Content, Form, Job, Row, Table, rounded
 from gnclib.restore import (
     Blur,
     LinearMeasurement,
@@ -191,12 +191,8 @@ class Tuning(Row):
     on: list[str]
 
 
-FORM = Form("file of inverse problems", Images, {"results": Quality, "tuned": Tuning})
-
-
-def load(path: str | Path = SHIPPED) -> Content:
-    """The tables "results" and "tuned" of a file; raises as :func:`gnclib.io.table.read_table`."""
-    return read_table(path, FORM)
+FORM = Form("file of inverse problems", Images, {"results": Quality, "tuned": Tuning}, SHIPPED)
+load = FORM.load
 
 
 def images() -> dict[str, Tensor]:

@@ -10,7 +10,6 @@ from benchmarks import inverse
 from gnclib.foe import WEIGHTS
 from gnclib.images import psnr
 from gnclib.io import sha256
-from gnclib.io.table import read_table
 from gnclib.studies import problems
 
 PAGE = Path(__file__).parents[2] / "notebooks" / "guide" / "pipelines.md"
@@ -18,7 +17,7 @@ PAGE = Path(__file__).parents[2] / "notebooks" / "guide" / "pipelines.md"
 
 @pytest.fixture(scope="module")
 def content():
-    return read_table(inverse.STORED, problems.FORM)
+    return problems.FORM.load(inverse.STORED)
 
 
 def test_the_page_has_the_stored_table(content):

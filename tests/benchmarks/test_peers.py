@@ -10,7 +10,6 @@ import torch
 from benchmarks import peers
 from gnclib.foe import WEIGHTS
 from gnclib.io import sha256
-from gnclib.io.table import read_table
 
 PAGE = Path(__file__).parents[2] / "notebooks" / "guide" / "priors.md"
 
@@ -30,7 +29,7 @@ def test_symmetric_padding_and_its_adjoint(pad):
 
 @pytest.mark.parametrize("file", [peers.STORED, peers.WHOLE], ids=["crops", "whole"])
 def test_the_page_has_the_table_of_the_stored_results(file):
-    content = read_table(file, peers.FORM)
+    content = peers.FORM.load(file)
     table = peers.table(content)
     assert table in PAGE.read_text(encoding="utf-8")
     images = {}
@@ -57,9 +56,7 @@ def test_the_page_has_the_table_of_the_stored_results(file):
 
 def test_the_revisions_are_commits_of_the_project():
     revisions = {
-        row.made.revision
-        for f in (peers.STORED, peers.WHOLE)
-        for row in read_table(f, peers.FORM).rows["results"]
+        row.made.revision for f in (peers.STORED, peers.WHOLE) for row in peers.FORM.load(f).rows["results"]
     }
     git = ["git", "-C", str(PAGE.parent), "merge-base", "--is-ancestor"]
     if subprocess.run([*git, "HEAD", "HEAD"], capture_output=True).returncode:

@@ -8,8 +8,8 @@ import pytest
 import torch
 from scipy.optimize import differential_evolution, minimize_scalar
 
-from gnclib.certify import certify_convex, exact, intervals, proofs
-from gnclib.certify.boxes import HessianBoxes
+from gnclib.certify import certify_convex, exact, proofs
+from gnclib.certify.boxes import Arb, HessianBoxes
 from gnclib.gmm import GaussianMixture, figure1_mixture
 
 F64 = torch.float64
@@ -126,7 +126,7 @@ def _half_of_the_rectangle(monkeypatch):
 
 
 def _rounded_to_nearest(monkeypatch):
-    monkeypatch.setattr(intervals.Arb, "floats", lambda self, x: (float(x.mid()) or 1e-30,) * 2)
+    monkeypatch.setattr(Arb, "floats", lambda self, x: (float(x.mid()) or 1e-30,) * 2)
 
 
 def _weights_of_the_centre(self, logits, whole=HessianBoxes._softmax):

@@ -13,12 +13,11 @@ from gnclib.certify import (
     certify_convex,
     enclose_threshold,
     exact,
-    intervals,
     pave,
     proofs,
     witness_nonconvex,
 )
-from gnclib.certify.boxes import HessianBoxes
+from gnclib.certify.boxes import Arb, HessianBoxes, arithmetic
 from gnclib.gmm import GaussianMixture, empirical, figure1_mixture
 
 X = (-1, 1)
@@ -53,7 +52,7 @@ def random_mixture(generator, components=5):
 
 @BOTH
 def test_arithmetic_contains_the_exact_result(name):
-    sets = intervals.arithmetic(name)
+    sets = arithmetic(name)
     third = Fraction(1, 3)
     with sets.precision():
         x = sets.hull(sets.number(-third), sets.number(Fraction(1, 7)))
@@ -78,13 +77,13 @@ def test_arithmetic_contains_the_exact_result(name):
 
 
 def test_the_choice_of_arithmetic(monkeypatch):
-    assert intervals.arithmetic().name == "arb"
+    assert arithmetic().name == "arb"
     with pytest.raises(ValueError, match="must be 'auto', 'arb' or"):
-        intervals.arithmetic("float")
+        arithmetic("float")
     monkeypatch.setitem(__import__("sys").modules, "flint", None)  # as if python-flint were not installed
-    assert intervals.arithmetic().name == "mpmath.iv"
+    assert arithmetic().name == "mpmath.iv"
     with pytest.raises(ImportError, match="python-flint"):
-        intervals.arithmetic("arb")
+        arithmetic("arb")
 
 
 @BOTH
@@ -208,7 +207,7 @@ def test_tails_are_looked_for_twice_as_far_each_time_and_not_for_ever():
 
 def exact_floats(monkeypatch):
     """Sets without rounding, so that a bound can be exactly 0."""
-    monkeypatch.setattr(intervals.Arb, "floats", lambda self, x: (float(x.lower()), float(x.upper())))
+    monkeypatch.setattr(Arb, "floats", lambda self, x: (float(x.lower()), float(x.upper())))
 
 
 def test_s_i_falls_from_d_squared_equal_to_2q_on_but_not_at_d_equal_to_0(monkeypatch):

@@ -61,7 +61,7 @@ def jobs(images="abc", method="plain", scale=1.0, compute=square):
 
 
 def values(path, name="squares"):
-    return {(row.method, row.image): row.value for row in table.read_table(path, FORM).rows[name]}
+    return {(row.method, row.image): row.value for row in FORM.load(path).rows[name]}
 
 
 # --- resuming ---------------------------------------------------------------------------------------------
@@ -103,7 +103,7 @@ def test_stale_rows_are_computed_again_and_replaced(opened):
 def test_a_given_column_that_changes_makes_a_row_missing(opened):
     list(opened.fill("squares", jobs("abc")))
     assert [row.image for row in opened.fill("squares", jobs("acb"))] == ["c", "b"]  # other seeds
-    rows = table.read_table(opened.path, FORM).rows["squares"]
+    rows = FORM.load(opened.path).rows["squares"]
     assert {row.image: row.seed for row in rows} == {"a": 0, "c": 1, "b": 2}
 
 
@@ -128,7 +128,7 @@ def test_rows_whose_whole_key_is_that_of_the_group(opened):
     first, other = Job({"a": "1", "b": "2"}, {"w": 1}, dict), Job({"a": "1", "b": "3"}, {}, dict)
     opened.add("pairs", (first, {"x": 0.5}), (other, {"x": 1.5}))
     opened.add("pairs", (replace(first, settings={"w": 2}), {"x": 2.5}))
-    rows = table.read_table(opened.path, FORM).rows["pairs"]
+    rows = FORM.load(opened.path).rows["pairs"]
     assert {(row.b, row.x, row.settings.get("w")) for row in rows} == {("2", 2.5, 2), ("3", 1.5, None)}
 
 
@@ -141,7 +141,7 @@ def test_values_are_rounded_and_read_back_as_they_are(opened):
         ),
     )
     assert row.value == 0.333
-    content = table.read_table(opened.path, FORM)
+    content = FORM.load(opened.path)
     assert content.rows["squares"] == [row]
     assert table.dumps(content, FORM) == opened.path.read_text()
 
@@ -186,7 +186,7 @@ def changed(change):
 
 def test_the_file_that_the_next_test_damages_is_whole(tmp_path):
     (tmp_path / "a.json").write_text(json.dumps(changed(lambda c: None)))
-    (row,) = table.read_table(tmp_path / "a.json", FORM).rows["squares"]
+    (row,) = FORM.load(tmp_path / "a.json").rows["squares"]
     assert row == Square(method="m", image="a", seed=0, value=1.0, settings={}, made=MADE)
 
 
@@ -217,7 +217,7 @@ def test_what_is_no_such_table(tmp_path, change):
     path = tmp_path / "a.json"
     path.write_text(json.dumps(changed(change)))
     with pytest.raises(ValueError, match=r"a\.json is no table of squares"):
-        table.read_table(path, FORM)
+        FORM.load(path)
 
 
 # --- processes --------------------------------------------------------------------------------------------
@@ -289,4 +289,4 @@ def test_an_error_of_a_job_comes_through_from_a_worker(opened):
 def test_a_content_without_rows_can_be_written(tmp_path):
     path = tmp_path / "a.json"
     path.write_text(table.dumps(Content(About(set="x"), {"squares": [], "pairs": []}), FORM))
-    assert table.read_table(path, FORM).rows == {"squares": [], "pairs": []}
+    assert FORM.load(path).rows == {"squares": [], "pairs": []}
