@@ -116,6 +116,10 @@ def j_joint(e):
     return graded(e.error_of_printed < 0.05, e.error_of_printed_in_middle_half < 0.05)
 
 
+def j_slow(e):
+    return beyond_noise(e.each("gain_"), e.each("chance_"))
+
+
 def i_lipschitz(e):
     largest = max(e.each("largest_R_"))
     return graded(largest <= 1.25, largest < 2)
@@ -393,6 +397,13 @@ def x_sure(e):
 def x_entropy(e):
     far = max(e.each("from_0_1_bits_")) <= 0.02
     return graded(far and max(e.each("largest_bits_")) <= 0.02, far)
+
+
+def x_ranks(e):
+    unlike, alike = (
+        [*e.each(f"{a}_"), *e.each(f"{b}_")] for a, b in (("noise", "checks"), ("constant", "blurred"))
+    )
+    return from_enough(e.images, graded(min(unlike + alike) >= 0.95, min(unlike) >= 0.95))
 
 
 def x_expressive(e):
