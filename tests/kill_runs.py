@@ -25,7 +25,7 @@ from gnclib.restore.learned import LearnedSchedule, Task
 from gnclib.studies import field, figure3
 from gnclib.studies import patches as patch_bounds
 from gnclib.studies.figure3 import Settings
-from gnclib.suite import reproduce
+from gnclib.suite import notebooks, reproduce
 from tests import child_runs
 
 NAMES = tuple(f"{split}/{k}.jpg" for split in ("train", "val", "test") for k in (1, 2))
@@ -88,7 +88,7 @@ def patches(folder):
 
 
 def figures(folder):
-    manifest = {name: reproduce.Figure(f"0{k}_tiny", name) for k, name in ((1, "one"), (2, "two"))}
+    manifest = {name: notebooks.Figure(f"0{k}_tiny", name) for k, name in ((1, "one"), (2, "two"))}
     reproduce.run(out=folder / "out", manifest=manifest, folder=folder.parent / "notebooks", jobs=2)
 
 

@@ -13,8 +13,6 @@ from pathlib import Path
 
 from gnclib.cli.options import command, say
 
-__all__ = ["doctor"]
-
 PACKAGES = ("gnclib", "torch", "numpy", "scipy", "scikit-image", "pillow", "tifffile", "safetensors")
 #: how far, relative to its largest value, the gradient may be from the definition's, which is plain torch in float64
 TOLERANCE = 1e-4

@@ -9,8 +9,6 @@ import click
 from gnclib.cli import options
 from gnclib.cli.options import PATH, command, progress, say
 
-__all__ = ["evaluate"]
-
 
 @command(
     """

@@ -19,8 +19,6 @@ import click
 from gnclib import __version__
 from gnclib.cli.options import DEBUG, SETTINGS, say
 
-__all__ = ["COMMANDS", "main"]
-
 #: name -> (module of this package, what `gnc --help` says)
 COMMANDS = {
     "figures": ("suite", "run the notebooks and make every figure and the claims ledger"),

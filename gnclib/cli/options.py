@@ -14,11 +14,6 @@ from typing import Any, TypeVar
 
 import click
 
-__all__ = [
-    "DEBUG", "PATH", "POSITIVE", "SCHEMES", "SETTINGS", "Command", "command", "device", "image_set", "only", "progress",
-    "repeated", "say", "solver_options", "task", "together",
-]  # fmt: skip
-
 T = TypeVar("T")
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}

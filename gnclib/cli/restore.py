@@ -14,8 +14,6 @@ import click
 from gnclib.cli import options
 from gnclib.cli.options import PATH, command, say
 
-__all__ = ["denoise", "inpaint"]
-
 #: in grey levels; a warning is printed about more noise than this: little of an image is left
 STRANGE = 100.0
 #: a picture that uses less than this share of its 16 bits is thought to have fewer

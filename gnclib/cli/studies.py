@@ -14,8 +14,6 @@ import click
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, progress, say
 
-__all__ = ["compare", "coverage", "entropy", "pairs", "patches", "problems", "sweep"]
-
 T = TypeVar("T")
 table_option = click.option(
     "--table", is_flag=True, help="run nothing, print the table of FILE (default: as shipped)"

@@ -9,8 +9,6 @@ import click
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, progress, say
 
-__all__ = ["course", "data", "figures", "notebooks"]
-
 
 @command(
     """
@@ -61,7 +59,7 @@ def figures(only, full, out, check, jobs, listed):
         say(f"the fresh run agrees with {out}")
         return
     if out == clone / "figures":
-        reproduce.contact_sheet(out).quantize(256).save(
+        notebooks.contact_sheet(out).quantize(256).save(
             clone / "notebooks" / "guide" / "contact_sheet.png", optimize=True
         )
     redrawn = [name for item in done for name in item.redrawn]

@@ -20,8 +20,6 @@ from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, say
 from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
 
-__all__ = ["ablate", "learn", "train"]
-
 
 def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callable]:
     """An option for each number and each choice among the settings of these recipes, with its help from their class.

@@ -30,11 +30,6 @@ from gnclib.io import write_text
 from gnclib.suite import notebooks
 from gnclib.suite.notebooks import NotebookError
 
-__all__ = [
-    "NotebookError", "check", "folder", "for_nbgrader", "problems", "sources", "student", "table", "unsolved",
-    "write_executed", "write_nbgrader",
-]  # fmt: skip
-
 Exercises = Mapping[str, Exercise]
 PAGE = "INSTRUCTOR.md"  # beside the copies; has the table of all exercises
 STATEMENT = re.compile(r"\*\*Exercise (\d+\.\d+)\*\*\s*\((\d+) points?, (?:about )?(\d+) min")

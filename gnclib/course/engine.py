@@ -31,8 +31,6 @@ from torch import Tensor
 
 from gnclib.course.lesson import Exercise, Formula
 
-__all__ = ["RIGHT", "Verdict", "examine"]
-
 TO_DO, RIGHT, NOT_YET = "to do", "right", "not yet"
 SINGLE = "right, but in single precision only: make every tensor with dtype=torch.float64"
 

@@ -9,8 +9,6 @@ from gnclib.course import lesson1, lesson2, lesson3, lesson4, lesson5, lesson6
 from gnclib.course.engine import RIGHT, Verdict, examine
 from gnclib.course.lesson import Exercise
 
-__all__ = ["EXERCISES", "check", "exercise", "progress", "solved"]
-
 EXERCISES: dict[str, Exercise] = {
     item.heading.id: item
     for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5, lesson6)

@@ -11,11 +11,6 @@ from typing import Any
 import torch
 from torch import Tensor
 
-__all__ = [
-    *("F64", "Draw", "Exercise", "Formula", "Heading", "Ridges", "Slopes", "Wells"),
-    *("hints", "shaped", "slip", "wide"),
-]
-
 F64 = {"dtype": torch.float64}
 Formula = Callable[..., Any]
 

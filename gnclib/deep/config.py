@@ -10,8 +10,6 @@ from pydantic import Field, model_validator
 from gnclib import io
 from gnclib.foe.config import Architecture, Count, Level, Nodes
 
-__all__ = ["NetworkConfig"]
-
 Channels = Annotated[
     tuple[Count, ...],
     Field(min_length=1, max_length=8, description="must be one to eight positive integers, at most 1000"),

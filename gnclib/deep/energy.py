@@ -36,8 +36,6 @@ from gnclib.checks import hidden
 from gnclib.deep.config import NetworkConfig
 from gnclib.foe import Certificate, LearnedEnergy, demand_shape, recorded
 
-__all__ = ["GatedUNet", "NetworkEnergy"]
-
 #: frequencies of the embedding of tau: from one period over several decades of noise to one over a tenth of a decade
 FREQUENCIES = torch.linspace(-1, 2, 8).exp()
 

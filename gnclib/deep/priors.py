@@ -8,8 +8,6 @@ from typing import Any
 from gnclib.deep import NetworkConfig, NetworkEnergy
 from gnclib.foe import FieldsOfExperts, FoEConfig, LearnedEnergy, read_prior
 
-__all__ = ["configuration", "kind_of", "load_prior"]
-
 
 def configuration(values: dict[str, Any]) -> FoEConfig | NetworkConfig:
     """The configuration that a config.json holds: a network's where it names a family. Raises ValueError."""

@@ -16,8 +16,6 @@ from torch import Tensor, nn
 from gnclib import io
 from gnclib.checks import as_images, as_time, hidden
 
-__all__ = ["LearnedEnergy", "demand_shape", "recorded"]
-
 
 class LearnedEnergy(nn.Module):
     """Base of the energies R(y, t), which have a ``config`` and the parameter ``offset`` of c(tau).

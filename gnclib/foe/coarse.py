@@ -21,8 +21,6 @@ from gnclib.foe import experts
 from gnclib.foe.config import FoEConfig
 from gnclib.foe.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
 
-__all__ = ["CoarseExperts", "down", "down_adjoint", "scale"]
-
 #: gain of the quadratic start relative to that of the fine scale: small, since the fine scale denoises already
 START = 0.2
 

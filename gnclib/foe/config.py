@@ -10,8 +10,6 @@ from pydantic import AfterValidator, Field, model_validator
 
 from gnclib import io, spline
 
-__all__ = ["START_ACTIVATIONS", "Architecture", "FoEConfig", "StartActivation"]
-
 _Start = Literal["identity", "magnitude"]
 #: the last hidden activation at a warm start, see :meth:`gnclib.foe.FieldsOfExperts.warm_start`
 START_ACTIVATIONS: tuple[str, ...] = get_args(_Start)

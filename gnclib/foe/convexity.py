@@ -34,8 +34,6 @@ from gnclib.foe.config import FoEConfig
 if TYPE_CHECKING:
     from gnclib.foe.energy import FieldsOfExperts
 
-__all__ = ["Certificate", "certify", "convex_nodes", "project"]
-
 #: what `project` keeps second differences above, so that rounding to float32 cannot make one negative
 FLOOR = 2e-6
 #: bound of relative rounding errors of the sums below (a few hundred operations in float64)

@@ -254,16 +254,17 @@ class FieldsOfExperts(Layers):
         for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
             x, *xs = (convolve(j, kernel, dilation) for j in jet)
             x1, *x2 = xs or [(d / s)[:, None, None, None] * x for d in moved]  # the input is s(tau) y
-            f, fx, *fxx = spline.evaluate(x, by_order[0][l], self.config.grid_x, (0, 1, 2)[: order + 1])
+            values = int(l + 1 < self.config.layers)  # those of the last layer serve nothing
+            orders = tuple(range(1 - values, order + 1))
+            found = spline.evaluate(x, by_order[0][l], self.config.grid_x, orders)
+            fx, *fxx = found[values:]
             ft, *fxt = spline.evaluate(x, by_order[1][l], self.config.grid_x, (0, 1)[:order])
-            jet = [f, torch.addcmul(ft, fx, x1)]
+            jet = [*found[:values], ft + fx * x1]
             if order == 2:
                 (ftt,) = spline.evaluate(x, by_order[2][l], self.config.grid_x, (0,))
                 jet.append(ftt + 2 * fxt[0] * x1 + fxx[0] * x1**2 + fx * x2[0])
         constant = self._constant(tau)[: order + 1]
-        found = tuple(
-            j.sum((1, 2, 3)) + j[0, 0].numel() * c for j, c in zip(jet[1:], constant[1:], strict=True)
-        )
+        found = tuple(j.sum((1, 2, 3)) + j[0, 0].numel() * c for j, c in zip(jet, constant[1:], strict=True))
         if self.coarse:
             found = tuple(map(torch.add, found, self.coarse.dtau(y, tau, order)))
         return found

@@ -19,8 +19,6 @@ from gnclib.foe.config import FoEConfig
 if TYPE_CHECKING:
     from torch import Tensor
 
-__all__ = ["WEIGHTS", "derived", "is_hub_name", "locate", "read_prior", "weights_sha256"]
-
 #: folder of the weights that come with the package
 WEIGHTS = Path(__file__).parents[1] / "weights"
 #: what a prior consists of

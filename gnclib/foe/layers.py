@@ -15,8 +15,6 @@ from gnclib.foe import experts
 from gnclib.foe.base import LearnedEnergy, recorded
 from gnclib.foe.filters import convolve, convolve_adjoint, convolve_adjoint_inner, crop_to
 
-__all__ = ["Layers"]
-
 
 class Layers(LearnedEnergy):
     """Base of the energies with filters ``kernels``, splines ``weights`` (C, N_x, N_tau) and a :class:`FoEConfig`."""

@@ -31,8 +31,6 @@ from gnclib.foe.config import START_ACTIVATIONS
 if TYPE_CHECKING:
     from gnclib.foe.energy import FieldsOfExperts
 
-__all__ = ["refit", "warm_start"]
-
 #: what a fine scale has in common with the energy that sets out from it
 SAME = ("layers", "features", "kernel_size", "nodes_x", "range", "sigma_0", "scaled_input", "constant")
 

@@ -23,8 +23,6 @@ import torch
 from scipy.optimize import linprog
 from torch import Tensor
 
-__all__ = ["Edge", "edge_direction", "largest_spread", "longest_edge", "squared_diameter", "threshold_on_box"]
-
 
 @dataclass(frozen=True)
 class Edge:

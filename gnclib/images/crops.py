@@ -7,8 +7,6 @@ from collections.abc import Iterable, Mapping
 import torch
 from torch import Tensor
 
-__all__ = ["PatchSampler", "middle", "patches"]
-
 
 class PatchSampler:
     """Uniformly random square crops of a set of images, fast enough for a training loop.

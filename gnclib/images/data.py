@@ -32,19 +32,13 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gnclib.images.crops import PatchSampler, middle, patches
+from gnclib.images.crops import PatchSampler, middle, patches  # noqa: F401  (notebooks ask here)
 from gnclib.images.reading import Picture, image_files, read
 from gnclib.io import read_bytes
 
 with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them
     warnings.filterwarnings("ignore", message="IProgress not found")
     import pooch
-
-__all__ = [
-    "PatchSampler", "add_noise", "available", "bsds68", "bsds68_ids", "bsds500", "bsds500_ids", "embedded",
-    "folder_images", "middle", "patches", "refuse_validation", "refuse_validation_files",
-    "training_images", "validation_images", "verify",
-]  # fmt: skip
 
 SPLITS = ("train", "val", "test")
 #: bytes; the largest image of BSDS500 has less than a tenth of it

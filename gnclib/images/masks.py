@@ -10,8 +10,6 @@ from PIL import Image
 
 from gnclib.images.reading import FORMATS, read
 
-__all__ = ["read_mask"]
-
 
 def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     """Where a picture marks pixels as missing, (H, W) bool, and how it was understood, in words.

@@ -27,10 +27,6 @@ from pathlib import Path
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
 
-__all__ = [
-    "FORMATS", "LARGEST_FILE", "MOST_PIXELS", "Picture", "declared_pixels", "decode", "image_files", "read",
-]  # fmt: skip
-
 #: what Pillow may take a file for
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
 #: images that declare more pixels than this are refused before they are decoded

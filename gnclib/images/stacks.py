@@ -16,8 +16,6 @@ import tifffile
 
 from gnclib.images.reading import MOST_PIXELS
 
-__all__ = ["Stack", "is_stack", "unpack"]
-
 #: tags that say how pixels are stored, that lead to other places of a file, and that tifffile writes by itself
 _STORAGE = {254, *range(256, 260), 262, 266, 270, 273, *range(277, 280), 282, 283, 284, 296, 305, 317}
 _STORAGE |= {*range(322, 326), 330, 338, 339, 34665, 34853, 37724, 40965}

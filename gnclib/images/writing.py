@@ -17,8 +17,6 @@ from PIL import Image
 from gnclib.images.reading import EXTRA, Picture
 from gnclib.io import write_bytes
 
-__all__ = ["TIFF", "check_map", "check_place", "check_writable", "encode", "quantise", "write", "write_map"]
-
 _LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
 _LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG"}
 _FORMATS = _LOSSLESS | _LOSSY

@@ -19,8 +19,6 @@ from gnclib.foe import locate
 from gnclib.images import add_noise, embedded
 from gnclib.io import dumps, sha256, write_bytes, write_text
 
-__all__ = ["Denoiser", "export"]
-
 SUMMARY = (
     "Posterior mean of grey images in [0, 1] with white Gaussian noise of standard deviation {level:g}/255, by a"
     " learned energy (Kobler & Pock 2023)"

@@ -47,8 +47,6 @@ from torch import Tensor
 from gnclib.deep import load_prior
 from gnclib.restore import Denoising, Task, as_count, gnc_flow, last, predefined, proximal_point
 
-__all__ = ["EnergyDenoiser", "EnergyPrior"]
-
 
 def _in_full(method):
     """The method without autocast: features of 16 bits would change the estimate by up to some 5 % of sigma."""

@@ -12,8 +12,6 @@ if TYPE_CHECKING:
     import napari.layers
     import napari.types
 
-__all__ = ["denoise"]
-
 
 def denoise(
     layer: napari.layers.Image, prior: Literal["R1", "R2", "R3", "C1", "G1"] = "R1", sigma: float = 0.0

@@ -29,8 +29,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-__all__ = ["decode", "dumps", "encode", "held", "remove_remains", "sha256", "write_bytes", "write_text"]
-
 _NOT_FINITE = ("nan", "inf", "-inf")
 
 

@@ -11,8 +11,6 @@ import torch
 
 from gnclib import __version__
 
-__all__ = ["machine", "revision", "software"]
-
 
 def revision() -> str:
     """The git revision of the code, with "-dirty" if files differ from it; "unknown" outside of a clone."""

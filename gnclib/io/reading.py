@@ -33,8 +33,6 @@ from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from gnclib.io import files
 
-__all__ = ["check", "parse_json", "read_bytes", "read_json", "settings", "some"]
-
 #: bytes of the largest JSON file that is read
 LARGEST_JSON = 20_000_000
 #: lists and objects in each other

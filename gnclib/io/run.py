@@ -24,8 +24,6 @@ from typing import Any, Generic, TypeVar
 from gnclib.io import files, reading
 from gnclib.io.state import State, remember, save_checkpoint
 
-__all__ = ["LOG", "Keeper", "drive", "rows", "signals"]
-
 LOG = "log.csv"
 S, R = TypeVar("S"), TypeVar("R")  # a step, a row of a log
 

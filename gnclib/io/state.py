@@ -21,10 +21,6 @@ from typing_extensions import TypedDict
 
 from gnclib.io import files, provenance, reading, tensors
 
-__all__ = [
-    "CHECKPOINT", "Checkpoint", "Record", "State", "Turn", "load_checkpoint", "remember", "save_checkpoint", "told",
-]  # fmt: skip
-
 CHECKPOINT = "checkpoint.safetensors"
 
 #: from which step on which code ran on which machine

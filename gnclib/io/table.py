@@ -31,10 +31,6 @@ from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict
 from gnclib.io import files, provenance
 from gnclib.io.reading import STRICT, check, read_json
 
-__all__ = [
-    "Content", "Form", "Job", "Origin", "Record", "Row", "Table", "dumps", "from_object", "read_table", "rounded",
-]  # fmt: skip
-
 
 def rounded(digits: int) -> Any:
     """The type of a float that is rounded to so many decimal places, for the columns of a :class:`Row`."""

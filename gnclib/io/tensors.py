@@ -14,8 +14,6 @@ from torch import Tensor
 
 from gnclib.io.reading import check, parse_json, read_bytes, some
 
-__all__ = ["demand_tensors", "generator_from", "in_parts", "moments", "read_tensors"]
-
 #: bytes of the largest file of tensors that is read, and of its largest header
 LARGEST, LARGEST_HEADER = 1_000_000_000, 5_000_000
 #: kinds of numbers in tensors

@@ -41,8 +41,6 @@ from scipy.fft import dct
 from gnclib.restore.noise_curve import GROWING, grows
 from gnclib.restore.noise_level import LEAST, NOT_WHITE, Noise, measure_noise
 
-__all__ = ["BASES", "Planes", "as_tensor", "choose_planes", "from_opponent", "split", "to_opponent"]
-
 #: in which basis a colour image is denoised
 BASES = ("opponent", "channels")
 GREY = 0.5

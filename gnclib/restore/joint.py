@@ -35,8 +35,6 @@ from torch import Tensor
 from gnclib.restore.flow import DataTerm, Energy, State, checked_start, wide
 from gnclib.restore.schedules import as_count
 
-__all__ = ["joint_descent", "palm"]
-
 #: how often `palm` may double a Lipschitz estimate within one step
 DOUBLINGS = 60
 #: share of its first value below which no Lipschitz estimate falls: half of the doublings lead back to it

@@ -39,8 +39,6 @@ from gnclib.restore import LearnedSchedule, Task, check_sigma, last, log_schedul
 from gnclib.restore.learned import STARTS, weights_sha256
 from gnclib.score import LEARN_LAST, LearnConfig, card, learning_rate, mmse, training_set
 
-__all__ = ["LearnState", "Row", "Step", "drive", "export", "learning", "load_checkpoint", "start"]
-
 #: where a schedule for inpainting begins; from sigma_max^2 = 1 and mid grey R_1 learned one that was 0.2 dB worse
 FIRST_INPAINTING = 0.03
 

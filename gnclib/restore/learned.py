@@ -39,8 +39,6 @@ from gnclib.foe import WEIGHTS, LearnedEnergy, is_hub_name, locate
 from gnclib.io import dumps, read_json, write_text
 from gnclib.restore import LEVELS, Denoising, Inpainting, State, Task, gnc_flow
 
-__all__ = ["ETA_RANGE", "LearnedSchedule", "between", "find_schedule", "scaled", "weights_sha256"]
-
 #: step sizes that a schedule may have, in squared grey values
 ETA_RANGE = (1e-8, 1e2)
 #: where the steps may begin

@@ -26,11 +26,6 @@ from torch import Tensor
 
 from gnclib.checks import as_images, as_time
 
-__all__ = [
-    "Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "PeriodicBlur", "Projections",
-    "SampledFourier", "SampledTransform", "gaussian_kernel",
-]  # fmt: skip
-
 
 class LinearOperator(Protocol):
     """Linear map of images of one size (H, W)."""

@@ -23,8 +23,6 @@ from scipy.optimize import least_squares
 
 from gnclib.restore.noise_level import ENOUGH, SIDE, calm, high_variance, live_spectra
 
-__all__ = ["GROWING", "NoiseCurve", "grows"]
-
 #: standard deviation, in pixels, of the Gaussian that makes a mean of a noisy image
 SMOOTHING = 1.5
 #: brightnesses at which the variance is measured, at most, and blocks for each, at least

@@ -41,10 +41,6 @@ from torch import Tensor
 
 from gnclib.checks import as_measured
 
-__all__ = [
-    "LEAST", "NOT_WHITE", "Noise", "calm", "estimate_sigma", "high_variance", "live_spectra", "measure_noise",
-]  # fmt: skip
-
 #: pixels along each side of a block, and how many blocks are looked at, spread evenly over the image
 SIDE, MOST = 8, 100_000
 #: of the blocks, which are kept, and at least so many; how many must be able to hold noise

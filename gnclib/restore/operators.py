@@ -21,8 +21,6 @@ from torch import Tensor
 from gnclib.checks import FARTHEST, as_images, as_measured, as_time
 from gnclib.images import add_noise
 
-__all__ = ["LEVELS", "Denoising", "Inpainting", "Task", "first_guess"]
-
 #: the kinds of tasks, and the name of the level of each in files
 LEVELS = {"denoise": "sigma_255", "inpaint": "missing"}
 

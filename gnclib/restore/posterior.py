@@ -31,8 +31,6 @@ from torch import Tensor
 from gnclib.checks import as_time
 from gnclib.restore.flow import Hessian, wide
 
-__all__ = ["Posterior", "doubts", "flaws", "posterior_components", "posterior_moments"]
-
 #: values in one product with the Hessian: probes are joined up to so many
 BATCH = 2**16
 #: spacing of probes where it is not said and an exact diagonal would cost more

@@ -43,8 +43,6 @@ from gnclib.restore.posterior import doubts, flaws
 from gnclib.restore.schemes import load
 from gnclib.restore.tiles import Tiled
 
-__all__ = ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "std_channels"]
-
 #: called with the number of steps done and that of all steps
 Progress = Callable[[int, int], object]
 #: white, or black and white

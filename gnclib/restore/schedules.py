@@ -20,8 +20,6 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-__all__ = ["RULES", "as_count", "as_schedule", "linear_schedule", "log_schedule", "step_sizes"]
-
 #: the rules of :func:`step_sizes`
 RULES = ("full", "increment")
 

@@ -44,8 +44,6 @@ from gnclib.restore import (
 from gnclib.restore.learned import find_schedule
 from gnclib.restore.tiles import Tiled
 
-__all__ = ["SCHEMES", "Scheme", "check_sigma", "load", "predefined"]
-
 #: t_0 of the predefined schedule for inpainting
 T_FIRST_INPAINTING = 0.03
 

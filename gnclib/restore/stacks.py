@@ -28,8 +28,6 @@ from gnclib.restore.noise_level import LEAST, NOT_WHITE, measure_noise
 from gnclib.restore.operators import first_guess
 from gnclib.restore.restoration import USED, Progress, denoise_channels
 
-__all__ = ["denoise_stack"]
-
 #: frames of a channel, evenly spread, whose noise is measured
 LOOKED_AT = 9
 WHITE = "if white is less than 65535, say so (--white 4095 for 12 bits)"

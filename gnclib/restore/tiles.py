@@ -21,8 +21,6 @@ from torch import Tensor
 
 from gnclib.restore.flow import Energy
 
-__all__ = ["Tiled"]
-
 
 @dataclass(frozen=True)
 class Tiled:

@@ -19,8 +19,6 @@ from gnclib.foe import WEIGHTS, FoEConfig
 from gnclib.score.recipes import LEARN_LAST, TrainConfig
 from gnclib.score.training_set import HELD_OUT
 
-__all__ = ["Row", "write", "write_of_schedule"]
-
 
 class Training(TypedDict):
     """What training.json holds."""

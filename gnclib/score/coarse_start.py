@@ -24,8 +24,6 @@ from gnclib.foe.filters import convolve, reflect_adjoint
 from gnclib.images import PatchSampler
 from gnclib.spline import contract, evaluate
 
-__all__ = ["begin", "fit_coarse", "fit_constant"]
-
 #: widths w of the shapes; infinite is the quadratic
 WIDTHS = (math.inf, 1.0, 0.25)
 #: the least noise level at which gains are fitted; below, they are those found there

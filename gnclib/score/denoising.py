@@ -10,8 +10,6 @@ from torch import Tensor
 
 from gnclib.images import add_noise, psnr
 
-__all__ = ["denoising_psnr", "mmse"]
-
 
 class Prior(Protocol):
     """An energy with its gradient in y."""

@@ -14,10 +14,6 @@ from gnclib.deep import NetworkConfig
 from gnclib.foe import FoEConfig, StartActivation
 from gnclib.io import settings
 
-__all__ = [
-    "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "STEPS", "LearnConfig", "TrainConfig", "Variant", "variants",
-]  # fmt: skip
-
 # settings -------------------------------------------------------------------------------------------------------------
 
 Objective = Literal["corrected", "printed", "vanishing", "denoising"]

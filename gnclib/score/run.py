@@ -36,8 +36,6 @@ from gnclib.score.card import Row
 from gnclib.score.distributed import ALONE, Group
 from gnclib.score.training import training
 
-__all__ = ["drive", "export", "run", "start"]
-
 
 def start(
     name: str, config: TrainConfig, *, warm_start: str | Path = "", device: torch.device | str = "cpu"

@@ -38,12 +38,6 @@ from gnclib.score import losses as sm
 from gnclib.score.distributed import ALONE, Group
 from gnclib.score.recipes import TrainConfig
 
-__all__ = [
-    "Step", "TrainState", "learning_rate", "load_checkpoint", "loss_parts", "sample_noise", "small_prior",
-    "smoothing_part", "training",
-]  # fmt: skip
-
-
 # the state -----------------------------------------------------------------------------------------------------------
 
 

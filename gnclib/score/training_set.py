@@ -21,8 +21,6 @@ from gnclib import io
 from gnclib.images import data
 from gnclib.images.reading import declared_pixels, image_files
 
-__all__ = ["EMBEDDED", "HELD_OUT", "MOST_PIXELS", "TRAINED_ON", "TrainingSet", "of_run", "training_set"]
-
 #: what BSDS500 is to a run, in words
 TRAINED_ON = "BSDS500 train + test (400 images); val, which contains BSDS68, is refused"
 HELD_OUT = "8 crops of val outside of BSDS68"

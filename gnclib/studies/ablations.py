@@ -33,13 +33,8 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
 from gnclib.io import Content, Form, Job, Record, Row, Table, from_object, read_table, rounded
 from gnclib.restore import Denoising, joint_descent
-from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, variants
+from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, variants  # noqa: F401  (notebook 08)
 from gnclib.score.training import training
-
-__all__ = [
-    "JOINT", "JUDGE", "SHIPPED", "Judge", "Training", "Variant", "calibration", "held_out", "jobs", "joint_outcome",
-    "load", "opened", "settings", "smallest_eigenvalue", "train", "variants",
-]  # fmt: skip
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("ablations.json")

@@ -41,8 +41,6 @@ from gnclib.restore import (
     proximal_gradient,
 )
 
-__all__ = ["ALGORITHMS", "TASKS", "Settings", "measure", "problem"]
-
 TASKS = ("denoise", "inpaint")
 SCHEDULES = {"gnc": linear_schedule, "gnc log": log_schedule}
 #: the preconditioner of Algorithm 2 per pixel: ours, and "the number of summands of (3)" of 48 channels

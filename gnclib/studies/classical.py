@@ -31,8 +31,6 @@ from torch import Tensor
 from gnclib.checks import as_images
 from gnclib.images import add_noise, middle, psnr, refuse_validation
 
-__all__ = ["biharmonic", "bm3d", "tune_tv", "tv"]
-
 #: side of the square in the middle of each image on which the weight of TV is tuned
 CROP = 160
 

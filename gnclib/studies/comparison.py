@@ -20,8 +20,6 @@ from gnclib.images import psnr, ssim
 from gnclib.io import Job, Record, Row, rounded
 from gnclib.restore import DataTerm
 
-__all__ = ["PACKAGES", "Images", "Method", "Quality", "Task", "jobs", "markdown", "solved"]
-
 #: packages whose versions belong to the origin of a result
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "bm3d", "bm4d")
 

@@ -31,8 +31,6 @@ from gnclib.restore import posterior_moments
 from gnclib.restore.flow import Energy
 from gnclib.studies.comparison import markdown
 
-__all__ = ["LEVELS", "NOISE", "PRIORS", "SETS", "SHIPPED", "Summary", "compute", "load", "summary", "table"]
-
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("coverage.json")
 PRIORS, NOISE = ("R1", "R3", "C1", "G1"), (15, 25, 50)

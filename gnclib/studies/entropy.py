@@ -41,8 +41,6 @@ from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant,
 from gnclib.restore.flow import Prior, energy_and_grad
 from gnclib.studies.comparison import markdown
 
-__all__ = ["PRIORS", "SHIPPED", "SIGMAS", "Curves", "compute", "constant", "curves", "load", "table"]
-
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("entropy.json")
 PRIORS = ("R1", "C1", "R3", "G1")

@@ -35,10 +35,6 @@ from gnclib.restore import Denoising, Inpainting, Task, schemes
 from gnclib.studies import classical
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown, solved
 
-__all__ = [
-    "CITED", "SHIPPED", "TASKS", "Cited", "compare", "load", "methods", "psnr_by_image", "table", "timing",
-]  # fmt: skip
-
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("field.json")
 #: what is compared by default, the most telling first

@@ -31,12 +31,7 @@ from gnclib.deep import load_prior
 from gnclib.foe import LearnedEnergy, weights_sha256
 from gnclib.images import data
 from gnclib.io import Content, Form, Job, Origin, Record, Row, Table, from_object, read_table
-from gnclib.studies.attainment import ALGORITHMS, TASKS, Settings, measure
-
-__all__ = [
-    "ALGORITHMS", "FORM", "SETS", "SHIPPED", "TASKS", "Agreement", "Run", "Settings", "Summary", "aggregate",
-    "agree", "compute", "jobs", "load", "lowest", "opened",
-]  # fmt: skip
+from gnclib.studies.attainment import TASKS, Settings, measure
 
 #: the results that come with the package: of R_1; of its literal preconditioner on 24 images; of P_1
 SHIPPED, LITERAL, RESTORED = (

@@ -29,8 +29,6 @@ from gnclib.io.table import Content, Form, Job, Record, Row, Table, read_table, 
 from gnclib.restore import Denoising, Task, gnc_flow, last, learn, linear_schedule, log_schedule, step_sizes
 from gnclib.score import LEARN_LAST, LearnConfig, learning_rate
 
-__all__ = ["COUNTS", "METHODS", "SHIPPED", "compute", "gains", "load", "restored", "schedule"]
-
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("pairs.json")
 PRIOR, TASK, STEPS = "R1", Task("denoise", 25), 10

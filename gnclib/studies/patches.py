@@ -19,8 +19,6 @@ from gnclib.gmm import bounds as empirical_bounds
 from gnclib.io import Content, Form, Job, Record, Row, Table, read_table
 from gnclib.studies.comparison import PACKAGES
 
-__all__ = ["SHIPPED", "SIZES", "Bounds", "bounds", "compute", "draw", "load"]
-
 SHIPPED = Path(__file__).with_name("patches.json")
 SIZES = (3, 4, 5, 6, 7, 8)
 

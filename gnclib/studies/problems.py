@@ -51,11 +51,6 @@ from gnclib.restore import (
 from gnclib.studies import classical
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
 
-__all__ = [
-    "METHODS", "NAMES", "PROBLEMS", "SHIPPED", "Problem", "grid", "images", "load", "method", "restore", "solve",
-    "table", "total_variation", "tune",
-]  # fmt: skip
-
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("problems.json")
 #: the images: the middle of the first COUNT of BSDS68, squares of so many pixels

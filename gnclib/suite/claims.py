@@ -31,8 +31,6 @@ from gnclib.io import decode, dumps, encode, settings, write_text
 from gnclib.suite import rules
 from gnclib.suite.plots import COLLECT
 
-__all__ = ["CLAIMS", "MIME", "RESTORED", "Claim", "Evidence", "Record", "cell", "claim", "record"]
-
 MIME = "application/vnd.gnclib.claim+json"
 #: how the names of the evidence of the restored priors begin
 RESTORED = "P: "

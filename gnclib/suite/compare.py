@@ -18,8 +18,6 @@ import numpy as np
 
 from gnclib.io import read_json
 
-__all__ = ["compare_files", "differences"]
-
 
 def differences(reference: Any, value: Any, rtol: float, atol: float, name: str = "") -> list[str]:
     """Where two values, decoded JSON, differ by more than the tolerance of each array of numbers, in words.

@@ -16,8 +16,6 @@ from gnclib.suite.claims import CLAIMS, MIME, Record, cell, claim
 from gnclib.suite.compare import differences
 from gnclib.suite.rules import UNDECIDED, VERDICTS
 
-__all__ = ["changes", "collect", "load", "merge", "save", "to_markdown"]
-
 _SOURCES = {"paper": "The paper's claims", "ours": "Beyond the paper"}
 _INTRO = """\
 # Claims ledger

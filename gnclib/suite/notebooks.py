@@ -21,8 +21,6 @@ from typing import Any
 from gnclib.io import read_json, write_bytes
 from gnclib.suite import ledger
 
-__all__ = ["NotebookError", "check", "clean", "execute", "find", "load", "refresh", "stop", "write"]
-
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
     *("cell.metadata.papermill", "cell.metadata.execution", "cell.metadata.ExecuteTime"),

@@ -24,8 +24,6 @@ from gnclib.io import dumps, write_bytes, write_text
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["COLLECT", "STYLE", "Block", "columns_figure", "save", "sheet", "tau_colours", "use_style"]
-
 #: names a folder to which figures and claims go when a notebook is run without one of its own, as by ``make test``
 COLLECT = "GNC_COLLECT"
 STYLE = Path(__file__).with_name("gnclib.mplstyle")

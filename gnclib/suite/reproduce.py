@@ -25,21 +25,8 @@ from typing import Any
 from gnclib.io import files
 from gnclib.suite import ledger, notebooks
 from gnclib.suite.compare import compare_files
-from gnclib.suite.notebooks import MANIFEST, Figure, Manifest, NotebookError, contact_sheet, gallery
+from gnclib.suite.notebooks import MANIFEST, Manifest, NotebookError, gallery
 from gnclib.suite.notebooks import of as _of
-
-__all__ = [
-    "MANIFEST",
-    "PAGES",
-    "SUFFIXES",
-    "Done",
-    "Figure",
-    "compared",
-    "contact_sheet",
-    "gallery",
-    "run",
-    "select",
-]
 
 SUFFIXES = (".png", ".pdf", ".json")
 #: what lies beside the figures: the ledger, and the gallery

@@ -21,7 +21,7 @@ from gnclib.foe import FieldsOfExperts
 from gnclib.images import data
 from gnclib.io import files
 from gnclib.score import run as training_run
-from gnclib.suite import reproduce
+from gnclib.suite import notebooks, reproduce
 from tests import child_runs
 from tests.suite.test_reproduce import saving, write
 
@@ -131,8 +131,8 @@ def test_figures_without_a_home_in_a_folder_with_an_odd_name(tmp_path):
     pytest.importorskip("papermill")
     write(tmp_path / ODD / "notebooks", "01_tiny", saving("one"))
     code = (
-        "import sys; from pathlib import Path; from gnclib.suite import reproduce\n"
-        "here = Path(sys.argv[1]); manifest = {'one': reproduce.Figure('01_tiny', 'One')}\n"
+        "import sys; from pathlib import Path; from gnclib.suite import notebooks, reproduce\n"
+        "here = Path(sys.argv[1]); manifest = {'one': notebooks.Figure('01_tiny', 'One')}\n"
         "reproduce.run(out=here / 'out put', manifest=manifest, folder=here / 'notebooks')"
     )
     kept = {k: os.environ[k] for k in ("PATH", "PYTHONPATH") if k in os.environ}
@@ -220,7 +220,7 @@ def test_without_a_network_it_is_said_what_to_do(tmp_path, monkeypatch):
 @posix
 def test_a_second_gnc_figures_in_the_same_folder_is_refused(tmp_path):
     write(tmp_path / "notebooks", "01_tiny", saving("one"))
-    manifest, out = {"one": reproduce.Figure("01_tiny", "One")}, tmp_path / "figures"
+    manifest, out = {"one": notebooks.Figure("01_tiny", "One")}, tmp_path / "figures"
     out.mkdir()
     options = {"manifest": manifest, "folder": tmp_path / "notebooks"}
     with (

@@ -16,7 +16,8 @@ from gnclib.io.table import Content, Origin
 from gnclib.restore.flow import last
 from gnclib.restore.joint import joint_descent
 from gnclib.studies import attainment, figure3
-from gnclib.studies.figure3 import ALGORITHMS, TASKS, About, Run, Settings
+from gnclib.studies.attainment import ALGORITHMS
+from gnclib.studies.figure3 import TASKS, About, Run, Settings
 from tests.leaves import dead_leaves
 
 TINY = FoEConfig(features=4, kernel_size=3, nodes_x=21, nodes_tau=5, sigma_min=0.02)
