@@ -79,7 +79,11 @@ BAD = {
     "J-implicit": [{"spread_of_difference": 0.1}],
     "J-recovers": [{"worst_tau_largest_lambda": 0.1, "worst_tau_smallest_lambda": 0.1}],
     "J-joint": [{"error_of_printed": 0.1, "error_of_printed_in_middle_half": 0.1}],
-    "J-slow": [{"gain_variation": -1.0}, {"gain_convexity": -1.0}, {"gain_eigenvalue_at_1000": -9.0}],
+    "J-slow": [
+        {"above_in_slowness": -9.0},
+        {"above_in_convexity": -9.0},
+        {"above_in_eigenvalue_at_100": -9.0},
+    ],
     "J-gap": [{"slope_at_tau_max": 1.0}, {"slope_at_tau_min": -1.0}],
     "J-boundary": [{"relative_difference_from_explicit": 1e-2}],
     "J-vanishing": [{"relative_difference_from_explicit": 1e-2}],
@@ -170,7 +174,7 @@ BAD = {
     ],
     "X-sure": [{"ratio_R1_50": 0.979}, {"ratio_R3_15": 1.021}, {"correlation_R3_25": 0.94}],
     "X-entropy": [{"from_0_1_bits_R1": 0.021}],
-    "X-ranks": [{"noise_R_1": 0.9}, {"checks_C_1": 0.9}],
+    "X-ranks": [{"share_unlike_noise_R_1": 0.9}, {"share_unlike_checks_C_1": 0.9}],
 }
 
 
