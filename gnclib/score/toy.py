@@ -5,8 +5,7 @@ The energy is a tensor product of quartic B-splines in the point y and in tau = 
     R(y, t) = sum_ij w_ij beta((y - mu_i)/dy) beta((tau - nu_j)/dtau),
 
 one potential of a Field of Experts without its convolution. It is linear in the weights w, so each loss of
-section 3.2 (Kobler & Pock 2023, eqs. 4 to 7) is a quadratic form in w and its minimiser a linear solve: no optimiser,
-no learning rate, nothing between a loss and what it asks for (`gnclib.score.toy`).
+section 3.2 (Kobler & Pock 2023, eqs. 4 to 7) is a quadratic form in w and its minimiser a linear solve.
 
 An expectation over (y, tau) is a set of weighted `Points`: made by `quadrature` it is exact to rounding
 (the integrands are smooth on each cell of the grids), made by `sample` it is what training sees. Losses are

@@ -7,10 +7,9 @@ in which the sentence is true. It never covers a failure that is larger than the
 
 from collections.abc import Iterable
 
-IDENTITY, HOLDS, CAVEAT = "verified identity", "holds", "holds with caveat"
-UNDECIDED, FAILS = "undecided", "does not hold"
 #: from the most to the least favourable; an identity is true by algebra, and checked to rounding
-VERDICTS = (IDENTITY, HOLDS, CAVEAT, UNDECIDED, FAILS)
+VERDICTS = "verified identity", "holds", "holds with caveat", "undecided", "does not hold"
+IDENTITY, HOLDS, CAVEAT, UNDECIDED, FAILS = VERDICTS
 
 
 def graded(holds: bool, caveat: bool) -> str:
@@ -33,8 +32,7 @@ def beyond_noise(margins: Iterable[float], noise: Iterable[float]) -> str:
     return CAVEAT if any(shown) and all(margin > 0 for margin, _ in pairs) else UNDECIDED
 
 
-#: no verdict on a mean over images from fewer of them
-LEAST_IMAGES = 24
+LEAST_IMAGES = 24  #: no verdict on a mean over images from fewer of them
 
 
 def from_enough(images: int, verdict: bool | str) -> bool | str:
@@ -222,7 +220,7 @@ def f4_learned_energy(e):
     return from_enough(e.images, graded(far, e.learned_gap > e.joint_gap))
 
 
-def f4_learned_psnr(e):
+def all_above(e):
     return beyond_noise(e.each("above_"), e.each("two_standard_errors_"))
 
 
@@ -250,8 +248,7 @@ def p_gain(e):
 
 
 def j_gap(e):
-    steep = 5 * e.typical_true_slope
-    return e.slope_at_tau_max > steep and e.slope_at_tau_min < -steep
+    return min(e.slope_at_tau_max, -e.slope_at_tau_min) > 5 * e.typical_true_slope
 
 
 def j_boundary(e):
@@ -386,13 +383,16 @@ def x_intervals(e):
 
 
 def x_sure(e):
-    ratios = e.each("ratio_")
-    return max(abs(r - 1) for r in ratios) <= 0.02 and min(e.each("correlation_")) >= 0.95
+    return max(abs(r - 1) for r in e.each("ratio_")) <= 0.02 and min(e.each("correlation_")) >= 0.95
 
 
 def x_entropy(e):
     far = max(e.each("from_0_1_bits_")) <= 0.02
     return graded(far and max(e.each("largest_bits_")) <= 0.02, far)
+
+
+def x_ranks(e):
+    return from_enough(e.images, graded(min(e.each("share_")) >= 0.95, min(e.each("share_unlike_")) >= 0.95))
 
 
 def x_expressive(e):

@@ -26,6 +26,7 @@ GOOD = {
     "J-implicit": {"spread_of_difference": 1e-6},
     "J-recovers": {"worst_tau_largest_lambda": 0.05},
     "J-joint": {"error_of_printed": 0.01},
+    "J-slow": {f"above_in_{key}": 1.0 for key in ("slowness", "convexity", "eigenvalue_at_1000")},
     "I-lipschitz": {f"largest_R_{k}": 1.0 for k in (1, 2, 3)},
     "R-convex": {f"convex_from_R_{k}": 0.5 for k in (1, 2, 3)},
     "F2-quadratic": {f"share_close_R_{k}": 1.0 for k in (1, 2, 3)},
@@ -46,6 +47,11 @@ GOOD = {
     "A-scaled": {"change_at_25": -0.1},
     "A-deep": {f"psnr_change_{key}": 0.3 for key in ("lambda", "magnitudes", "dilation")},
     "X-entropy": {f"{k}_bits_{n}": 0.01 for k in ("largest", "from_0_1") for n in ("R1", "C1", "R3", "G1")},
+    "X-ranks": {
+        f"share_{kind}_{prior}": 1.0
+        for kind in ("unlike_noise", "unlike_checks", "constant", "blurred")
+        for prior in ("R_1", "R_2", "R_3", "C_1", "G_1")
+    },
     "X-problems": {
         f"standard_errors_above_{other}_{problem}": 2.5
         for other in ("tv", "no_gnc")
@@ -79,6 +85,11 @@ BAD = {
     "J-implicit": [{"spread_of_difference": 0.1}],
     "J-recovers": [{"worst_tau_largest_lambda": 0.1, "worst_tau_smallest_lambda": 0.1}],
     "J-joint": [{"error_of_printed": 0.1, "error_of_printed_in_middle_half": 0.1}],
+    "J-slow": [
+        {"above_in_slowness": -9.0},
+        {"above_in_convexity": -9.0},
+        {"above_in_eigenvalue_at_100": -9.0},
+    ],
     "J-gap": [{"slope_at_tau_max": 1.0}, {"slope_at_tau_min": -1.0}],
     "J-boundary": [{"relative_difference_from_explicit": 1e-2}],
     "J-vanishing": [{"relative_difference_from_explicit": 1e-2}],
@@ -169,6 +180,7 @@ BAD = {
     ],
     "X-sure": [{"ratio_R1_50": 0.979}, {"ratio_R3_15": 1.021}, {"correlation_R3_25": 0.94}],
     "X-entropy": [{"from_0_1_bits_R1": 0.021}],
+    "X-ranks": [{"share_unlike_noise_R_1": 0.9}, {"share_unlike_checks_C_1": 0.9}],
 }
 
 
