@@ -20,7 +20,8 @@ STORED = {record.id: record for record in ledger.load(LEDGER)}
 GOOD = {
     "F1-steps": {"increases_beyond_t_bar": 0},
     "J-calibrated": {"largest_mean": 0.01},
-    "I-mmse": {"best_other_prior_above_db": 0.05},
+    "I-mmse": {"best_other_prior_above_db": 0.05, "best_told_sigma_over_true": 1.0},
+    "P-gain": {"smallest_gain_in_standard_errors": 3.0},
     "F2-simpler": {f"minima_R_{k}_at_{s}": 4.0 - k for k in (1, 2, 3) for s in (10, 32, 100, 316, 1000)},
     "P-deeper": {"smallest_gain_in_standard_errors": 3.0},
     "J-implicit": {"spread_of_difference": 1e-6},
@@ -38,7 +39,9 @@ GOOD = {
         for task in ("denoise", "inpaint")
         for t in ("0.01", "1")
     },
-    "F3-attain": {"rate_gnc_at_largest_t0_and_steps": 0.84},
+    "F3-attain": {"rate_gnc_at_largest_t0_and_steps": 0.84, "images": 68},
+    "F3-early": {"images": 68},
+    "F3-inpainting": {"images": 68},
     "F4-energy": {"gnc_gap_of_the_worst_start": 0.01, "joint_gap": 0.01},
     "G-ddim": {"share_at_the_minimum_ddim": 1.0},
     "I-near": {"distance_from_threshold_mixture": 0.05},
