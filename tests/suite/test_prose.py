@@ -74,19 +74,11 @@ def figure(name: str) -> dict:
     return json.loads((FOLDER.parent / "figures" / f"{name}.json").read_text(encoding="utf-8"))
 
 
-def at_the_lowest_energy() -> float:
-    """PSNR where the map of the overview has its lowest energy."""
-    energy, psnr = (torch.tensor(figure("overview_schemes")[key]) for key in ("energy", "psnr"))
-    return psnr.flatten()[energy.argmin()].item()
-
-
 # Numbers in the prose that no cell of the notebook prints or sets: a function computes them, or a text says whose
 # they are.
 ELSEWHERE = {
     "00_the_paper_in_fifteen_minutes": {
         "27.6": lambda: figure("overview_eye")["psnr"][-1],
-        "27.8": at_the_lowest_energy,
-        "29.2": lambda: figure("overview_schemes")["learned"][-1],
     },
     "03_score_matching": {"0.42": lambda: figure1_mixture().convexity_threshold((-1.0, 1.0)) ** 0.5},
     "appendix_robustness": {"30.71": "cited, with its source"},
