@@ -113,7 +113,7 @@ class Form:
 
         Raises FileNotFoundError, or ValueError, which says why it is not of this form.
         """
-        path = path or self.shipped
+        path = self.shipped if path is None else path
         content = read_json(path, self.kind, dict[str, Any], plain=False)
         try:
             if content.keys() != (wanted := {"about", "columns", *self.tables}):

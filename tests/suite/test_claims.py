@@ -49,6 +49,7 @@ GOOD = {
     "A-dct": {"change_at_128": -0.5, "change_at_25": -0.5},
     "A-scaled": {"change_at_25": -0.1},
     "A-deep": {f"psnr_change_{key}": 0.3 for key in ("lambda", "magnitudes", "dilation")},
+    "X-sure": {"ratio_R1_50": 1.0},
     "X-entropy": {f"{k}_bits_{n}": 0.01 for k in ("largest", "from_0_1") for n in ("R1", "C1", "R3", "G1")},
     "X-ranks": {
         f"share_{kind}_{prior}": 1.0
