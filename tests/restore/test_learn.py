@@ -285,8 +285,7 @@ def test_bad_settings(prior, tmp_path):
     with pytest.raises(ValueError, match="outside of this prior's range"):
         begin(prior, task=Task("denoise", 2))
     with pytest.raises(ValueError, match="patches of 2 pixels are too small"):
-        wide = FieldsOfExperts.from_pretrained("R1")
-        next(learn.learning(begin(wide, replace(SMALL, patch=2)), data.training_images()))
+        next(learn.learning(begin("R1", replace(SMALL, patch=2)), data.training_images()))
     with pytest.raises(ValueError, match="must be a positive integer"):
         next(learn.drive(begin(prior), tmp_path, every=0))
     with pytest.raises(FileNotFoundError, match="start without --resume"):

@@ -117,7 +117,7 @@ BAD = {
     ],
     "F3-attain": [
         {"rate_gnc_at_largest_t0_and_steps": 0.7, "rise_with_t0_gnc": 0.0},
-        {"rate_joint_at_largest_t0_and_steps": 0.7, "lag_at_largest_steps_joint": 0.2},
+        {"rate_joint_at_largest_t0_and_steps": 0.6, "lag_at_largest_steps_joint": 0.2},
     ],
     "I-near": [{"distance_from_threshold_mixture": 0.5, "distance_at_largest_t_C1": 0.5}],
     "G-ddim": [{"smallest_curvature_at_the_start": -0.1}, {"share_of_steps_that_descend_P1": 0.99}],
@@ -175,7 +175,7 @@ BAD = {
     ],
     "X-attain": [{"gnc": 0.2}, {"gnc_few_components": 0.4}, {"cells_where_gnc_is_worse": 3}],
     "X-far": [{"noise_at_small_t": 9.9}, {"noise_at_large_t": 11.1}, {"flow_db": 10.0}],
-    "X-deep": [{"smallest_loss_of_R3_db": 0.1}],
+    "X-deep": [{"smallest_loss_of_R3_db": 0.05}],
     "X-problems": [{"standard_errors_above_tv_deblur": -2.1}, {"standard_errors_above_no_gnc_sensing": -2.1}],
     "X-intervals": [
         {"covered_percent_R1_15": 87.9},
