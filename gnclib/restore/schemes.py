@@ -155,10 +155,8 @@ def load(
     if name in ("learned", "finetuned"):
         tuned = name == "finetuned"
         place = derived(prior, f"finetuned-{task}" if tuned else str(task))
-        schedule, prior = (
-            find_schedule(place, task),
-            place if tuned else prior,
-        )  # tuned: the prior lies beside it
+        schedule = find_schedule(place, task)
+        prior = place if tuned else prior  # a fine-tuned prior lies beside its schedule
     model = load_prior(prior)
     if task.kind == "denoise":
         check_sigma(task.level, model)
