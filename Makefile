@@ -93,7 +93,7 @@ $(INTEGRATIONS)/.gnclib-ready: $(STAMP)
 	grep -v -e '^torch==' -e '^torchvision==' constraints.txt > $(INTEGRATIONS)/constraints.txt
 	@echo "installing packages (6 GB) into $(INTEGRATIONS): four minutes or more, without a word"
 	$(INTEGRATIONS)/bin/python -m pip install --quiet --disable-pip-version-check -c $(INTEGRATIONS)/constraints.txt \
-		torch==2.14.1 torchvision==0.29.1 -e '.[test,notebooks,deepinv,napari,hub,course]'
+		torch==2.14.1 torchvision==0.29.1 -e '.[test,notebooks,deepinv,napari,bioimageio,hub,course]'
 	@touch $@
 
 lab: $(STAMP)
