@@ -204,7 +204,7 @@ RECIPES = {
     "R3": replace(_SHIPPED, batch=4, patch=72, **_DEEP),
     "P1": _PRINTED,
     "P2": _PRINTED_DEEP,
-    "P3": _PRINTED_DEEP,
+    "P3": replace(_PRINTED_DEEP, patch=48, steps=50_000),
     "G1": TrainConfig(
         steps=11_000,
         batch=16,

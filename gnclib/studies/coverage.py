@@ -133,8 +133,8 @@ class Summary:
         Mean coverage with standard deviations as the formula has them, with their floor, and times the scale.
     scale : float
         Of the standard deviation, fitted on the images of val.
-    expected, risk : float
-        tr Cov and SURE, both relative to the squared error, sums over the images.
+    expected, risk, risk_error : float
+        tr Cov and SURE, both relative to the squared error, sums over the images; standard error of the latter.
     correlation : float
         Of SURE and the squared error over the images.
     dimension : float
@@ -147,6 +147,7 @@ class Summary:
     scale: float
     expected: float
     risk: float
+    risk_error: float
     correlation: float
     dimension: float
 
@@ -179,6 +180,9 @@ def summary(rows: list[Calibration], prior: str, sigma: int) -> Summary:
         scale=scale,
         expected=expected.sum() / squared.sum(),
         risk=risk.sum() / squared.sum(),
+        risk_error=(risk - risk.sum() / squared.sum() * squared).std(ddof=1)
+        / squared.mean()
+        / len(test) ** 0.5,
         correlation=float(np.corrcoef(risk, squared)[0, 1]),
         dimension=float(expected.mean() / sigma**2),
     )

@@ -274,4 +274,5 @@ def table(content: Content) -> str:
             cells = [f"{r.sigma:g}", f"{r.value:.4f}", f"{gap:.4f}", f"{curves(content, name).gap:.4f}"]
         lines.append([name, *cells, *(f"{codes[name, s]:.3f}" if (name, s) in codes else "" for s in CODED)])
     floor = [f"{0.5 * math.log2(2 * math.pi * math.e * (SCALE * s) ** 2):.3f}" for s in CODED]
+    lines.sort(key=lambda cells: float(cells[5] or "inf"))
     return markdown(head, [*lines, ["noise alone", "", "", "", "", *floor]])

@@ -52,7 +52,7 @@ SHIPPED = Path(__file__).with_name("field.json")
 TASKS = (Task("denoise", 25), Task("inpaint", 0.8), Task("denoise", 15), Task("denoise", 50))
 #: the task on which BM3D is the unit of time
 REFERENCE = Task("denoise", 25)
-PRIORS = ("P1", "P2", "R1", "C1", "R2", "R3", "G1")
+PRIORS = ("P1", "P2", "P3", "R1", "C1", "R2", "R3", "G1")
 #: every so many-th training image is used to tune TV
 TUNING_STEP = 20
 
@@ -143,7 +143,7 @@ def _biharmonic() -> Method:
 def _ours(prior: str, name: str, task: Task) -> Method:
     scheme = schemes.load(name, prior, task)
     settings = {"weights": weights_sha256(f"{prior}-finetuned-{task}" if name == "finetuned" else prior)}
-    parameters = sum(p.numel() for p in scheme.prior.parameters())
+    parameters = sum(p.numel() for part in scheme.prior.parameter_groups().values() for p in part)
     if scheme.schedule is not None:
         t, eta = scheme.schedule.t, scheme.schedule.eta
         if scheme.schedule.x_0 != "start":
@@ -304,7 +304,7 @@ CITED = (
 
 
 def table(content: Content) -> str:
-    """The comparison as markdown: what was measured, and apart from it what is cited.
+    """The comparison as markdown: what was measured, by PSNR at sigma 25, and apart from it what is cited.
 
     A cell is "PSNR in dB (SSIM)", the mean over the images of that method; "-" was not measured. Relative times are
     processor time over that of BM3D on the same images in the same run. Raises ValueError: there is no result in it.
@@ -319,7 +319,7 @@ def table(content: Content) -> str:
     timed = sorted({task for of_task in times.values() for task in of_task}, key=_task_order)
     head = ["method", "parameters", *map(_title, tasks), *(f"time, {_title(t)}" for t in timed), "images"]
     rows = []
-    for method, of_task in found.items():
+    for method, of_task in sorted(found.items(), key=lambda item: _mean_psnr(item[1].get("denoise-25"))):
         counts = {row.settings["parameters"] for rows in of_task.values() for row in rows}
         parameters = " / ".join(sorted("-" if n is None else f"{n:,}" for n in counts))
         cells = [_cell(of_task.get(task)) for task in tasks]
@@ -345,10 +345,12 @@ def table(content: Content) -> str:
     return "\n".join([*lines, markdown(head, rows)])
 
 
+def _mean_psnr(rows: list[Quality] | None) -> float:
+    return float(np.mean([row.psnr for row in rows])) if rows else float("inf")
+
+
 def _cell(rows: list[Quality] | None) -> str:
-    if not rows:
-        return "-"
-    return f"{np.mean([row.psnr for row in rows]):.2f} ({np.mean([row.ssim for row in rows]):.3f})"
+    return f"{_mean_psnr(rows):.2f} ({np.mean([row.ssim for row in rows]):.3f})" if rows else "-"
 
 
 def _title(task: str) -> str:

@@ -162,7 +162,7 @@ class Record:
     def restored(self) -> tuple[str, int | None]:
         """The verdict on the restored priors and the number of images; "not measured" without evidence on them.
 
-        Its evidence may name P_1 what the rule calls R_1. Undecided where they lack what the rule compares.
+        Its evidence may name P_1 what the rule calls R_1. Not measured, too, where they lack what the rule compares.
         """
         given = {k.removeprefix(RESTORED): v for k, v in self.evidence.items() if k.startswith(RESTORED)}
         own = {k.replace("P_", "R_"): v for k, v in given.items()}
@@ -170,7 +170,7 @@ class Record:
             return "not measured", None
         with suppress(ValueError):
             return claim(self.id).verdict(own), own.get("images")
-        return rules.UNDECIDED, own.get("images")
+        return "not measured", own.get("images")
 
     def to_json(self) -> dict[str, Any]:
         """Plain data for the ledger and for the output of a cell; `from_json` reads it back."""
@@ -194,19 +194,19 @@ class Record:
         return made
 
     def to_markdown(self) -> str:
-        """The table that a notebook shows."""
+        """What a notebook shows: a table of claim and verdict, evidence and rule folded away below."""
         item = claim(self.id)
         rows = {
             f"claim **{self.id}**": item.sentence,
             "where": item.where,
-            "evidence": self.evidence_text(),
-            "rule": f"`{item.rule_text()}`",
             "**verdict**": f"**{self.verdict}**",
             "**verdict on P**": f"**{self.restored[0]}**" if item.learned else "",
             "note": self.note,
         }
         first, *rest = [f"| {name} | {cell(text)} |" for name, text in rows.items() if text]
-        return "\n".join([first, "|---|---|", *rest])
+        behind = [f"evidence: {self.evidence_text()}", "", f"rule: `{item.rule_text()}`"]
+        folded = ["", "<details><summary>evidence and rule</summary>", "", *behind, "", "</details>"]
+        return "\n".join([first, "|---|---|", *rest, *folded])
 
     def evidence_text(self) -> str:
         """The evidence on one line, numbers with four significant digits."""

@@ -253,7 +253,7 @@ def test_bad_masks(mask, message):
         inpaint_gnc(np.zeros((9, 9)), mask)
 
 
-@pytest.mark.parametrize("name", ["R1", "C1", "P1", "P2"])
+@pytest.mark.parametrize("name", ["R1", "C1", "P1", "P2", "P3"])
 def test_torch_may_have_another_default_type(name):
     """Everything is computed in float32 and comes out the same."""
     y = photo(48, 48)

@@ -379,7 +379,7 @@ def test_all_revisions_are_named(tmp_path, monkeypatch):
     assert about["revision"] == "bbb for the first 2 iterations, ccc from 2 on"
 
 
-@pytest.mark.parametrize("name", ["R1", "R2", "R3", "P1", "P2", "G1"])
+@pytest.mark.parametrize("name", ["R1", "R2", "R3", "P1", "P2", "P3", "G1"])
 def test_the_shipped_cards_are_those_of_the_shipped_files(tmp_path, name):
     shutil.copytree(WEIGHTS / name, tmp_path / name)
     (tmp_path / name / "README.md").unlink()

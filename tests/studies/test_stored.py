@@ -16,10 +16,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-import torch.nn.functional as F
 
 from gnclib.foe import FieldsOfExperts
-from gnclib.foe import energy as foe_energy
 from gnclib.gmm import bounds
 from gnclib.images import data, psnr
 from gnclib.io.table import Content
@@ -319,22 +317,8 @@ def test_two_images_under_each_density():
 # --- pairs: two images by one schedule --------------------------------------------------------------------
 
 
-def without_the_edge(x, margin):
-    """Continuation by reflection that does not repeat the edge, as energies had it when the pairs were judged."""
-    return F.pad(x, [margin] * 4, mode="reflect")
-
-
-def its_adjoint(g, margin):
-    x = torch.zeros(*g.shape[:-2], *(n - 2 * margin for n in g.shape[-2:]), dtype=g.dtype, requires_grad=True)
-    with torch.enable_grad():
-        return torch.autograd.grad(without_the_edge(x, margin), x, g)[0]
-
-
 @needs_val
-def test_stored_schedules_give_their_psnr(monkeypatch):
-    """On images continued as they were then, which notebook 6 says."""
-    monkeypatch.setattr(foe_energy, "reflect", without_the_edge)
-    monkeypatch.setattr(foe_energy, "reflect_adjoint", its_adjoint)
+def test_stored_schedules_give_their_psnr():
     content, chance = pairs.load(), draw("pairs")
     row = chance.choice(content.rows["schedules"])
     t, eta = (torch.tensor(column, dtype=torch.float64) for column in (row.t, row.eta))
