@@ -173,16 +173,15 @@ def summary(rows: list[Calibration], prior: str, sigma: int) -> Summary:
     squared, expected, risk = (
         np.array([getattr(r, k) for r in test]) for k in ("squared", "expected", "risk")
     )
+    ratio = risk.sum() / squared.sum()
     return Summary(
         raw=_shares(test, "raw"),
         inside=inside,
         scaled=2 * norm.cdf(np.interp(scale * Z, np.r_[0, Z], np.r_[0, _gaussian(inside)])) - 1,
         scale=scale,
         expected=expected.sum() / squared.sum(),
-        risk=risk.sum() / squared.sum(),
-        risk_error=(risk - risk.sum() / squared.sum() * squared).std(ddof=1)
-        / squared.mean()
-        / len(test) ** 0.5,
+        risk=ratio,
+        risk_error=(risk - ratio * squared).std(ddof=1) / squared.mean() / len(test) ** 0.5,
         correlation=float(np.corrcoef(risk, squared)[0, 1]),
         dimension=float(expected.mean() / sigma**2),
     )

@@ -160,10 +160,7 @@ class Record:
 
     @property
     def restored(self) -> tuple[str, int | None]:
-        """The verdict on the restored priors and the number of images; "not measured" without evidence on them.
-
-        Its evidence may name P_1 what the rule calls R_1. Not measured, too, where they lack what the rule compares.
-        """
+        """Verdict on the restored priors (P_1 is the rule's R_1) and the images; "not measured" without evidence."""
         given = {k.removeprefix(RESTORED): v for k, v in self.evidence.items() if k.startswith(RESTORED)}
         own = {k.replace("P_", "R_"): v for k, v in given.items()}
         if not own:

@@ -37,10 +37,9 @@ checked to rounding. `graded(a, b)` holds if a is true, and with a caveat if onl
 zero, is a caveat if some are larger and the others positive, and else *undecided*.
 
 A claim about learned priors is judged twice by the same rule: "verdict" is about ours, R_1 to R_3, which depart from
-the paper (notebook 4, (a) to (g)), and "on P" about P_1 to P_3, trained by the paper's recipe as far as it could be
-restored. Where the two differ, the departures are what differs. "Images" counts the photographs or crops of each.
-"Quick" numbers come from the notebooks' small default settings, "full" ones from `gnc figures --full`. The numbers of
-the paper's experiments are not known here; settings are this project's choice.
+the paper (notebook 4, (a) to (g)), "on P" about P_1 to P_3, trained by the paper's recipe as restored. "Images" counts
+the photographs or crops of each. "Quick" numbers come from the notebooks' small default settings, "full" ones from
+`gnc figures --full`. The numbers of the paper's experiments are not known here; settings are our choice.
 """
 
 
@@ -135,11 +134,8 @@ def to_markdown(records: Iterable[Record]) -> str:
     for source, title in _SOURCES.items():
         counts = Counter(verdicts[id] for id, item in CLAIMS.items() if item.source == source)
         lines.append(f"| {title} | " + " | ".join(str(counts[verdict]) for verdict in VERDICTS) + " |")
-    on_p = Counter(
-        tested[id].restored[0]
-        for id, item in CLAIMS.items()
-        if item.source == "paper" and item.learned and id in tested
-    )
+    learned = [id for id, item in CLAIMS.items() if item.source == "paper" and item.learned and id in tested]
+    on_p = Counter(tested[id].restored[0] for id in learned)
     lines.append("| of the paper's on P | " + " | ".join(str(on_p[verdict]) for verdict in VERDICTS) + " |")
     for source, title in _SOURCES.items():
         head = "| id | claim | where | verdict | images | on P | images | notebook |"

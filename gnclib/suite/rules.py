@@ -189,10 +189,7 @@ def f3_similar(e):
 
 
 def f3_attain(e):
-    lag = max(
-        e.best_rate_gnc - e.rate_gnc_at_largest_t0_and_steps,
-        e.best_rate_joint - e.rate_joint_at_largest_t0_and_steps,
-    )
+    lag = max(best - last for best, last in zip(e.each("best_rate_"), e.each("rate_"), strict=True))
     return from_enough(e.images, lag < 0.1)  # two standard errors of a rate over 68 images
 
 
@@ -202,10 +199,7 @@ def f3_early(e):
 
 
 def f3_inpainting(e):
-    pairs = [
-        (e.inpaint_gnc_lost_db, e.denoise_gnc_lost_db),
-        (e.inpaint_joint_lost_db, e.denoise_joint_lost_db),
-    ]
+    pairs = list(zip(e.each("inpaint_"), e.each("denoise_"), strict=True))
     half = all(inpaint < 0.5 * denoise for inpaint, denoise in pairs)
     return graded(e.images >= 68 and half, all(inpaint < denoise for inpaint, denoise in pairs))
 
@@ -235,8 +229,7 @@ def g_ddim(e):
 
 
 def i_near(e):
-    near = max(e.each("distance_from_threshold_")) < 0.1
-    return graded(near, max(e.each("distance_at_largest_t_")) < 0.1)
+    return graded(max(e.each("distance_from_threshold_")) < 0.1, max(e.each("distance_at_largest_t_")) < 0.1)
 
 
 def p_wiener(e):

@@ -82,7 +82,6 @@ ELSEWHERE = {
     },
     "03_score_matching": {"0.42": lambda: figure1_mixture().convexity_threshold((-1.0, 1.0)) ** 0.5},
     "appendix_robustness": {"30.71": "cited, with its source"},
-    "08_ablations": {"99": lambda: 100 * (2 * 0.995 - 1)},  # two-sided, of student.ppf(0.995, ...)
     "appendix_inverse_problems": {
         "0.005": lambda: problems.PROBLEMS["tomography"].sigma,
     },
@@ -90,7 +89,7 @@ ELSEWHERE = {
 
 # Sentences whose numbers are words, or come from files of results: the text, and a function that says if it is true.
 SENTENCES = [
-    ("06_inverse_problems", "(28.47 against 28.63 dB, from 28.41 with one step; 68 images", lambda: (
+    ("06_inverse_problems", "lift 28.41 to 28.47 dB without learning, the learned schedule has 28.63 dB", lambda: (
         round(mean_psnr("R1", "evaluation_gnc.json"), 2) == 28.47
         and round(mean_psnr("R1-denoise-25", "evaluation.json"), 2) == 28.63
         and round(mean_psnr("R1", "evaluation.json"), 2) == 28.41
