@@ -146,20 +146,15 @@ def mean_frequency(kernels: Tensor) -> Tensor:
 # --- shapes of curves -------------------------------------------------------------------------------------
 
 
-def distance_to_polynomial(f: np.ndarray, degree: int, x: np.ndarray | None = None) -> np.ndarray:
+def distance_to_polynomial(f: np.ndarray, degree: int) -> np.ndarray:
     """min over polynomials p of the degree of std(f - p) / std(f), along the last axis: (..., N) -> (...).
 
-    0: f is such a polynomial; 1: none is better than a constant. Every point counts the same; ``x`` (..., N) are the
-    points, equally spaced by default. A constant curve gives 0.
+    0: f is such a polynomial; 1: none is better than a constant. Points are equally spaced. A constant curve gives 0.
     """
     f = np.asarray(f, dtype=np.float64)
-    x = np.linspace(-1, 1, f.shape[-1]) if x is None else np.asarray(x, dtype=np.float64)
-    low, high = x.min(-1, keepdims=True), x.max(-1, keepdims=True)
-    design = np.polynomial.legendre.legvander((2 * x - low - high) / np.maximum(high - low, 1e-300), degree)
-    basis = np.linalg.qr(design).Q  # (..., N, degree + 1)
+    basis = np.linalg.qr(np.polynomial.legendre.legvander(np.linspace(-1, 1, f.shape[-1]), degree)).Q
     centred = f - f.mean(-1, keepdims=True)
-    fit = (basis @ (np.swapaxes(basis, -1, -2) @ centred[..., None]))[..., 0]
-    left, total = (centred - fit).std(-1), centred.std(-1)
+    left, total = (centred - centred @ basis @ basis.T).std(-1), centred.std(-1)
     flat = total <= 1e-12 * np.abs(f).max(-1)
     return np.where(flat, 0.0, left / np.where(flat, 1.0, total))
 
