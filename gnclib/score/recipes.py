@@ -16,7 +16,7 @@ from gnclib.io import settings
 
 # settings -------------------------------------------------------------------------------------------------------------
 
-Objective = Literal["corrected", "printed", "vanishing", "denoising"]
+Objective = Literal["corrected", "restored", "vanishing", "denoising"]
 #: what is minimised, see :mod:`gnclib.score.losses`
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
@@ -68,7 +68,7 @@ class TrainConfig:
     fraction
         Part of the batch on which the smoothing part is evaluated.
     objective
-        "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as restored), "vanishing" (eq. 7 with a prior of
+        "corrected" (eq. 7 with its boundary term), "restored" (eq. 7 without it), "vanishing" (eq. 7 with a prior of
         tau that vanishes at both ends, in the smoothing part) or "denoising" (denoising score matching in tau as well,
         which departs from eq. 7); see :mod:`gnclib.score.losses`.
     roughness
@@ -194,7 +194,7 @@ PRIORS = {
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
 _DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
 _PRINTED = TrainConfig(
-    objective="printed", projected=False, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.25
+    objective="restored", projected=False, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.25
 )
 _PRINTED_DEEP = replace(_PRINTED, batch=4, patch=64, lr=5e-4, smoothing=1e-4)
 #: the settings with which they are trained
@@ -304,7 +304,7 @@ def variants(steps: int = STEPS) -> list[Variant]:
         shaped("input not scaled", scaled_input=False, range=4.0, nodes_x=127),
         replace(recipe, name="random kernels", kernels="random"),
         trained("objective corrected", objective="corrected"),
-        trained("objective printed", objective="printed"),
+        trained("objective restored", objective="restored"),
         trained("objective vanishing", objective="vanishing"),
         shaped("N_tau = 5", nodes_tau=5),
         shaped("N_tau = 21", nodes_tau=21),
