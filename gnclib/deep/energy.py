@@ -71,17 +71,9 @@ class Block(nn.Module):
 
 
 class GatedUNet(nn.Module):
-    """N(u, tau): (B, 1, H, W) and (B,) to (B, 1, H, W).
+    """N(u, tau): (B, 1, H, W) and (B,) to (B, 1, H, W), with the channels and the embedding of a configuration."""
 
-    Parameters
-    ----------
-    channels : tuple of int
-        Channels per scale, from fine to coarse.
-    embedding : int
-        Numbers that tau is embedded in.
-    """
-
-    def __init__(self, channels: tuple[int, ...] = (32, 64, 96, 32, 32), embedding: int = 24):
+    def __init__(self, channels: tuple[int, ...], embedding: int):
         super().__init__()
         fine, coarse = channels[:-1], channels[1:]
         self.embed = nn.Sequential(

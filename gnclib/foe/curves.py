@@ -20,6 +20,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import isotonic_regression
 from scipy.signal import find_peaks
 from torch import Tensor
 
@@ -162,21 +163,14 @@ def distance_to_polynomial(f: np.ndarray, degree: int) -> np.ndarray:
 def convexity_gap(f: np.ndarray) -> np.ndarray:
     """max(f - e) / (max f - min f) with e the lower convex envelope of f, along the last axis: 0 for a convex curve.
 
-    The envelope is the shape of a string pulled tight below the curve (lower hull by Andrew's monotone chain).
+    The envelope is the shape of a string pulled tight below the curve; its slopes are the isotonic regression of those
+    of the curve (Barlow et al. 1972).
     """
     f = np.asarray(f, dtype=np.float64)
     gaps = []
     for curve in f.reshape(-1, f.shape[-1]):
-        hull = []
-        for i, value in enumerate(curve):
-            while len(hull) > 1:
-                (i1, v1), (i2, v2) = hull[-2:]
-                if (v2 - v1) * (i - i1) < (value - v1) * (i2 - i1):
-                    break  # the last point lies below the chord: it is a corner of the envelope
-                hull.pop()
-            hull.append((i, value))
-        envelope = np.interp(np.arange(len(curve)), *np.array(hull).T)
-        gaps.append((curve - envelope).max() / max(np.ptp(curve), 1e-300))
+        above = np.cumsum(np.diff(curve) - isotonic_regression(np.diff(curve)).x)  # of the envelope
+        gaps.append(max(0.0, above.max()) / max(np.ptp(curve), 1e-300))
     return np.reshape(gaps, f.shape[:-1])
 
 

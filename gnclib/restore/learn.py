@@ -212,13 +212,9 @@ def start(
 def learning(state: LearnState, images) -> Iterator[Step]:
     """Learn on random patches of ``images`` and yield a :class:`Step` after each update.
 
-    Raises ValueError: an image of BSDS68 or of val among ``images``, or patches that do not fit; FloatingPointError:
-    the iterates, the loss or its gradient are no longer finite; the parameters are then as before that update.
-
-    Parameters
-    ----------
-    state : changed in place
-    images : dict or list of (1, 1, H, W)
+    The state is changed in place. Raises ValueError: an image of BSDS68 or of val among ``images``, or patches that do
+    not fit; FloatingPointError: the iterates, the loss or its gradient are no longer finite; the parameters are then as
+    before that update.
     """
     config, need = state.config, state.model.smallest
     if config.patch < need:
@@ -260,13 +256,10 @@ def _gradient(state: LearnState, x: Tensor) -> float:
 def drive(
     state: LearnState, folder: str | Path, *, every: int = 100, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[Step, Row | None]]:
-    """Learn to the end on the images that the settings name; yield each step, with the row of the log it brought.
+    """Learn to the end on the images that the settings name, and export the result: :func:`gnclib.io.run.drive`.
 
-    Every ``every`` updates and at the end: a validation, a row, a checkpoint. After the last one the result is
-    exported. A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first; so does one
-    whose ``stop``, asked after each update, says yes. The state, from :func:`start` or :func:`load_checkpoint`, is
-    changed in place. Raises as :func:`learning` and :mod:`gnclib.score.training_set`, ValueError for ``every`` < 1, and
-    OSError.
+    The state, from :func:`start` or :func:`load_checkpoint`, is changed in place. Raises as :func:`learning` and
+    :mod:`gnclib.score.training_set`, ValueError for ``every`` < 1, and OSError.
     """
     images = training_set.of_run(state)
     task, model, pairs = state.schedule.task, state.model, []

@@ -94,22 +94,16 @@ NOT_WHITE = (
 
 @dataclass(frozen=True)
 class Noise:
-    """What the calm blocks of an image tell about its noise, in grey values of [0, 1] squared.
+    """What the calm blocks of an image tell about its noise, in grey values of [0, 1] squared."""
 
-    Attributes
-    ----------
-    covariance : (C, C), of the noise between channels, from high frequencies; 0 for a channel without
-    middle, highest, whole : (C, C), the same from medium and the highest frequencies, and from all but the mean
-    blocks : how many calm blocks there were
-    certain : whether enough of the image could show noise
-    """
-
-    covariance: np.ndarray
-    middle: np.ndarray
-    highest: np.ndarray
-    whole: np.ndarray
-    blocks: int = 0
-    certain: bool = True
+    covariance: (
+        np.ndarray
+    )  # (C, C), of the noise between channels, from high frequencies; 0 where there is none
+    middle: np.ndarray  # the same from medium frequencies
+    highest: np.ndarray  # the same from the highest frequencies
+    whole: np.ndarray  # the same from all but the mean
+    blocks: int = 0  # how many calm blocks there were
+    certain: bool = True  # whether enough of the image could show noise
 
     @property
     def levels(self) -> np.ndarray:

@@ -39,20 +39,12 @@ LONGEST = 10.0
 
 @dataclass(frozen=True)
 class Proximal:
-    """Result of :func:`proximal_point`.
+    """Result of :func:`proximal_point`."""
 
-    Attributes
-    ----------
-    x : points, shaped like v
-    residual : (B,), root mean square of G over the pixels
-    reached : (B,), boolean: residual <= tolerance; false where the gradient is nan
-    steps : number of steps taken, the largest within the batch
-    """
-
-    x: Tensor
-    residual: Tensor
-    reached: Tensor
-    steps: int
+    x: Tensor  # points, shaped like v
+    residual: Tensor  # (B,), root mean square of G over the pixels
+    reached: Tensor  # (B,), boolean: residual <= tolerance; false where the gradient is nan
+    steps: int  # number of steps taken, the largest within the batch
 
 
 def proximal_point(

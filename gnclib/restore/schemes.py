@@ -50,22 +50,13 @@ T_FIRST_INPAINTING = 0.03
 
 @dataclass(frozen=True)
 class Scheme:
-    """A scheme with its prior, ready for measurements of one task; made by :func:`load`.
+    """A scheme with its prior, ready for measurements of one task; made by :func:`load`."""
 
-    Attributes
-    ----------
-    name : one of :data:`SCHEMES`
-    prior : the energy, possibly :class:`gnclib.restore.tiles.Tiled`
-    task : what it solves
-    steps : how many States it yields
-    schedule : of "learned" and "finetuned"
-    """
-
-    name: str
-    prior: Energy
+    name: str  # one of SCHEMES
+    prior: Energy  # possibly Tiled
     task: Task
-    steps: int
-    schedule: LearnedSchedule | None = None
+    steps: int  # how many States it yields
+    schedule: LearnedSchedule | None = None  # of "learned" and "finetuned"
 
     @property
     def evaluations(self) -> int:

@@ -176,18 +176,10 @@ def smoothing_part(
 ) -> Tensor:
     """The tau-part of the loss (eq. 7) on some patches, per pixel: a scalar.
 
-    Parameters
-    ----------
-    x, tau, z
-        Clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise (B, 1, H, W), for all ranks.
-    config
-        Which objective.
-    generator
-        Of the noise at the two ends of the tau interval, which the corrected objective needs: patch k goes to tau_max
-        for even k and to tau_min for odd k.
-    group
-        With several ranks, rank r takes the patches r, r + N, ... and returns its share of the mean, which is 0 (and
-        depends on no parameter) if there is none.
+    ``x``, ``tau`` and ``z`` are clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise, for all ranks. The
+    corrected objective needs noise at the two ends of the tau interval as well: patch k goes to tau_max for even k and
+    to tau_min for odd k. With N ranks, rank r takes the patches r, r + N, ... and returns its share of the mean, which
+    is 0 (and depends on no parameter) if there is none.
     """
     total, corrected = len(x), config.objective == "corrected"
     z_ends = torch.randn(x.shape, generator=generator) if corrected else z
@@ -228,19 +220,9 @@ def loss_parts(
 ) -> tuple[Tensor, Tensor]:
     """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches: two scalars.
 
-    Parameters
-    ----------
-    x
-        (B, 1, H, W) in [0, 1], the whole batch; moved to the device of the model.
-    config
-        Objective and fraction: the smoothing part is the mean over round(fraction B) patches, at least one (two if
-        corrected).
-    generator
-        Of tau, z, the choice of patches for the smoothing part and its noise.
-    group
-        With several ranks, both parts are this rank's share: their means over the ranks are the loss.
-    levels
-        Of the noise; those of the energy by default.
+    ``x`` is the whole batch (B, 1, H, W) in [0, 1]. The smoothing part is the mean over round(fraction B) patches, at
+    least one (two if corrected). With several ranks both parts are this rank's share: their means over the ranks are
+    the loss. The noise has the levels of the energy by default.
     """
     tau, z = sample_noise(levels or model.config, len(x), x.shape, generator)
     mine = group.slice(len(x))

@@ -50,20 +50,9 @@ class TrainingSet:
 def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
     """BSDS500 (""), the photographs of scikit-image ("embedded"), or all images of a folder, turned to grey.
 
-    Parameters
-    ----------
-    images
-        Which; a folder is named by its path (:func:`gnclib.images.reading.image_files`).
-    patch
-        Side of the patches that will be taken, in pixels.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError, ConnectionError
-        There is no such folder; BSDS500 cannot be downloaded.
-    ValueError
-        Fewer than two images, two with the same grey values, one that is smaller than a patch, damaged, of a kind that
-        is not read here or of BSDS500 val, or too many pixels.
+    Raises FileNotFoundError, NotADirectoryError or ConnectionError: there is no such folder; BSDS500 cannot be
+    downloaded. ValueError: fewer than two images, two with the same grey values, one that is smaller than a patch,
+    damaged, of a kind that is not read here or of BSDS500 val, or too many pixels.
     """
     if not str(images):
         train = data.training_images()

@@ -54,26 +54,13 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A method, ready for the measurements of one task.
-
-    Attributes
-    ----------
-    name
-        As in the table.
-    solve
-        Data term of a measurement -> (x, how many gradients of an energy that took; None where there is no energy).
-    settings
-        What its results depend on, as JSON data.
-    parameters
-        How many numbers were learned or tuned for it, None where they were designed.
-    code
-        Version of the method, see :class:`gnclib.io.table.Job`.
-    """
+    """A method, ready for the measurements of one task; settings and code as of :class:`gnclib.io.table.Job`."""
 
     name: str
+    #: data term of a measurement -> (x, how many gradients of an energy that took; None where there is no energy)
     solve: Callable[[DataTerm], tuple[Tensor, int | None]]
     settings: Mapping[str, Any]
-    parameters: int | None = None
+    parameters: int | None = None  # that were learned or tuned for it, None where they were designed
     code: int = 1
 
 

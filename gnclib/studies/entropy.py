@@ -221,23 +221,12 @@ def lengths(x: Tensor) -> list[Job]:
 
 @dataclass(frozen=True)
 class Curves:
-    """A prior over the noise levels, per pixel, means over the images; entropies in bits.
-
-    Attributes
-    ----------
-    sigmas : (S,)
-    energy : (S,)
-        Entropy by the energy and its constant.
-    errors : (S,)
-        Entropy by the errors of the denoiser, from the Gaussian's at the last sigma.
-    left : (S,)
-        Squared error of the denoiser over t.
-    """
+    """A prior over the noise levels, per pixel, means over the images, each (S,); entropies in bits."""
 
     sigmas: np.ndarray
-    energy: np.ndarray
-    errors: np.ndarray
-    left: np.ndarray
+    energy: np.ndarray  # entropy by the energy and its constant
+    errors: np.ndarray  # entropy by the errors of the denoiser, from the Gaussian's at the last sigma
+    left: np.ndarray  # squared error of the denoiser over t
 
     @property
     def gap(self) -> float:

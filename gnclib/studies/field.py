@@ -212,14 +212,8 @@ def compare(
 ) -> Iterator[Quality]:
     """Run what is missing in the file: task by task, image by image, method by method; yield rows as they are added.
 
-    Parameters
-    ----------
-    path, name
-        The result file, made where it is missing, and the name of the set of images.
-    images
-        (1, 1, H, W) in [0, 1], image k measured with seed k; ValueError if there are none.
-    tasks, only
-        Which problems, and which methods (all); ValueError for an unknown one.
+    Image k (1, 1, H, W) in [0, 1] of the set of this name is measured with seed k. Raises ValueError for an unknown
+    method in ``only`` (all by default).
     """
     if not images:
         raise ValueError("there are no images to compare on")

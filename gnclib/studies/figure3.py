@@ -176,24 +176,12 @@ def compute(prior: str, settings: Settings, **chosen) -> Content:
 
 @dataclass(frozen=True)
 class Summary:
-    """One algorithm and task over all images; tensors are float64 (T, J), t_0 by number of steps.
-
-    Attributes
-    ----------
-    images
-        How many.
-    rate
-        Part of the images whose minimal energy is attained, in [0, 1].
-    psnr
-        Mean, dB.
-    gap
-        Mean of E minus the minimal energy (that of the reading), nats per pixel.
-    """
+    """One algorithm and task over all images; tensors are float64 (T, J), t_0 by number of steps."""
 
     images: int
-    rate: Tensor
-    psnr: Tensor
-    gap: Tensor
+    rate: Tensor  # part of the images whose minimal energy is attained, in [0, 1]
+    psnr: Tensor  # mean, dB
+    gap: Tensor  # mean of E minus the minimal energy (that of the reading), nats per pixel
 
 
 def lowest(run: Run) -> float:

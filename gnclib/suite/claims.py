@@ -137,15 +137,7 @@ def claim(id: str) -> Claim:
 
 @settings
 class Record:
-    """One test of a claim.
-
-    Attributes
-    ----------
-    id, evidence, note
-        The claim; numbers, booleans and text by name; a remark for the reader.
-    notebook, mode
-        Where it was recorded and with which settings; empty until the notebook has been collected.
-    """
+    """One test of a claim; notebook and mode are empty until the notebook has been collected."""
 
     id: str
     evidence: dict[str, bool | int | Annotated[float, AllowInfNan(True)] | str]
