@@ -99,6 +99,7 @@ OPTIMISERS = {"adabelief": "AdaBelief", "adam": "Adam (0.9, 0.99)"}
 SCHEMES = {
     "mmse": "one-step MMSE",
     "gnc": "GNC flow",
+    "linear": "GNC flow, linear schedule",
     "joint": "joint descent",
     "learned": "learned schedule",
 }
