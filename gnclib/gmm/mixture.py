@@ -278,15 +278,7 @@ def _finite(name: str, value) -> Tensor:
 def empirical(points) -> GaussianMixture:
     """Empirical measure ``1/N sum_i delta_{x_i}`` of corollary 2.3: the mixture with all covariances zero.
 
-    Parameters
-    ----------
-    points : (N,) on the line, or (N, d)
-        The energy exists for t > 0 only.
-
-    Raises
-    ------
-    ValueError
-        No points, another shape, nan or inf.
+    The points are (N,) on the line, or (N, d), finite, else ValueError. The energy exists for t > 0 only.
     """
     points = _finite("points", points)
     if points.ndim not in (1, 2) or points.numel() == 0:

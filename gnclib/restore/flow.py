@@ -279,7 +279,9 @@ def steps_until_all_arrive(arrival: Tensor, steps: Sequence[int]) -> list[float]
     """N(t_0): the smallest number of steps such that all starts arrive with it and with every larger one tried.
 
     Of an :func:`attainment_map` (M, N) whose columns have rising numbers of steps: M numbers, nan where not even the
-    largest is enough.
+    largest is enough. Raises ValueError for columns of another number, or in another order.
     """
+    if list(steps) != sorted(steps) or arrival.shape[1:] != (len(steps),):
+        raise ValueError(f"steps must be rising, one per column of {tuple(arrival.shape)}, got {list(steps)}")
     full = (arrival == 1).flip(1).cumprod(dim=1).sum(dim=1).tolist()  # columns of 1, from the last one
     return [float(steps[len(steps) - n]) if n else math.nan for n in full]

@@ -217,8 +217,6 @@ def compare(
     Image k (1, 1, H, W) in [0, 1] of the set of this name is measured with seed k. Raises ValueError for an unknown
     method in ``only`` (all by default).
     """
-    if not images:
-        raise ValueError("there are no images to compare on")
     file, tasks = _opened(path, name), list(tasks)
     made = _made(file, _offered(tasks, only))
     for task in tasks:
@@ -237,8 +235,6 @@ def timing(
     BM3D at sigma = 25 is always among them. Each method runs once on a small crop before, so that nothing is loaded or
     compiled while it is timed. Parameters and errors as for :func:`compare`.
     """
-    if not images:
-        raise ValueError("there are no images to time on")
     file = _opened(path, name)
     run = 1 + max((row.run for row in file.read().rows["timing"]), default=0)
     tasks = [REFERENCE, *(task for task in tasks if task != REFERENCE)]

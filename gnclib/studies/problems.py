@@ -210,12 +210,10 @@ def _prior(name: str) -> tuple[LearnedEnergy | None, dict[str, str]]:
 def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, Any]:
     """The settings of :func:`grid` with the best mean PSNR on training images, as the columns of a :class:`Tuning`.
 
-    The images (1, 1, H, W) are all of one size; image k is measured with seed k. Raises ValueError if there are none or
-    some that must not be trained on, and for an unknown method.
+    The images (1, 1, H, W) are all of one size; image k is measured with seed k. Raises ValueError for images that must
+    not be trained on, and for an unknown method.
     """
     refuse_validation(clean)
-    if not clean:
-        raise ValueError("there are no images to tune on")
     kind, (prior, _) = _parts(name)[1], _prior(name)
     ends = (prior.sigma_min**2, prior.sigma_max**2) if prior else (0, 0)
     tried = grid(kind, *ends)
@@ -272,8 +270,6 @@ def restore(
     for problem in problems:
         if problem not in PROBLEMS:
             raise ValueError(f"unknown problem {problem!r}: choose one of {', '.join(PROBLEMS)}")
-    if not clean:
-        raise ValueError("there are no images to restore")
     file = Table(path, FORM, Images(set=name), packages=PACKAGES)
     for problem in (PROBLEMS[p] for p in problems):
         for wanted in names:
