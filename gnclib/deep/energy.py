@@ -137,23 +137,9 @@ class NetworkEnergy(LearnedEnergy):
     # the energy contract ---------------------------------------------------------------------------------------------
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
-        """E(y, t).
+        """E(y, t), (B,), of images (B, 1, H, W) and t in [sigma_min^2, sigma_max^2], a number or (B,).
 
-        Parameters
-        ----------
-        y : (B, 1, H, W)
-            Images, grey values of [0, 1] plus noise.
-        t : float or (B,)
-            Noise variance, in [sigma_min^2, sigma_max^2].
-
-        Returns
-        -------
-        (B,)
-
-        Raises
-        ------
-        ValueError
-            Bad shapes or dtypes, images that are not finite, t outside of its range.
+        Raises ValueError: bad shapes or dtypes, images that are not finite, t outside of its range.
         """
         return self._value(*self._check(y, t))
 

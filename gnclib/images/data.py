@@ -289,20 +289,9 @@ def _grey(picture: Picture) -> Tensor:
 def add_noise(x: Tensor, sigma: float, seed: int | torch.Generator) -> Tensor:
     """White Gaussian noise, y = x + sigma z with z ~ N(0, I). The result is *not* clipped to [0, 1].
 
-    Parameters
-    ----------
-    x
-        Any floating tensor.
-    sigma
-        Standard deviation >= 0 on the scale of the grey values (25/255 for "sigma 25").
-    seed
-        An integer or a torch.Generator on the CPU. In benchmarks the noise of image k of BSDS68 (k = 0, ..., 67 in the
-        benchmark's order) has seed k.
-
-    Raises
-    ------
-    ValueError
-        Anything else.
+    x is any floating tensor, sigma >= 0 on the scale of the grey values (25/255 for "sigma 25"), the seed an integer or
+    a torch.Generator on the CPU; ValueError else. In benchmarks the noise of image k of BSDS68 (k = 0, ..., 67 in the
+    benchmark's order) has seed k.
     """
     if not torch.is_tensor(x) or not x.is_floating_point():
         raise ValueError("x must be a floating point tensor")

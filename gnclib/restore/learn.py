@@ -161,21 +161,13 @@ def start(
 ) -> LearnState:
     """A new run for one prior and one inverse problem.
 
+    The schedule begins as the GNC flow of I ``steps``, eta_i = t_i: t_i logarithmic from ``t_first``, in the range of
+    the prior (by default its end sigma_max^2, for inpainting :data:`FIRST_INPAINTING`), down to sigma_min^2. Denoising
+    needs no more than a few times sigma^2: first steps far above do next to nothing, and learning leaves them there. Or
+    it sets out from a learned ``schedule`` of this prior and task. All random numbers are drawn on the CPU.
+
     Raises ValueError: a number outside of its range, or a schedule of other weights or for another task;
     FileNotFoundError: there is no such prior or schedule.
-
-    Parameters
-    ----------
-    prior : a shipped name ("R1") or a folder
-    task, config
-        What is learned for, and how.
-    steps : int >= 1
-        I, for a schedule that begins as the GNC flow, eta_i = t_i: t_i logarithmic down to sigma_min^2.
-    t_first : float in [sigma_min^2, sigma_max^2], optional
-        Its t_1; sigma_max^2 by default, for inpainting :data:`FIRST_INPAINTING`. Denoising needs no more than a few
-        times sigma^2: first steps far above do next to nothing, and learning leaves them there.
-    schedule : a learned one of this prior and task to set out from instead
-    device : where to compute; all random numbers are drawn on the CPU
     """
     model = load_prior(prior).to(device)
     low, high = model.sigma_min, model.sigma_max

@@ -115,15 +115,12 @@ def load(
 ) -> Scheme:
     """A scheme by its name.
 
+    What was learned for a prior, a shipped one ("R1"), a folder, or a hub name, is looked for beside it.
+
     Parameters
     ----------
-    name : one of :data:`SCHEMES`
-    prior : a shipped prior ("R1"), a folder, or a hub name
-        What was learned for it is looked for beside it.
-    task : denoising at a noise level, or inpainting
     steps : int, optional
         Of "gnc", "linear" and "joint", which have a default; the others have a number of their own.
-    device : where to compute, one that torch finds here
     tile : int, optional
         Side of the tiles of :class:`gnclib.restore.tiles.Tiled`; None for whole images.
     precision : {"float32", "bf16"}

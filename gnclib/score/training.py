@@ -261,14 +261,8 @@ def learning_rate(first: float, last: float, step: int, steps: int) -> float:
 def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
     """Train ``state.model`` on random patches of ``images`` and yield a :class:`Step` after each iteration.
 
-    Parameters
-    ----------
-    state
-        Changed in place; one from :func:`gnclib.score.training.load_checkpoint` goes on where it was.
-    images
-        Dict or list of (1, 1, H, W) images, from :func:`gnclib.images.data.training_images` for a real prior.
-    group
-        The processes that train together; all of them with the same state and images.
+    The state is changed in place; one from :func:`load_checkpoint` goes on where it was. The images (1, 1, H, W) are a
+    dict or a list, the same in all processes that train together.
 
     Raises
     ------

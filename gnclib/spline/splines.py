@@ -119,18 +119,8 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
 def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0) -> Tensor:
     r"""Sum over the tau direction: a_bci = sum_j w_cij d^k/dtau^k beta((tau_b - nu_j) / dtau).
 
-    Parameters
-    ----------
-    weights : (..., N_tau)
-    tau : (B,)
-        Logarithmic smoothing parameter per image, inside of the range of ``grid``.
-    derivative
-        Order k of the derivative in tau, 0 to 4.
-
-    Returns
-    -------
-    (B, ...)
-        The coefficients a.
+    The weights are (..., N_tau), tau is (B,), inside of the range of ``grid``, and k the derivative, 0 to 4; the
+    result, the coefficients a, is (B, ...).
     """
     if weights.shape[-1] != grid.count:
         raise ValueError(f"weights end in {weights.shape[-1]} tau nodes but the grid has {grid.count}")

@@ -66,29 +66,16 @@ class Evidence:
 class Claim:
     """A testable statement and the rule that judges it.
 
-    Attributes
-    ----------
-    id, where, sentence
-        Short name; the place in the paper that makes the statement or that it is about; the statement.
-    source
-        "paper" for what Kobler & Pock 2023 say, "ours" for what goes beyond it.
-    rule
-        Function of the evidence: true, false, or one of `gnclib.suite.rules.VERDICTS`.
-    identity
-        The statement is true by algebra; its verdict is "verified identity" or "does not hold".
-    learned
-        The statement is about learned priors: it has two verdicts, on R and on P.
-    rtol, atol
-        Two runs agree if each number differs by at most `atol + rtol * |number|`.
+    Two runs agree if each number differs by at most `atol + rtol * |number|`.
     """
 
     id: str
-    where: str
+    where: str  # the place in the paper that makes the statement or that it is about
     sentence: str
-    source: str
-    rule: Callable[[Evidence], bool | str]
-    identity: bool = False
-    learned: bool = False
+    source: str  # "paper" for what Kobler & Pock 2023 say, "ours" for what goes beyond it
+    rule: Callable[[Evidence], bool | str]  # or one of rules.VERDICTS
+    identity: bool = False  # true by algebra; its verdict is "verified identity" or "does not hold"
+    learned: bool = False  # about learned priors: it has two verdicts, on R and on P
     rtol: float = 1e-3
     atol: float = 1e-6
 
