@@ -44,17 +44,9 @@ def _coefficients(prior: FieldsOfExperts, sigma: float) -> list[Tensor]:
 def curves(
     prior: FieldsOfExperts, layer: int, x: Tensor, sigma: float, order: int = 0, channels=slice(None)
 ) -> Tensor:
-    """phi_layer(x, log sigma) or a derivative in x, channel by channel, shaped like x.
+    """phi_layer(x, log sigma), layer 1 ... L, or a derivative in x of order 1 or 2, channel by channel, shaped like x.
 
-    Parameters
-    ----------
-    layer : int
-        1 ... L.
-    x : (C, ...), dtype of the prior
-        Features, one row per channel in ``channels``, all by default.
-    sigma : float
-        Noise level in [sigma_min, sigma_max].
-    order : 0, 1 or 2
+    The features x are (C, ...), one row per channel in ``channels``, all by default.
     """
     if layer not in range(1, prior.config.layers + 1):
         raise ValueError(f"this prior has the layers 1 to {prior.config.layers}, got {layer!r}")
@@ -65,12 +57,7 @@ def curves(
 def layers(prior: FieldsOfExperts, y: Tensor, sigma: float, orders=(0,)) -> list[tuple[Tensor, list[Tensor]]]:
     """The forward pass of eq. 3, layer by layer: x_l and the derivatives of phi_l there of these orders, 0 the first.
 
-    Parameters
-    ----------
-    y : (B, 1, H, W)
-        Images, continued by reflection as in the energy.
-    sigma : float
-        Noise level at which the prior is used.
+    The images y (B, 1, H, W) are continued by reflection as in the energy.
     """
     h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
     steps = zip(prior.kernels, prior.config.dilations, _coefficients(prior, sigma), strict=True)
