@@ -29,9 +29,8 @@ from scipy.special import expit
 from torch import Tensor
 
 from gnclib.checks import as_time
-from gnclib.restore.flow import Prior, energy_and_grad, wide
+from gnclib.restore import Prior, as_count, energy_and_grad, wide
 from gnclib.restore.sampling import ACCEPTED, cosines
-from gnclib.restore.schedules import as_count
 
 __all__ = ["Bracket", "Gaussian", "WithBrightness", "annealed_constant", "quadratic_constant"]
 

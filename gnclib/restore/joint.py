@@ -32,8 +32,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gnclib.restore.flow import DataTerm, Energy, State, checked_start, wide
-from gnclib.restore.schedules import as_count
+from gnclib.restore import DataTerm, Energy, State, as_count, checked_start, wide
 
 #: how often `palm` may double a Lipschitz estimate within one step
 DOUBLINGS = 60

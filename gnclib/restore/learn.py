@@ -35,8 +35,7 @@ from gnclib import io
 from gnclib.deep import configuration, kind_of, load_prior
 from gnclib.foe import LearnedEnergy
 from gnclib.images import PatchSampler, psnr, refuse_validation
-from gnclib.restore import LearnedSchedule, Task, check_sigma, last, log_schedule
-from gnclib.restore.learned import STARTS, weights_sha256
+from gnclib.restore import STARTS, LearnedSchedule, Task, check_sigma, last, log_schedule, weights_sha256
 from gnclib.score import LEARN_LAST, LearnConfig, card, learning_rate, mmse, training_set
 
 #: where a schedule for inpainting begins; from sigma_max^2 = 1 and mid grey R_1 learned one that was 0.2 dB worse

@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_time
-from gnclib.restore.flow import Prior, checked_start, energy_and_grad, wide
-from gnclib.restore.schedules import as_count
+from gnclib.restore import Prior, as_count, checked_start, energy_and_grad, wide
 
 __all__ = ["Proximal", "proximal_point"]
 

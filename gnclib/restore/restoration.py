@@ -37,11 +37,19 @@ import torch
 
 from gnclib.checks import as_device, as_measured
 from gnclib.deep import load_prior
-from gnclib.restore import Denoising, Inpainting, NoiseCurve, State, Task, posterior_moments
+from gnclib.restore import (
+    Denoising,
+    Inpainting,
+    NoiseCurve,
+    State,
+    Task,
+    Tiled,
+    doubts,
+    flaws,
+    posterior_moments,
+)
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
-from gnclib.restore.posterior import doubts, flaws
 from gnclib.restore.schemes import FREE, load
-from gnclib.restore.tiles import Tiled
 
 #: called with the number of steps done and that of all steps
 Progress = Callable[[int, int], object]

@@ -28,8 +28,7 @@ import torch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from gnclib.restore.flow import DataTerm, Prior, checked_start, energy_and_grad, wide
-from gnclib.restore.schedules import as_count, log_schedule
+from gnclib.restore import DataTerm, Prior, as_count, checked_start, energy_and_grad, log_schedule, wide
 
 __all__ = ["ACCEPTED", "Sample", "annealed_mala", "cosines", "effective_size", "mala", "r_hat"]
 

@@ -36,15 +36,15 @@ from gnclib.restore import (
     LearnedSchedule,
     State,
     Task,
+    Tiled,
     as_count,
+    find_schedule,
     gnc_flow,
     joint_descent,
     linear_schedule,
     log_schedule,
     step_sizes,
 )
-from gnclib.restore.learned import find_schedule
-from gnclib.restore.tiles import Tiled
 
 #: t_0 of the predefined schedule for inpainting
 T_FIRST_INPAINTING = 0.03

@@ -36,8 +36,14 @@ from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import bsds68, middle, patches, training_images
 from gnclib.io import Content, Form, Job, Record, Row, Table, rounded, sha256
-from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant, quadratic_constant
-from gnclib.restore.flow import Prior, energy_and_grad
+from gnclib.restore import (
+    Gaussian,
+    Prior,
+    WithBrightness,
+    annealed_constant,
+    energy_and_grad,
+    quadratic_constant,
+)
 from gnclib.studies.comparison import markdown
 
 #: the results that come with the package
