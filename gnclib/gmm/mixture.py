@@ -137,11 +137,7 @@ class GaussianMixture:
     def energy(self, y, t) -> Tensor:
         """``F(y, t) = -log f_Y(y | t)``, eq. 1, (B,); normalised, so exp(-F) integrates to one.
 
-        Parameters
-        ----------
-        y : (B,) on the line, else (B, d)
-        t : float or (B,)
-            Noise variance >= 0; > 0 if a component is a point mass.
+        y is (B,) on the line, else (B, d), t a number or (B,), >= 0, and > 0 if a component is a point mass.
         """
         return -self._terms(y, t)[0].logsumexp(-1)
 

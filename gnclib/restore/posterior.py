@@ -104,10 +104,7 @@ def posterior_moments(
         :data:`SPACING` squared, else that spacing. Vectors are always probed exactly.
     seed : of the signs of the probes
 
-    Raises
-    ------
-    ValueError
-        As the energy, and for a spacing below 1.
+    Raises as the energy, and ValueError for a spacing below 1.
     """
     ts = as_time(t, len(y), like=y)
     removed = wide(ts, y) * energy.grad(y, t)

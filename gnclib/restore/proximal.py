@@ -61,9 +61,7 @@ def proximal_point(
 
     Parameters
     ----------
-    prior : energy with ``energy`` and ``grad``
-    v : (B,), (B, d) or (B, 1, H, W)
-        Left as it is; the result is detached from it.
+    v : (B,), (B, d) or (B, 1, H, W); the result is detached from it
     t : float or (B,), > 0, noise variance at which the energy is taken
     step : float or (B,), >= 0
         eta; 0 gives v.
@@ -72,10 +70,7 @@ def proximal_point(
     iterations : int >= 1, at most
         Each costs an energy and a gradient, more where steps are halved.
 
-    Raises
-    ------
-    ValueError
-        An argument outside of its range.
+    Raises ValueError: an argument outside of its range.
     """
     v = checked_start(prior, None, v)
     t, eta = as_time(t, len(v), like=v), as_time(step, len(v), like=v)

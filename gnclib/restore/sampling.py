@@ -81,10 +81,7 @@ def mala(
     step : float > 0, optional
         The first h; t by default, or 1e-3.
 
-    Raises
-    ------
-    ValueError
-        As the solvers in :mod:`gnclib.restore.flow`; no gradients, a step that is not finite and > 0.
+    Raises as the solvers in :mod:`gnclib.restore.flow`; ValueError: no gradients, a step that is not finite and > 0.
     """
     x = checked_start(prior, data, start)
     budget = as_count(gradients)

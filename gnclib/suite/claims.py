@@ -207,22 +207,11 @@ def record(
 
     Make the result the last expression of the cell (or `display` it): shown output is what gets collected.
 
-    Parameters
-    ----------
-    id
-        Id of a claim in `CLAIMS`.
-    evidence
-        Numbers, booleans or text by name; one-element arrays and tensors are turned into numbers.
-    note
-        A remark for the reader, without effect on the verdict.
-    restored
-        The same evidence on the priors of the restored recipe, where the claim is about learned priors. What P_1, P_2
-        or P_3 names in `evidence` goes there by itself, and `images` with it.
-
-    Raises
-    ------
-    ValueError
-        Unknown claim, evidence that is no single number, boolean or text, or evidence that the rule lacks.
+    The evidence is numbers, booleans or text by name (one-element arrays and tensors are turned into numbers), the note
+    a remark for the reader, without effect on the verdict. `restored` is the same evidence on the priors of the
+    restored recipe, where the claim is about learned priors: what P_1, P_2 or P_3 names in `evidence` goes there by
+    itself, and `images` with it. Raises ValueError: unknown claim, evidence that is no single number, boolean or text,
+    or evidence that the rule lacks.
     """
     theirs = {name: value for name, value in evidence.items() if "P_" in str(name) and claim(id).learned}
     evidence = {name: value for name, value in evidence.items() if name not in theirs}
