@@ -31,8 +31,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gnclib.images.crops import PatchSampler, middle, patches  # noqa: F401  (notebooks ask here)
-from gnclib.images.reading import Picture, image_files, read
+from gnclib.images import PatchSampler, Picture, image_files, middle, patches, read  # noqa: F401  (for notebooks)
 from gnclib.io import read_bytes
 
 with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them

@@ -15,7 +15,8 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),
             *("Variant", "variants"),
         ],
-        "training_set": ["denoising_psnr", "mmse"],
+        "distributed": ["ALONE", "Group"],
+        "training_set": ["HELD_OUT", "denoising_psnr", "mmse"],
         "training": ["Step", "TrainState", "learning_rate", "load_checkpoint", "small_prior"],
     },
 )

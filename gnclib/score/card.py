@@ -16,8 +16,7 @@ from typing_extensions import TypedDict
 from gnclib import io
 from gnclib.deep import NetworkConfig, configuration
 from gnclib.foe import WEIGHTS, FoEConfig
-from gnclib.score.recipes import LEARN_LAST, TrainConfig
-from gnclib.score.training_set import HELD_OUT
+from gnclib.score import HELD_OUT, LEARN_LAST, TrainConfig
 
 
 class Training(TypedDict):

@@ -22,7 +22,9 @@ from gnclib import io
 from gnclib.deep import kind_of
 from gnclib.foe import FieldsOfExperts, LearnedEnergy, weights_sha256
 from gnclib.score import (
+    ALONE,
     PRIORS,
+    Group,
     Step,
     TrainConfig,
     TrainState,
@@ -33,7 +35,6 @@ from gnclib.score import (
     training_set,
 )
 from gnclib.score.card import Row
-from gnclib.score.distributed import ALONE, Group
 from gnclib.score.training import training
 
 

@@ -34,9 +34,8 @@ from gnclib import io
 from gnclib.deep import NetworkEnergy, configuration, kind_of
 from gnclib.foe import FieldsOfExperts, FoEConfig, LearnedEnergy
 from gnclib.images import PatchSampler, refuse_validation
+from gnclib.score import ALONE, Group, TrainConfig
 from gnclib.score import losses as sm
-from gnclib.score.distributed import ALONE, Group
-from gnclib.score.recipes import TrainConfig
 
 # the state -----------------------------------------------------------------------------------------------------------
 

@@ -21,8 +21,7 @@ import torch
 from torch import Tensor
 
 from gnclib import io
-from gnclib.images import data, psnr
-from gnclib.images.reading import declared_pixels, image_files
+from gnclib.images import data, declared_pixels, image_files, psnr
 
 if TYPE_CHECKING:
     from gnclib.foe import LearnedEnergy

@@ -112,9 +112,12 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
     Learned and fine-tuned schedules are among them where the package has them.
     """
     if task.kind == "denoise":
-        found = {"BM3D": partial(_bm3d, task), "TV": partial(_tv, weight)}
+        of_bm3d = Method("BM3D", lambda measured: (bm3d(measured.y, task.sigma), None), {"profile": "np"})
+        of_tv = Method("TV", lambda measured: (tv(measured.y, weight), None), {"weight": weight}, 1)
+        found = {"BM3D": lambda: of_bm3d, "TV": lambda: of_tv}
     else:
-        found = {"biharmonic": _biharmonic}
+        smooth = Method("biharmonic", lambda measured: (biharmonic(measured.y, measured.mask), None), {})
+        found = {"biharmonic": lambda: smooth}
     for prior in PRIORS:
         for scheme in schemes.SCHEMES:
             folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
@@ -126,20 +129,6 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
                 continue
             found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)
     return found
-
-
-def _bm3d(task: Task) -> Method:
-    return Method("BM3D", lambda measured: (bm3d(measured.y, task.sigma), None), {"profile": "np"})
-
-
-def _tv(weight: float | None) -> Method:
-    if weight is None:
-        raise ValueError("TV needs its weight for this noise level: tune it first")
-    return Method("TV", lambda measured: (tv(measured.y, weight), None), {"weight": weight}, 1)
-
-
-def _biharmonic() -> Method:
-    return Method("biharmonic", lambda measured: (biharmonic(measured.y, measured.mask), None), {})
 
 
 def _ours(prior: str, name: str, task: Task) -> Method:
