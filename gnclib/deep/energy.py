@@ -71,9 +71,17 @@ class Block(nn.Module):
 
 
 class GatedUNet(nn.Module):
-    """N(u, tau): (B, 1, H, W) and (B,) to (B, 1, H, W), with the channels and the embedding of a configuration."""
+    """N(u, tau): (B, 1, H, W) and (B,) to (B, 1, H, W).
 
-    def __init__(self, channels: tuple[int, ...], embedding: int):
+    Parameters
+    ----------
+    channels : tuple of int
+        Channels per scale, from fine to coarse.
+    embedding : int
+        Numbers that tau is embedded in.
+    """
+
+    def __init__(self, channels: tuple[int, ...] = (32, 64, 96, 32, 32), embedding: int = 24):
         super().__init__()
         fine, coarse = channels[:-1], channels[1:]
         self.embed = nn.Sequential(
@@ -137,9 +145,23 @@ class NetworkEnergy(LearnedEnergy):
     # the energy contract ---------------------------------------------------------------------------------------------
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
-        """E(y, t), (B,), of images (B, 1, H, W) and t in [sigma_min^2, sigma_max^2], a number or (B,).
+        """E(y, t).
 
-        Raises ValueError: bad shapes or dtypes, images that are not finite, t outside of its range.
+        Parameters
+        ----------
+        y : (B, 1, H, W)
+            Images, grey values of [0, 1] plus noise.
+        t : float or (B,)
+            Noise variance, in [sigma_min^2, sigma_max^2].
+
+        Returns
+        -------
+        (B,)
+
+        Raises
+        ------
+        ValueError
+            Bad shapes or dtypes, images that are not finite, t outside of its range.
         """
         return self._value(*self._check(y, t))
 
