@@ -280,9 +280,13 @@ def embedded(colour: bool = False) -> dict[str, Tensor]:
     dict
         Name -> (1, 1, H, W), in colour (3, 1, H, W), float32 in [0, 1].
     """
-    folder, mode = files("skimage") / "data", "RGB" if colour else "L"
-    names = COLOURED if colour else EMBEDDED
-    return {Path(name).stem: _decode((folder / name).read_bytes(), mode) for name in names}
+    names, mode = (COLOURED, "RGB") if colour else (EMBEDDED, "L")
+    return {Path(name).stem: _photograph(name, mode).clone() for name in names}
+
+
+@cache
+def _photograph(name: str, mode: str) -> Tensor:
+    return _decode((files("skimage") / "data" / name).read_bytes(), mode)
 
 
 def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:
