@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def run_once(monkeypatch):
+    """From now on each notebook runs in a kernel once; after that it has the outputs and the files of that run."""
+    execute, kept = notebooks.execute, {}
+
+    def executed(node, name, given, threads=0):
+        out = Path(given["out"])
+        if name not in kept:
+            kept[name] = execute(node, name, given, threads), files(out)
+        for file, content in kept[name][1].items():
+            (out / file).write_bytes(content)
+        return deepcopy(kept[name][0])
+
+    monkeypatch.setattr(notebooks, "execute", executed)
+
+
 def test_figures_and_claims_arrive_and_a_partial_run_keeps_the_rest(tmp_path):
     folder, out = tmp_path / "notebooks", tmp_path / "figures"
     write(
@@ -81,7 +97,7 @@ def test_figures_and_claims_arrive_and_a_partial_run_keeps_the_rest(tmp_path):
     assert (record.mode, record.evidence["steps"]) == ("full", 3)
 
 
-def test_what_agrees_stays_and_what_changed_is_named(tmp_path):
+def test_what_agrees_stays_and_what_changed_is_named(tmp_path, monkeypatch):
     """Another processor: last digits differ, and so does the picture, perhaps; or a number has really changed."""
     folder, out = tmp_path / "notebooks", tmp_path / "figures"
     write(folder, "02_tiny", saving("two"), CLAIM)
@@ -93,6 +109,7 @@ def test_what_agrees_stays_and_what_changed_is_named(tmp_path):
 
     again()
     first = files(out)
+    run_once(monkeypatch)
     item = again()  # the same machine: every byte
     assert (item.changed, item.redrawn, files(out)) == ({}, (), first)
 
@@ -361,7 +378,8 @@ def test_comparison_of_two_runs(tmp_path):
     assert "there is no file" in compared()[0]["two"]
 
 
-def test_a_check_says_what_differs_and_changes_nothing(tmp_path):
+def test_a_check_says_what_differs_and_changes_nothing(tmp_path, monkeypatch):
+    run_once(monkeypatch)
     folder, out = tmp_path / "notebooks", tmp_path / "figures"
     write(folder, "02_tiny", saving("two"), CLAIM)
     options = {"manifest": {"two": Figure("02_tiny", "Two")}, "folder": folder, "out": out}
