@@ -22,7 +22,8 @@ POSITIVE = click.IntRange(min=1)
 #: what --scheme may be, and what the help says about it
 SCHEMES = {
     "mmse": "one Tweedie step",
-    "gnc": "GNC flow, predefined schedule",
+    "gnc": "GNC flow, schedule of ours",
+    "linear": "GNC flow, schedule of the paper",
     "joint": "over image and smoothing",
     "learned": "learned schedule",
     "finetuned": "and the prior with it",
@@ -86,7 +87,7 @@ def solver_options(*schemes: str, default: str | None = "gnc", more: str = "") -
     """The options --prior, --scheme, --steps, --device and --precision."""
     meanings = "; ".join(f"{name}: {SCHEMES[name]}" for name in schemes)
     place = "a prior of the package, a folder, or hf:owner/name on the Hugging Face hub"
-    counts = "steps of gnc (default: 10, inpainting 30) and joint (12, 60)"
+    counts = "steps of gnc (default: 10, inpainting 30), linear (64, 30) and joint (12, 60)"
     return together(
         click.option("--prior", default="R1", metavar="NAME", help=place),
         click.option("--scheme", type=click.Choice(schemes), default=default, help=meanings + more),

@@ -310,7 +310,7 @@ def _say_found(source: Path, planes, estimated: bool) -> None:
 )
 @click.option("--invert", is_flag=True, help="MASK marks what is known instead")
 @click.option("--yes", is_flag=True, help=f"yes, more than {100 * MUCH:.0f} % may be missing")
-@options.solver_options("gnc", "joint", "learned")
+@options.solver_options("gnc", "linear", "joint", "learned")
 def inpaint(inputs, output, force, white, black, mask, invert, yes, **solver):
     """Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are, and so do
     colour profile, EXIF and resolution where OUT can hold them. White marks what is missing: all that is not black; in

@@ -111,6 +111,19 @@ def extreme_eigenvalues(
     vector : Tensor
         The eigenvector of the smallest, of norm 1 and of the given shape.
     """
+    values, vector = _lanczos(product, shape, dtype, tolerance, seed, lift, 2, "BE")
+    return values.min().item(), values.max().item(), vector
+
+
+def smallest_eigenvalue(
+    product, shape: tuple[int, ...], dtype=torch.float32, tolerance: float = 2e-3, seed: int = 0, lift=0.5
+) -> float:
+    """The first result of :func:`extreme_eigenvalues` alone, in two thirds of its products or fewer."""
+    return _lanczos(product, shape, dtype, tolerance, seed, lift, 1, "SA")[0].item()
+
+
+def _lanczos(product, shape, dtype, tolerance, seed, lift, number, which) -> tuple[np.ndarray, Tensor]:
+    """Some eigenvalues by ARPACK, and the eigenvector of the smallest of them."""
     shift, count = 2.0, math.prod(shape)  # makes both ends of order one: ARPACK's tolerance is relative
 
     def matvec(v: np.ndarray) -> np.ndarray:
@@ -119,10 +132,7 @@ def extreme_eigenvalues(
 
     operator = LinearOperator((count, count), matvec, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(count)
-    values, vectors = eigsh(operator, 2, which="BE", v0=start, tol=tolerance / shift, ncv=min(24, count))
-    low = int(values.argmin())
-    return (
-        float(values.min()) - shift,
-        float(values.max()) - shift,
-        torch.from_numpy(vectors[:, low].reshape(shape)).to(dtype),
+    values, vectors = eigsh(
+        operator, number, which=which, v0=start, tol=tolerance / shift, ncv=min(24, count)
     )
+    return values - shift, torch.from_numpy(vectors[:, values.argmin()].reshape(shape)).to(dtype)

@@ -40,7 +40,7 @@ from gnclib.deep import load_prior
 from gnclib.restore import Denoising, Inpainting, NoiseCurve, State, Task, posterior_moments
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
 from gnclib.restore.posterior import doubts, flaws
-from gnclib.restore.schemes import load
+from gnclib.restore.schemes import FREE, load
 from gnclib.restore.tiles import Tiled
 
 #: called with the number of steps done and that of all steps
@@ -81,7 +81,7 @@ def denoise_gnc(
         the noise does not look white, or grows with brightness. An array that broadcasts to the image has a level for
         each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for "gnc" and "joint".
     prior : a shipped prior ("R1", "R3", "C1"), a folder, or a name on the hub
-    scheme : {"gnc", "mmse", "joint", "learned", "finetuned"}
+    scheme : {"gnc", "linear", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
         better where a schedule was learned nearby (R1: 12 to 62 of 255).
     steps : int, optional, of gnc and joint
@@ -162,7 +162,7 @@ def inpaint_gnc(
         What it holds at missing pixels is not looked at and may be nan.
     mask : (H, W), bool or 0 and 1
         **True where the pixel is MISSING** (scikit-image's convention).
-    scheme : {"gnc", "joint", "learned"}
+    scheme : {"gnc", "linear", "joint", "learned"}
         "learned": for 80 % scattered missing pixels.
     prior, steps, channel_axis, data_range, clip, device, tile, precision
         As for :func:`denoise_gnc`.
@@ -213,8 +213,8 @@ def denoise_channels(
         load_prior(prior)  # a name that is none is refused before the estimation
     if isinstance(sigma, NoiseCurve):
         sigma = sigma.sigma(channels)
-    if np.ndim(sigma) and scheme not in ("gnc", "joint"):
-        raise ValueError(f"a sigma for each pixel needs the scheme gnc or joint, got {scheme!r}")
+    if np.ndim(sigma) and scheme not in FREE:
+        raise ValueError(f"a sigma for each pixel needs the scheme gnc, linear or joint, got {scheme!r}")
     planes = choose_planes(channels, sigma, colour)
     made = {
         level: load(scheme, prior, Task("denoise", 255 * level), tile=tile, **options)

@@ -1,7 +1,8 @@
 r"""The ways to use a prior on a measurement (Kobler & Pock 2023, section 4), by name.
 
     mmse        x = y - sigma^2 grad_1 R(y, sigma^2), one step, no data term (Tweedie); denoising only
-    gnc         GNC flow (eq. 9) along a predefined schedule
+    gnc         GNC flow (eq. 9) along a predefined schedule of ours
+    linear      GNC flow with the paper's: t_i linear down to the smallest t of the prior, eta_i = t_i
     joint       Algorithm 2: descent on D(x) + R(x, t) in x and t
     learned     eq. 9 with a schedule that was learned for this prior and task (:mod:`gnclib.restore.learned`)
     finetuned   the same with a prior that was fine-tuned together with its schedule
@@ -13,7 +14,7 @@ the smallest t of the prior, and
     denoising    t_0 = sigma^2,  eta_i = t_i - t_{i+1}    (:func:`gnclib.restore.schedules.step_sizes`, "increment")
     inpainting   t_0 = 0.03,     eta_i = t_i              ("full", the paper's)
 
-The paper's own (linear, eta_i = t_i) goes to the minimum of D + R(., t_min), which for denoising is smoother than the
+"linear" begins at the same t_0. It goes to the minimum of D + R(., t_min), which for denoising is smoother than the
 best estimate. Without noise there is no such conflict, and long steps carry known pixels into the holes faster.
 """
 
@@ -38,6 +39,7 @@ from gnclib.restore import (
     as_count,
     gnc_flow,
     joint_descent,
+    linear_schedule,
     log_schedule,
     step_sizes,
 )
@@ -87,6 +89,10 @@ class Scheme:
             return gnc_flow(self.prior, [self.task.sigma**2], start=data.start() if start is None else start)
         if self.name == "joint":
             return joint_descent(self.prior, self.prior.sigma_max**2, data, start, steps=self.steps)
+        if self.name == "linear":
+            return gnc_flow(
+                self.prior, linear_schedule(*_ends(self.prior, self.task), self.steps), data, start
+            )
         ts, etas = predefined(self.prior, self.task, self.steps)
         return gnc_flow(self.prior, ts, data, start, step_sizes=etas)
 
@@ -97,12 +103,13 @@ PRECISIONS = ("float32", "bf16")
 SCHEMES = {
     "mmse": {"denoise": 1},
     "gnc": {"denoise": 10, "inpaint": 30},
+    "linear": {"denoise": 64, "inpaint": 30},
     "joint": {"denoise": 12, "inpaint": 60},
     "learned": {"denoise": None, "inpaint": None},
     "finetuned": {"denoise": None, "inpaint": None},
 }
 #: those that take another number of steps as well
-FREE = ("gnc", "joint")
+FREE = ("gnc", "linear", "joint")
 
 
 def load(
@@ -124,7 +131,7 @@ def load(
         What was learned for it is looked for beside it.
     task : denoising at a noise level, or inpainting
     steps : int, optional
-        Of "gnc" and "joint", which have a default; the others have a number of their own.
+        Of "gnc", "linear" and "joint", which have a default; the others have a number of their own.
     device : where to compute, one that torch finds here
     tile : int, optional
         Side of the tiles of :class:`gnclib.restore.tiles.Tiled`; None for whole images.
@@ -175,13 +182,21 @@ def predefined(prior: Energy, task: Task, steps: int) -> tuple[Tensor, Tensor]:
     With sigma = sigma_min there is nowhere to go: all t_i are t_min, and all but the last step have length 0, which
     stands here as the smallest double.
     """
-    t_min = prior.sigma_min**2
+    t_first, t_min = _ends(prior, task)
+    ts = log_schedule(t_first, t_min, steps)
     if task.kind != "denoise":
-        ts = log_schedule(min(T_FIRST_INPAINTING, prior.sigma_max**2), t_min, steps)
         return ts, step_sizes(ts, "full")
-    ts = log_schedule(max(task.sigma**2, t_min), t_min, steps)
     ts = ts.clamp(min=t_min).cummin(0).values  # close to t_min the logarithms round
     return ts, step_sizes(ts, "increment").clamp(min=torch.finfo(ts.dtype).tiny)
+
+
+def _ends(prior: Energy, task: Task) -> tuple[float, float]:
+    """The first and the last t of the predefined schedules."""
+    t_min = prior.sigma_min**2
+    first = (
+        max(task.sigma**2, t_min) if task.kind == "denoise" else min(T_FIRST_INPAINTING, prior.sigma_max**2)
+    )
+    return first, t_min
 
 
 def check_sigma(level: float, prior: Energy) -> None:

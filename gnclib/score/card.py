@@ -88,7 +88,7 @@ class Row:
 #: what each objective is, in words
 OBJECTIVES = {
     "corrected": "eq. 7 with the boundary term that its integration by parts over tau leaves out",
-    "printed": "eq. 7 as restored",
+    "restored": "eq. 7 as restored",
     "vanishing": "eq. 7 with a prior of tau that vanishes at both ends of its interval, in the smoothing part",
     "denoising": "departs from eq. 7: denoising instead of implicit score matching in tau, the mean of"
     " 1/2 (d_tau R + norm(z)^2 - n)^2, which has the same minimiser (up to the border of the patches) and needs neither"
@@ -99,6 +99,7 @@ OPTIMISERS = {"adabelief": "AdaBelief", "adam": "Adam (0.9, 0.99)"}
 SCHEMES = {
     "mmse": "one-step MMSE",
     "gnc": "GNC flow",
+    "linear": "GNC flow, linear schedule",
     "joint": "joint descent",
     "learned": "learned schedule",
 }

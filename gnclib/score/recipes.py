@@ -16,7 +16,7 @@ from gnclib.io import settings
 
 # settings -------------------------------------------------------------------------------------------------------------
 
-Objective = Literal["corrected", "printed", "vanishing", "denoising"]
+Objective = Literal["corrected", "restored", "vanishing", "denoising"]
 #: what is minimised, see :mod:`gnclib.score.losses`
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
 
@@ -68,7 +68,7 @@ class TrainConfig:
     fraction
         Part of the batch on which the smoothing part is evaluated.
     objective
-        "corrected" (eq. 7 with its boundary term), "printed" (eq. 7 as restored), "vanishing" (eq. 7 with a prior of
+        "corrected" (eq. 7 with its boundary term), "restored" (eq. 7 without it), "vanishing" (eq. 7 with a prior of
         tau that vanishes at both ends, in the smoothing part) or "denoising" (denoising score matching in tau as well,
         which departs from eq. 7); see :mod:`gnclib.score.losses`.
     roughness
@@ -181,30 +181,46 @@ class LearnConfig:
 # recipes --------------------------------------------------------------------------------------------------------------
 
 _PAPER = FoEConfig(scaled_input=False, range=4.0, nodes_x=127, constant=False)
-#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, C1 with
-#: coarser scales, G1 with a network
+_SCALES = FoEConfig(layers=1, sigma_max=2.0, nodes_tau=20, scales=4)
+#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, M1 with
+#: coarser scales, C1 the same and convex from sigma = 0.6 on, G1 with a network
 PRIORS = {
     "R1": FoEConfig(layers=1),
     "R2": FoEConfig(layers=2, dilation=2),
     "R3": FoEConfig(layers=3, dilation=2),
     **{f"P{layers}": replace(_PAPER, layers=layers) for layers in (1, 2, 3)},
     "G1": NetworkConfig(),
-    "C1": FoEConfig(layers=1, sigma_max=2.0, nodes_tau=20, scales=4, convex_from=0.6),
+    "M1": _SCALES,
+    "C1": replace(_SCALES, convex_from=0.6),
 }
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
 _DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
-_PRINTED = TrainConfig(
-    objective="printed", projected=False, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.25
+_RESTORED = TrainConfig(
+    objective="restored", projected=False, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.25
 )
-_PRINTED_DEEP = replace(_PRINTED, batch=4, patch=64, lr=5e-4, smoothing=1e-4)
+_RESTORED_DEEP = replace(_RESTORED, batch=4, patch=64, lr=5e-4, smoothing=1e-4)
+_SCALED = replace(
+    _SHIPPED,
+    steps=8_000,
+    batch=4,
+    patch=128,
+    lr=3e-4,
+    lr_coarse=1e-3,
+    hold=0.6,
+    smoothing=2e-6,
+    emphasis=1.0,
+    fraction=0.25,
+    roughness=1.0,
+    averaging=0.997,
+)
 #: the settings with which they are trained
 RECIPES = {
     "R1": replace(_SHIPPED, batch=16, patch=48),
     "R2": replace(_SHIPPED, batch=4, patch=64, **_DEEP),
     "R3": replace(_SHIPPED, batch=4, patch=72, **_DEEP),
-    "P1": _PRINTED,
-    "P2": _PRINTED_DEEP,
-    "P3": replace(_PRINTED_DEEP, patch=48, steps=50_000),
+    "P1": _RESTORED,
+    "P2": _RESTORED_DEEP,
+    "P3": replace(_RESTORED_DEEP, patch=48, steps=50_000),
     "G1": TrainConfig(
         steps=11_000,
         batch=16,
@@ -219,20 +235,8 @@ RECIPES = {
         objective="denoising",
         averaging=0.999,
     ),
-    "C1": replace(
-        _SHIPPED,
-        steps=8_000,
-        batch=4,
-        patch=128,
-        lr=3e-4,
-        lr_coarse=1e-3,
-        hold=0.6,
-        smoothing=2e-6,
-        emphasis=1.0,
-        fraction=0.25,
-        roughness=1.0,
-        averaging=0.997,
-    ),
+    "M1": _SCALED,
+    "C1": _SCALED,
 }
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
 #: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03
@@ -304,7 +308,7 @@ def variants(steps: int = STEPS) -> list[Variant]:
         shaped("input not scaled", scaled_input=False, range=4.0, nodes_x=127),
         replace(recipe, name="random kernels", kernels="random"),
         trained("objective corrected", objective="corrected"),
-        trained("objective printed", objective="printed"),
+        trained("objective restored", objective="restored"),
         trained("objective vanishing", objective="vanishing"),
         shaped("N_tau = 5", nodes_tau=5),
         shaped("N_tau = 21", nodes_tau=21),

@@ -40,7 +40,7 @@ from gnclib.score.training import training
 SHIPPED = Path(__file__).with_name("ablations.json")
 CROP = 160
 #: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
-JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective printed", "objective vanishing"), 8
+JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective restored", "objective vanishing"), 8
 
 
 Levels = Annotated[tuple[float, ...], Field(strict=False)]  # a list will do, as JSON has no tuples

@@ -118,8 +118,10 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
     for prior in PRIORS:
         for scheme in schemes.SCHEMES:
             folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
-            if (scheme == "mmse" and task.kind != "denoise") or (
-                folder and not (WEIGHTS / folder / "schedule.json").is_file()
+            if (
+                (scheme == "mmse" and task.kind != "denoise")
+                or scheme == "linear"
+                or (folder and not (WEIGHTS / folder / "schedule.json").is_file())
             ):
                 continue
             found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)

@@ -113,7 +113,7 @@ def j_recovers(e):
 
 
 def j_joint(e):
-    return graded(e.error_of_printed < 0.05, e.error_of_printed_in_middle_half < 0.05)
+    return graded(e.error_of_restored < 0.05, e.error_of_restored_in_middle_half < 0.05)
 
 
 def i_lipschitz(e):

@@ -180,6 +180,7 @@ def test_point_hessian_against_autograd_and_dense_eigenvalues(layers):
     assert low == pytest.approx(float(expected[0]), abs=1e-6)
     assert high == pytest.approx(float(expected[-1]), abs=1e-6)
     assert float((vector * at(vector)).sum()) == pytest.approx(low, abs=1e-6)
+    assert spectra.smallest_eigenvalue(at, at.shape, torch.float64, 1e-8) == pytest.approx(low, abs=1e-6)
 
 
 def test_point_hessian_wants_one_image_and_one_scale():

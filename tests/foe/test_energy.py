@@ -15,7 +15,7 @@ from gnclib.foe.filters import dct_kernels, dilate, reflect, reflect_adjoint
 f64 = {"dtype": torch.float64}
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7}
 KINDS = [
-    pytest.param(layers, border, scaled, id=f"L{layers}-{border}-{'scaled' if scaled else 'printed'}")
+    pytest.param(layers, border, scaled, id=f"L{layers}-{border}-{'scaled' if scaled else 'restored'}")
     for layers in (1, 2, 3)
     for border in ("reflect", "valid")
     for scaled in (True, False)

@@ -101,8 +101,8 @@ def test_what_a_map_cannot_be_used_for():
     for sigma, options, said in [
         (np.full((32, 31, 1), 0.1), {}, "does not fit an image"),
         (np.full((32, 32, 1), 25.0), {}, "divide grey levels by 255"),
-        (np.full((32, 32, 1), 0.1), {"scheme": "learned"}, "needs the scheme gnc or joint"),
-        (NoiseCurve(0.01), {"scheme": "mmse"}, "needs the scheme gnc or joint"),
+        (np.full((32, 32, 1), 0.1), {"scheme": "learned"}, "needs the scheme gnc, linear or joint"),
+        (NoiseCurve(0.01), {"scheme": "mmse"}, "needs the scheme gnc, linear or joint"),
         (NoiseCurve(0.01), {"return_std": True}, "need one sigma"),
     ]:
         with pytest.raises(ValueError, match=said):

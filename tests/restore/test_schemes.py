@@ -78,6 +78,24 @@ def test_mmse_and_gnc_are_the_stated_formulas(folder):
     torch.testing.assert_close(gnc, x, rtol=1e-4, atol=1e-5)
 
 
+def test_linear_is_the_flow_of_the_paper(folder):
+    prior, y, sigma = FieldsOfExperts.from_pretrained(folder), image(), 25 / 255
+    x, filled, data = (
+        y,
+        None,
+        Inpainting(y, torch.rand(y.shape, generator=torch.Generator().manual_seed(0)) < 0.2),
+    )
+    for t in (sigma**2, (sigma**2 + 1e-4) / 2, 1e-4):
+        x = (sigma**2 * (x - t * prior.grad(x, t)) + t * y) / (sigma**2 + t)
+    found = last(schemes.load("linear", folder, DENOISE, 3).states(Denoising(y, sigma))).x
+    torch.testing.assert_close(found, x, rtol=1e-4, atol=1e-5)
+    for t in (0.03, (0.03 + 1e-4) / 2, 1e-4):
+        z = data.start() if filled is None else filled
+        filled = data.prox(z - t * prior.grad(z, t), t)
+    found = last(schemes.load("linear", folder, INPAINT, 3).states(data)).x
+    torch.testing.assert_close(found, filled, rtol=1e-4, atol=1e-5)
+
+
 def test_gnc_fills_holes_with_full_steps(folder):
     prior, y = FieldsOfExperts.from_pretrained(folder), image()
     mask = torch.rand(y.shape, generator=torch.Generator().manual_seed(0)) < 0.2
@@ -215,7 +233,13 @@ def test_the_known_pixels_of_image_k_are_those_below_a_fifth(folder):
     ("name", "task", "steps", "error", "message"),
     [
         ("dct", DENOISE, None, ValueError, "unknown scheme 'dct'"),
-        ("mmse", INPAINT, None, ValueError, "cannot inpaint: choose one of gnc, joint, learned, finetuned"),
+        (
+            "mmse",
+            INPAINT,
+            None,
+            ValueError,
+            "cannot inpaint: choose one of gnc, linear, joint, learned, finetuned",
+        ),
         ("mmse", DENOISE, 3, ValueError, "steps of its own"),
         ("gnc", DENOISE, 0, ValueError, "steps must be an integer >= 1"),
         ("joint", DENOISE, -1, ValueError, "steps must be an integer >= 1"),

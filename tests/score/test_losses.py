@@ -83,11 +83,11 @@ def test_smoothing_terms_are_smallest_at_the_true_derivative(term):
     assert abs(mean) < 5 * error < 0.4
 
 
-def test_printed_smoothing_term_is_not_where_the_boundary_matters():
-    """A perturbation h(tau) = tau: the printed loss falls along it at the true energy, the corrected one does not.
+def test_restored_smoothing_term_is_not_where_the_boundary_matters():
+    """A perturbation h(tau) = tau: the loss as restored falls along it at the true energy, the corrected one does not.
 
     d/de of E[1/2 (d_tau F + e)^2 - d_tautau F] = E[d_tau F] = 0; but the boundary term of h is 1 - 1 = 0 as well, so
-    take h = tau^2 / 2: slope E[tau d_tau F - 1] = -1 for the printed loss; the boundary term adds
+    take h = tau^2 / 2: slope E[tau d_tau F - 1] = -1 for the loss as restored; the boundary term adds
     (tau_max - tau_min) / (tau_max - tau_min) = 1.
     """
     y, _, tau = sample(100_000, seed=5)
@@ -114,9 +114,9 @@ def test_the_vanishing_prior_needs_no_boundary_term(direction):
     mean, error = mean_and_error((ends[0] - ends[1]) / (2 * eps))
     assert abs(mean) < 5 * error < 0.2
     again = [sm.implicit_term(first + e * slope, second + e * bend) for e in (eps, -eps)]
-    printed, _ = mean_and_error((again[0] - again[1]) / (2 * eps))
+    restored, _ = mean_and_error((again[0] - again[1]) / (2 * eps))
     if direction(torch.tensor(2.0)) != 2:  # a straight line has no boundary term
-        assert abs(printed) > 20 * error
+        assert abs(restored) > 20 * error
 
 
 def test_explicit_term_vanishes_at_the_truth():

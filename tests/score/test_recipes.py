@@ -118,7 +118,7 @@ def test_nothing_departs_from_eq_7_unless_it_is_asked_for():
 @pytest.mark.parametrize(
     ("kind", "inside", "outside"),
     [
-        (TrainConfig, {"steps": 1, "objective": "printed", "batch": 1}, {"steps": 0}),
+        (TrainConfig, {"steps": 1, "objective": "restored", "batch": 1}, {"steps": 0}),
         (TrainConfig, {"lr": 0.999}, {"lr": 1.0}),
         (TrainConfig, {"lr_last": 1e-300}, {"lr_last": 0.0}),
         (TrainConfig, {"hold": 0.0, "averaging": 0.999}, {"averaging": 1.0}),

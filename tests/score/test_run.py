@@ -343,7 +343,7 @@ def test_export_before_the_first_row(tmp_path):
 
 @pytest.mark.parametrize(
     ("objective", "says"),
-    [("corrected", "boundary term"), ("printed", "eq. 7 as restored"), ("denoising", "departs from eq. 7")],
+    [("corrected", "boundary term"), ("restored", "eq. 7 as restored"), ("denoising", "departs from eq. 7")],
 )
 def test_the_card_says_what_was_minimised(tmp_path, objective, says):
     config = replace(SMALL, objective=objective, roughness=3.0, steps=1)

@@ -258,20 +258,20 @@ def relative_tau_error(r, exact):
     return (exact.mean((r.dtau(exact.y, exact.t)[0] - first) ** 2) / exact.mean(first**2)).sqrt().item()
 
 
-def test_printed_loss_has_a_boundary_artefact_and_the_remedies_have_none(exact, ends):
+def test_restored_loss_has_a_boundary_artefact_and_the_remedies_have_none(exact, ends):
     image = toy.image_explicit(BASIS, exact, MIXTURE)
     explicit = image + 0.1 * toy.tau_explicit(BASIS, exact, MIXTURE)
-    printed = image + 0.1 * toy.tau_implicit(BASIS, exact)
-    corrected = printed + 0.1 * toy.boundary(BASIS, *ends, UNIFORM)
+    restored = image + 0.1 * toy.tau_implicit(BASIS, exact)
+    corrected = restored + 0.1 * toy.boundary(BASIS, *ends, UNIFORM)
     reference = explicit.minimise(BASIS)
     found = corrected.minimise(BASIS)
     for at in (toy.SplineEnergy.grad, lambda r, y, t: r.dtau(y, t)[0]):
         one, two = at(found, exact.y, exact.t), at(reference, exact.y, exact.t)
         assert exact.mean((one - two) ** 2) < 1e-10 * exact.mean(two**2)
     assert relative_tau_error(reference, exact) < 0.1
-    assert relative_tau_error(printed.minimise(BASIS), exact) > 2
+    assert relative_tau_error(restored.minimise(BASIS), exact) > 2
     high, low = ends
-    slopes = [p.mean(printed.minimise(BASIS).dtau(p.y, p.t)[0]) for p in (high, low)]
+    slopes = [p.mean(restored.minimise(BASIS).dtau(p.y, p.t)[0]) for p in (high, low)]
     assert slopes[0] > 1
     assert slopes[1] < -1
 

@@ -143,7 +143,7 @@ def test_loss_parts_agree_with_automatic_differentiation(objective, config):
     assert abs(expected[1].item()) > 1e-3  # the comparison of the smoothing part is not 0 = 0
 
 
-def test_printed_and_corrected_objectives_differ_and_lambda_zero_skips_the_smoothing_part():
+def test_restored_and_corrected_objectives_differ_and_lambda_zero_skips_the_smoothing_part():
     x = torch.rand(4, 1, 14, 14, generator=torch.Generator().manual_seed(1))
     parts = {}
     for objective in OBJECTIVES:
@@ -348,7 +348,7 @@ def test_patches_that_do_not_fit_are_refused(images, patch, says):
         ({"smoothing": math.inf}, "smoothing"),
         ({"fraction": 0.0}, "fraction must lie in"),
         ({"fraction": 1.5}, "fraction must lie in"),
-        ({"objective": "explicit"}, "objective must be one of corrected, printed, vanishing, denoising"),
+        ({"objective": "explicit"}, "objective must be one of corrected, restored, vanishing, denoising"),
         ({"averaging": 1.0}, "averaging"),
         ({"averaging": 1.0}, r"averaging must lie in \[0, 1\)"),
         ({"roughness": -1.0}, "roughness must be >= 0"),

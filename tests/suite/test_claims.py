@@ -26,7 +26,7 @@ GOOD = {
     "P-deeper": {"smallest_gain_in_standard_errors": 3.0},
     "J-implicit": {"spread_of_difference": 1e-6},
     "J-recovers": {"worst_tau_largest_lambda": 0.05},
-    "J-joint": {"error_of_printed": 0.01},
+    "J-joint": {"error_of_restored": 0.01},
     "J-slow": {f"above_in_{key}": 1.0 for key in ("slowness", "convexity", "eigenvalue_at_1000")},
     "I-lipschitz": {f"largest_R_{k}": 1.0 for k in (1, 2, 3)},
     "R-convex": {f"convex_from_R_{k}": 0.5 for k in (1, 2, 3)},
@@ -92,7 +92,7 @@ BAD = {
     "J-denoising": [{"largest_deviation": 1e-3}, {"spread_of_losses": 0.0}],
     "J-implicit": [{"spread_of_difference": 0.1}],
     "J-recovers": [{"worst_tau_largest_lambda": 0.1, "worst_tau_smallest_lambda": 0.1}],
-    "J-joint": [{"error_of_printed": 0.1, "error_of_printed_in_middle_half": 0.1}],
+    "J-joint": [{"error_of_restored": 0.1, "error_of_restored_in_middle_half": 0.1}],
     "J-slow": [
         {"above_in_slowness": -9.0},
         {"above_in_convexity": -9.0},

@@ -234,7 +234,7 @@ def denoising_asks_for_sigma(grad, x, z, t):
 # --- 3.5 ----------------------------------------------------------------------------------------------------------
 
 
-def tau_printed(first, second, first_high, first_low, tau_min, tau_max):
+def tau_restored(first, second, first_high, first_low, tau_min, tau_max):
     return (first**2 / 2 - second).mean().item()
 
 
@@ -432,23 +432,23 @@ WRONG = {
         (lambda d_t, d_tt, t: 2 * t * d_t, "2 results are wanted"),
     ],
     "3.5": [
-        (tau_printed, r"eq. \(7\) alone"),
+        (tau_restored, r"eq. \(7\) alone"),
         (tau_edges_swapped, "CHARGE"),
         (tau_no_length, "lacks the density of tau"),
         (tau_plus_second, "lowers the loss"),
         (
             lambda d, dd, *a: (
-                tau_printed(d, dd / 2, *a) + a[0].mean() / (a[3] - a[2]) - a[1].mean() / (a[3] - a[2])
+                tau_restored(d, dd / 2, *a) + a[0].mean() / (a[3] - a[2]) - a[1].mean() / (a[3] - a[2])
             ),
             "square only",
         ),
         (tau_sum_of_ends, "leaves a difference"),
         (
-            lambda d, dd, high, low, a, b: tau_printed(d, dd, high, low, a, b) + high.mean() / (b - a),
+            lambda d, dd, high, low, a, b: tau_restored(d, dd, high, low, a, b) + high.mean() / (b - a),
             "lower end",
         ),
-        (lambda *a: (tau_printed(*a) + a[2].mean() - a[3].mean()) / (a[5] - a[4]), "everything was divided"),
-        (lambda *a: tau_printed(*a) + (a[2].mean() - a[3].mean()) / 2 / (a[5] - a[4]), "term is halved"),
+        (lambda *a: (tau_restored(*a) + a[2].mean() - a[3].mean()) / (a[5] - a[4]), "everything was divided"),
+        (lambda *a: tau_restored(*a) + (a[2].mean() - a[3].mean()) / 2 / (a[5] - a[4]), "term is halved"),
         (
             lambda d, dd, *a: d.mean() ** 2 / 2 - dd.mean() + (a[0].mean() - a[1].mean()) / (a[3] - a[2]),
             "square of a mean",
