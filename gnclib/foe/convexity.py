@@ -25,7 +25,6 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from gnclib import spline
@@ -59,6 +58,8 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
     that is allowed falls from node to node. Second differences are kept above :data:`FLOOR`, or rather above that
     curvature: rounding to float32 does not make one negative.
     """
+    from scipy.optimize import isotonic_regression  # a third of a second, which only a training waits for
+
     if first >= weights.shape[-1]:
         return
     v = weights.double().transpose(1, 2)  # (C, N_tau, N_x)

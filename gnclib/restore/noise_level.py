@@ -48,7 +48,6 @@ import numpy as np
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter, maximum_filter
-from scipy.optimize import least_squares
 from scipy.special import ndtr
 from torch import Tensor
 
@@ -301,6 +300,8 @@ class NoiseCurve:
 
         Raises ValueError if too few blocks can hold noise.
         """
+        from scipy.optimize import least_squares
+
         image = np.asarray(image)
         channels = image.reshape(-1, 1, *image.shape[-2:])
         spectra = np.concatenate(
