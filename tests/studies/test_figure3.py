@@ -452,7 +452,7 @@ def test_the_shipped_results_fit_the_shipped_priors(path, name):
     assert figure3.opened(path, name, settings).read() == content
     assert path.stat().st_size < 1_000_000
     done = {(run.set, run.task, run.image) for run in content.rows["runs"]}
-    embedded, count = figure3.EMBEDDED if path == figure3.SHIPPED else (), 24
+    embedded, count = figure3.EMBEDDED if path == figure3.SHIPPED else (), 68
     assert {(name, image) for name, _, image in done if name == "embedded"} == {
         ("embedded", image) for image in embedded
     }
