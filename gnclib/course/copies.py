@@ -21,16 +21,14 @@ from collections.abc import Iterable, Mapping
 from copy import deepcopy
 from itertools import groupby, zip_longest
 from pathlib import Path
-from typing import TYPE_CHECKING
+
+from nbformat import NotebookNode
 
 from gnclib.course.engine import EXERCISES
 from gnclib.course.lesson import Exercise, Heading
 from gnclib.io import write_text
 from gnclib.suite import notebooks
 from gnclib.suite.notebooks import NotebookError
-
-if TYPE_CHECKING:
-    from nbformat import NotebookNode
 
 Exercises = Mapping[str, Exercise]
 PAGE = "INSTRUCTOR.md"  # beside the copies; has the table of all exercises

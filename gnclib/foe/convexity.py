@@ -24,6 +24,7 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy
 import torch
 from torch import Tensor
 
@@ -58,8 +59,6 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
     that is allowed falls from node to node. Second differences are kept above :data:`FLOOR`, or rather above that
     curvature: rounding to float32 does not make one negative.
     """
-    from scipy.optimize import isotonic_regression  # a third of a second, which only a training waits for
-
     if first >= weights.shape[-1]:
         return
     v = weights.double().transpose(1, 2)  # (C, N_tau, N_x)
@@ -77,7 +76,7 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
         for row, omega in zip(slopes[:, j], visits, strict=True):
             raised = row - floor * ramp
             if (np.diff(raised) < 0).any():
-                row[:] = isotonic_regression(raised, weights=omega).x + floor * ramp
+                row[:] = scipy.optimize.isotonic_regression(raised, weights=omega).x + floor * ramp
     values = torch.nn.functional.pad(torch.from_numpy(slopes).cumsum(-1), (1, 0))
     values = values + (v[..., middle] - values[..., middle])[..., None]
     weights.copy_(values.transpose(1, 2))

@@ -78,10 +78,6 @@ class Layers(LearnedEnergy):
         if self._fused(z, coefficients) and not recorded(z, v, *self.kernels, *coefficients):
             return experts.curved(z, v, self.kernels[0], coefficients[0], self.config.grid_x)
         kept, last = [], self.config.layers - 1
-        if not last:
-            x, v = convolve(z, self.kernels[0]), convolve(v, self.kernels[0])
-            (curvature,) = spline.evaluate(x, coefficients[0], self.config.grid_x, (2,))
-            return convolve_adjoint(curvature * v, self.kernels[0])
         for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
             x, v = convolve(z, kernel, dilation), convolve(v, kernel, dilation)
             orders = (0, 1, 2) if l < last else (1, 2)

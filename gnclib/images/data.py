@@ -51,6 +51,7 @@ EMBEDDED = (
 )
 #: those of them that are in colour
 COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+_photograph = cache(lambda name, mode: _decode((files("skimage") / "data" / name).read_bytes(), mode))
 #: weights of red, green and blue in grey, ITU-R BT.601
 LUMA = (0.299, 0.587, 0.114)
 
@@ -282,11 +283,6 @@ def embedded(colour: bool = False) -> dict[str, Tensor]:
     """
     names, mode = (COLOURED, "RGB") if colour else (EMBEDDED, "L")
     return {Path(name).stem: _photograph(name, mode).clone() for name in names}
-
-
-@cache
-def _photograph(name: str, mode: str) -> Tensor:
-    return _decode((files("skimage") / "data" / name).read_bytes(), mode)
 
 
 def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:

@@ -44,21 +44,20 @@ def _locate(x: Tensor, grid) -> tuple[Tensor, Tensor, Tensor]:
     return interval.long(), f, position - inside
 
 
-def _polynomials(coefficients: Tensor, interval: Tensor, least: int = 0) -> list[Tensor | None]:
-    """c_0 ... c_4 at each point, from coefficients (S, N_x) and intervals (S, M): each (S, M); None below ``least``."""
+def _polynomials(coefficients: Tensor, interval: Tensor) -> list[Tensor]:
+    """c_0 ... c_4 at each point, from coefficients (S, N_x) and intervals (S, M): each (S, M)."""
     n = coefficients.shape[1] - (ORDER - 1)
     overlapping = torch.stack([coefficients[:, m : m + n] for m in range(ORDER)], -1)  # (S, intervals, 5)
     table = overlapping @ pieces(coefficients.dtype, coefficients.device)
-    return [table[..., p].gather(1, interval) if p >= least else None for p in range(ORDER)]
+    return [table[..., p].gather(1, interval) for p in range(ORDER)]
 
 
 def evaluate(x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ...]) -> tuple[Tensor, ...]:
     """:func:`gnclib.spline.evaluate` for x (S, M) and coefficients (S, N_x): one (S, M) tensor per order."""
     interval, f, beyond = _locate(x, grid)
-    least, values = min(orders), []
-    c = _polynomials(coefficients, interval, least)
-    if least < 2:
-        slope = c[1] + f * (2 * c[2] + f * (3 * c[3] + f * 4 * c[4]))  # h phi'
+    c = _polynomials(coefficients, interval)
+    slope = c[1] + f * (2 * c[2] + f * (3 * c[3] + f * 4 * c[4]))  # h phi'
+    values = []
     for order in orders:
         if order == 0:
             values.append(c[0] + f * (c[1] + f * (c[2] + f * (c[3] + f * c[4]))) + slope * beyond)

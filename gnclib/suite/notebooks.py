@@ -15,14 +15,13 @@ import tempfile
 import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 from gnclib.io import read_json, write_bytes
 from gnclib.suite import ledger
 
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build its grammar for two seconds
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
     *("cell.metadata.papermill", "cell.metadata.execution", "cell.metadata.ExecuteTime"),
@@ -37,21 +36,6 @@ LARGEST = 50_000_000
 
 class NotebookError(RuntimeError):
     """A notebook could not be run, or did not do what it is there for; the message says which and why."""
-
-
-def _nbformat() -> ModuleType:
-    """The module nbformat, imported two seconds faster where jsonschema is not there yet.
-
-    jsonschema builds a grammar of international addresses as soon as it finds rfc3987_syntax, which JupyterLab brings
-    with it; no notebook needs that.
-    """
-    if "jsonschema" in sys.modules or "rfc3987_syntax" in sys.modules:
-        return import_module("nbformat")
-    sys.modules["rfc3987_syntax"] = None  # not found
-    try:
-        return import_module("nbformat")
-    finally:
-        sys.modules.pop("rfc3987_syntax", None)
 
 
 def find(folder: Path | None = None) -> dict[str, Path]:
@@ -72,7 +56,7 @@ def load(path: Path) -> Any:
 
     Raises NotebookError: the file is no notebook of version 4.
     """
-    nbformat = _nbformat()
+    import nbformat
 
     try:
         content = read_json(path, "notebook", dict, LARGEST)
@@ -104,8 +88,7 @@ def parameters(node: Any, name: str) -> Any:
 #: papermill in a process of its own, which dies with its kernel as soon as its input is closed
 _PAPERMILL = """
 import json, os, psutil, sys, threading
-sys.modules["rfc3987_syntax"] = None  # see _nbformat
-import papermill
+sys.modules["rfc3987_syntax"] = None; import papermill  # without it, as above
 def watch():
     os.read(0, 1)
     kernels = psutil.Process().children(recursive=True)
@@ -124,7 +107,7 @@ def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, thread
     kernel may use so many threads, 0 leaves that to the environment. Raises NotebookError: a cell failed, or the kernel
     died.
     """
-    nbformat = _nbformat()
+    import nbformat
 
     # a kernel shows its figures in the notebook, whatever the backend of this process
     environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
@@ -187,7 +170,7 @@ def _place(traceback: list[str], inserted: bool) -> str:
 
 def clean(content: bytes) -> bytes:
     """The notebook without what changes from run to run; outputs, counts and cell ids stay. Idempotent."""
-    nbformat = _nbformat()
+    import nbformat
     from nbstripout import strip_output
 
     node = nbformat.reads(content.decode("utf-8"), as_version=nbformat.NO_CONVERT)
@@ -202,10 +185,8 @@ def clean(content: bytes) -> bytes:
 
 def write(node: Any, path: Path) -> Path:
     """Write a notebook to `path`, clean and its figures with alternative texts, in one step."""
-    nbformat = _nbformat()
-
     describe(node)
-    return write_bytes(path, clean(nbformat.writes(node).encode()))
+    return write_bytes(path, clean(json.dumps(node).encode()))
 
 
 def refresh(path: Path) -> None:

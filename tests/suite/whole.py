@@ -15,10 +15,8 @@ from pathlib import Path
 
 import pytest
 
-from gnclib.suite import claims, ledger, notebooks, reproduce
+from gnclib.suite import claims, ledger, reproduce
 from gnclib.suite.plots import COLLECT
-
-notebooks._nbformat()  # quickly, before nbval imports it
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "GNC_TEST_COLLECT"  # for the workers of pytest-xdist, which inherit the environment
