@@ -25,23 +25,10 @@ def hidden() -> bool:
 
 
 def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
-    """Smoothing parameter ``t`` (a noise *variance*) as one value per sample.
+    """Smoothing parameter ``t`` (a noise *variance*) as one value per sample, (B,), differentiable in ``t``.
 
-    Raises ValueError: t is not numeric, has another shape, is not finite, or is negative.
-
-    Parameters
-    ----------
-    t
-        A number, a tensor with one element, or a tensor of shape (B,); finite and >= 0.
-    batch
-        The batch size B.
-    like
-        The tensor whose dtype and device the result takes.
-
-    Returns
-    -------
-    Tensor
-        (B,); differentiable in ``t`` when ``t`` is a tensor that requires a gradient.
+    t is a number, a tensor with one element, or a tensor of shape (B,), finite and >= 0, else ValueError; the result
+    takes the dtype and device of ``like``.
     """
     try:
         value = torch.as_tensor(t, dtype=like.dtype, device=like.device)
@@ -66,17 +53,11 @@ def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:
 
 
 def as_images(x: Tensor, bytes_above: float = math.inf) -> Tensor:
-    """Check a batch of grey images and return it unchanged.
+    """Check a batch of grey images, a floating tensor (B, 1, H, W), not empty and finite, else ValueError; return it.
 
-    Raises ValueError: not a tensor, another shape, an integer dtype, an empty batch, or nan/inf inside.
-
-    Parameters
-    ----------
-    x
-        Floating tensor (B, 1, H, W), finite. Grey values are meant to be in [0, 1], but noisy images and the iterates
-        of a solver leave that range, so it is not checked (see :func:`as_measured`).
-    bytes_above
-        Images with greater values, few of them negative, get a RuntimeWarning: they look like 0..255.
+    Grey values are meant to be in [0, 1], but noisy images and the iterates of a solver leave that range, so it is not
+    checked (see :func:`as_measured`). Values above ``bytes_above``, few of them negative, get a RuntimeWarning: they
+    look like 0..255.
     """
     if not isinstance(x, Tensor):
         raise ValueError(f"images must be a torch tensor of shape (B, 1, H, W), got {type(x).__name__}")

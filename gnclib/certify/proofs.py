@@ -42,31 +42,19 @@ class Box(NamedTuple):
 
 @dataclass(frozen=True)
 class Certificate:
-    """Outcome of `certify_convex`.
+    """Outcome of `certify_convex`: whether hess F > 0 is proved for all y in the domain and all t in t_range.
 
-    Attributes
-    ----------
-    proved
-        Whether hess F > 0 is proved for every y in the domain and every t in t_range; False proves nothing.
-    lower_bound
-        Smallest proved lower bound of hess F over all boxes and tails (-inf if not proved).
-    boxes
-        The proved boxes; they tile the rectangle (whole line: the segment between the tails at t_lo) if proved.
-    evaluations
-        Number of boxes evaluated.
-    domain, t_range
-        Exact ends. No domain is the whole line; an upper end None of t_range means all t >= t_lo.
-    tails
-        On the whole line: (y, lower bound of hess F beyond y) on the left and on the right.
+    Not to be proved proves nothing. The proved boxes tile the rectangle (whole line: the segment between the tails at
+    t_lo) if all is proved.
     """
 
     proved: bool
-    lower_bound: float
+    lower_bound: float  # smallest proved one of hess F over all boxes and tails (-inf if not proved)
     boxes: tuple[Box, ...]
-    evaluations: int
-    domain: tuple[Fraction, Fraction] | None
-    t_range: tuple[Fraction, Fraction | None]
-    tails: tuple[tuple[float, float], ...]
+    evaluations: int  # number of boxes evaluated
+    domain: tuple[Fraction, Fraction] | None  # exact ends; None is the whole line
+    t_range: tuple[Fraction, Fraction | None]  # exact ends; an upper end None means all t >= t_lo
+    tails: tuple[tuple[float, float], ...]  # whole line: (y, lower bound of hess F beyond y), left and right
     arithmetic: str
 
     def __str__(self) -> str:

@@ -74,17 +74,9 @@ def gnc() -> None:
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run a command line.
+    """Run a command line, by default that of the process.
 
-    Parameters
-    ----------
-    argv
-        Its words; by default those of the process.
-
-    Returns
-    -------
-    int
-        The exit status: 0, 1 (the work failed), 2 (wrong usage) or 130 (interrupted).
+    Returns the exit status: 0, 1 (the work failed), 2 (wrong usage) or 130 (interrupted).
     """
     for name in ("stdout", "stderr"):
         if getattr(sys, name) is None:  # closed, as by 2>&-

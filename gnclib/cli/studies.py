@@ -282,7 +282,7 @@ def pairs(count, limit, out):
     gnc patches --per-image 2 --out few.json   fewer patches
     """
 )
-@click.option("--per-image", type=int, default=25, metavar="N", help="patches per image")
+@click.option("--per-image", type=POSITIVE, default=25, metavar="N", help="patches per image")
 @click.option("--seed", type=int, default=0, metavar="K", help="of the patches and of the search")
 @click.option("--out", type=PATH, default="runs/patches.json", metavar="FILE", help="result file")
 def patches(per_image, seed, out):

@@ -65,47 +65,24 @@ class Heading:
 
 @dataclass(frozen=True)
 class Exercise:
-    """What `gnclib.course.engine.examine` has to know of one exercise.
+    """What `gnclib.course.engine.examine` has to know of one exercise; formulas are called with its arguments.
 
-    Parameters
-    ----------
-    heading : Heading
-        What students and instructors see of it.
-    solution : callable
-        The truth, called with the exercise's arguments; returns a tensor, a number, or a tuple of these.
-    draw : callable
-        ``draw(g)`` makes the arguments, a tuple, of a `Draw`. It is called anew for every call of a function, so that
-        nobody sees what another one has changed.
-    mistakes : mapping
-        Hint -> wrong formulas, called with the exercise's arguments, in the order in which they are tried.
-    laws : mapping
-        Hint -> functions ``holds(result, *arguments)``, true for every right answer.
-    variants : mapping
-        Remark -> formulas that are not the truth but right, too.
-    factors : callable
-        Quantities that are easily forgotten, by name, from the arguments: numbers that scale the result.
-    rounds : int
-        How many random inputs are tried.
-    rtol, atol : float
-        Agreement means |result - truth| <= atol + rtol |truth|.
-    keeps_graph : bool
-        May the result carry the graph of automatic differentiation?
-    by_hand : bool
-        Is automatic differentiation forbidden?
+    ``draw(g)`` makes the arguments, a tuple, of a `Draw`, anew for every call of a function, so that nobody sees what
+    another one has changed. Results are a tensor, a number, or a tuple of these.
     """
 
     heading: Heading
-    solution: Formula
+    solution: Formula  # the truth
     draw: Callable[[Draw], tuple]
-    mistakes: Mapping[str, Sequence[Formula]] = field(default_factory=dict)
-    laws: Mapping[str, Sequence[Callable[..., bool]]] = field(default_factory=dict)
-    variants: Mapping[str, Sequence[Formula]] = field(default_factory=dict)
-    factors: Callable[..., Mapping[str, Any]] = field(default=lambda *arguments: {})
-    rounds: int = 6
-    rtol: float = 1e-5
+    mistakes: Mapping[str, Sequence[Formula]] = field(default_factory=dict)  # by hint, in the order of trial
+    laws: Mapping[str, Sequence[Callable[..., bool]]] = field(default_factory=dict)  # f(result, *arguments)
+    variants: Mapping[str, Sequence[Formula]] = field(default_factory=dict)  # by remark: right, too
+    factors: Callable[..., Mapping[str, Any]] = field(default=lambda *arguments: {})  # that scale the result
+    rounds: int = 6  # how many random inputs are tried
+    rtol: float = 1e-5  # |result - truth| <= atol + rtol |truth|
     atol: float = 1e-8
-    keeps_graph: bool = False
-    by_hand: bool = False
+    keeps_graph: bool = False  # may the result carry the graph of automatic differentiation?
+    by_hand: bool = False  # is automatic differentiation forbidden?
 
     def arguments(self, k: int) -> tuple:
         """The random arguments of round `k`: the same values at every call, as new objects."""

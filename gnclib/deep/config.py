@@ -20,39 +20,19 @@ Channels = Annotated[
 class NetworkConfig(Architecture):
     """Architecture of :class:`gnclib.deep.NetworkEnergy`; all are our choices.
 
-    Parameters
-    ----------
-    channels
-        Of the U-Net per scale, from fine to coarse.
-    embedding
-        Numbers that tau is embedded in.
-    nodes_tau
-        Nodes of the spline in c(tau).
-    sigma_min, sigma_max
-        Noise levels (grey values in [0, 1]) between which the energy is defined.
-    sigma_open, sigma_convex
-        Up to the first the gate is 1, from the second on it is 0 and the energy is convex.
-    mean, sigma_0
-        m and sigma_0 of the input scaling.
-    family
-        What config.json says about the kind of prior.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or a value of another type or outside of its range.
+    Raises ValueError: an unknown name, or a value of another type or outside of its range.
     """
 
-    channels: Channels = (32, 64, 96, 32, 32)
-    embedding: Count = 24
-    nodes_tau: Nodes = 17
-    sigma_min: Level = 0.01
-    sigma_max: Level = 8.0
-    sigma_open: Level = 1.0
-    sigma_convex: Level = 4.0
-    mean: Annotated[float, Field(ge=0, le=1, description="must lie in [0, 1]")] = 0.45
+    channels: Channels = (32, 64, 96, 32, 32)  # of the U-Net per scale, from fine to coarse
+    embedding: Count = 24  # numbers that tau is embedded in
+    nodes_tau: Nodes = 17  # of the spline in c(tau)
+    sigma_min: Level = 0.01  # grey values; the energy is defined from here ...
+    sigma_max: Level = 8.0  # ... to here
+    sigma_open: Level = 1.0  # up to here the gate is 1
+    sigma_convex: Level = 4.0  # from here on it is 0 and the energy is convex
+    mean: Annotated[float, Field(ge=0, le=1, description="must lie in [0, 1]")] = 0.45  # m
     sigma_0: Level = 0.25
-    family: Literal["network"] = "network"
+    family: Literal["network"] = "network"  # what config.json says about the kind of prior
 
     @model_validator(mode="after")
     def _in_order(self) -> NetworkConfig:

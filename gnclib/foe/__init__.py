@@ -10,7 +10,7 @@ import lazy_loader
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
-        "base": ["LearnedEnergy", "demand_shape", "recorded"],
+        "layers": ["LearnedEnergy", "demand_shape", "recorded"],
         "energy": ["FieldsOfExperts"],
         "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
         "convexity": ["Certificate"],

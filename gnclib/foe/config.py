@@ -58,59 +58,27 @@ class Architecture:
 class FoEConfig(Architecture):
     """Architecture of a Fields-of-Experts energy; defaults are our choices where the paper's numbers are lost.
 
-    Parameters
-    ----------
-    layers
-        L.
-    features
-        Channels per layer; at most kernel_size^2 - 1, the number of DCT kernels without the constant.
-    kernel_size
-        Side of the kernels of K_1, odd.
-    deep_kernel_size, dilation
-        Taps of the kernels of K_2 ... K_L in each direction, odd, and their distance d in pixels.
-    nodes_x, range
-        N_x, spline nodes per potential; the potentials are complete on [-range, range].
-    nodes_tau
-        N_tau, spline nodes in tau.
-    sigma_min, sigma_max
-        Noise levels (grey values in [0, 1]) between which the energy is defined.
-    sigma_0
-        sigma_0 of the input scaling and of c(tau).
-    scaled_input
-        Whether the first layer sees s(tau) y (ours) or y (as restored from the paper).
-    constant
-        Whether n c(tau) is a term of its own (ours), or left to the potentials (as restored from the paper).
-    scales
-        Number of the coarser scales 2, 4, ..., 2^scales with experts of their own (:mod:`gnclib.foe.coarse`; ours).
-    coarse_features, coarse_nodes, coarse_sigma_0
-        Channels, spline nodes per potential and sigma_0 of the input scaling at each of them.
-    convex_from
-        Noise level from which training keeps the energy of one layer convex (ours); None for no constraint.
-
-    Raises
-    ------
-    ValueError
-        An unknown name, or a value of another type or outside of its range.
+    Raises ValueError: an unknown name, or a value of another type or outside of its range.
     """
 
-    layers: Count = 1
-    features: Features = 48
-    kernel_size: Taps = 7
-    deep_kernel_size: Taps = 3
-    dilation: Count = 1
-    nodes_x: Nodes = 95
-    range: Level = 6.0
-    nodes_tau: Nodes = 11
-    sigma_min: Level = 0.01
-    sigma_max: Level = 1.0
-    sigma_0: Level = 0.1
-    scaled_input: bool = True
-    constant: bool = True
-    scales: Scales = 0
-    coarse_features: Features = 24
-    coarse_nodes: Nodes = 63
-    coarse_sigma_0: Level = 0.3
-    convex_from: Level | None = None
+    layers: Count = 1  # L
+    features: Features = 48  # channels per layer; at most kernel_size^2 - 1 DCT kernels without the constant
+    kernel_size: Taps = 7  # side of the kernels of K_1
+    deep_kernel_size: Taps = 3  # taps of the kernels of K_2 ... K_L in each direction
+    dilation: Count = 1  # their distance d in pixels
+    nodes_x: Nodes = 95  # N_x, spline nodes per potential
+    range: Level = 6.0  # the potentials are complete on [-range, range]
+    nodes_tau: Nodes = 11  # N_tau, spline nodes in tau
+    sigma_min: Level = 0.01  # grey values in [0, 1]; the energy is defined from here ...
+    sigma_max: Level = 1.0  # ... to here
+    sigma_0: Level = 0.1  # of the input scaling and of c(tau)
+    scaled_input: bool = True  # the first layer sees s(tau) y (ours), or y (as restored from the paper)
+    constant: bool = True  # n c(tau) is a term of its own (ours), or left to the potentials (as restored)
+    scales: Scales = 0  # coarser scales 2, 4, ..., 2^scales with experts of their own (ours)
+    coarse_features: Features = 24  # channels at each of them
+    coarse_nodes: Nodes = 63  # spline nodes per potential at each of them
+    coarse_sigma_0: Level = 0.3  # sigma_0 of the input scaling at each of them
+    convex_from: Level | None = None  # noise level from which training keeps it convex (one layer; ours)
 
     later = (
         *("dilation", "constant", "scales"),

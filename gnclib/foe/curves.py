@@ -20,6 +20,7 @@ from collections.abc import Collection
 import numpy as np
 import torch
 import torch.nn.functional as F
+from scipy.optimize import isotonic_regression
 from scipy.signal import find_peaks
 from torch import Tensor
 
@@ -43,17 +44,9 @@ def _coefficients(prior: FieldsOfExperts, sigma: float) -> list[Tensor]:
 def curves(
     prior: FieldsOfExperts, layer: int, x: Tensor, sigma: float, order: int = 0, channels=slice(None)
 ) -> Tensor:
-    """phi_layer(x, log sigma) or a derivative in x, channel by channel, shaped like x.
+    """phi_layer(x, log sigma), layer 1 ... L, or a derivative in x of order 1 or 2, channel by channel, shaped like x.
 
-    Parameters
-    ----------
-    layer : int
-        1 ... L.
-    x : (C, ...), dtype of the prior
-        Features, one row per channel in ``channels``, all by default.
-    sigma : float
-        Noise level in [sigma_min, sigma_max].
-    order : 0, 1 or 2
+    The features x are (C, ...), one row per channel in ``channels``, all by default.
     """
     if layer not in range(1, prior.config.layers + 1):
         raise ValueError(f"this prior has the layers 1 to {prior.config.layers}, got {layer!r}")
@@ -64,12 +57,7 @@ def curves(
 def layers(prior: FieldsOfExperts, y: Tensor, sigma: float, orders=(0,)) -> list[tuple[Tensor, list[Tensor]]]:
     """The forward pass of eq. 3, layer by layer: x_l and the derivatives of phi_l there of these orders, 0 the first.
 
-    Parameters
-    ----------
-    y : (B, 1, H, W)
-        Images, continued by reflection as in the energy.
-    sigma : float
-        Noise level at which the prior is used.
+    The images y (B, 1, H, W) are continued by reflection as in the energy.
     """
     h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
     steps = zip(prior.kernels, prior.config.dilations, _coefficients(prior, sigma), strict=True)
@@ -162,21 +150,14 @@ def distance_to_polynomial(f: np.ndarray, degree: int) -> np.ndarray:
 def convexity_gap(f: np.ndarray) -> np.ndarray:
     """max(f - e) / (max f - min f) with e the lower convex envelope of f, along the last axis: 0 for a convex curve.
 
-    The envelope is the shape of a string pulled tight below the curve (lower hull by Andrew's monotone chain).
+    The envelope is the shape of a string pulled tight below the curve; its slopes are the isotonic regression of those
+    of the curve (Barlow et al. 1972).
     """
     f = np.asarray(f, dtype=np.float64)
     gaps = []
     for curve in f.reshape(-1, f.shape[-1]):
-        hull = []
-        for i, value in enumerate(curve):
-            while len(hull) > 1:
-                (i1, v1), (i2, v2) = hull[-2:]
-                if (v2 - v1) * (i - i1) < (value - v1) * (i2 - i1):
-                    break  # the last point lies below the chord: it is a corner of the envelope
-                hull.pop()
-            hull.append((i, value))
-        envelope = np.interp(np.arange(len(curve)), *np.array(hull).T)
-        gaps.append((curve - envelope).max() / max(np.ptp(curve), 1e-300))
+        above = np.cumsum(np.diff(curve) - isotonic_regression(np.diff(curve)).x)  # of the envelope
+        gaps.append(max(0.0, above.max()) / max(np.ptp(curve), 1e-300))
     return np.reshape(gaps, f.shape[:-1])
 
 

@@ -42,14 +42,7 @@ def derived(name: str, suffix: str) -> str | Path:
 
 
 def locate(name: str | os.PathLike, files: Sequence[str] = FILES, what: str = "prior") -> Path:
-    """The folder in which files lie, fetched from the hub if that is meant.
-
-    Parameters
-    ----------
-    name
-        A name of the package, a folder, or a repository of the hub, in this order.
-    files, what
-        Names, all of which must be there; "prior" or the like, for messages.
+    """The folder in which files, all of them, lie: of the package, another one, or fetched from the hub, in this order.
 
     Raises
     ------

@@ -25,21 +25,10 @@ from gnclib.foe.filters import convolve, convolve_adjoint, reflect, reflect_adjo
 
 
 class PointHessian:
-    """t Hess R(y, t) at one image, as a linear map.
+    """t Hess R(y, t) at one image (1, 1, H, W), t = sigma^2, as a linear map.
 
-    Parameters
-    ----------
-    prior : FieldsOfExperts
-    y : (1, 1, H, W) of its dtype
-    sigma : float
-        Noise level, t = sigma^2.
-
-    Attributes
-    ----------
-    features : list
-        x_1 ... x_L, each (1, C, H_l, W_l).
-    curvatures : list
-        g_l phi_l''(x_l), shaped like the features. May be replaced, to ask what would be if.
+    Its ``features`` are x_1 ... x_L, each (1, C, H_l, W_l), its ``curvatures`` g_l phi_l''(x_l), shaped like them,
+    which may be replaced, to ask what would be if.
     """
 
     @torch.no_grad()
@@ -94,22 +83,9 @@ def extreme_eigenvalues(
     Ritz values lie inside of the spectrum: the true smallest eigenvalue is at most the one returned plus rounding, the
     true largest at least.
 
-    Parameters
-    ----------
-    product : callable
-        v -> A v for images of the ``shape`` (1, 1, H, W), with A 1 = 0.
-    tolerance : float
-        Of the eigenvalues, absolute where they are of order one.
-    seed : int
-        Of the start vector.
-    lift : float
-        Eigenvalue that constant images get. 0, which leaves the map as it is, where kernels have a mean.
-
-    Returns
-    -------
-    smallest, largest : float
-    vector : Tensor
-        The eigenvector of the smallest, of norm 1 and of the given shape.
+    ``product`` is v -> A v for images of the ``shape`` (1, 1, H, W), with A 1 = 0; where kernels have a mean ``lift``
+    is 0, which leaves the map as it is. The tolerance is absolute for eigenvalues of order one. The third result is the
+    eigenvector of the smallest, of norm 1 and of the given shape.
     """
     values, vector = _lanczos(product, shape, dtype, tolerance, seed, lift, 2, "BE")
     return values.min().item(), values.max().item(), vector

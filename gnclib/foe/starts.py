@@ -41,17 +41,9 @@ def warm_start(
 ) -> None:
     """Make ``prior`` nearly the energy ``shallow`` of one layer, in place; see the module.
 
-    Raises ValueError: ``shallow`` has other nodes, first kernels or features, or more than one layer; or another name
-    of an activation, or a magnitude without a hidden layer.
-
-    Parameters
-    ----------
-    shallow
-        R_1; left as it is.
-    generator
-        Of the random part of K_l.
-    hidden
-        "identity" or "magnitude", the last hidden activation.
+    The last hidden activation is "identity" or "magnitude". Raises ValueError: ``shallow`` has other nodes, first
+    kernels or features, or more than one layer; or another name of an activation, or a magnitude without a hidden
+    layer.
     """
     config = prior.config
     if config.scales:

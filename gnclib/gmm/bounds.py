@@ -26,24 +26,13 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class Edge:
-    """Edge of a convex hull.
-
-    Attributes
-    ----------
-    a, b
-        Indices of its ends.
-    length
-    direction
-        The unit vector u that exposes it, (d,).
-    margin
-        <u, a> - max over the other points of <u, x>: positive, with rounding well below it.
-    """
+    """Edge of a convex hull, by the indices of its ends."""
 
     a: int
     b: int
     length: float
-    direction: np.ndarray
-    margin: float
+    direction: np.ndarray  # the unit vector u that exposes it, (d,)
+    margin: float  # <u, a> - max over the other points of <u, x>: positive, with rounding well below it
 
     @property
     def t_below(self) -> float:
@@ -85,13 +74,8 @@ def edge_direction(points: Tensor, a: int, b: int) -> Edge | None:
 def longest_edge(points: Tensor, candidates: Tensor, tries: int = 60) -> Edge | None:
     """A long edge of the convex hull, not certainly the longest: the first one found, from the farthest pairs down.
 
-    Parameters
-    ----------
-    points : (N, d) float64, distinct
-    candidates : (M,) indices of points that are likely to be vertices
-        Only their pairs are tried.
-    tries : int
-        Linear programs at most; the steps through the sorted pairs grow.
+    Of the distinct points (N, d) only pairs of those with the indices ``candidates``, likely vertices, are tried, by at
+    most so many linear programs; the steps through the sorted pairs grow.
     """
     outer = points[candidates]
     distances, order = torch.triu(torch.cdist(outer, outer), diagonal=1).flatten().sort(descending=True)
@@ -113,14 +97,7 @@ def largest_spread(
     """Ascent of ``lambda_max(Cov_g(x))`` over y in the box from many starts: the best value, and all end points.
 
     The gradient is the third moment ``E_g[<u, x - m>^2 (x - m)]/t`` with u the leading eigenvector and m = E_g[x]; each
-    start has its own step, halved when it did not help.
-
-    Parameters
-    ----------
-    points : (N, d)
-    starts : (B, d)
-    t : float > 0
-    box : (lo, hi), the same in every coordinate
+    start (B, d) has its own step, halved when it did not help. The box (lo, hi) is the same in every coordinate.
     """
     norms = points.square().sum(1)
     step = torch.full((len(starts), 1), 0.1 * float(norms.max().sqrt()), dtype=points.dtype)

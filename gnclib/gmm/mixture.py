@@ -137,11 +137,7 @@ class GaussianMixture:
     def energy(self, y, t) -> Tensor:
         """``F(y, t) = -log f_Y(y | t)``, eq. 1, (B,); normalised, so exp(-F) integrates to one.
 
-        Parameters
-        ----------
-        y : (B,) on the line, else (B, d)
-        t : float or (B,)
-            Noise variance >= 0; > 0 if a component is a point mass.
+        y is (B,) on the line, else (B, d), t a number or (B,), >= 0, and > 0 if a component is a point mass.
         """
         return -self._terms(y, t)[0].logsumexp(-1)
 
@@ -278,15 +274,7 @@ def _finite(name: str, value) -> Tensor:
 def empirical(points) -> GaussianMixture:
     """Empirical measure ``1/N sum_i delta_{x_i}`` of corollary 2.3: the mixture with all covariances zero.
 
-    Parameters
-    ----------
-    points : (N,) on the line, or (N, d)
-        The energy exists for t > 0 only.
-
-    Raises
-    ------
-    ValueError
-        No points, another shape, nan or inf.
+    The points are (N,) on the line, or (N, d), finite, else ValueError. The energy exists for t > 0 only.
     """
     points = _finite("points", points)
     if points.ndim not in (1, 2) or points.numel() == 0:

@@ -28,15 +28,8 @@ Parts = tuple[np.ndarray, np.ndarray, np.ndarray]
 def min_hessian(mixture, t: float, domain=None) -> tuple[float, float]:
     """``min_y hess F(y, t)`` over the domain and where it is attained; for mixtures on the line.
 
-    Parameters
-    ----------
-    t : noise variance
-    domain : (lo, hi), or None for the whole line
-
-    Raises
-    ------
-    ValueError
-        A malformed domain, a bad t (as `energy`), or a mixture that is not on the line.
+    The domain is (lo, hi), or None for the whole line. Raises ValueError: a malformed domain, a bad t (as `energy`), or
+    a mixture that is not on the line.
     """
     log_w, mu, s2 = _components(mixture)
     mixture.energy([0.0], t)  # refuses what is no time
@@ -79,16 +72,8 @@ def convexity_threshold(mixture, domain=None) -> float:
 
     F(., t) is convex on the domain for every t >= t*, and just below t* it is not; 0.0 if it is convex for
     every t > 0. Numerical: about 1e-10 relative, and a Hessian between -1e-13 / (t + min s_i^2) and 0 is
-    below rounding and counts as convex. See `gnclib.certify` for a proof on an interval.
-
-    Parameters
-    ----------
-    domain : (lo, hi), or None for the whole line
-
-    Raises
-    ------
-    ValueError
-        A malformed domain, or a mixture that is not on the line.
+    below rounding and counts as convex. See `gnclib.certify` for a proof on an interval. The domain is (lo, hi), or
+    None for the whole line. Raises ValueError: a malformed domain, or a mixture that is not on the line.
     """
     (lo, hi), (log_w, mu, variances) = _ends(domain), _components(mixture)
     smallest = float(variances.min())

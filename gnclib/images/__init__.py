@@ -16,7 +16,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
             *("training_images", "validation_images"),
         ],
         "metrics": ["psnr", "ssim"],
-        "reading": ["Picture", "image_files", "read", "read_mask"],
+        "reading": ["Picture", "declared_pixels", "image_files", "read", "read_mask"],
         "stacks": ["Stack", "is_stack", "unpack"],
         "writing": ["check_map", "check_place", "check_writable", "quantise", "write", "write_map"],
     },

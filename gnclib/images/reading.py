@@ -52,31 +52,16 @@ EXTRA = {"unassalpha": "alpha", "assocalpha": "associated alpha", "unspecified":
 class Picture:
     """An image in memory.
 
-    Attributes
-    ----------
-    pixels
-        float32 (C, H, W), C = 1 (grey) or 3 (red, green, blue), grey values in [0, 1].
-    alpha
-        (H, W) integers as in the file, or None.
-    depth
-        Bits per channel in the file, 8 or 16.
-    profile
-        Embedded ICC colour profile, or None.
-    exif
-        Descriptive EXIF without orientation, or None.
-    dpi
-        Resolution (along the width, along the height) in pixels per inch, or None.
-    kind
-        What `alpha` is: "unassalpha", or of TIFF files "assocalpha", by which the colours are multiplied, or
-        "unspecified", another band than alpha.
+    ``kind`` says what alpha is: "unassalpha", or of TIFF files "assocalpha", by which the colours are multiplied, or
+    "unspecified", another band than alpha.
     """
 
-    pixels: np.ndarray
-    alpha: np.ndarray | None
-    depth: int
-    profile: bytes | None = None
-    exif: bytes | None = None
-    dpi: tuple[float, float] | None = None
+    pixels: np.ndarray  # float32 (C, H, W), C = 1 (grey) or 3 (red, green, blue), grey values in [0, 1]
+    alpha: np.ndarray | None  # (H, W) integers as in the file
+    depth: int  # bits per channel in the file, 8 or 16
+    profile: bytes | None = None  # embedded ICC colour profile
+    exif: bytes | None = None  # descriptive, without orientation
+    dpi: tuple[float, float] | None = None  # along the width, along the height, in pixels per inch
     kind: str = "unassalpha"
 
     def __str__(self) -> str:
@@ -87,14 +72,7 @@ class Picture:
 
 
 def read(path: str | os.PathLike, *, bilevel: bool = False) -> Picture:
-    """Picture in an image file.
-
-    Parameters
-    ----------
-    path
-        Of the file; what is inside counts, not the suffix.
-    bilevel
-        Whether black-and-white files are read, too, as masks often are.
+    """Picture in an image file; its content counts, not the suffix. Masks are often ``bilevel``: black-and-white.
 
     Raises
     ------
@@ -326,10 +304,7 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     * JPEG and lossy WebP, whose black is not quite black around what is white: brighter than half.
     * Any other: all that is not black; the true pixels of a TIFF file that tifffile made of bools.
 
-    Raises
-    ------
-    ValueError
-        As :func:`read`, and for ink that is partly black, partly not, on a transparent ground.
+    Raises as :func:`read`, and ValueError for ink that is partly black, partly not, on a transparent ground.
     """
     picture = read(path, bilevel=True)
     light = picture.pixels.max(0)
@@ -354,14 +329,8 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
 def image_files(folder: str | os.PathLike) -> list[Path]:
     """The files of a folder that claim to be images, by name: those with one of :data:`SUFFIXES`, not hidden ones.
 
-    Files of subfolders do not count.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError
-        There is no such folder.
-    ValueError
-        There is no image in it.
+    Files of subfolders do not count. Raises FileNotFoundError or NotADirectoryError: there is no such folder;
+    ValueError: there is no image in it.
     """
     folder = Path(folder)
     if folder.is_file():

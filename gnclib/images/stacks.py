@@ -33,21 +33,14 @@ def is_stack(path: str | os.PathLike) -> bool:
 
 @dataclass(frozen=True)
 class Stack:
-    """The frames of a TIFF file, where they lie in it.
-
-    Attributes
-    ----------
-    axes, shape : as tifffile names them ("TZCYX"); `frame` is the part of the shape that belongs to "YX" or "YXS"
-    dtype : of the pixels, in the byte order of the file
-    places : at which byte each frame begins; empty if the pixels are compressed or in tiles
-    """
+    """The frames of a TIFF file, where they lie in it."""
 
     path: Path
-    axes: str
+    axes: str  # as tifffile names them ("TZCYX")
     shape: tuple[int, ...]
-    frame: tuple[int, ...]
-    dtype: np.dtype
-    places: tuple[int, ...]
+    frame: tuple[int, ...]  # the part of the shape that belongs to "YX" or "YXS"
+    dtype: np.dtype  # of the pixels, in the byte order of the file
+    places: tuple[int, ...]  # at which byte each frame begins; empty if the pixels are compressed or in tiles
 
     @classmethod
     def open(cls, path: str | os.PathLike) -> Stack:

@@ -27,16 +27,8 @@ TIFF = (".tif", ".tiff")
 def check_writable(path: str | os.PathLike, picture: Picture, force: bool = False) -> Path:
     """Refuse, before the long computation, a path that the picture cannot be written to; return it as a Path.
 
-    Raises
-    ------
-    ValueError
-        Unknown suffix, or the format cannot hold 16 bits or alpha.
-    FileExistsError
-        The file exists and `force` is not given.
-    FileNotFoundError
-        The folder does not exist.
-    IsADirectoryError
-        The path is a folder.
+    Raises ValueError: unknown suffix, or the format cannot hold 16 bits or alpha; FileExistsError: the file exists and
+    `force` is not given; FileNotFoundError: the folder does not exist; IsADirectoryError: the path is a folder.
     """
     path, suffix = check_place(path, tuple(_FORMATS), force=True), Path(path).suffix.lower()
     colour = picture.pixels.shape[0] == 3 or picture.alpha is not None
@@ -110,17 +102,7 @@ def encode(picture: Picture, suffix: str) -> bytes:
 
 
 def check_map(path: str | os.PathLike, force: bool = False) -> Path:
-    """Refuse, before the long computation, a path that :func:`write_map` cannot write to; return it as a Path.
-
-    Raises
-    ------
-    ValueError
-        It does not end in .tif or .tiff.
-    FileExistsError
-        It or the PNG file beside it exists and `force` is not given.
-    FileNotFoundError
-        The folder does not exist.
-    """
+    """:func:`check_writable` for :func:`write_map`: a name in .tif or .tiff, and the PNG file beside it."""
     if Path(path).suffix.lower() not in TIFF:
         raise ValueError(f"{Path(path).name!r} cannot hold real numbers: write to a name that ends in .tif")
     check_place(Path(path).with_suffix(".png"), (".png",), force)
@@ -147,15 +129,9 @@ def write_map(path: str | os.PathLike, values: np.ndarray, white: float, force: 
 
 def _levels(picture: Picture) -> np.ndarray:
     """The integers of the file, (H, W) or (H, W, C) with alpha last."""
-    kind = np.uint8 if picture.depth == 8 else np.uint16
-    channels, height, width = picture.pixels.shape
-    array = np.empty((height, width, channels + (picture.alpha is not None)), kind)
-    for channel, grey in enumerate(picture.pixels):
-        levels = np.clip(grey, 0.0, 1.0)
-        levels *= 2**picture.depth - 1
-        array[..., channel] = np.rint(levels, out=levels)
-    if picture.alpha is not None:
-        array[..., -1] = picture.alpha
+    levels = [np.rint((2**picture.depth - 1) * np.clip(grey, 0.0, 1.0)) for grey in picture.pixels]
+    levels += [] if picture.alpha is None else [picture.alpha]
+    array = np.stack(levels, -1, dtype=f"u{picture.depth // 8}", casting="unsafe")
     return array[..., 0] if array.shape[-1] == 1 else array
 
 

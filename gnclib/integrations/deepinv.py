@@ -86,10 +86,7 @@ class EnergyPrior(Prior):
     def fn(self, x: Tensor, sigma_denoiser: float | Tensor, *args, **kwargs) -> Tensor:
         """R(x, sigma_denoiser^2) of each image, the sum over its channels: (B, C, H, W) -> (B,).
 
-        Raises
-        ------
-        ValueError
-            Another shape, or a sigma_denoiser that is missing, not positive, or outside of the range of the energy.
+        Raises ValueError: another shape, or a sigma_denoiser that is missing, not positive, or outside of the range.
         """
         channels, t = _channels(x, sigma_denoiser)
         return self.energy.energy(channels, t).reshape(x.shape[:2]).sum(1)
@@ -114,14 +111,7 @@ class EnergyPrior(Prior):
         above t asks for many steps (about 10 for gamma = t, 50 for gamma = 10 t).
 
         gamma: > 0, a number or one per image. The result is not differentiable: in unfolded networks use the gradient
-        (``g_first=True``).
-
-        Raises
-        ------
-        ValueError
-            As :meth:`fn`.
-        RuntimeError
-            A derivative of the result is wanted.
+        (``g_first=True``). Raises as :meth:`fn`, and RuntimeError where a derivative of the result is wanted.
         """
         _refuse_gradient("prox", self.energy, x, sigma_denoiser, gamma)
         channels, t = _channels(x, sigma_denoiser)
@@ -171,12 +161,8 @@ class EnergyDenoiser(Denoiser):
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """The noisy images (B, C, H, W) without their noise of standard deviation sigma, see the module.
 
-        Raises
-        ------
-        ValueError
-            As :meth:`EnergyPrior.fn`; a sigma for each pixel, and one step.
-        RuntimeError
-            A derivative of several steps is wanted.
+        Raises as :meth:`EnergyPrior.fn`; ValueError: a sigma for each pixel, and one step; RuntimeError: a derivative
+        of several steps is wanted.
         """
         if self.steps == 1:
             channels, t = _channels(x, sigma)

@@ -71,22 +71,11 @@ def read_json(
     *,
     plain: bool = True,
 ) -> Any:
-    """What a file of strict JSON holds.
+    """What a file of strict JSON holds, of a type as :func:`check` takes it; ``kind`` says in words what it should be.
 
-    Raises FileNotFoundError or ValueError: there is no such file; anything is wrong with it, and the message says what
-    and where.
-
-    Parameters
-    ----------
-    path, kind
-        Of the file, and what it should be, in words, for the message.
-    model
-        The type of its content, as :func:`check` takes it.
-    largest
-        Number of bytes of the largest file that is read.
-    plain
-        False for a file from :func:`gnclib.io.files.encode`: nan and infinity are decoded. They are refused unless the
-        type says ``Annotated[float, AllowInfNan(True)]``.
+    A file from :func:`gnclib.io.files.encode` is not ``plain``: nan and infinity are decoded. They are refused unless
+    the type says ``Annotated[float, AllowInfNan(True)]``. Raises FileNotFoundError or ValueError, which says what is
+    wrong and where.
     """
     content = read_bytes(path, largest)
     try:

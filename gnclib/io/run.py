@@ -32,15 +32,10 @@ S, R = TypeVar("S"), TypeVar("R")  # a step, a row of a log
 
 
 def rows(folder: str | Path, kind: type[R], step: int | None = None) -> list[R]:
-    """The rows of the log in a folder, none without a log. Raises ValueError, which names the line, if it is damaged.
+    """The rows of the log in a folder up to a step, none without a log.
 
-    Parameters
-    ----------
-    kind
-        Of the rows: its ``COLUMNS`` are the first line of the log, its ``str`` is a row. The first column counts steps,
-        which rise from row to row. Means of a row without steps are nan; no number is infinite.
-    step
-        Of the last row: a run that is resumed writes later ones again.
+    ``kind.COLUMNS`` are the first line of the log, the ``str`` of a row is a line; its first number, the step, rises.
+    Raises ValueError, which names the line, if the log is damaged.
     """
     path = Path(folder) / LOG
     if not path.is_file():
@@ -78,20 +73,8 @@ def _number(text: str) -> float:
 class Keeper(Generic[R]):
     """What surrounds the steps of one run: it validates, keeps log and clock, and writes the checkpoints.
 
-    Parameters
-    ----------
-    state, folder
-        Of the run. The state changes as steps are made; a new run gets its first checkpoint at once.
-    row
-        The kind of rows (:func:`rows`): step, means, learning rate, validation, seconds.
-    means
-        Names of the numbers of a step whose means a row has.
-    validate
-        How good the result is now.
-    every
-        Steps between two rows; ValueError if it is no positive integer.
-    processes
-        That work together.
+    A row of the log (:func:`rows`), one ``every`` so many steps, has the step, the means of those numbers of a step
+    that ``means`` names, the learning rate, what ``validate`` returns, and the seconds.
     """
 
     def __init__(
@@ -165,18 +148,10 @@ class Keeper(Generic[R]):
 def drive(
     steps: Iterator[S], total: int, keeper: Keeper[R] | None, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[S, R | None]]:
-    """Make the steps; yield each, with the row of the log it brought.
+    """Make the steps, whose numbers ``step`` go up to ``total``; yield each, with the row of the log it brought.
 
-    A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first.
-
-    Parameters
-    ----------
-    steps, total
-        What makes them; each has a number ``step``, from 1 to ``total``.
-    keeper
-        Of the run; None in a process that only takes part in the work.
-    stop
-        Asked after each step but the last; when it says yes a checkpoint is written and the generator ends.
+    A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first, as does one whose
+    ``stop``, asked after each step, says yes. A process that only takes part in the work has no keeper.
     """
     for step in steps:
         last = step.step == total

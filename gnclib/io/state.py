@@ -47,25 +47,11 @@ class Record(TypedDict):
 
 @dataclass(kw_only=True)
 class State(ABC):
-    """Everything that a run needs to go on as if it had never stopped.
-
-    A subclass has settings ``config`` with a ``seed``.
-
-    Parameters
-    ----------
-    step
-        Steps that were made.
-    generator
-        Of all random draws, on the CPU whatever the device.
-    optimizer
-        With all parameters that are learned.
-    record
-        What the run remembers about itself.
-    """
+    """Everything that a run needs to go on as if it had never stopped; a subclass adds its settings, ``config``."""
 
     step: int = 0
-    generator: torch.Generator = field(default_factory=torch.Generator)
-    optimizer: torch.optim.Optimizer = None
+    generator: torch.Generator = field(default_factory=torch.Generator)  # of all random draws, on the CPU
+    optimizer: torch.optim.Optimizer = None  # with all parameters that are learned
     record: Record = field(default_factory=dict)
 
     @property
@@ -138,18 +124,9 @@ def load_checkpoint(
 ) -> S:
     """The state that :func:`save_checkpoint` wrote.
 
-    Parameters
-    ----------
-    kind
-        A subclass of :class:`Checkpoint`.
-    build
-        Makes a state at step 0 from that JSON and the tensors NAME.REST by NAME and REST; what it does not take out of
-        them must be the optimiser and the generator.
-
-    Raises
-    ------
-    FileNotFoundError, ValueError
-        There is none; it is damaged, or of another kind.
+    ``build`` makes a state at step 0 from the JSON, a ``kind`` of :class:`Checkpoint`, and the tensors NAME.REST by
+    NAME and REST; what it does not take out of them must be the optimiser and the generator. Raises FileNotFoundError,
+    or ValueError for a checkpoint that is damaged or of another kind.
     """
     path = Path(folder) / CHECKPOINT
     if not path.is_file():

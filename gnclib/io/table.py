@@ -69,16 +69,8 @@ class Origin(Record):
 
 
 class Row(Record):
-    """A row of a table; a subclass declares its columns as fields.
-
-    Attributes
-    ----------
-    by, key
-        Names of the columns that a group has in common, and of those that tell its rows apart.
-    settings
-        What the values depend on, as JSON data.
-    made
-        The origin.
+    """A row of a table; a subclass declares its columns as fields, those that a group shares, and those that tell its
+    rows apart.
     """
 
     by: ClassVar[tuple[str, ...]] = ()
@@ -139,24 +131,12 @@ class Content:
 
 @dataclass(frozen=True)
 class Job:
-    """A row to be computed.
-
-    Attributes
-    ----------
-    given
-        The columns that are known beforehand, the key among them.
-    settings
-        What the other columns depend on, as JSON data.
-    compute
-        Returns the other columns. Other processes can do it if it can be pickled.
-    code
-        Version of the method. Raise it where a change of the code changes its results.
-    """
+    """A row to be computed: the columns that are known beforehand, and what makes the others."""
 
     given: Mapping[str, Any]
-    settings: Mapping[str, Any]
-    compute: Callable[[], Mapping[str, Any]]
-    code: int = 1
+    settings: Mapping[str, Any]  # on which the other columns depend, as JSON data
+    compute: Callable[[], Mapping[str, Any]]  # pickled for other processes
+    code: int = 1  # version of the method: raise it where a change of the code changes its results
 
     @property
     def depends(self) -> dict[str, Any]:
@@ -165,17 +145,7 @@ class Job:
 
 
 class Table:
-    """The tables of one file, to be filled.
-
-    Parameters
-    ----------
-    path, form
-        The file, which the first row makes, and its form.
-    about
-        What all of it is about: an instance of ``form.about``.
-    device, packages
-        What computes the rows, for their origin.
-    """
+    """The tables of one file, which the first row makes, to be filled; device and packages are for their origin."""
 
     def __init__(
         self,

@@ -94,39 +94,26 @@ def split(
 class Planes:
     """The planes of an image, the noise in each, and the way back.
 
-    Attributes
-    ----------
-    values : (C, H, W)
-    join : the way from planes to channels
-    levels : sigma of each plane in grey values of [0, 1], given or estimated
-        None where there is no noise that the shipped priors could remove.
-    basis : "opponent", "whitened" or "channels"
-        "whitened": planes that fit the measured covariance; "channels" for every image without three different ones.
-    doubt : what was seen of the noise that one estimated level of white noise does not describe, in words, or ""
-    maps : (C, H, W), sigma of each pixel where it was given so; the levels are then the largest ones
+    The basis is "opponent", "whitened" (planes that fit the measured covariance), or "channels", as of every image
+    without three different ones. Levels are None where there is no noise that the shipped priors could remove.
     """
 
-    values: np.ndarray
-    join: Callable[[np.ndarray], np.ndarray]
-    levels: list[float | None]
+    values: np.ndarray  # (C, H, W)
+    join: Callable[[np.ndarray], np.ndarray]  # the way from planes to channels
+    levels: list[float | None]  # sigma of each plane in grey values of [0, 1], given or estimated
     basis: str
-    doubt: str = ""
-    maps: np.ndarray | None = None
+    doubt: str = ""  # what was seen of the noise that one estimated level of white noise does not describe
+    maps: np.ndarray | None = None  # (C, H, W), sigma of each pixel, if given so; levels are the largest
 
 
 def choose_planes(
     channels: np.ndarray, sigma: float | np.ndarray | None = None, colour: str = "auto"
 ) -> Planes:
-    """The planes in which an image is denoised, with the noise level of each, given or estimated.
+    """The planes in which an image (C, H, W) is denoised, with the noise level of each, given or estimated.
 
-    Parameters
-    ----------
-    channels : (C, H, W), grey values in [0, 1] plus noise
-    sigma : float, or what broadcasts to the channels, optional
-        The level in every channel, or of each pixel (planes then suit the mean variances of the channels); estimated by
-        default (:func:`gnclib.restore.noise_level.measure_noise`).
-    colour : {"auto", "opponent", "channels"}
-        "opponent": as if noise were equal and independent. ValueError for another one.
+    sigma is the level in every channel, or of each pixel (planes then suit the mean variances of the channels);
+    estimated by default (:func:`gnclib.restore.noise_level.measure_noise`). colour is "auto", "channels", or
+    "opponent": as if noise were equal and independent; ValueError for another one.
     """
     if colour not in ("auto", *BASES):
         raise ValueError(f"colour must be one of auto, {', '.join(BASES)}, got {colour!r}")

@@ -22,46 +22,24 @@ from gnclib.restore.schemes import Scheme
 
 @dataclass(frozen=True)
 class Restoration:
-    """How one image went.
+    """How one image went; tuples have a number for each step."""
 
-    Attributes
-    ----------
-    start : PSNR of the measurement in dB
-    psnr : PSNR after each step
-    energy : D(x_i) + R(x_i, t_min) in nats per pixel after each step, t_min the smallest t of the prior (eq. 9)
-    t : noise variance of each step
-    ssim : of the result
-    seconds : wall clock of the solver alone, without what is measured here
-    image : the result, shaped like the image
-    """
-
-    start: float
+    start: float  # PSNR of the measurement in dB
     psnr: tuple[float, ...]
-    energy: tuple[float, ...]
+    energy: tuple[float, ...]  # D(x_i) + R(x_i, t_min) in nats per pixel, t_min the prior's smallest t
     t: tuple[float, ...]
-    ssim: float
-    seconds: float
-    image: Tensor
+    ssim: float  # of the result
+    seconds: float  # wall clock of the solver alone, without what is measured here
+    image: Tensor  # the result, shaped like the image
 
 
 def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -> Restoration:
     """Measure the clean image x, with noise or mask of this seed, and restore it step by step.
 
-    Noise and masks are drawn on the CPU, so that they are the same everywhere; the rest happens where the scheme is.
-
-    Parameters
-    ----------
-    scheme : Scheme
-    x : (1, 1, H, W), or the channels of a colour image (3, 1, H, W)
-        The PSNR of a colour image is that of all channels together, its SSIM their mean.
-    seed : of noise or mask, drawn for each channel anew
-    basis : {"channels", "opponent"}
-        "opponent" restores the planes of :mod:`gnclib.restore.colour` instead of the channels.
-
-    Raises
-    ------
-    ValueError
-        As the solvers; another basis, or "opponent" for inpainting.
+    Noise and masks are drawn on the CPU, so that they are the same everywhere, for each channel anew; the rest happens
+    where the scheme is. x is (1, 1, H, W), or the channels of a colour image (3, 1, H, W): its PSNR is that of all
+    channels together, its SSIM their mean. The basis "opponent" restores the planes of :mod:`gnclib.restore.colour`
+    instead of the "channels". Raises ValueError as the solvers; for another basis, or "opponent" for inpainting.
     """
     x = x.to(scheme.device)
     data, back = _in_basis(scheme.task.measure(x, torch.Generator().manual_seed(seed)), basis)

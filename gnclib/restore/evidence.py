@@ -29,9 +29,8 @@ from scipy.special import expit
 from torch import Tensor
 
 from gnclib.checks import as_time
-from gnclib.restore.flow import Prior, energy_and_grad, wide
+from gnclib.restore import Prior, as_count, energy_and_grad, wide
 from gnclib.restore.sampling import ACCEPTED, cosines
-from gnclib.restore.schedules import as_count
 
 __all__ = ["Bracket", "Gaussian", "WithBrightness", "annealed_constant", "quadratic_constant"]
 
@@ -157,20 +156,11 @@ def annealed_constant(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Bracket:
-    """log Z of an energy at t, bracketed by annealing from a Gaussian and back.
+    """log Z of an energy at t, best where it is convex, bracketed by annealing from a Gaussian and back.
 
-    Parameters
-    ----------
-    energy : with ``energy`` and ``grad``
-    t : float
-        Noise variance, best where the energy is convex.
-    base : Gaussian
-        The closer it is to exp(-R) at this t, the smaller the gap.
-    like : (B, 1, H, W) or (B, d), B >= 2
-        B chains of this shape and number format.
-    steps : int >= 1
-        4 B steps gradients: a way forward, on which the steps of MALA are tuned, as many proposals at b = 1, the way
-        back from there, and a new way forward.
+    The closer the base is to exp(-R) at this t, the smaller the gap. B >= 2 chains have the shape and number format of
+    ``like``, (B, 1, H, W) or (B, d). They take 4 B steps gradients: a way forward, on which the steps of MALA are
+    tuned, as many proposals at b = 1, the way back from there, and a new way forward.
     """
     path = _Path(energy, t, base, as_count(steps), generator)
     _, end = path.walk(path.white(like))

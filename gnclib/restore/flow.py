@@ -84,19 +84,11 @@ class DataTerm(Protocol):
 
 @dataclass(frozen=True)
 class State:
-    """Where a solver stands after a step.
+    """Where a solver stands after a step; energies are computed when first asked for."""
 
-    Attributes
-    ----------
-    step : number of steps taken, from 1
-    t : noise variance of that step, or (B,) where every sample has one of its own
-    x : iterate, shaped like the start
-    prior, data : what is minimised; energies are computed when first asked for
-    """
-
-    step: int
-    t: float | Tensor
-    x: Tensor
+    step: int  # number of steps taken, from 1
+    t: float | Tensor  # noise variance of that step, or (B,) where every sample has one of its own
+    x: Tensor  # iterate, shaped like the start
     prior: Prior | None = field(default=None, repr=False, compare=False)
     data: DataTerm | None = field(default=None, repr=False, compare=False)
 
@@ -192,15 +184,8 @@ def proximal_gradient(
     Without data it is plain gradient descent. The energy falls for steps up to 1 / (Lipschitz constant of
     grad_1 R(., t)).
 
-    Parameters
-    ----------
-    prior, data, start
-        As for `gnc_flow`.
-    t : float >= 0, where the prior allows 0
-    steps : int >= 1
-    step : float > 0, optional
-        t by default: for a true smoothed energy t Hess R <= 1, so that t is 1 / Lipschitz wherever the Hessian is not
-        much below -1/t.
+    By default the step is t >= 0: for a true smoothed energy t Hess R <= 1, so that t is 1 / Lipschitz wherever the
+    Hessian is not much below -1/t. The other arguments are those of `gnc_flow`.
     """
     x = checked_start(prior, data, start)
     if not (math.isfinite(t) and t >= 0):
@@ -274,26 +259,12 @@ def attainment_map(
     tolerance: float,
     t_last: float = 1e-4,
 ) -> Tensor:
-    """Attainment over initial smoothing t_0 and number of steps I (Figure 1, centre).
+    """Attainment over initial smoothing t_0, (M,), and number of steps I, (N,) (Figure 1, centre): float64 (M, N).
 
-    Parameters
-    ----------
-    starts : (B, ...)
-    t_firsts : (M,), noise variances t_0 at which the logarithmic schedules start
-    steps : (N,), numbers of steps I
-    target, tolerance
-        As for :func:`attained`.
-    t_last : float
-        Final value of all schedules; our choice, the paper's is not known.
-
-    Returns
-    -------
-    Tensor, float64 (M, N)
-        Fraction of the starts whose flow ends at the target. All t_0 run as one batch of M * B samples.
+    The fraction of the starts (B, ...) whose flow ends at the target, see :func:`attained`. Schedules are logarithmic
+    from t_0 to ``t_last``, which is our choice. All t_0 run as one batch of M * B samples.
     """
     t_firsts = [float(t) for t in t_firsts]
-    if not t_firsts or len(steps) == 0:
-        raise ValueError("the map needs at least one t_first and one number of steps")
     count = starts.shape[0]
     everything = starts.repeat(len(t_firsts), *[1] * (starts.ndim - 1))  # (M B, ...)
     columns = []
@@ -307,20 +278,10 @@ def attainment_map(
 def steps_until_all_arrive(arrival: Tensor, steps: Sequence[int]) -> list[float]:
     """N(t_0): the smallest number of steps such that all starts arrive with it and with every larger one tried.
 
-    Parameters
-    ----------
-    arrival : (M, N), from :func:`attainment_map`
-    steps : (N,), numbers of steps of its columns, rising
-
-    Returns
-    -------
-    list of M numbers
-        nan where not even the largest number is enough.
+    Of an :func:`attainment_map` (M, N) whose columns have rising numbers of steps: M numbers, nan where not even the
+    largest is enough. Raises ValueError for columns of another number, or in another order.
     """
-    if arrival.ndim != 2 or arrival.shape[1] != len(steps) or list(steps) != sorted(steps):
-        raise ValueError(
-            f"an attainment map of shape {tuple(arrival.shape)} needs one rising number of steps per column, "
-            f"got {len(steps)}"
-        )
+    if list(steps) != sorted(steps) or arrival.shape[1:] != (len(steps),):
+        raise ValueError(f"steps must be rising, one per column of {tuple(arrival.shape)}, got {list(steps)}")
     full = (arrival == 1).flip(1).cumprod(dim=1).sum(dim=1).tolist()  # columns of 1, from the last one
     return [float(steps[len(steps) - n]) if n else math.nan for n in full]

@@ -32,8 +32,7 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
-from gnclib.restore.flow import DataTerm, Energy, State, checked_start, wide
-from gnclib.restore.schedules import as_count
+from gnclib.restore import DataTerm, Energy, State, as_count, checked_start, wide
 
 #: how often `palm` may double a Lipschitz estimate within one step
 DOUBLINGS = 60
@@ -69,10 +68,7 @@ def joint_descent(
         The preconditioner N of the step in tau. None: 2 n, n pixels (our choice); 48 n is the paper's for 48 channels,
         read literally (restored).
 
-    Raises
-    ------
-    ValueError
-        Bad input, at the call.
+    Raises ValueError for bad input, at the call.
     """
     x, *ends = _checked(prior, t_first, t_last, data, start)
     summands = 2 * x[0].numel() if summands is None else summands
@@ -113,12 +109,7 @@ def palm(
     grow again, but not below :data:`LEAST` of where they started: once an iterate stays where it is, any L will do.
     Each step costs one gradient, one tau-derivative and at least four energies.
 
-    Raises
-    ------
-    ValueError
-        As `joint_descent`.
-    RuntimeError
-        No L is large enough (an energy that is not finite).
+    Raises RuntimeError if no L is large enough (an energy that is not finite).
     """
     x, *ends = _checked(prior, t_first, t_last, data, start)
     return _palm_steps(prior, data, x, ends, as_count(steps))
@@ -187,11 +178,8 @@ def _checked(
     prior: Energy, t_first: float, t_last: float | None, data: DataTerm | None, start: Tensor | None
 ) -> tuple[Tensor, float, float]:
     """The start and the interval of tau."""
-    for need in ("energy", "dtau"):
-        if not callable(getattr(prior, need, None)):
-            raise ValueError(
-                f"joint optimisation needs {need}(y, t) of the prior, {type(prior).__name__} has none"
-            )
+    if not callable(getattr(prior, "dtau", None)):
+        raise ValueError(f"joint optimisation needs dtau(y, t) of the prior, {type(prior).__name__} has none")
     x = checked_start(prior, data, start)
     knows = hasattr(prior, "sigma_min")
     if t_last is None:

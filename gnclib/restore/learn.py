@@ -35,8 +35,7 @@ from gnclib import io
 from gnclib.deep import configuration, kind_of, load_prior
 from gnclib.foe import LearnedEnergy
 from gnclib.images import PatchSampler, psnr, refuse_validation
-from gnclib.restore import LearnedSchedule, Task, check_sigma, last, log_schedule
-from gnclib.restore.learned import STARTS, weights_sha256
+from gnclib.restore import STARTS, LearnedSchedule, Task, check_sigma, last, log_schedule, weights_sha256
 from gnclib.score import LEARN_LAST, LearnConfig, card, learning_rate, mmse, training_set
 
 #: where a schedule for inpainting begins; from sigma_max^2 = 1 and mid grey R_1 learned one that was 0.2 dB worse
@@ -161,21 +160,13 @@ def start(
 ) -> LearnState:
     """A new run for one prior and one inverse problem.
 
+    The schedule begins as the GNC flow of I ``steps``, eta_i = t_i: t_i logarithmic from ``t_first``, in the range of
+    the prior (by default its end sigma_max^2, for inpainting :data:`FIRST_INPAINTING`), down to sigma_min^2. Denoising
+    needs no more than a few times sigma^2: first steps far above do next to nothing, and learning leaves them there. Or
+    it sets out from a learned ``schedule`` of this prior and task. All random numbers are drawn on the CPU.
+
     Raises ValueError: a number outside of its range, or a schedule of other weights or for another task;
     FileNotFoundError: there is no such prior or schedule.
-
-    Parameters
-    ----------
-    prior : a shipped name ("R1") or a folder
-    task, config
-        What is learned for, and how.
-    steps : int >= 1
-        I, for a schedule that begins as the GNC flow, eta_i = t_i: t_i logarithmic down to sigma_min^2.
-    t_first : float in [sigma_min^2, sigma_max^2], optional
-        Its t_1; sigma_max^2 by default, for inpainting :data:`FIRST_INPAINTING`. Denoising needs no more than a few
-        times sigma^2: first steps far above do next to nothing, and learning leaves them there.
-    schedule : a learned one of this prior and task to set out from instead
-    device : where to compute; all random numbers are drawn on the CPU
     """
     model = load_prior(prior).to(device)
     low, high = model.sigma_min, model.sigma_max
@@ -212,13 +203,9 @@ def start(
 def learning(state: LearnState, images) -> Iterator[Step]:
     """Learn on random patches of ``images`` and yield a :class:`Step` after each update.
 
-    Raises ValueError: an image of BSDS68 or of val among ``images``, or patches that do not fit; FloatingPointError:
-    the iterates, the loss or its gradient are no longer finite; the parameters are then as before that update.
-
-    Parameters
-    ----------
-    state : changed in place
-    images : dict or list of (1, 1, H, W)
+    The state is changed in place. Raises ValueError: an image of BSDS68 or of val among ``images``, or patches that do
+    not fit; FloatingPointError: the iterates, the loss or its gradient are no longer finite; the parameters are then as
+    before that update.
     """
     config, need = state.config, state.model.smallest
     if config.patch < need:
@@ -260,13 +247,10 @@ def _gradient(state: LearnState, x: Tensor) -> float:
 def drive(
     state: LearnState, folder: str | Path, *, every: int = 100, stop: Callable[[], bool] = lambda: False
 ) -> Iterator[tuple[Step, Row | None]]:
-    """Learn to the end on the images that the settings name; yield each step, with the row of the log it brought.
+    """Learn to the end on the images that the settings name, and export the result: :func:`gnclib.io.run.drive`.
 
-    Every ``every`` updates and at the end: a validation, a row, a checkpoint. After the last one the result is
-    exported. A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first; so does one
-    whose ``stop``, asked after each update, says yes. The state, from :func:`start` or :func:`load_checkpoint`, is
-    changed in place. Raises as :func:`learning` and :mod:`gnclib.score.training_set`, ValueError for ``every`` < 1, and
-    OSError.
+    The state, from :func:`start` or :func:`load_checkpoint`, is changed in place. Raises as :func:`learning` and
+    :mod:`gnclib.score.training_set`, ValueError for ``every`` < 1, and OSError.
     """
     images = training_set.of_run(state)
     task, model, pairs = state.schedule.task, state.model, []

@@ -66,10 +66,7 @@ class LearnedSchedule(nn.Module):
         Name of the prior, SHA-256 of its weights (:func:`weights_sha256`); "" where not known.
     provenance : how the schedule was made, as JSON data
 
-    Raises
-    ------
-    ValueError
-        A value outside of its range, different numbers of t and eta, or no such x_0 for this task.
+    Raises ValueError: a value outside of its range, different numbers of t and eta, or no such x_0 for this task.
     """
 
     def __init__(
@@ -173,12 +170,7 @@ class LearnedSchedule(nn.Module):
     def from_pretrained(cls, name: str | os.PathLike) -> LearnedSchedule:
         """A schedule of the package ("R1-denoise-25"), of a folder, or of the hub.
 
-        Raises
-        ------
-        FileNotFoundError, ConnectionError, ImportError
-            It is not found (:func:`gnclib.foe.hub.locate`), or has no schedule.json.
-        ValueError
-            The file is no schedule; the message says why.
+        Raises as :func:`gnclib.foe.hub.locate`, and ValueError, which says why, for a file that is no schedule.
         """
         path = locate(name, (SCHEDULE,), "learned schedule") / SCHEDULE
         values = read_json(path, "learned schedule", _File, LARGEST)

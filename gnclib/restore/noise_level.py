@@ -94,22 +94,16 @@ NOT_WHITE = (
 
 @dataclass(frozen=True)
 class Noise:
-    """What the calm blocks of an image tell about its noise, in grey values of [0, 1] squared.
+    """What the calm blocks of an image tell about its noise, in grey values of [0, 1] squared."""
 
-    Attributes
-    ----------
-    covariance : (C, C), of the noise between channels, from high frequencies; 0 for a channel without
-    middle, highest, whole : (C, C), the same from medium and the highest frequencies, and from all but the mean
-    blocks : how many calm blocks there were
-    certain : whether enough of the image could show noise
-    """
-
-    covariance: np.ndarray
-    middle: np.ndarray
-    highest: np.ndarray
-    whole: np.ndarray
-    blocks: int = 0
-    certain: bool = True
+    covariance: (
+        np.ndarray
+    )  # (C, C), of the noise between channels, from high frequencies; 0 where there is none
+    middle: np.ndarray  # the same from medium frequencies
+    highest: np.ndarray  # the same from the highest frequencies
+    whole: np.ndarray  # the same from all but the mean
+    blocks: int = 0  # how many calm blocks there were
+    certain: bool = True  # whether enough of the image could show noise
 
     @property
     def levels(self) -> np.ndarray:
@@ -130,23 +124,10 @@ class Noise:
 
 
 def estimate_sigma(y: Tensor) -> float:
-    """The standard deviation of white noise in y; see the module.
+    """The standard deviation of white noise in y, grey values (25/255 = 0.098): the median over the batch.
 
-    Parameters
-    ----------
-    y : (B, 1, H, W)
-        Images of one and the same noise level, grey values of [0, 1] plus noise, at least 8 x 8 pixels.
-
-    Returns
-    -------
-    float
-        sigma in grey values (25/255 = 0.098), the median over the batch; 0.0 where nothing can be noise.
-        Warns where it does not look white.
-
-    Raises
-    ------
-    ValueError
-        y is no finite image batch in [0, 1] up to noise, or too small.
+    y (B, 1, H, W) are images of one and the same noise level, grey values of [0, 1] plus noise, at least 8 x 8 pixels,
+    else ValueError. 0.0 where nothing can be noise. Warns where it does not look white. See the module.
     """
     images = as_measured(y).detach().cpu().numpy()
     found = [measure_noise(image) for image in images]

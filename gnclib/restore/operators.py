@@ -37,10 +37,7 @@ class Denoising:
     sigma : float in (0, 10], or (B, 1, H, W) or what broadcasts to it
         Standard deviation of the noise in grey values (25/255 = 0.098), of all pixels or of each.
 
-    Raises
-    ------
-    ValueError
-        Another y or sigma.
+    Raises ValueError for another y or sigma.
     """
 
     def __init__(self, y: Tensor, sigma: float | Tensor) -> None:
@@ -84,10 +81,7 @@ class Inpainting:
     mask : boolean or {0, 1}, (B, 1, H, W) or what broadcasts to it, such as (H, W)
         True = OBSERVED.
 
-    Raises
-    ------
-    ValueError
-        Other values or shapes.
+    Raises ValueError for other values or shapes.
     """
 
     def __init__(self, y: Tensor, mask: Tensor) -> None:
@@ -142,23 +136,13 @@ def first_guess(y: Tensor, known: Tensor) -> Tensor:
 
 @dataclass(frozen=True)
 class Task:
-    """An inverse problem for images that are known: which kind, how hard.
+    """An inverse problem for images that are known: which kind, how hard. Raises ValueError for another one.
 
-    Attributes
-    ----------
-    kind : {"denoise", "inpaint"}
-        White Gaussian noise, or pixels missing independently of each other.
-    level : float
-        Standard deviation of the noise in grey levels, in (0, 255], or fraction of missing pixels, in (0, 1).
-
-    Raises
-    ------
-    ValueError
-        Another kind or level.
+    "denoise" is white Gaussian noise, "inpaint" pixels missing independently of each other.
     """
 
     kind: str
-    level: float
+    level: float  # standard deviation in grey levels, in (0, 255], or fraction of missing pixels, in (0, 1)
 
     def __post_init__(self) -> None:
         if self.kind not in LEVELS:

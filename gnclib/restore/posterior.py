@@ -47,28 +47,18 @@ CLIPPED = 0.01
 
 @dataclass(frozen=True)
 class Posterior:
-    """Mean and variance of x given y, and sums over each image.
+    """Mean and variance of x given y, shaped like y, and sums over each image.
 
-    Attributes
-    ----------
-    mean, variance : shaped like y
-        E[x | y] and the diagonal of t (I - t Hess R). Where the energy is none of a density, or probing is not exact,
-        a variance can come out negative; :attr:`std` does not use it then.
-    removed : shaped like y
-        t grad R = y - mean.
-    t : (B,)
-    neighbours : (2, B)
-        Sums of the covariances of vertical and of horizontal neighbours; nan for energies of vectors.
-    error : (B,)
-        Root mean square error of the variance by probing, relative to its mean; 0 where exact.
+    Where the energy is none of a density, or probing is not exact, a variance can come out negative; :attr:`std` does
+    not use it then.
     """
 
-    mean: Tensor
-    variance: Tensor
-    removed: Tensor
-    t: Tensor
-    neighbours: Tensor
-    error: Tensor
+    mean: Tensor  # E[x | y]
+    variance: Tensor  # the diagonal of t (I - t Hess R)
+    removed: Tensor  # t grad R = y - mean
+    t: Tensor  # (B,)
+    neighbours: Tensor  # (2, B), sums of covariances of vertical and horizontal neighbours; nan for vectors
+    error: Tensor  # (B,), of the variance by probing: root mean square, relative to its mean; 0 where exact
 
     @property
     def std(self) -> Tensor:
@@ -114,10 +104,7 @@ def posterior_moments(
         :data:`SPACING` squared, else that spacing. Vectors are always probed exactly.
     seed : of the signs of the probes
 
-    Raises
-    ------
-    ValueError
-        As the energy, and for a spacing below 1.
+    Raises as the energy, and ValueError for a spacing below 1.
     """
     ts = as_time(t, len(y), like=y)
     removed = wide(ts, y) * energy.grad(y, t)
@@ -215,15 +202,11 @@ def posterior_components(
 
 
 def doubts(found: Posterior) -> list[str]:
-    """Why the uncertainty of an image is not to be trusted, judged by the noise that was removed; empty if it is.
+    """Why not to trust the uncertainty of an image (1, 1, H, W), judged by the noise that was removed.
 
     ||t grad R||^2 and t^2 tr Hess R agree on average if R is the energy of such images at this t, and so do products
     of neighbours, sum (t grad R)_i (t grad R)_j, and t^2 sum Hess R_ij. Noise of another level, correlated noise and
     parts without noise show there.
-
-    Parameters
-    ----------
-    found : the posterior of one image (1, 1, H, W)
     """
     removed, n = found.removed[0, 0].double(), found.removed[0].numel()
     t, total, neighbours = float(found.t), float(found.total), found.neighbours[:, 0].tolist()

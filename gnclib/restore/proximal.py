@@ -24,8 +24,7 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_time
-from gnclib.restore.flow import Prior, checked_start, energy_and_grad, wide
-from gnclib.restore.schedules import as_count
+from gnclib.restore import Prior, as_count, checked_start, energy_and_grad, wide
 
 __all__ = ["Proximal", "proximal_point"]
 
@@ -39,20 +38,12 @@ LONGEST = 10.0
 
 @dataclass(frozen=True)
 class Proximal:
-    """Result of :func:`proximal_point`.
+    """Result of :func:`proximal_point`."""
 
-    Attributes
-    ----------
-    x : points, shaped like v
-    residual : (B,), root mean square of G over the pixels
-    reached : (B,), boolean: residual <= tolerance; false where the gradient is nan
-    steps : number of steps taken, the largest within the batch
-    """
-
-    x: Tensor
-    residual: Tensor
-    reached: Tensor
-    steps: int
+    x: Tensor  # points, shaped like v
+    residual: Tensor  # (B,), root mean square of G over the pixels
+    reached: Tensor  # (B,), boolean: residual <= tolerance; false where the gradient is nan
+    steps: int  # number of steps taken, the largest within the batch
 
 
 def proximal_point(
@@ -70,9 +61,7 @@ def proximal_point(
 
     Parameters
     ----------
-    prior : energy with ``energy`` and ``grad``
-    v : (B,), (B, d) or (B, 1, H, W)
-        Left as it is; the result is detached from it.
+    v : (B,), (B, d) or (B, 1, H, W); the result is detached from it
     t : float or (B,), > 0, noise variance at which the energy is taken
     step : float or (B,), >= 0
         eta; 0 gives v.
@@ -81,10 +70,7 @@ def proximal_point(
     iterations : int >= 1, at most
         Each costs an energy and a gradient, more where steps are halved.
 
-    Raises
-    ------
-    ValueError
-        An argument outside of its range.
+    Raises ValueError: an argument outside of its range.
     """
     v = checked_start(prior, None, v)
     t, eta = as_time(t, len(v), like=v), as_time(step, len(v), like=v)

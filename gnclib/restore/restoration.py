@@ -37,11 +37,19 @@ import torch
 
 from gnclib.checks import as_device, as_measured
 from gnclib.deep import load_prior
-from gnclib.restore import Denoising, Inpainting, NoiseCurve, State, Task, posterior_moments
+from gnclib.restore import (
+    Denoising,
+    Inpainting,
+    NoiseCurve,
+    State,
+    Task,
+    Tiled,
+    doubts,
+    flaws,
+    posterior_moments,
+)
 from gnclib.restore.colour import Planes, as_tensor, choose_planes
-from gnclib.restore.posterior import doubts, flaws
 from gnclib.restore.schemes import FREE, load
-from gnclib.restore.tiles import Tiled
 
 #: called with the number of steps done and that of all steps
 Progress = Callable[[int, int], object]
@@ -244,20 +252,7 @@ def std_channels(
 
     Those of :func:`gnclib.restore.posterior.posterior_moments` at the noise level of each plane; its mean is the scheme
     "mmse". Planes are independent there, so variances of channels are sums. Where no noise was found in a plane,
-    nothing is known: nan.
-
-    Parameters
-    ----------
-    channels : (C, H, W)
-        The noisy image.
-    planes : as :func:`denoise_channels` returns them
-    prior, device, tile : as for :func:`denoise_gnc`
-
-    Returns
-    -------
-    std : ndarray (C, H, W)
-    reasons : list of str
-        Why the noise is not white, Gaussian and of this level; empty if nothing was found.
+    nothing is known: nan. ``channels`` is the noisy image, ``planes`` are as :func:`denoise_channels` returns them.
     """
     model = load_prior(prior).to(as_device(device))
     energy = model if tile is None else Tiled(model, tile)

@@ -28,8 +28,7 @@ import torch
 from scipy.fft import dctn, idctn
 from torch import Tensor
 
-from gnclib.restore.flow import DataTerm, Prior, checked_start, energy_and_grad, wide
-from gnclib.restore.schedules import as_count, log_schedule
+from gnclib.restore import DataTerm, Prior, as_count, checked_start, energy_and_grad, log_schedule, wide
 
 __all__ = ["ACCEPTED", "Sample", "annealed_mala", "cosines", "effective_size", "mala", "r_hat"]
 
@@ -43,22 +42,13 @@ LEVELS, DESCENT, LEAST = 16, 0.3, 10
 
 @dataclass(frozen=True)
 class Sample:
-    """Where the chains stand after a proposal.
+    """Where the chains stand after a proposal."""
 
-    Attributes
-    ----------
-    step : number of proposals since the tuning ended, from 1; while it lasts <= 0, and no sample of the posterior
-    x : (B, ...), one state per chain
-    energy : (B,), R(x, t) + D(x)
-    accepted : (B,), bool
-    size : the step h
-    """
-
-    step: int
-    x: Tensor
-    energy: Tensor
-    accepted: Tensor
-    size: float
+    step: int  # proposals since the tuning ended, from 1; while it lasts <= 0, and no sample of the posterior
+    x: Tensor  # (B, ...), one state per chain
+    energy: Tensor  # (B,), R(x, t) + D(x)
+    accepted: Tensor  # (B,), bool
+    size: float  # the step h
 
 
 def mala(
@@ -91,10 +81,7 @@ def mala(
     step : float > 0, optional
         The first h; t by default, or 1e-3.
 
-    Raises
-    ------
-    ValueError
-        As the solvers in :mod:`gnclib.restore.flow`; no gradients, a step that is not finite and > 0.
+    Raises as the solvers in :mod:`gnclib.restore.flow`; ValueError: no gradients, a step that is not finite and > 0.
     """
     x = checked_start(prior, data, start)
     budget = as_count(gradients)
@@ -118,20 +105,9 @@ def annealed_mala(
     """Chains that come down from sigma = 1 (or the prior's largest, or that of t) and end with exp(-R(x, t) - D(x)).
 
     A Sample after each proposal: those on the way and while the step is tuned have a step <= 0, the others are draws.
-
-    Parameters
-    ----------
-    prior, data, start, generator : as for :func:`mala`
-    t : float > 0
-    gradients : int
-        The budget per chain: :data:`DESCENT` of it for the way down, the rest for MALA at t.
-    first : float, optional
-        Another t to come down from, for chains that have been there.
-
-    Raises
-    ------
-    ValueError
-        As :func:`mala`; fewer than LEAST LEVELS / DESCENT gradients.
+    Of the gradients per chain a share :data:`DESCENT` is for the way down, the rest for MALA at t > 0; ``first`` is
+    another t to come down from, for chains that have been there. Other arguments and errors as of :func:`mala`;
+    ValueError for fewer than LEAST LEVELS / DESCENT gradients.
     """
     x, budget = checked_start(prior, data, start), as_count(gradients)
     each = int(DESCENT * budget / LEVELS)

@@ -65,13 +65,8 @@ def as_count(steps: int) -> int:
 def as_schedule(schedule: Tensor | Sequence[float], batch: int | None = None) -> Tensor:
     """A schedule, checked, as a detached copy: (I,) or (I, B), float64, on the device of a tensor, else on the CPU.
 
-    Raises ValueError: anything else.
-
-    Parameters
-    ----------
-    schedule : noise variances (or step sizes), finite and > 0, at least one
-    batch : int, optional
-        The number B of samples that a schedule of shape (I, B) has to be for; None for any.
+    Noise variances (or step sizes) are finite and > 0, at least one; those of shape (I, B) are for ``batch`` samples,
+    if it is given. Raises ValueError: anything else.
     """
     try:  # the dtype is named here: a list of floats would become float32
         ts = torch.as_tensor(schedule, dtype=torch.float64).detach().clone()
@@ -98,10 +93,7 @@ def step_sizes(schedule: Tensor | Sequence[float], rule: str = "full") -> Tensor
         any t_j on sum to t_j, however many there are. Where the schedule is level the step is 0, which
         `gnclib.restore.flow.gnc_flow` refuses.
 
-    Raises
-    ------
-    ValueError
-        Another rule, a bad schedule, or one that rises under "increment".
+    Raises ValueError: another rule, a bad schedule, or one that rises under "increment".
     """
     ts = as_schedule(schedule)
     if rule == "full":

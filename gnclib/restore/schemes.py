@@ -36,15 +36,15 @@ from gnclib.restore import (
     LearnedSchedule,
     State,
     Task,
+    Tiled,
     as_count,
+    find_schedule,
     gnc_flow,
     joint_descent,
     linear_schedule,
     log_schedule,
     step_sizes,
 )
-from gnclib.restore.learned import find_schedule
-from gnclib.restore.tiles import Tiled
 
 #: t_0 of the predefined schedule for inpainting
 T_FIRST_INPAINTING = 0.03
@@ -52,22 +52,13 @@ T_FIRST_INPAINTING = 0.03
 
 @dataclass(frozen=True)
 class Scheme:
-    """A scheme with its prior, ready for measurements of one task; made by :func:`load`.
+    """A scheme with its prior, ready for measurements of one task; made by :func:`load`."""
 
-    Attributes
-    ----------
-    name : one of :data:`SCHEMES`
-    prior : the energy, possibly :class:`gnclib.restore.tiles.Tiled`
-    task : what it solves
-    steps : how many States it yields
-    schedule : of "learned" and "finetuned"
-    """
-
-    name: str
-    prior: Energy
+    name: str  # one of SCHEMES
+    prior: Energy  # possibly Tiled
     task: Task
-    steps: int
-    schedule: LearnedSchedule | None = None
+    steps: int  # how many States it yields
+    schedule: LearnedSchedule | None = None  # of "learned" and "finetuned"
 
     @property
     def evaluations(self) -> int:
@@ -124,15 +115,12 @@ def load(
 ) -> Scheme:
     """A scheme by its name.
 
+    What was learned for a prior, a shipped one ("R1"), a folder, or a hub name, is looked for beside it.
+
     Parameters
     ----------
-    name : one of :data:`SCHEMES`
-    prior : a shipped prior ("R1"), a folder, or a hub name
-        What was learned for it is looked for beside it.
-    task : denoising at a noise level, or inpainting
     steps : int, optional
         Of "gnc", "linear" and "joint", which have a default; the others have a number of their own.
-    device : where to compute, one that torch finds here
     tile : int, optional
         Side of the tiles of :class:`gnclib.restore.tiles.Tiled`; None for whole images.
     precision : {"float32", "bf16"}

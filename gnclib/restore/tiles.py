@@ -24,17 +24,10 @@ from gnclib.restore.flow import Energy
 
 @dataclass(frozen=True)
 class Tiled:
-    """A prior whose energy and derivatives are computed in tiles, equal to its own up to rounding.
-
-    Parameters
-    ----------
-    prior : Energy
-    tile : int >= 1
-        Side of a tile in pixels, without its overlap; ValueError else.
-    """
+    """A prior whose energy and derivatives are computed in tiles, equal to its own up to rounding."""
 
     prior: Energy
-    tile: int = 512
+    tile: int = 512  # side of a tile in pixels, >= 1, without its overlap
 
     def __post_init__(self) -> None:
         if self.tile < 1:

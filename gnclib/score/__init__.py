@@ -11,11 +11,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submodules=["card", "distributed", "losses", "recipes", "run", "toy", "training", "training_set"],
     submod_attrs={
-        "denoising": ["denoising_psnr", "mmse"],
         "recipes": [
             *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),
             *("Variant", "variants"),
         ],
+        "distributed": ["ALONE", "Group"],
+        "training_set": ["HELD_OUT", "denoising_psnr", "mmse"],
         "training": ["Step", "TrainState", "learning_rate", "load_checkpoint", "small_prior"],
     },
 )

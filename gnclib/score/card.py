@@ -16,8 +16,7 @@ from typing_extensions import TypedDict
 from gnclib import io
 from gnclib.deep import NetworkConfig, configuration
 from gnclib.foe import WEIGHTS, FoEConfig
-from gnclib.score.recipes import LEARN_LAST, TrainConfig
-from gnclib.score.training_set import HELD_OUT
+from gnclib.score import HELD_OUT, LEARN_LAST, TrainConfig
 
 
 class Training(TypedDict):
@@ -207,7 +206,6 @@ def _training(
             f"`{settings.warm_start}`, SHA-256 of its weights {settings.warm_start_sha256},"
             f" hidden activation {settings.warm_start_hidden} (our choice)"
         )
-    averaging = f"exponential moving average of the weights, decay {settings.averaging:g}"
     return [
         ("parameters", run["parameters"]),
         ("noise levels", f"sigma in [{config.sigma_min}, {config.sigma_max}], grey values in [0, 1]"),
@@ -221,9 +219,7 @@ def _training(
             f"{OPTIMISERS[settings.optimiser]}, cosine from {settings.lr:g} to {settings.lr_last:g}",
         ),
         *(_of_experts if experts else _of_network)(config, settings),
-        *_common(settings),
-        *(_of_potentials(config, settings) if experts else []),
-        ("averaging", averaging if settings.averaging else None),
+        *_course(config, settings),
         *_made(run, settings.seed),
         ("weights", f"SHA-256 {run['weights_sha256']}"),
     ]
@@ -259,31 +255,29 @@ def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str
     return [("coarser scales", scales), ("convexity", convex)]
 
 
-def _of_potentials(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str | None]]:
-    """The rows on what is done to kernels and potentials after each step."""
-    free = None if settings.projected else "free: neither zero mean nor a bounded norm"
-    rough = (
-        f"{settings.roughness:g} times the learning rate: decoupled decay of the potentials' third differences after"
-        " each step (ours)"
-    )
-    if config.layers > 1:
-        rough += f"; hidden activations {settings.roughness_hidden:g} times that"
-    return [("kernels of K_1", free), ("roughness", rough if settings.roughness else None)]
-
-
-def _common(settings: TrainConfig) -> list[tuple[str, str]]:
-    """The rows on the course of the training, those of settings that are not 0."""
+def _course(config: FoEConfig | NetworkConfig, settings: TrainConfig) -> list[tuple[str, str]]:
+    """The rows on the course of the training, those of settings that are in use."""
     wide = (
         f"{settings.wide:.0%} of the iterations see {settings.batch // 4} patches of side {2 * settings.patch} with"
         f" sigma from {settings.wide_from:g} on, the others have sigma up to {settings.narrow_to:g} (ours)"
     )
+    rough = (
+        f"{settings.roughness:g} times the learning rate: decoupled decay of the potentials' third differences after"
+        " each step (ours)"
+    )
+    if getattr(config, "layers", 1) > 1:
+        rough += f"; hidden activations {settings.roughness_hidden:g} times that"
     gradient = f"shortened to the norm {settings.clip:g}, but for the part of c(tau) (ours)"
     weights = f"(sigma / 0.1)^{settings.emphasis:g} in the image part (ours)"
+    averaging = f"exponential moving average of the weights, decay {settings.averaging:g}"
     rows = [
         (settings.clip, "gradient", gradient),
         (settings.wide, "wide patches", wide),
         (settings.hold, "learning rates", f"constant for the first {settings.hold:.0%} of the iterations"),
         (settings.emphasis, "weights of noise levels", weights),
+        (not settings.projected, "kernels of K_1", "free: neither zero mean nor a bounded norm"),
+        (settings.roughness, "roughness", rough),
+        (settings.averaging, "averaging", averaging),
     ]
     return [(name, text) for value, name, text in rows if value]
 

@@ -27,15 +27,7 @@ PATIENCE = 600.0
 
 @dataclass(frozen=True)
 class Group:
-    """The processes that train together, seen from one of them.
-
-    Parameters
-    ----------
-    rank
-        Number of this process, 0 <= rank < world.
-    world
-        Number of processes N.
-    """
+    """The processes that train together, ``world`` of them, seen from one of them, 0 <= ``rank`` < ``world``."""
 
     rank: int = 0
     world: int = 1
@@ -97,14 +89,8 @@ ALONE = Group()
 def join(device: str, environment: Mapping[str, str] = os.environ) -> tuple[Group, torch.device]:
     """The group that ``torchrun`` made (:data:`ALONE` without it) and this rank's device.
 
-    Raises ValueError: another device, or CUDA is asked for where torch does not find it or has too few GPUs.
-
-    Parameters
-    ----------
-    device
-        "cpu" or "cuda"; with "cuda" each rank gets the GPU of its local rank.
-    environment
-        Where torchrun's RANK, WORLD_SIZE and LOCAL_RANK stand.
+    With "cuda" each rank gets the GPU of its local rank. Raises ValueError: another device than "cpu" or "cuda", or
+    CUDA is asked for where torch does not find it or has too few GPUs.
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}")

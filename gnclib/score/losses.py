@@ -48,14 +48,7 @@ def _length(tau_min: float, tau_max: float) -> float:
 def image_term(grad: Tensor, z: Tensor, t: Tensor) -> Tensor:
     """1/2 || sqrt(t) grad_1 R(y, t) - z ||^2, first term of eqs. (6) and (7): (B,), a sum over the n pixels.
 
-    Parameters
-    ----------
-    grad : (B, ...), or (B,) in one dimension
-        grad_1 R(y, t).
-    z : shaped like ``grad``
-        The noise of y = x + sqrt(t) z.
-    t : (B,)
-        Noise variances.
+    grad_1 R(y, t) is (B, ...), or (B,) in one dimension, as is z, the noise of y = x + sqrt(t) z; t is (B,).
     """
     _same(grad, z, "grad and z")
     if t.shape != grad.shape[:1]:
@@ -73,10 +66,7 @@ def implicit_term(first: Tensor, second: Tensor) -> Tensor:
 def boundary_term(first_at_max: Tensor, first_at_min: Tensor, tau_min: float, tau_max: float) -> Tensor:
     """(E[d_tau R | tau_max] - E[d_tau R | tau_min]) / (tau_max - tau_min), to be added to `implicit_term`: a scalar.
 
-    Parameters
-    ----------
-    first_at_max, first_at_min : tensors of any shape
-        Samples (or expectations) of d_tau R at y ~ f(. | tau) at the two ends; their means are taken.
+    Of samples (or expectations) of d_tau R at y ~ f(. | tau) at the two ends the means are taken.
     """
     return (first_at_max.mean() - first_at_min.mean()) / _length(tau_min, tau_max)
 
@@ -89,13 +79,7 @@ def vanishing_term(first: Tensor, second: Tensor, tau: Tensor, tau_min: float, t
 
         w (1/2 (d_tau R)^2 - d_tautau R) - w' d_tau R,       w' = 2 pi/L sin(2 pi u):
 
-    the factor (log f_T)', which is infinite at the ends, never occurs on its own.
-
-    Parameters
-    ----------
-    first, second : (B,)
-        d_tau R and d_tautau R.
-    tau : (B,), in [tau_min, tau_max]
+    the factor (log f_T)', which is infinite at the ends, never occurs on its own. d_tau R, d_tautau R and tau are (B,).
     """
     _same(first, second, "first and second derivative")
     _same(first, tau, "first and tau")
@@ -109,14 +93,8 @@ def vanishing_term(first: Tensor, second: Tensor, tau: Tensor, tau_min: float, t
 def denoising_term(first: Tensor, z: Tensor) -> Tensor:
     """1/2 (d_tau R + ||z||^2 - n)^2: denoising score matching in tau (not in the paper), (B,).
 
-    The regression target n - ||z||^2 has the conditional expectation -d_tau log f(y | tau) given (y, tau).
-
-    Parameters
-    ----------
-    first : (B,)
-        d_tau R(y, tau).
-    z : (B, ...) or (B,)
-        The noise of y = x + e^tau z.
+    The regression target n - ||z||^2, z being the noise of y = x + e^tau z, (B, ...) or (B,), has the conditional
+    expectation -d_tau log f(y | tau) given (y, tau).
     """
     if first.shape != z.shape[:1]:
         raise ValueError(f"first must have shape {tuple(z.shape[:1])}, got {tuple(first.shape)}")

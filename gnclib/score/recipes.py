@@ -254,22 +254,14 @@ STEPS = 1000
 class Variant:
     """One way to build and train a prior: a name, the architecture, the training and the start.
 
-    Parameters
-    ----------
-    name, prior, config
-        What the tables call it, the architecture, the training.
-    kernels
-        "dct" or "random" for K_1.
-    warm
-        What a deeper prior sets out from (:meth:`gnclib.foe.FieldsOfExperts.warm_start`): a variant of one layer, which
-        is trained first with the same seed, or None for the cold start (K_1 as ``kernels`` says, Kaiming-normal K_2 ...
-        K_L).
+    ``warm``, what a deeper prior sets out from (:meth:`gnclib.foe.FieldsOfExperts.warm_start`), is a variant of one
+    layer, which is trained first with the same seed, or None for the cold start.
     """
 
     name: str
     prior: FoEConfig = field(default_factory=FoEConfig)
     config: TrainConfig = field(default_factory=TrainConfig)
-    kernels: str = "dct"
+    kernels: str = "dct"  # or "random", K_1; the others are Kaiming-normal
     warm: Variant | None = None
 
 

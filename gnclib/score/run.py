@@ -22,7 +22,9 @@ from gnclib import io
 from gnclib.deep import kind_of
 from gnclib.foe import FieldsOfExperts, LearnedEnergy, weights_sha256
 from gnclib.score import (
+    ALONE,
     PRIORS,
+    Group,
     Step,
     TrainConfig,
     TrainState,
@@ -33,7 +35,6 @@ from gnclib.score import (
     training_set,
 )
 from gnclib.score.card import Row
-from gnclib.score.distributed import ALONE, Group
 from gnclib.score.training import training
 
 
@@ -42,19 +43,9 @@ def start(
 ) -> TrainState:
     """A new run.
 
-    Raises ValueError: another name, or a warm start that does not fit; FileNotFoundError: there is no such prior to
-    start from.
-
-    Parameters
-    ----------
-    name
-        Which prior of :data:`PRIORS`.
-    config
-        Of the training. Its ``warm_start`` and ``warm_start_sha256`` are filled in.
-    warm_start
-        A prior of one layer to set out from, a shipped name or a folder; "" for none.
-    device
-        Where to train.
+    ``name`` is one of :data:`PRIORS`, ``warm_start`` a prior of one layer to set out from, a shipped name or a folder,
+    which is noted in the settings. Raises ValueError: another name, or a warm start that does not fit;
+    FileNotFoundError: there is no such prior to start from.
     """
     if name not in PRIORS:
         raise ValueError(f"there is no prior {name!r} to train: choose one of {', '.join(PRIORS)}")
@@ -79,26 +70,12 @@ def drive(
     group: Group = ALONE,
     stop: Callable[[], bool] = lambda: False,
 ) -> Iterator[tuple[Step, Row | None]]:
-    """Train to the end on the images that the settings name; yield each step, with the row of the log it brought.
+    """Train to the end on the images that the settings name, and export the prior: :func:`gnclib.io.run.drive`.
 
-    Every ``every`` steps and at the end: a validation, a row, a checkpoint. After the last step the prior is exported.
-    A generator that is closed, or whose consumer leaves its loop, writes a checkpoint first.
-
-    Parameters
-    ----------
-    state
-        From :func:`start` or :func:`gnclib.score.training.load_checkpoint`; changed in place.
-    group
-        The processes that train together. Only rank 0 validates and writes; the others get None for a row.
-    stop
-        Asked after each step; when it says yes, on any rank, a checkpoint is written and the generator ends, with
-        ``state.step < state.config.steps``.
-
-    Raises
-    ------
-    OSError, ValueError, FileNotFoundError, ConnectionError, FloatingPointError
-        A file cannot be written, and its older version is intact; ``every`` < 1, or what
-        :func:`gnclib.score.training.training` and :mod:`gnclib.score.training_set` raise.
+    The state, from :func:`start` or :func:`gnclib.score.training.load_checkpoint`, is changed in place. Of the
+    processes that train together only rank 0 validates and writes; the others get None for a row; all end if one is to
+    ``stop``. Raises as :func:`gnclib.score.training.training` and :mod:`gnclib.score.training_set`, ValueError for
+    ``every`` < 1, and OSError.
     """
     images = training_set.of_run(state)
     if state.step == 0 and getattr(state.model, "coarse", None):

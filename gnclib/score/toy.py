@@ -75,12 +75,8 @@ def _local(x: Tensor, grid: SplineGrid, order: int) -> tuple[Tensor, Tensor]:
 class SplineEnergy:
     """The energy R, with the contract of every energy: y is (B,), t the noise variance, float or (B,).
 
-    Raises ValueError: weights of a wrong shape or not finite; later, a t whose tau is outside of the grid.
-
-    Parameters
-    ----------
-    basis : SplineBasis
-    weights : (N_y, N_tau) float64
+    The weights are (N_y, N_tau) float64. Raises ValueError: another shape, or not finite; later, a t whose tau is
+    outside of the grid.
     """
 
     basis: SplineBasis

@@ -34,9 +34,8 @@ from gnclib import io
 from gnclib.deep import NetworkEnergy, configuration, kind_of
 from gnclib.foe import FieldsOfExperts, FoEConfig, LearnedEnergy
 from gnclib.images import PatchSampler, refuse_validation
+from gnclib.score import ALONE, Group, TrainConfig
 from gnclib.score import losses as sm
-from gnclib.score.distributed import ALONE, Group
-from gnclib.score.recipes import TrainConfig
 
 # the state -----------------------------------------------------------------------------------------------------------
 
@@ -176,18 +175,10 @@ def smoothing_part(
 ) -> Tensor:
     """The tau-part of the loss (eq. 7) on some patches, per pixel: a scalar.
 
-    Parameters
-    ----------
-    x, tau, z
-        Clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise (B, 1, H, W), for all ranks.
-    config
-        Which objective.
-    generator
-        Of the noise at the two ends of the tau interval, which the corrected objective needs: patch k goes to tau_max
-        for even k and to tau_min for odd k.
-    group
-        With several ranks, rank r takes the patches r, r + N, ... and returns its share of the mean, which is 0 (and
-        depends on no parameter) if there is none.
+    ``x``, ``tau`` and ``z`` are clean patches (B, 1, H, W), logarithmic noise levels (B,) and noise, for all ranks. The
+    corrected objective needs noise at the two ends of the tau interval as well: patch k goes to tau_max for even k and
+    to tau_min for odd k. With N ranks, rank r takes the patches r, r + N, ... and returns its share of the mean, which
+    is 0 (and depends on no parameter) if there is none.
     """
     total, corrected = len(x), config.objective == "corrected"
     z_ends = torch.randn(x.shape, generator=generator) if corrected else z
@@ -228,19 +219,9 @@ def loss_parts(
 ) -> tuple[Tensor, Tensor]:
     """Image and smoothing part of eq. (7), each per pixel, for a batch of clean patches: two scalars.
 
-    Parameters
-    ----------
-    x
-        (B, 1, H, W) in [0, 1], the whole batch; moved to the device of the model.
-    config
-        Objective and fraction: the smoothing part is the mean over round(fraction B) patches, at least one (two if
-        corrected).
-    generator
-        Of tau, z, the choice of patches for the smoothing part and its noise.
-    group
-        With several ranks, both parts are this rank's share: their means over the ranks are the loss.
-    levels
-        Of the noise; those of the energy by default.
+    ``x`` is the whole batch (B, 1, H, W) in [0, 1]. The smoothing part is the mean over round(fraction B) patches, at
+    least one (two if corrected). With several ranks both parts are this rank's share: their means over the ranks are
+    the loss. The noise has the levels of the energy by default.
     """
     tau, z = sample_noise(levels or model.config, len(x), x.shape, generator)
     mine = group.slice(len(x))
@@ -279,14 +260,8 @@ def learning_rate(first: float, last: float, step: int, steps: int) -> float:
 def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:
     """Train ``state.model`` on random patches of ``images`` and yield a :class:`Step` after each iteration.
 
-    Parameters
-    ----------
-    state
-        Changed in place; one from :func:`gnclib.score.training.load_checkpoint` goes on where it was.
-    images
-        Dict or list of (1, 1, H, W) images, from :func:`gnclib.images.data.training_images` for a real prior.
-    group
-        The processes that train together; all of them with the same state and images.
+    The state is changed in place; one from :func:`load_checkpoint` goes on where it was. The images (1, 1, H, W) are a
+    dict or a list, the same in all processes that train together.
 
     Raises
     ------

@@ -1,4 +1,4 @@
-"""Training and validation images (``--images`` of gnc train and gnc learn).
+"""Training and validation images (``--images`` of gnc train and gnc learn), and the PSNR that is watched.
 
 The default is BSDS500 train + test, watched on images of val outside of BSDS68. Anyone else's photographs do as well,
 from a folder or those that come with scikit-image ("embedded"): one in eight of them, eight at most, is then held out.
@@ -12,14 +12,19 @@ from __future__ import annotations
 
 import hashlib
 import os
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from gnclib import io
-from gnclib.images import data
-from gnclib.images.reading import declared_pixels, image_files
+from gnclib.images import data, declared_pixels, image_files, psnr
+
+if TYPE_CHECKING:
+    from gnclib.foe import LearnedEnergy
 
 #: what BSDS500 is to a run, in words
 TRAINED_ON = "BSDS500 train + test (400 images); val, which contains BSDS68, is refused"
@@ -50,20 +55,9 @@ class TrainingSet:
 def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
     """BSDS500 (""), the photographs of scikit-image ("embedded"), or all images of a folder, turned to grey.
 
-    Parameters
-    ----------
-    images
-        Which; a folder is named by its path (:func:`gnclib.images.reading.image_files`).
-    patch
-        Side of the patches that will be taken, in pixels.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError, ConnectionError
-        There is no such folder; BSDS500 cannot be downloaded.
-    ValueError
-        Fewer than two images, two with the same grey values, one that is smaller than a patch, damaged, of a kind that
-        is not read here or of BSDS500 val, or too many pixels.
+    Raises FileNotFoundError, NotADirectoryError or ConnectionError: there is no such folder; BSDS500 cannot be
+    downloaded. ValueError: fewer than two images, two with the same grey values, one that is smaller than a patch,
+    damaged, of a kind that is not read here or of BSDS500 val, or too many pixels.
     """
     if not str(images):
         train = data.training_images()
@@ -155,3 +149,26 @@ def _digest(images: dict[str, Tensor]) -> str:
         digest.update(f"{name} {tuple(x.shape)}\n".encode())
         digest.update(x.contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+# validation ----------------------------------------------------------------------------------------------------------
+
+
+@torch.no_grad()
+def mmse(prior: LearnedEnergy, y: Tensor, t: float) -> Tensor:
+    """The estimate E[X | Y = y] = y - t grad_1 R(y, t), if R is the energy of the data (Tweedie); not clipped.
+
+    y are images (B, 1, H, W), grey values of [0, 1] plus noise of variance t, which is in the range of the prior.
+    """
+    return y - t * prior.grad(y, t)
+
+
+def denoising_psnr(prior: LearnedEnergy, images: Iterable[Tensor], sigma: float) -> list[float]:
+    """PSNR in dB (data range 1, nothing clipped) of the one-step estimate of each image, the k-th with noise of seed k.
+
+    The images are clean, each (1, 1, H, W). Raises ValueError: no images, or sigma outside of the range of the prior.
+    """
+    noisy = ((data.add_noise(x, sigma, k), x) for k, x in enumerate(images))
+    if not (values := [psnr(mmse(prior, y, sigma**2), x).item() for y, x in noisy]):
+        raise ValueError("there are no images to evaluate on")
+    return values

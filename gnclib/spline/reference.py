@@ -82,16 +82,8 @@ def backward(
     and d/da is d/dc times PIECES. Outside phi has the slope of the range's end, hence d/dc_p has one term more,
     g_0 beyond D f^p, and of d/dx remains g_0 phi'; phi'' = 0 contributes nothing.
 
-    Parameters
-    ----------
-    x : (S, M)
-    coefficients : (S, N_x)
-    grads
-        One (S, M) tensor g_k for each k of ``orders``, which are distinct.
-
-    Returns
-    -------
-    Tensors like x and like the coefficients.
+    x is (S, M), the coefficients are (S, N_x), ``grads`` has one (S, M) tensor g_k for each k of ``orders``, which are
+    distinct; the results are like x and like the coefficients.
     """
     interval, f, beyond = _locate(x, grid)
     c = _polynomials(coefficients, interval)

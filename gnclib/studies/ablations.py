@@ -121,26 +121,14 @@ def joint_outcome(
 
 @io.settings
 class Judge:
-    """How priors are compared: the same images, noise, patches and noise levels for all.
+    """How priors are compared: the same images, noise, patches and noise levels for all."""
 
-    Attributes
-    ----------
-    sigmas
-        Of the PSNR (grey values in [0, 1]).
-    levels
-        Number of equidistant tau from tau_min to tau_max for the calibration, at least 2.
-    patches, size
-        Number and side of the random crops for the calibration.
-    curvature_at, curved
-        Noise levels of the curvature, on so many of these crops, cut to 32 pixels.
-    """
-
-    sigmas: Levels = (15 / 255, 25 / 255, 50 / 255)
-    levels: Annotated[int, Field(ge=2)] = 9
-    patches: int = 48
-    size: int = 48
-    curvature_at: Levels = ()
-    curved: int = 2
+    sigmas: Levels = (15 / 255, 25 / 255, 50 / 255)  # of the PSNR, grey values in [0, 1]
+    levels: Annotated[int, Field(ge=2)] = 9  # equidistant tau from tau_min to tau_max for the calibration
+    patches: int = 48  # number of random crops for the calibration
+    size: int = 48  # their side
+    curvature_at: Levels = ()  # noise levels
+    curved: int = 2  # so many of these crops, cut to 32 pixels, show the curvature
 
     def __call__(self, prior: FieldsOfExperts, held_out: Sequence[Tensor]) -> dict[str, list[float]]:
         """The columns "psnr", "profile", "error" and "curvature" of a :class:`Training`, on images (1, 1, H, W)."""
@@ -244,33 +232,18 @@ class About(Record):
 
 
 class Training(Row):
-    """What one training gave.
-
-    Attributes
-    ----------
-    psnr
-        Mean over the held-out images for each noise level, in dB.
-    profile, error
-        Mean over the held-out patches of d_tau R / n at each noise level, and its standard error.
-    curvature
-        For each level of :attr:`Judge.curvature_at`, the smallest eigenvalue of t Hess R at the worst of some noisy
-        patches.
-    joint
-        Of variants for which it was measured, :func:`joint_outcome`: mean PSNR in dB and mean final sigma.
-    cpu_seconds
-        Of the training, including that of what it started from; hardly depends on what else the machine does.
-    """
+    """What one training gave."""
 
     by: ClassVar[tuple[str, ...]] = ("variant",)
     key: ClassVar[tuple[str, ...]] = ("seed",)
     variant: str
     seed: int
-    psnr: list[rounded(4)]
-    profile: list[rounded(5)]
-    error: list[rounded(5)]
-    curvature: list[rounded(4)]
-    joint: list[rounded(4)] | None
-    cpu_seconds: float
+    psnr: list[rounded(4)]  # in dB for each noise level, means over the held-out images
+    profile: list[rounded(5)]  # mean over the held-out patches of d_tau R / n at each noise level
+    error: list[rounded(5)]  # its standard error
+    curvature: list[rounded(4)]  # smallest eigenvalue of t Hess R at the worst patch, for each level
+    joint: list[rounded(4)] | None  # joint_outcome: mean PSNR in dB and mean final sigma
+    cpu_seconds: float  # of the training, including that of what it started from
 
     @property
     def calibration(self) -> float:

@@ -76,36 +76,18 @@ RisingCounts = Annotated[
 class Settings:
     """What is measured for one image and task; defaults are our choices where the paper's numbers are lost.
 
-    Raises ValueError: values outside of their ranges.
-
-    Attributes
-    ----------
-    t_firsts
-        The t_0, rising noise variances.
-    steps
-        The numbers of steps I, rising.
-    sigma
-        Noise level of the denoising problem, grey values in [0, 1].
-    observed
-        Part of the known pixels.
-    algorithms
-        Which of the four run; the shipped results have all but "literal".
-    crop
-        Side of the square cut from the middle of each image; 0 for whole images.
-    reference_schedule, reference_steps, reference_decrease
-        Steps of the reference's schedule (0: no reference), its greatest number of proximal gradient steps, and the
-        decrease of E per step, nats per pixel, at which they end.
+    The shipped results have all algorithms but "literal". Raises ValueError: values outside of their ranges.
     """
 
-    t_firsts: Rising = (3.162e-4, 1e-3, 3.162e-3, 1e-2, 3.162e-2, 0.1, 0.3162, 1.0)
+    t_firsts: Rising = (3.162e-4, 1e-3, 3.162e-3, 1e-2, 3.162e-2, 0.1, 0.3162, 1.0)  # noise variances
     steps: RisingCounts = (1, 2, 4, 8, 16, 32, 64)
-    sigma: Annotated[float, Field(gt=0)] = 25.5 / 255
-    observed: Annotated[float, Field(gt=0, lt=1)] = 0.2
-    crop: Count = 160
+    sigma: Annotated[float, Field(gt=0)] = 25.5 / 255  # of the denoising problem, grey values in [0, 1]
+    observed: Annotated[float, Field(gt=0, lt=1)] = 0.2  # part of the known pixels
+    crop: Count = 160  # side of the square cut from the middle of each image; 0 for whole images
     algorithms: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_known)] = ALGORITHMS
-    reference_schedule: Count = 150
-    reference_steps: Count = 500
-    reference_decrease: float = 1e-6
+    reference_schedule: Count = 150  # steps; 0: no reference
+    reference_steps: Count = 500  # at most, of proximal gradient
+    reference_decrease: float = 1e-6  # of E per step, in nats per pixel, at which they end
 
 
 def problem(task: str, x: Tensor, seed: int, settings: Settings, count: int = 1) -> Denoising | Inpainting:
@@ -129,14 +111,7 @@ def measure(prior, task: str, x: Tensor, seed: int, settings: Settings) -> dict:
 
     Raises ValueError: an unknown task, or t_0 outside of (t_min, sigma_max^2] of the prior.
 
-    Parameters
-    ----------
-    prior
-        An energy, on the device and in the dtype of x.
-    task, seed
-        "denoise" or "inpaint", and the seed of z or the mask.
-    x
-        The clean image (1, 1, H, W) in [0, 1], cut already.
+    x is the clean image (1, 1, H, W) in [0, 1], cut already; the seed is that of z or the mask.
 
     Returns
     -------

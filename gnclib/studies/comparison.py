@@ -54,26 +54,13 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A method, ready for the measurements of one task.
-
-    Attributes
-    ----------
-    name
-        As in the table.
-    solve
-        Data term of a measurement -> (x, how many gradients of an energy that took; None where there is no energy).
-    settings
-        What its results depend on, as JSON data.
-    parameters
-        How many numbers were learned or tuned for it, None where they were designed.
-    code
-        Version of the method, see :class:`gnclib.io.table.Job`.
-    """
+    """A method, ready for the measurements of one task; settings and code as of :class:`gnclib.io.table.Job`."""
 
     name: str
+    #: data term of a measurement -> (x, how many gradients of an energy that took; None where there is no energy)
     solve: Callable[[DataTerm], tuple[Tensor, int | None]]
     settings: Mapping[str, Any]
-    parameters: int | None = None
+    parameters: int | None = None  # that were learned or tuned for it, None where they were designed
     code: int = 1
 
 
@@ -200,14 +187,12 @@ def tune_tv(images: Mapping[str, Tensor], sigma: float) -> dict[str, Any]:
     """The weight of TV with the best mean PSNR on training images, by Brent's method on log(weight / sigma).
 
     The middle 160 x 160 pixels of each image, noise of image k with seed k. weight / sigma is sought in [0.1, 10].
-    Returns "weight" (four digits), "psnr" (its mean in dB) and "images" (how many). Raises ValueError: no images, or
-    some of val of BSDS500, which must not be trained on.
+    Returns "weight" (four digits), "psnr" (its mean in dB) and "images" (how many). Raises ValueError: images of val of
+    BSDS500, which must not be trained on.
     """
     from scipy.optimize import minimize_scalar
 
     refuse_validation(images)
-    if not images:
-        raise ValueError("there are no images to tune the weight of TV on")
     clean = [middle(x, CROP) for x in images.values()]
     noisy = [add_noise(x, sigma, k) for k, x in enumerate(clean)]
 

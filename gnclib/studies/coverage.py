@@ -125,31 +125,17 @@ def compute(
 
 @dataclass(frozen=True)
 class Summary:
-    """One prior and noise level, on BSDS68.
+    """One prior and noise level, on BSDS68; tr Cov and SURE are sums over the images, relative to the squared error."""
 
-    Attributes
-    ----------
-    raw, inside, scaled : (len(LEVELS),)
-        Mean coverage with standard deviations as the formula has them, with their floor, and times the scale.
-    scale : float
-        Of the standard deviation, fitted on the images of val.
-    expected, risk, risk_error : float
-        tr Cov and SURE, both relative to the squared error, sums over the images; standard error of the latter.
-    correlation : float
-        Of SURE and the squared error over the images.
-    dimension : float
-        Effective dimension relative to the number of pixels.
-    """
-
-    raw: np.ndarray
-    inside: np.ndarray
-    scaled: np.ndarray
-    scale: float
-    expected: float
-    risk: float
-    risk_error: float
-    correlation: float
-    dimension: float
+    raw: np.ndarray  # (len(LEVELS),), mean coverage with standard deviations as the formula has them
+    inside: np.ndarray  # with their floor
+    scaled: np.ndarray  # times the scale
+    scale: float  # of the standard deviation, fitted on the images of val
+    expected: float  # tr Cov
+    risk: float  # SURE
+    risk_error: float  # its standard error
+    correlation: float  # of SURE and the squared error over the images
+    dimension: float  # effective dimension relative to the number of pixels
 
 
 def _shares(rows: list[Calibration], kind: str) -> np.ndarray:
@@ -193,18 +179,7 @@ def table(content: Content) -> str:
     pairs = dict.fromkeys((row.prior, row.sigma) for row in rows)
     if not pairs:
         raise ValueError("there are no results to make a table of")
-    head = [
-        "prior",
-        "sigma",
-        "raw 50/90/95",
-        "with floor",
-        "scale",
-        "scaled",
-        "tr Cov",
-        "SURE",
-        "corr.",
-        "dim.",
-    ]
+    head = "prior, sigma, raw 50/90/95, with floor, scale, scaled, tr Cov, SURE, corr., dim.".split(", ")
     at = [LEVELS.index(p) for p in (0.5, 0.9, 0.95)]
     lines = []
     for prior, sigma in pairs:

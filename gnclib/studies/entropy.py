@@ -36,8 +36,14 @@ from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.images import bsds68, middle, patches, training_images
 from gnclib.io import Content, Form, Job, Record, Row, Table, rounded, sha256
-from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant, quadratic_constant
-from gnclib.restore.flow import Prior, energy_and_grad
+from gnclib.restore import (
+    Gaussian,
+    Prior,
+    WithBrightness,
+    annealed_constant,
+    energy_and_grad,
+    quadratic_constant,
+)
 from gnclib.studies.comparison import markdown
 
 #: the results that come with the package
@@ -221,23 +227,12 @@ def lengths(x: Tensor) -> list[Job]:
 
 @dataclass(frozen=True)
 class Curves:
-    """A prior over the noise levels, per pixel, means over the images; entropies in bits.
-
-    Attributes
-    ----------
-    sigmas : (S,)
-    energy : (S,)
-        Entropy by the energy and its constant.
-    errors : (S,)
-        Entropy by the errors of the denoiser, from the Gaussian's at the last sigma.
-    left : (S,)
-        Squared error of the denoiser over t.
-    """
+    """A prior over the noise levels, per pixel, means over the images, each (S,); entropies in bits."""
 
     sigmas: np.ndarray
-    energy: np.ndarray
-    errors: np.ndarray
-    left: np.ndarray
+    energy: np.ndarray  # entropy by the energy and its constant
+    errors: np.ndarray  # entropy by the errors of the denoiser, from the Gaussian's at the last sigma
+    left: np.ndarray  # squared error of the denoiser over t
 
     @property
     def gap(self) -> float:

@@ -112,9 +112,12 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
     Learned and fine-tuned schedules are among them where the package has them.
     """
     if task.kind == "denoise":
-        found = {"BM3D": partial(_bm3d, task), "TV": partial(_tv, weight)}
+        of_bm3d = Method("BM3D", lambda measured: (bm3d(measured.y, task.sigma), None), {"profile": "np"})
+        of_tv = Method("TV", lambda measured: (tv(measured.y, weight), None), {"weight": weight}, 1)
+        found = {"BM3D": lambda: of_bm3d, "TV": lambda: of_tv}
     else:
-        found = {"biharmonic": _biharmonic}
+        smooth = Method("biharmonic", lambda measured: (biharmonic(measured.y, measured.mask), None), {})
+        found = {"biharmonic": lambda: smooth}
     for prior in PRIORS:
         for scheme in schemes.SCHEMES:
             folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
@@ -126,20 +129,6 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
                 continue
             found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)
     return found
-
-
-def _bm3d(task: Task) -> Method:
-    return Method("BM3D", lambda measured: (bm3d(measured.y, task.sigma), None), {"profile": "np"})
-
-
-def _tv(weight: float | None) -> Method:
-    if weight is None:
-        raise ValueError("TV needs its weight for this noise level: tune it first")
-    return Method("TV", lambda measured: (tv(measured.y, weight), None), {"weight": weight}, 1)
-
-
-def _biharmonic() -> Method:
-    return Method("biharmonic", lambda measured: (biharmonic(measured.y, measured.mask), None), {})
 
 
 def _ours(prior: str, name: str, task: Task) -> Method:
@@ -214,17 +203,9 @@ def compare(
 ) -> Iterator[Quality]:
     """Run what is missing in the file: task by task, image by image, method by method; yield rows as they are added.
 
-    Parameters
-    ----------
-    path, name
-        The result file, made where it is missing, and the name of the set of images.
-    images
-        (1, 1, H, W) in [0, 1], image k measured with seed k; ValueError if there are none.
-    tasks, only
-        Which problems, and which methods (all); ValueError for an unknown one.
+    Image k (1, 1, H, W) in [0, 1] of the set of this name is measured with seed k. Raises ValueError for an unknown
+    method in ``only`` (all by default).
     """
-    if not images:
-        raise ValueError("there are no images to compare on")
     file, tasks = _opened(path, name), list(tasks)
     made = _made(file, _offered(tasks, only))
     for task in tasks:
@@ -243,8 +224,6 @@ def timing(
     BM3D at sigma = 25 is always among them. Each method runs once on a small crop before, so that nothing is loaded or
     compiled while it is timed. Parameters and errors as for :func:`compare`.
     """
-    if not images:
-        raise ValueError("there are no images to time on")
     file = _opened(path, name)
     run = 1 + max((row.run for row in file.read().rows["timing"]), default=0)
     tasks = [REFERENCE, *(task for task in tasks if task != REFERENCE)]

@@ -129,12 +129,9 @@ def jobs(
     """The rows of a prior, in an order in which any beginning is useful: all tasks of an image together.
 
     `prior` is a shipped prior or a folder; `limit` takes only the first images of each set, >= 1. This process and
-    those of the jobs compute with one torch thread from then on. Raises ValueError: an unknown set, task or device;
+    those of the jobs compute with one torch thread from then on. Raises ValueError: an unknown device;
     FileNotFoundError: no such prior; and as :func:`gnclib.images.data.bsds68`.
     """
-    for kind, asked, known in (("set", sets, SETS), ("task", tasks, TASKS)):
-        if wrong := [name for name in asked if name not in known]:
-            raise ValueError(f"unknown {kind} {wrong[0]!r}: choose from {', '.join(known)}")
     as_device(device)
     torch.set_num_threads(1)
     energy = load_prior(prior)
@@ -176,24 +173,12 @@ def compute(prior: str, settings: Settings, **chosen) -> Content:
 
 @dataclass(frozen=True)
 class Summary:
-    """One algorithm and task over all images; tensors are float64 (T, J), t_0 by number of steps.
-
-    Attributes
-    ----------
-    images
-        How many.
-    rate
-        Part of the images whose minimal energy is attained, in [0, 1].
-    psnr
-        Mean, dB.
-    gap
-        Mean of E minus the minimal energy (that of the reading), nats per pixel.
-    """
+    """One algorithm and task over all images; tensors are float64 (T, J), t_0 by number of steps."""
 
     images: int
-    rate: Tensor
-    psnr: Tensor
-    gap: Tensor
+    rate: Tensor  # part of the images whose minimal energy is attained, in [0, 1]
+    psnr: Tensor  # mean, dB
+    gap: Tensor  # mean of E minus the minimal energy (that of the reading), nats per pixel
 
 
 def lowest(run: Run) -> float:

@@ -55,10 +55,8 @@ load = FORM.load
 def draw(images: Mapping[str, Tensor], size: int, per_image: int, seed: int) -> Tensor:
     """Distinct random patches of the images, at most len(images) * per_image: (N, size^2), float64, in [0, 1].
 
-    Raises ValueError: an image smaller than the patch, or no patches wanted.
+    Raises ValueError: an image smaller than the patch.
     """
-    if size < 1 or per_image < 1:
-        raise ValueError(f"size and per_image must be at least 1, got {size} and {per_image}")
     generator, found = torch.Generator().manual_seed(seed), []
     for name, image in images.items():
         pixels = image.reshape(image.shape[-2:]).double()

@@ -72,22 +72,12 @@ NAMES = (*METHODS[:2], *(f"{prior} {m}" for prior in ("R1", "R3") for m in METHO
 
 @dataclass(frozen=True)
 class Problem:
-    """A linear inverse problem.
-
-    Attributes
-    ----------
-    name, title
-        Short, as in files and on the command line; and in words.
-    operator
-        (size, generator) -> A for images of that size.
-    sigma
-        Standard deviation of the noise, in the units of the measurement.
-    """
+    """A linear inverse problem, by its name in files and on the command line, and its title in words."""
 
     name: str
     title: str
-    operator: Callable[[tuple[int, int], torch.Generator], LinearOperator]
-    sigma: float
+    operator: Callable[[tuple[int, int], torch.Generator], LinearOperator]  # of a size: A
+    sigma: float  # of the noise, in the units of the measurement
 
     def __str__(self) -> str:
         return self.name
@@ -220,12 +210,10 @@ def _prior(name: str) -> tuple[LearnedEnergy | None, dict[str, str]]:
 def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, Any]:
     """The settings of :func:`grid` with the best mean PSNR on training images, as the columns of a :class:`Tuning`.
 
-    The images (1, 1, H, W) are all of one size; image k is measured with seed k. Raises ValueError if there are none or
-    some that must not be trained on, and for an unknown method.
+    The images (1, 1, H, W) are all of one size; image k is measured with seed k. Raises ValueError for images that must
+    not be trained on, and for an unknown method.
     """
     refuse_validation(clean)
-    if not clean:
-        raise ValueError("there are no images to tune on")
     kind, (prior, _) = _parts(name)[1], _prior(name)
     ends = (prior.sigma_min**2, prior.sigma_max**2) if prior else (0, 0)
     tried = grid(kind, *ends)
@@ -273,14 +261,8 @@ def restore(
 ) -> Iterator[Quality]:
     """Run what is missing in the file, tuning first; yield rows as they are added.
 
-    Parameters
-    ----------
-    path, name
-        The result file, made where it is missing, and the name of the set of images.
-    clean
-        The images (1, 1, H, W) in [0, 1], image k measured with seed k.
-    problems, only
-        Which problems, and which methods (all); ValueError for unknown ones.
+    Image k (1, 1, H, W) in [0, 1] of the set of this name is measured with seed k. Raises ValueError for unknown
+    problems, or methods in ``only`` (all by default).
     """
     problems, names = list(problems), list(only) or list(NAMES)
     for wanted in names:
@@ -288,8 +270,6 @@ def restore(
     for problem in problems:
         if problem not in PROBLEMS:
             raise ValueError(f"unknown problem {problem!r}: choose one of {', '.join(PROBLEMS)}")
-    if not clean:
-        raise ValueError("there are no images to restore")
     file = Table(path, FORM, Images(set=name), packages=PACKAGES)
     for problem in (PROBLEMS[p] for p in problems):
         for wanted in names:

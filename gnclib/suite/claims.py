@@ -66,29 +66,16 @@ class Evidence:
 class Claim:
     """A testable statement and the rule that judges it.
 
-    Attributes
-    ----------
-    id, where, sentence
-        Short name; the place in the paper that makes the statement or that it is about; the statement.
-    source
-        "paper" for what Kobler & Pock 2023 say, "ours" for what goes beyond it.
-    rule
-        Function of the evidence: true, false, or one of `gnclib.suite.rules.VERDICTS`.
-    identity
-        The statement is true by algebra; its verdict is "verified identity" or "does not hold".
-    learned
-        The statement is about learned priors: it has two verdicts, on R and on P.
-    rtol, atol
-        Two runs agree if each number differs by at most `atol + rtol * |number|`.
+    Two runs agree if each number differs by at most `atol + rtol * |number|`.
     """
 
     id: str
-    where: str
+    where: str  # the place in the paper that makes the statement or that it is about
     sentence: str
-    source: str
-    rule: Callable[[Evidence], bool | str]
-    identity: bool = False
-    learned: bool = False
+    source: str  # "paper" for what Kobler & Pock 2023 say, "ours" for what goes beyond it
+    rule: Callable[[Evidence], bool | str]  # or one of rules.VERDICTS
+    identity: bool = False  # true by algebra; its verdict is "verified identity" or "does not hold"
+    learned: bool = False  # about learned priors: it has two verdicts, on R and on P
     rtol: float = 1e-3
     atol: float = 1e-6
 
@@ -137,15 +124,7 @@ def claim(id: str) -> Claim:
 
 @settings
 class Record:
-    """One test of a claim.
-
-    Attributes
-    ----------
-    id, evidence, note
-        The claim; numbers, booleans and text by name; a remark for the reader.
-    notebook, mode
-        Where it was recorded and with which settings; empty until the notebook has been collected.
-    """
+    """One test of a claim; notebook and mode are empty until the notebook has been collected."""
 
     id: str
     evidence: dict[str, bool | int | Annotated[float, AllowInfNan(True)] | str]
@@ -228,22 +207,11 @@ def record(
 
     Make the result the last expression of the cell (or `display` it): shown output is what gets collected.
 
-    Parameters
-    ----------
-    id
-        Id of a claim in `CLAIMS`.
-    evidence
-        Numbers, booleans or text by name; one-element arrays and tensors are turned into numbers.
-    note
-        A remark for the reader, without effect on the verdict.
-    restored
-        The same evidence on the priors of the restored recipe, where the claim is about learned priors. What P_1, P_2
-        or P_3 names in `evidence` goes there by itself, and `images` with it.
-
-    Raises
-    ------
-    ValueError
-        Unknown claim, evidence that is no single number, boolean or text, or evidence that the rule lacks.
+    The evidence is numbers, booleans or text by name (one-element arrays and tensors are turned into numbers), the note
+    a remark for the reader, without effect on the verdict. `restored` is the same evidence on the priors of the
+    restored recipe, where the claim is about learned priors: what P_1, P_2 or P_3 names in `evidence` goes there by
+    itself, and `images` with it. Raises ValueError: unknown claim, evidence that is no single number, boolean or text,
+    or evidence that the rule lacks.
     """
     theirs = {name: value for name, value in evidence.items() if "P_" in str(name) and claim(id).learned}
     evidence = {name: value for name, value in evidence.items() if name not in theirs}

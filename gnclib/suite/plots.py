@@ -54,22 +54,11 @@ def save(
     """Write a figure to ``out/name.png`` and ``out/name.pdf``, and its numbers to ``out/name.json``; return their
     paths.
 
-    Parameters
-    ----------
-    fig
-        The figure; it stays open and unchanged, so a notebook can show it as well.
-    name
-        File name without suffix: lower case letters, digits, ``_`` and ``-``.
-    out
-        Folder, made where it is missing. ``""`` or None writes nothing, unless the variable `COLLECT` of the
-        environment names a folder.
-    numbers
-        What the figure shows, by name: numbers, lists, arrays or tensors (8 significant digits are kept).
-
-    Raises
-    ------
-    ValueError, NotADirectoryError
-        A name that is no plain file name, or numbers that do not fit into JSON; `out` is a file.
+    The figure stays open and unchanged, so a notebook can show it as well. The folder is made where it is missing;
+    ``""`` or None writes nothing, unless the variable `COLLECT` of the environment names a folder. Numbers, what the
+    figure shows by name, are numbers, lists, arrays or tensors (8 significant digits are kept). Raises ValueError or
+    NotADirectoryError: a name not of lower case letters, digits, ``_`` and ``-``, or numbers that do not fit into JSON;
+    `out` is a file.
     """
     if not re.fullmatch(r"[a-z0-9][a-z0-9_-]*", name):
         raise ValueError(f"figure name {name!r}: use lower case letters, digits, '_' and '-', and no suffix")

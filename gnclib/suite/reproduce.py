@@ -52,29 +52,15 @@ def select(only: Iterable[str], manifest: Manifest = MANIFEST, folder: Path | No
 
 @dataclass(frozen=True)
 class Done:
-    """What became of one notebook.
-
-    Attributes
-    ----------
-    notebook, seconds, failure
-        Its name, how long it ran, and the reason why it failed, if it did.
-    figures
-        Those that it makes.
-    changed
-        Figures and claims that differ from those before, each with the first difference.
-    elsewhere
-        Figures that were made from other images than those before, which cannot be compared, each with its reason.
-    redrawn
-        Figures whose numbers agree, although the picture differs in some byte.
-    """
+    """What became of one notebook and of its figures."""
 
     notebook: str
     seconds: float = 0.0
     figures: tuple[str, ...] = ()
     failure: str | None = None
-    changed: Mapping[str, str] = field(default_factory=dict)
-    elsewhere: Mapping[str, str] = field(default_factory=dict)
-    redrawn: tuple[str, ...] = ()
+    changed: Mapping[str, str] = field(default_factory=dict)  # by figure or claim, the first difference
+    elsewhere: Mapping[str, str] = field(default_factory=dict)  # by figure, why it is not compared
+    redrawn: tuple[str, ...] = ()  # their numbers agree, although the picture differs in some byte
 
     def tell(self, say: Callable[[str], None]) -> None:
         """A line about the notebook, and one for each figure or claim that differs."""
@@ -129,22 +115,8 @@ def run(
 ) -> list[Done]:
     """Execute notebooks, compare their figures and claims with those in `out`, and bring there what has changed.
 
-    Parameters
-    ----------
-    only
-        Names of figures or notebooks; empty means everything.
-    full
-        Run with `full = True` instead of the quick defaults.
-    out
-        Folder for NAME.png, NAME.pdf, NAME.json, claims.json, claims.md and README.md; made where it is missing.
-    jobs
-        Notebooks that run at the same time, each in a kernel of its own.
-    keep
-        False only compares, and leaves `out` as it is.
-    manifest, folder
-        Other declarations and another folder of notebooks (tests use these).
-    say
-        Called with one line of text per finished notebook, and one per figure or claim that changed.
+    `only` names figures or notebooks, all if it is empty; `jobs` notebooks run at the same time, each in a kernel of
+    its own. `keep=False` only compares, and leaves `out` as it is. Tests give another manifest and folder of notebooks.
 
     Raises
     ------

@@ -225,4 +225,4 @@ def test_the_network_starts_small():
     """An untrained N is close to 0, so that training begins at the energy of the Gaussian."""
     torch.manual_seed(0)
     u = torch.randn(1, 1, 32, 32)
-    assert GatedUNet()(u, torch.tensor([-2.0])).norm() < 0.3 * u.norm()
+    assert GatedUNet(NetworkConfig().channels, 24)(u, torch.tensor([-2.0])).norm() < 0.3 * u.norm()

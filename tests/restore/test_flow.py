@@ -363,8 +363,6 @@ def test_bad_tolerance(tolerance):
 def test_bad_targets_and_maps():
     with pytest.raises(ValueError, match="target"):
         attained(starts(), torch.zeros(3), 0.1)
-    with pytest.raises(ValueError, match="at least one"):
-        attainment_map(Gaussian(), starts(), [], [3], 0.3, 0.1)
     with pytest.raises(ValueError, match="steps"):
         attainment_map(Gaussian(), starts(), [1.0], [0], 0.3, 0.1)
 

@@ -284,7 +284,7 @@ def test_t_stays_in_its_interval_and_the_prior_gives_its_lower_end(solver):
         ({"data": None}, "start"),
         ({"start": torch.full((2, 1, 6, 6), math.nan)}, "start"),
         ({"prior": Scores()}, "dtau"),
-        ({"prior": object()}, "energy"),
+        ({"prior": object()}, "dtau"),
     ],
 )
 def test_bad_input(solver, change, message):

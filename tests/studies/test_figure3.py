@@ -187,8 +187,6 @@ def test_bad_jobs():
         attainment.measure(tiny(), "blur", x, 0, SMALL)
     with pytest.raises(ValueError, match=r"t_0 must lie above t_min = 0\.0004"):
         attainment.measure(tiny(), "denoise", x, 0, Settings(t_firsts=(4e-4, 1.0)))
-    with pytest.raises(ValueError, match="unknown set 'val'"):
-        figure3.jobs("R1", SMALL, sets=["val"])
 
 
 # --- summary and comparison -------------------------------------------------------------------------------

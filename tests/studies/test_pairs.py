@@ -59,11 +59,6 @@ def test_learning_lowers_the_error_on_its_pairs(x, quick):
     assert loss[1] < loss[0]
 
 
-def test_an_unknown_method_is_refused(x):
-    with pytest.raises(ValueError, match="unknown method 'cosine'"):
-        pairs.schedule("cosine", x, 0)
-
-
 def test_images_of_val_are_refused(tmp_path, x):
     with pytest.raises(ValueError, match="BSDS68"):
         next(pairs.compute(tmp_path / "f.json", {data.bsds68_ids()[0]: x[:1]}, {"a": x[:1]}))

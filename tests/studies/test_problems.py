@@ -238,8 +238,6 @@ def test_what_cannot_be_run(tmp_path):
     for problem, only, words in (("haze", (), "unknown problem"), ("deblur", ["R9 gnc"], "unknown method")):
         with pytest.raises(ValueError, match=words):
             next(problems.restore(path, {"a": photo()}, "one", [problem], only))
-    with pytest.raises(ValueError, match="no images"):
-        next(problems.restore(path, {}, "none", ["deblur"], ["TV"]))
     with pytest.raises(ValueError, match="no results"):
         problems.table(Content(Images(set="none"), {"results": [], "tuned": []}))
     assert not path.exists()
