@@ -21,6 +21,7 @@ from typing import Any
 from gnclib.io import read_json, write_bytes
 from gnclib.suite import ledger
 
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build its grammar for two seconds
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
     *("cell.metadata.papermill", "cell.metadata.execution", "cell.metadata.ExecuteTime"),
@@ -86,7 +87,8 @@ def parameters(node: Any, name: str) -> Any:
 
 #: papermill in a process of its own, which dies with its kernel as soon as its input is closed
 _PAPERMILL = """
-import json, os, papermill, psutil, sys, threading
+import json, os, psutil, sys, threading
+sys.modules["rfc3987_syntax"] = None; import papermill  # without it, as above
 def watch():
     os.read(0, 1)
     kernels = psutil.Process().children(recursive=True)
@@ -183,10 +185,8 @@ def clean(content: bytes) -> bytes:
 
 def write(node: Any, path: Path) -> Path:
     """Write a notebook to `path`, clean and its figures with alternative texts, in one step."""
-    import nbformat
-
     describe(node)
-    return write_bytes(path, clean(nbformat.writes(node).encode()))
+    return write_bytes(path, clean(json.dumps(node).encode()))
 
 
 def refresh(path: Path) -> None:

@@ -322,6 +322,17 @@ def test_refresh_and_check(tmp_path):
     )
 
 
+def test_reading_a_notebook_imports_no_grammar_of_addresses(tmp_path):
+    """Building it takes two seconds, for each notebook that is run."""
+    program = """
+import sys; from pathlib import Path; from gnclib.suite import notebooks
+notebooks.load(Path(sys.argv[1]))
+assert "jsonschema" in sys.modules
+assert "lark" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, str(write(tmp_path, "01_tiny"))], check=True)
+
+
 def test_a_failed_refresh_leaves_the_notebook(tmp_path):
     path = write(tmp_path, "01_tiny", "1 / 0")
     before = path.read_bytes()
