@@ -234,12 +234,13 @@ def test_ctrl_c_stops_all_notebooks_and_their_kernels(tmp_path):
 
 def test_papermill_sets_the_parameters(tmp_path):
     """Their cell comes after the defaults, the file stays as it is, and a failure is counted without that cell."""
-    path = write(tmp_path, "01_tiny", "print(full, out)\n1 / 0 if out == 'bad' else None")
+    tiny = "import os\nprint(full, out, os.environ['GNC_HEADLESS'])\n1 / 0 if out == 'bad' else None"
+    path = write(tmp_path, "01_tiny", tiny)
     before, node = path.read_bytes(), notebooks.load(path)
     done = notebooks.execute(node, path.name, {"full": True, "out": "there"})
     tags = [tag for cell in done.cells for tag in cell.metadata.get("tags", [])]
     assert tags.index("parameters") < tags.index("injected-parameters")
-    assert "True there\n" in [o.text for cell in done.cells for o in cell.get("outputs", ()) if "text" in o]
+    assert "True there 1\n" in [o.text for cell in done.cells for o in cell.get("outputs", ()) if "text" in o]
     with pytest.raises(
         NotebookError, match=r"01_tiny\.ipynb, cell In \[2\], at '1 / 0 if .*ZeroDivisionError"
     ):
