@@ -68,7 +68,8 @@ def tasks(file: Path | None = None) -> dict[str, Problem]:
 
 def images() -> dict[str, Tensor]:
     """Name -> (1, 1, SIDE, SIDE)."""
-    return {f"{n} {k + 1}": middle(embedded()[n], SIDE) for n in PHOTOGRAPHS for k in range(TIMES)}
+    photographs = embedded()
+    return {f"{n} {k + 1}": middle(photographs[n], SIDE) for n in PHOTOGRAPHS for k in range(TIMES)}
 
 
 def table(content: Content) -> str:

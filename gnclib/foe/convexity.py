@@ -24,8 +24,8 @@ from functools import cache
 from typing import TYPE_CHECKING
 
 import numpy as np
+import scipy
 import torch
-from scipy.optimize import isotonic_regression
 from torch import Tensor
 
 from gnclib import spline
@@ -76,7 +76,7 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
         for row, omega in zip(slopes[:, j], visits, strict=True):
             raised = row - floor * ramp
             if (np.diff(raised) < 0).any():
-                row[:] = isotonic_regression(raised, weights=omega).x + floor * ramp
+                row[:] = scipy.optimize.isotonic_regression(raised, weights=omega).x + floor * ramp
     values = torch.nn.functional.pad(torch.from_numpy(slopes).cumsum(-1), (1, 0))
     values = values + (v[..., middle] - values[..., middle])[..., None]
     weights.copy_(values.transpose(1, 2))

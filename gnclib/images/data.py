@@ -50,6 +50,7 @@ EMBEDDED = (
 )
 #: those of them that are in colour
 COLOURED = ("astronaut.png", "chelsea.png", "coffee.png", "motorcycle_left.png", "rocket.jpg")
+_photograph = cache(lambda name, mode: _decode((files("skimage") / "data" / name).read_bytes(), mode))
 #: weights of red, green and blue in grey, ITU-R BT.601
 LUMA = (0.299, 0.587, 0.114)
 
@@ -247,9 +248,8 @@ def embedded(colour: bool = False) -> dict[str, Tensor]:
 
     With ``colour`` only those in colour, as they are, (3, 1, H, W), instead of all in grey.
     """
-    folder, mode = files("skimage") / "data", "RGB" if colour else "L"
-    names = COLOURED if colour else EMBEDDED
-    return {Path(name).stem: _decode((folder / name).read_bytes(), mode) for name in names}
+    names, mode = (COLOURED, "RGB") if colour else (EMBEDDED, "L")
+    return {Path(name).stem: _photograph(name, mode).clone() for name in names}
 
 
 def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:

@@ -45,10 +45,10 @@ import warnings
 from dataclasses import dataclass
 
 import numpy as np
+import scipy
 from numpy.lib.stride_tricks import sliding_window_view
 from scipy.fft import dctn
 from scipy.ndimage import gaussian_filter, maximum_filter
-from scipy.optimize import least_squares
 from scipy.special import ndtr
 from torch import Tensor
 
@@ -302,8 +302,8 @@ class NoiseCurve:
 
         mean = variance.mean()
         start = mean / max(m.mean(), 1e-3), 1e-3 * mean
-        limits = [0, -10 * mean], [np.inf, 10 * mean]
-        fit = least_squares(misfit, start, bounds=limits, loss="soft_l1", f_scale=ROBUST, x_scale=start)
+        options = {"bounds": ([0, -10 * mean], [np.inf, 10 * mean]), "x_scale": start}
+        fit = scipy.optimize.least_squares(misfit, start, loss="soft_l1", f_scale=ROBUST, **options)
         return cls(*map(float, fit.x))
 
     def sigma(self, image: np.ndarray) -> np.ndarray:

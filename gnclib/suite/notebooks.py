@@ -21,6 +21,7 @@ from typing import Any
 from gnclib.io import read_json, write_bytes
 from gnclib.suite import ledger
 
+sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build its grammar for two seconds
 CLEAN_KEYS = (
     *("metadata.papermill", "metadata.widgets", "metadata.signature", "metadata.language_info.version"),
     *("cell.metadata.papermill", "cell.metadata.execution", "cell.metadata.ExecuteTime"),
@@ -86,7 +87,8 @@ def parameters(node: Any, name: str) -> Any:
 
 #: papermill in a process of its own, which dies with its kernel as soon as its input is closed
 _PAPERMILL = """
-import json, os, papermill, psutil, sys, threading
+import json, os, psutil, sys, threading
+sys.modules["rfc3987_syntax"] = None; import papermill  # without it, as above
 def watch():
     os.read(0, 1)
     kernels = psutil.Process().children(recursive=True)
@@ -107,8 +109,10 @@ def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, thread
     """
     import nbformat
 
-    # a kernel shows its figures in the notebook, whatever the backend of this process
-    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    # a kernel shows its figures in the notebook, whatever the backend of this process, and no sliders
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"} | {
+        "GNC_HEADLESS": "1"
+    }
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     with tempfile.TemporaryDirectory(prefix="gnc-run-") as folder:
@@ -183,10 +187,8 @@ def clean(content: bytes) -> bytes:
 
 def write(node: Any, path: Path) -> Path:
     """Write a notebook to `path`, clean and its figures with alternative texts, in one step."""
-    import nbformat
-
     describe(node)
-    return write_bytes(path, clean(nbformat.writes(node).encode()))
+    return write_bytes(path, clean(json.dumps(node).encode()))
 
 
 def refresh(path: Path) -> None:
@@ -276,7 +278,7 @@ def gallery(manifest: Manifest = MANIFEST) -> str:
         "All of them, by the notebook that makes them; written by `gnc figures`, as are the numbers behind each figure",
         "(JSON) and the [ledger of claims](claims.md).",
     ]
-    for notebook in dict.fromkeys(figure.notebook for figure in manifest.values()):
+    for notebook in sorted({figure.notebook for figure in manifest.values()}):
         lines += ["", f"## {notebook}"]
         for name, figure in of(notebook, manifest).items():
             lines += ["", f"![{figure.alt or figure.title}]({name}.png)", ""]
@@ -298,13 +300,15 @@ def describe(node: Any, manifest: Manifest = MANIFEST) -> None:
 
 
 def contact_sheet(folder: Path, manifest: Manifest = MANIFEST, side: int = 190, columns: int = 6) -> Any:
-    """All figures of a folder as small pictures with their names, a PIL image; `side` is that of a cell in pixels."""
+    """The figures of a folder, small, in the order of the notebooks, a PIL image; `side` of a cell in pixels."""
     from PIL import Image, ImageDraw
 
-    rows = -(-len(manifest) // columns)
+    names = sorted(manifest, key=lambda name: manifest[name].notebook)
+    names = [name for name in names if (folder / f"{name}.png").is_file()]
+    rows = -(-len(names) // columns)
     sheet = Image.new("RGB", (columns * side, rows * side), "white")
     draw = ImageDraw.Draw(sheet)
-    for k, name in enumerate(manifest):
+    for k, name in enumerate(names):
         left, top = k % columns * side, k // columns * side
         with Image.open(folder / f"{name}.png") as picture:
             small = picture.convert("RGB")

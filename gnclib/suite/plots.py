@@ -14,6 +14,7 @@ import io
 import os
 import re
 from collections.abc import Mapping, Sequence
+from importlib.util import find_spec
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -26,6 +27,8 @@ if TYPE_CHECKING:
 
 #: names a folder to which figures and claims go when a notebook is run without one of its own, as by ``make test``
 COLLECT = "GNC_COLLECT"
+#: set where nobody looks at the notebook that runs, as by ``gnc figures``
+HEADLESS = "GNC_HEADLESS"
 STYLE = Path(__file__).with_name("gnclib.mplstyle")
 WIDTH = 7.2  # of the figures that are laid out by hand, in inches
 _DIGITS = 8  # significant digits kept in NAME.json
@@ -46,6 +49,15 @@ def use_style(full: bool = False) -> None:
     if not isinstance(full, bool):
         raise ValueError(f"full must be true or false, got {full!r}: write -p full True or -p full False")
     plt.style.use(["default", str(STYLE)])
+
+
+def sliders() -> bool:
+    """Whether a notebook shows its sliders; says so if not. Run by a program they are left out, since nbclient
+    sometimes waits forever for a cell with widgets (its issue 312)."""
+    shown = HEADLESS not in os.environ and find_spec("ipywidgets") is not None
+    if not shown:
+        print("in JupyterLab with the package ipywidgets a slider for t appears here")
+    return shown
 
 
 def save(

@@ -33,7 +33,8 @@ def test_results_are_complete_tuned_elsewhere_and_of_the_shipped_weights(content
         assert "dirty" not in row.made.revision
         if "weights" in row.settings:
             assert row.settings["weights"] == sha256(WEIGHTS / row.method[:2] / "model.safetensors")
-    assert all(sorted(names) == sorted(inverse.images()) for names in found.values())
+    images = sorted(inverse.images())
+    assert all(sorted(names) == images for names in found.values())
     assert {("shake", "R1 gnc"), ("fourier", "R1 gnc")} <= found.keys()
     assert all(int(name) > 999 for row in tuned.values() for name in row.on)  # of BSDS500
 

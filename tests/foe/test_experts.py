@@ -198,13 +198,14 @@ def test_what_watches_operations_sees_them(compiled):
 
 
 def test_an_energy_is_computed_without_the_compiler_of_torch():
-    """Its import takes two seconds, which every command and notebook would wait for."""
+    """Its import takes two seconds, which every command and notebook would wait for; scipy.optimize a third of one."""
     program = """
 import sys, torch
 from gnclib import load_prior
 prior, y = load_prior("R1"), torch.rand(1, 1, 32, 32)
 prior.energy_and_grad(y, 0.01), prior.grad(y, 0.01), prior.hvp(y, 0.01, y), prior.dtau(y, 0.01)
 assert "torch._dynamo" not in sys.modules
+assert "scipy.optimize" not in sys.modules
 """
     subprocess.run([sys.executable, "-c", program], check=True, env=os.environ)
 

@@ -33,6 +33,19 @@ plots.save(fig, "demo", sys.argv[1], numbers={"k": list(range(4))})
 """
 
 
+def test_sliders_are_for_people(monkeypatch, capsys):
+    monkeypatch.delenv(plots.HEADLESS, raising=False)
+    assert plots.sliders()
+    assert capsys.readouterr().out == ""
+    monkeypatch.setattr(plots, "find_spec", lambda _: None)
+    assert not plots.sliders()
+    assert "ipywidgets" in capsys.readouterr().out
+    monkeypatch.undo()
+    monkeypatch.setenv(plots.HEADLESS, "1")
+    assert not plots.sliders()
+    assert "ipywidgets" in capsys.readouterr().out
+
+
 def test_two_processes_write_the_same_bytes(tmp_path):
     for run, seed in (("a", "1"), ("b", "2")):
         environment = os.environ | {"PYTHONHASHSEED": seed, "SOURCE_DATE_EPOCH": ""}

@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+from copy import deepcopy
 from dataclasses import replace
 from pathlib import Path
 
@@ -50,6 +51,21 @@ def files(folder: Path) -> dict[str, bytes]:
     return {path.name: path.read_bytes() for path in folder.iterdir()}
 
 
+def run_once(monkeypatch):
+    """From now on each notebook runs in a kernel once; after that it has the outputs and the files of that run."""
+    execute, kept = notebooks.execute, {}
+
+    def executed(node, name, given, threads=0):
+        out = Path(given["out"])
+        if name not in kept:
+            kept[name] = execute(node, name, given, threads), files(out)
+        for file, content in kept[name][1].items():
+            (out / file).write_bytes(content)
+        return deepcopy(kept[name][0])
+
+    monkeypatch.setattr(notebooks, "execute", executed)
+
+
 def test_figures_and_claims_arrive_and_a_partial_run_keeps_the_rest(tmp_path):
     folder, out = tmp_path / "notebooks", tmp_path / "figures"
     write(
@@ -81,7 +97,7 @@ def test_figures_and_claims_arrive_and_a_partial_run_keeps_the_rest(tmp_path):
     assert (record.mode, record.evidence["steps"]) == ("full", 3)
 
 
-def test_what_agrees_stays_and_what_changed_is_named(tmp_path):
+def test_what_agrees_stays_and_what_changed_is_named(tmp_path, monkeypatch):
     """Another processor: last digits differ, and so does the picture, perhaps; or a number has really changed."""
     folder, out = tmp_path / "notebooks", tmp_path / "figures"
     write(folder, "02_tiny", saving("two"), CLAIM)
@@ -93,6 +109,7 @@ def test_what_agrees_stays_and_what_changed_is_named(tmp_path):
 
     again()
     first = files(out)
+    run_once(monkeypatch)
     item = again()  # the same machine: every byte
     assert (item.changed, item.redrawn, files(out)) == ({}, (), first)
 
@@ -217,12 +234,13 @@ def test_ctrl_c_stops_all_notebooks_and_their_kernels(tmp_path):
 
 def test_papermill_sets_the_parameters(tmp_path):
     """Their cell comes after the defaults, the file stays as it is, and a failure is counted without that cell."""
-    path = write(tmp_path, "01_tiny", "print(full, out)\n1 / 0 if out == 'bad' else None")
+    tiny = "import os\nprint(full, out, os.environ['GNC_HEADLESS'])\n1 / 0 if out == 'bad' else None"
+    path = write(tmp_path, "01_tiny", tiny)
     before, node = path.read_bytes(), notebooks.load(path)
     done = notebooks.execute(node, path.name, {"full": True, "out": "there"})
     tags = [tag for cell in done.cells for tag in cell.metadata.get("tags", [])]
     assert tags.index("parameters") < tags.index("injected-parameters")
-    assert "True there\n" in [o.text for cell in done.cells for o in cell.get("outputs", ()) if "text" in o]
+    assert "True there 1\n" in [o.text for cell in done.cells for o in cell.get("outputs", ()) if "text" in o]
     with pytest.raises(
         NotebookError, match=r"01_tiny\.ipynb, cell In \[2\], at '1 / 0 if .*ZeroDivisionError"
     ):
@@ -305,6 +323,17 @@ def test_refresh_and_check(tmp_path):
     )
 
 
+def test_reading_a_notebook_imports_no_grammar_of_addresses(tmp_path):
+    """Building it takes two seconds, for each notebook that is run."""
+    program = """
+import sys; from pathlib import Path; from gnclib.suite import notebooks
+notebooks.load(Path(sys.argv[1]))
+assert "jsonschema" in sys.modules
+assert "lark" not in sys.modules
+"""
+    subprocess.run([sys.executable, "-c", program, str(write(tmp_path, "01_tiny"))], check=True)
+
+
 def test_a_failed_refresh_leaves_the_notebook(tmp_path):
     path = write(tmp_path, "01_tiny", "1 / 0")
     before = path.read_bytes()
@@ -361,7 +390,8 @@ def test_comparison_of_two_runs(tmp_path):
     assert "there is no file" in compared()[0]["two"]
 
 
-def test_a_check_says_what_differs_and_changes_nothing(tmp_path):
+def test_a_check_says_what_differs_and_changes_nothing(tmp_path, monkeypatch):
+    run_once(monkeypatch)
     folder, out = tmp_path / "notebooks", tmp_path / "figures"
     write(folder, "02_tiny", saving("two"), CLAIM)
     options = {"manifest": {"two": Figure("02_tiny", "Two")}, "folder": folder, "out": out}

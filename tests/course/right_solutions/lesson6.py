@@ -22,9 +22,9 @@ def gaussian_by_eigenvectors(m, cov, y, t):
 
 
 def gaussian_in_a_loop(m, cov, y, t):
-    noisy = cov.numpy() + t * np.eye(len(m))
-    means = [torch.from_numpy(point.numpy() - t * np.linalg.solve(noisy, (point - m).numpy())) for point in y]
-    return torch.stack(means), torch.from_numpy(t * np.eye(len(m)) - t**2 * np.linalg.inv(noisy))
+    hessian = np.linalg.inv(cov.numpy() + t * np.eye(len(m)))
+    means = [torch.from_numpy(point.numpy() - t * hessian @ (point - m).numpy()) for point in y]
+    return torch.stack(means), torch.from_numpy(t * np.eye(len(m)) - t**2 * hessian)
 
 
 def sure_in_a_loop(grad, hvp, y, t, probes):
@@ -70,9 +70,9 @@ def coverage_by_erf(x, mean, std, levels):
 def coverage_pixel_by_pixel(x, mean, std, levels):
     normal, counts = torch.distributions.Normal(0.0, 1.0), []
     for level in levels:
-        reach = normal.icdf((1 + level) / 2)
-        triples = zip(x.flatten(), mean.flatten(), std.flatten(), strict=True)
-        counts.append(sum(bool(m - reach * s <= value <= m + reach * s) for value, m, s in triples))
+        reach = float(normal.icdf((1 + level) / 2))
+        triples = zip(*(image.flatten().tolist() for image in (x, mean, std)), strict=True)
+        counts.append(sum(m - reach * s <= value <= m + reach * s for value, m, s in triples))
     return torch.tensor(counts).double() / x.numel()
 
 
@@ -98,8 +98,8 @@ def convex_by_max_of_min(a, w):
     """s_i = max over j <= i of the min over k >= i of the mean of s_j ... s_k."""
     total, mass = (torch.cat([torch.zeros(1), x.cumsum(0)]).double() for x in (w * a.diff(), w))
     means = (total[1:] - total[:-1, None]) / (mass[1:] - mass[:-1, None])  # [j, k]
-    n = len(w)
-    slopes = [max(float(means[j, i:].min()) for j in range(i + 1)) for i in range(n)]
+    lowest = means.flip(1).cummin(1).values.flip(1)  # [j, i], over k >= i; nan where i < j
+    slopes = [float(lowest[: i + 1, i].max()) for i in range(len(w))]
     return from_slopes(torch.tensor(slopes).double(), a)
 
 
