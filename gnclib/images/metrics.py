@@ -26,8 +26,20 @@ WINDOW = 11
 def psnr(x: Tensor, reference: Tensor) -> Tensor:
     """Peak signal-to-noise ratio of each image in decibels, data range 1, without clipping.
 
-    x and reference are (B, 1, H, W) of the same shape; the result is (B,) in float64, +inf for identical images. Raises
-    ValueError: anything that is not such a pair of finite images.
+    Parameters
+    ----------
+    x, reference
+        (B, 1, H, W) of the same shape.
+
+    Returns
+    -------
+    Tensor
+        (B,) in float64; +inf for identical images.
+
+    Raises
+    ------
+    ValueError
+        Anything that is not such a pair of finite images.
     """
     x, reference = _pair("psnr", x, reference)
     error = (x.double() - reference.double()).square().mean(dim=(1, 2, 3))  # (B,)
@@ -41,7 +53,20 @@ def ssim(x: Tensor, reference: Tensor) -> Tensor:
     K_1 = 0.01, K_2 = 0.03, data range 1 (so C_1 = 1e-4, C_2 = 9e-4), covariances not corrected for the number of
     pixels, nothing clipped and no subsampling. Computed by scikit-image in float64.
 
-    x and reference are (B, 1, H, W) of the same shape, H and W at least 11, else ValueError; the result is (B,).
+    Parameters
+    ----------
+    x, reference
+        (B, 1, H, W) of the same shape, H and W at least 11.
+
+    Returns
+    -------
+    Tensor
+        (B,) in float64.
+
+    Raises
+    ------
+    ValueError
+        Anything that is not such a pair of finite images.
     """
     from skimage.metrics import structural_similarity  # takes a while to load
 

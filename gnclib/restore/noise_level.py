@@ -124,10 +124,23 @@ class Noise:
 
 
 def estimate_sigma(y: Tensor) -> float:
-    """The standard deviation of white noise in y, grey values (25/255 = 0.098): the median over the batch.
+    """The standard deviation of white noise in y; see the module.
 
-    y (B, 1, H, W) are images of one and the same noise level, grey values of [0, 1] plus noise, at least 8 x 8 pixels,
-    else ValueError. 0.0 where nothing can be noise. Warns where it does not look white. See the module.
+    Parameters
+    ----------
+    y : (B, 1, H, W)
+        Images of one and the same noise level, grey values of [0, 1] plus noise, at least 8 x 8 pixels.
+
+    Returns
+    -------
+    float
+        sigma in grey values (25/255 = 0.098), the median over the batch; 0.0 where nothing can be noise.
+        Warns where it does not look white.
+
+    Raises
+    ------
+    ValueError
+        y is no finite image batch in [0, 1] up to noise, or too small.
     """
     images = as_measured(y).detach().cpu().numpy()
     found = [measure_noise(image) for image in images]
