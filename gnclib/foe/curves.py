@@ -57,7 +57,12 @@ def curves(
 def layers(prior: FieldsOfExperts, y: Tensor, sigma: float, orders=(0,)) -> list[tuple[Tensor, list[Tensor]]]:
     """The forward pass of eq. 3, layer by layer: x_l and the derivatives of phi_l there of these orders, 0 the first.
 
-    The images y (B, 1, H, W) are continued by reflection as in the energy.
+    Parameters
+    ----------
+    y : (B, 1, H, W)
+        Images, continued by reflection as in the energy.
+    sigma : float
+        Noise level at which the prior is used.
     """
     h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
     steps = zip(prior.kernels, prior.config.dilations, _coefficients(prior, sigma), strict=True)

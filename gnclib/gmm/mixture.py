@@ -137,7 +137,11 @@ class GaussianMixture:
     def energy(self, y, t) -> Tensor:
         """``F(y, t) = -log f_Y(y | t)``, eq. 1, (B,); normalised, so exp(-F) integrates to one.
 
-        y is (B,) on the line, else (B, d), t a number or (B,), >= 0, and > 0 if a component is a point mass.
+        Parameters
+        ----------
+        y : (B,) on the line, else (B, d)
+        t : float or (B,)
+            Noise variance >= 0; > 0 if a component is a point mass.
         """
         return -self._terms(y, t)[0].logsumexp(-1)
 
@@ -274,7 +278,15 @@ def _finite(name: str, value) -> Tensor:
 def empirical(points) -> GaussianMixture:
     """Empirical measure ``1/N sum_i delta_{x_i}`` of corollary 2.3: the mixture with all covariances zero.
 
-    The points are (N,) on the line, or (N, d), finite, else ValueError. The energy exists for t > 0 only.
+    Parameters
+    ----------
+    points : (N,) on the line, or (N, d)
+        The energy exists for t > 0 only.
+
+    Raises
+    ------
+    ValueError
+        No points, another shape, nan or inf.
     """
     points = _finite("points", points)
     if points.ndim not in (1, 2) or points.numel() == 0:

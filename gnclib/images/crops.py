@@ -14,9 +14,21 @@ class PatchSampler:
     Every position of every image at which a patch fits is equally likely. Images with 8-bit grey values are stored as
     uint8, so sampling is exact and 400 photographs take 62 MB.
 
-    The images, a mapping or not, are (1, 1, H, W) in [0, 1]; all is drawn from the generator. With ``augment`` each
-    crop is turned or mirrored by one of the 8 symmetries of the square, all equally likely. Raises ValueError: no
-    images, a wrong shape, dtype or range, or a patch larger than an image.
+    Parameters
+    ----------
+    images
+        Mapping name -> (1, 1, H, W) or an iterable of such tensors, in [0, 1].
+    size
+        Side of a patch in pixels.
+    generator
+        The only source of randomness.
+    augment
+        Whether each crop is turned or mirrored by one of the 8 symmetries of the square, all equally likely.
+
+    Raises
+    ------
+    ValueError
+        No images, a wrong shape, dtype or range, or a patch larger than an image.
     """
 
     def __init__(

@@ -186,7 +186,15 @@ def bsds500(split: str) -> dict[str, Tensor]:
 def bsds68(colour: bool = False) -> dict[str, Tensor]:
     """The 68 test images of Roth & Black in the benchmark's order, for tests only. Raises as :func:`bsds500`.
 
-    Id -> (1, 1, H, W), or in colour, the benchmark that is known as CBSD68, (3, 1, H, W).
+    Parameters
+    ----------
+    colour
+        Red, green and blue, the benchmark that is known as CBSD68, instead of grey.
+
+    Returns
+    -------
+    dict
+        Id -> (1, 1, H, W), in colour (3, 1, H, W).
     """
     return _images("val", bsds68_ids(), "RGB" if colour else "L")
 
@@ -244,21 +252,44 @@ def verify(splits: Iterable[str] = SPLITS) -> int:
 
 
 def embedded(colour: bool = False) -> dict[str, Tensor]:
-    """Photographs bundled with scikit-image, which need no network: name -> float32 (1, 1, H, W) in [0, 1].
+    """Photographs bundled with scikit-image, which need no network.
 
-    With ``colour`` only those in colour, as they are, (3, 1, H, W), instead of all in grey.
+    Parameters
+    ----------
+    colour
+        Only those in colour, as they are, instead of all in grey.
+
+    Returns
+    -------
+    dict
+        Name -> (1, 1, H, W), in colour (3, 1, H, W), float32 in [0, 1].
     """
     names, mode = (COLOURED, "RGB") if colour else (EMBEDDED, "L")
     return {Path(name).stem: _photograph(name, mode).clone() for name in names}
 
 
 def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:
-    """All images of a folder (:func:`gnclib.images.reading.image_files`): name -> float32 (1, 1, H, W) in [0, 1].
+    """All images of a folder in the order of their names.
 
-    Colour is turned to grey by ITU-R 601 luma, rounded to the levels of the file; or ``colour`` demands it,
-    (3, 1, H, W). Raises FileNotFoundError or NotADirectoryError: there is no such folder; ValueError: no image in it,
-    or one that is damaged, of a kind that is refused (:func:`gnclib.images.reading.read`), or grey where colour is
-    asked for; the message names it.
+    Parameters
+    ----------
+    folder
+        See :func:`gnclib.images.reading.image_files`.
+    colour
+        False turns colour to grey by ITU-R 601 luma, rounded to the levels of the file; True demands colour.
+
+    Returns
+    -------
+    dict
+        Name -> (1, 1, H, W), with ``colour`` (3, 1, H, W), float32 in [0, 1].
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no such folder.
+    ValueError
+        No image in it, or one that is damaged, of a kind that is refused (:func:`gnclib.images.reading.read`), or grey
+        where colour is asked for; the message names it.
     """
     pictures = ((path.name, read(path)) for path in image_files(folder))
     if not colour:
@@ -288,9 +319,20 @@ def _grey(picture: Picture) -> Tensor:
 def add_noise(x: Tensor, sigma: float, seed: int | torch.Generator) -> Tensor:
     """White Gaussian noise, y = x + sigma z with z ~ N(0, I). The result is *not* clipped to [0, 1].
 
-    x is any floating tensor, sigma >= 0 on the scale of the grey values (25/255 for "sigma 25"), the seed an integer or
-    a torch.Generator on the CPU; ValueError else. In benchmarks the noise of image k of BSDS68 (k = 0, ..., 67 in the
-    benchmark's order) has seed k.
+    Parameters
+    ----------
+    x
+        Any floating tensor.
+    sigma
+        Standard deviation >= 0 on the scale of the grey values (25/255 for "sigma 25").
+    seed
+        An integer or a torch.Generator on the CPU. In benchmarks the noise of image k of BSDS68 (k = 0, ..., 67 in the
+        benchmark's order) has seed k.
+
+    Raises
+    ------
+    ValueError
+        Anything else.
     """
     if not torch.is_tensor(x) or not x.is_floating_point():
         raise ValueError("x must be a floating point tensor")

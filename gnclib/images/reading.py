@@ -304,7 +304,10 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     * JPEG and lossy WebP, whose black is not quite black around what is white: brighter than half.
     * Any other: all that is not black; the true pixels of a TIFF file that tifffile made of bools.
 
-    Raises as :func:`read`, and ValueError for ink that is partly black, partly not, on a transparent ground.
+    Raises
+    ------
+    ValueError
+        As :func:`read`, and for ink that is partly black, partly not, on a transparent ground.
     """
     picture = read(path, bilevel=True)
     light = picture.pixels.max(0)
@@ -329,8 +332,14 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
 def image_files(folder: str | os.PathLike) -> list[Path]:
     """The files of a folder that claim to be images, by name: those with one of :data:`SUFFIXES`, not hidden ones.
 
-    Files of subfolders do not count. Raises FileNotFoundError or NotADirectoryError: there is no such folder;
-    ValueError: there is no image in it.
+    Files of subfolders do not count.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no such folder.
+    ValueError
+        There is no image in it.
     """
     folder = Path(folder)
     if folder.is_file():

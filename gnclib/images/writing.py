@@ -27,8 +27,16 @@ TIFF = (".tif", ".tiff")
 def check_writable(path: str | os.PathLike, picture: Picture, force: bool = False) -> Path:
     """Refuse, before the long computation, a path that the picture cannot be written to; return it as a Path.
 
-    Raises ValueError: unknown suffix, or the format cannot hold 16 bits or alpha; FileExistsError: the file exists and
-    `force` is not given; FileNotFoundError: the folder does not exist; IsADirectoryError: the path is a folder.
+    Raises
+    ------
+    ValueError
+        Unknown suffix, or the format cannot hold 16 bits or alpha.
+    FileExistsError
+        The file exists and `force` is not given.
+    FileNotFoundError
+        The folder does not exist.
+    IsADirectoryError
+        The path is a folder.
     """
     path, suffix = check_place(path, tuple(_FORMATS), force=True), Path(path).suffix.lower()
     colour = picture.pixels.shape[0] == 3 or picture.alpha is not None
@@ -102,7 +110,17 @@ def encode(picture: Picture, suffix: str) -> bytes:
 
 
 def check_map(path: str | os.PathLike, force: bool = False) -> Path:
-    """:func:`check_writable` for :func:`write_map`: a name in .tif or .tiff, and the PNG file beside it."""
+    """Refuse, before the long computation, a path that :func:`write_map` cannot write to; return it as a Path.
+
+    Raises
+    ------
+    ValueError
+        It does not end in .tif or .tiff.
+    FileExistsError
+        It or the PNG file beside it exists and `force` is not given.
+    FileNotFoundError
+        The folder does not exist.
+    """
     if Path(path).suffix.lower() not in TIFF:
         raise ValueError(f"{Path(path).name!r} cannot hold real numbers: write to a name that ends in .tif")
     check_place(Path(path).with_suffix(".png"), (".png",), force)

@@ -36,10 +36,21 @@ class Restoration:
 def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -> Restoration:
     """Measure the clean image x, with noise or mask of this seed, and restore it step by step.
 
-    Noise and masks are drawn on the CPU, so that they are the same everywhere, for each channel anew; the rest happens
-    where the scheme is. x is (1, 1, H, W), or the channels of a colour image (3, 1, H, W): its PSNR is that of all
-    channels together, its SSIM their mean. The basis "opponent" restores the planes of :mod:`gnclib.restore.colour`
-    instead of the "channels". Raises ValueError as the solvers; for another basis, or "opponent" for inpainting.
+    Noise and masks are drawn on the CPU, so that they are the same everywhere; the rest happens where the scheme is.
+
+    Parameters
+    ----------
+    scheme : Scheme
+    x : (1, 1, H, W), or the channels of a colour image (3, 1, H, W)
+        The PSNR of a colour image is that of all channels together, its SSIM their mean.
+    seed : of noise or mask, drawn for each channel anew
+    basis : {"channels", "opponent"}
+        "opponent" restores the planes of :mod:`gnclib.restore.colour` instead of the channels.
+
+    Raises
+    ------
+    ValueError
+        As the solvers; another basis, or "opponent" for inpainting.
     """
     x = x.to(scheme.device)
     data, back = _in_basis(scheme.task.measure(x, torch.Generator().manual_seed(seed)), basis)

@@ -156,11 +156,20 @@ def annealed_constant(
     steps: int,
     generator: torch.Generator | None = None,
 ) -> Bracket:
-    """log Z of an energy at t, best where it is convex, bracketed by annealing from a Gaussian and back.
+    """log Z of an energy at t, bracketed by annealing from a Gaussian and back.
 
-    The closer the base is to exp(-R) at this t, the smaller the gap. B >= 2 chains have the shape and number format of
-    ``like``, (B, 1, H, W) or (B, d). They take 4 B steps gradients: a way forward, on which the steps of MALA are
-    tuned, as many proposals at b = 1, the way back from there, and a new way forward.
+    Parameters
+    ----------
+    energy : with ``energy`` and ``grad``
+    t : float
+        Noise variance, best where the energy is convex.
+    base : Gaussian
+        The closer it is to exp(-R) at this t, the smaller the gap.
+    like : (B, 1, H, W) or (B, d), B >= 2
+        B chains of this shape and number format.
+    steps : int >= 1
+        4 B steps gradients: a way forward, on which the steps of MALA are tuned, as many proposals at b = 1, the way
+        back from there, and a new way forward.
     """
     path = _Path(energy, t, base, as_count(steps), generator)
     _, end = path.walk(path.white(like))

@@ -184,8 +184,15 @@ def proximal_gradient(
     Without data it is plain gradient descent. The energy falls for steps up to 1 / (Lipschitz constant of
     grad_1 R(., t)).
 
-    By default the step is t >= 0: for a true smoothed energy t Hess R <= 1, so that t is 1 / Lipschitz wherever the
-    Hessian is not much below -1/t. The other arguments are those of `gnc_flow`.
+    Parameters
+    ----------
+    prior, data, start
+        As for `gnc_flow`.
+    t : float >= 0, where the prior allows 0
+    steps : int >= 1
+    step : float > 0, optional
+        t by default: for a true smoothed energy t Hess R <= 1, so that t is 1 / Lipschitz wherever the Hessian is not
+        much below -1/t.
     """
     x = checked_start(prior, data, start)
     if not (math.isfinite(t) and t >= 0):

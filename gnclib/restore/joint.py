@@ -109,7 +109,12 @@ def palm(
     grow again, but not below :data:`LEAST` of where they started: once an iterate stays where it is, any L will do.
     Each step costs one gradient, one tau-derivative and at least four energies.
 
-    Raises RuntimeError if no L is large enough (an energy that is not finite).
+    Raises
+    ------
+    ValueError
+        As `joint_descent`.
+    RuntimeError
+        No L is large enough (an energy that is not finite).
     """
     x, *ends = _checked(prior, t_first, t_last, data, start)
     return _palm_steps(prior, data, x, ends, as_count(steps))

@@ -170,7 +170,12 @@ class LearnedSchedule(nn.Module):
     def from_pretrained(cls, name: str | os.PathLike) -> LearnedSchedule:
         """A schedule of the package ("R1-denoise-25"), of a folder, or of the hub.
 
-        Raises as :func:`gnclib.foe.hub.locate`, and ValueError, which says why, for a file that is no schedule.
+        Raises
+        ------
+        FileNotFoundError, ConnectionError, ImportError
+            It is not found (:func:`gnclib.foe.hub.locate`), or has no schedule.json.
+        ValueError
+            The file is no schedule; the message says why.
         """
         path = locate(name, (SCHEDULE,), "learned schedule") / SCHEDULE
         values = read_json(path, "learned schedule", _File, LARGEST)

@@ -100,8 +100,12 @@ class Blur:
 class LowResolution(Blur):
     """Every ``factor``-th pixel of the image blurred by a Gaussian: a coarser camera, for super-resolution.
 
-    factor is an int >= 2, size that of the fine image; sigma of the Gaussian, in fine pixels, is 0.5 factor by default
-    (our choice: little aliasing, little blur).
+    Parameters
+    ----------
+    factor : int >= 2
+    size : (H, W) of the fine image
+    sigma : float, optional
+        Of the Gaussian in fine pixels; 0.5 factor by default (our choice: little aliasing, little blur).
     """
 
     def __init__(self, factor: int, size: tuple[int, int], sigma: float | None = None) -> None:
@@ -114,8 +118,13 @@ class SampledTransform:
     """Compressed sensing: some coefficients of the cosine transform of the image with random signs, ``A = S C D``.
 
     D flips the signs of random pixels, C is the orthonormal 2D DCT-II, S keeps a random part of the coefficients:
-    ``A A^T = I``, and every measurement sees all pixels. A fraction in (0, 1] of the coefficients is kept; signs and
-    choice are drawn from the generator.
+    ``A A^T = I``, and every measurement sees all pixels.
+
+    Parameters
+    ----------
+    size : (H, W)
+    fraction : float in (0, 1], of coefficients kept
+    generator : torch.Generator, of signs and choice
     """
 
     def __init__(self, size: tuple[int, int], fraction: float, generator: torch.Generator) -> None:
@@ -143,8 +152,12 @@ class SampledTransform:
 class PeriodicBlur:
     """Convolution with a known kernel of an image that continues periodically, as most papers on deblurring assume.
 
-    ``(A x)(p) = sum_q k(q) x(p - q + m)``, indices modulo the size (H, W), m = (kh // 2, kw // 2) the middle of the
-    kernel, which is as for :class:`Blur`.
+    ``(A x)(p) = sum_q k(q) x(p - q + m)``, indices modulo the size, m = (kh // 2, kw // 2) the middle of the kernel.
+
+    Parameters
+    ----------
+    kernel : (kh, kw), finite, not larger than the image
+    size : (H, W)
     """
 
     def __init__(self, kernel, size: tuple[int, int]) -> None:
@@ -167,8 +180,13 @@ class SampledFourier:
 
         w(k) = (m(k) + m(-k)) / 2,    m(k) = 1 for kept columns, else 0    (the Hermitian part of the mask).
 
-    acceleration >= 1 is W over the number M of kept columns, centre in [0, 1 / acceleration] the share of the columns
-    that are kept around the lowest frequency; the others are drawn from the rest by the generator.
+    Parameters
+    ----------
+    size : (H, W)
+    acceleration : float >= 1, W over the number M of kept columns
+    generator : torch.Generator, of the choice
+    centre : float in [0, 1 / acceleration], share of the columns that are kept around the lowest frequency; the others
+        are drawn from the rest
     """
 
     def __init__(
@@ -218,7 +236,11 @@ class Projections:
     Ray (angle, offset) samples the image bilinearly at steps of half a pixel; all rays together are one sparse matrix,
     so that the adjoint is its transpose exactly. The disc inscribed in the image is seen by all views.
 
-    The angles of the views are equally spaced in [0, pi); bins are the rays per view, max(H, W) by default.
+    Parameters
+    ----------
+    size : (H, W)
+    views : int >= 1, number of angles, equally spaced in [0, pi)
+    bins : int >= 1, rays per view; max(H, W) by default
     """
 
     def __init__(self, size: tuple[int, int], views: int, bins: int | None = None) -> None:
@@ -282,7 +304,10 @@ class LinearMeasurement:
     accuracy, iterations
         Of the conjugate gradients: relative residual, and how many at most.
 
-    Raises ValueError: a measurement that does not fit the operator, nan, or a sigma <= 0.
+    Raises
+    ------
+    ValueError
+        A measurement that does not fit the operator, nan, or a sigma <= 0.
     """
 
     def __init__(

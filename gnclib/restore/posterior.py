@@ -202,11 +202,15 @@ def posterior_components(
 
 
 def doubts(found: Posterior) -> list[str]:
-    """Why not to trust the uncertainty of an image (1, 1, H, W), judged by the noise that was removed.
+    """Why the uncertainty of an image is not to be trusted, judged by the noise that was removed; empty if it is.
 
     ||t grad R||^2 and t^2 tr Hess R agree on average if R is the energy of such images at this t, and so do products
     of neighbours, sum (t grad R)_i (t grad R)_j, and t^2 sum Hess R_ij. Noise of another level, correlated noise and
     parts without noise show there.
+
+    Parameters
+    ----------
+    found : the posterior of one image (1, 1, H, W)
     """
     removed, n = found.removed[0, 0].double(), found.removed[0].numel()
     t, total, neighbours = float(found.t), float(found.total), found.neighbours[:, 0].tolist()

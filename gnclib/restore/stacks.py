@@ -42,11 +42,24 @@ def denoise_stack(
 ) -> Path:  # fmt: skip
     """Denoise a TIFF stack; returns the target.
 
-    sigma in (0, 1] is in units of white minus black, the limits, each None where the module says what it is; without
-    sigma the noise is estimated, with ``per_frame`` that of each frame by itself. ``progress`` and ``say`` are called
-    with the numbers of frames done and of all, and with lines about ranges and noise. Options and errors are those of
-    :func:`gnclib.restore.denoise_gnc` and :func:`gnclib.images.check_writable`; ValueError: no such stack or range;
-    RuntimeError: another process is at work on this target.
+    Parameters
+    ----------
+    source, target : files; a target that exists is replaced if `force` is given
+    sigma : float or Detector, optional
+        Standard deviation of the noise in (0, 1], in units of white minus black; estimated by default.
+    limits : black and white, each None where the module says what it is
+    per_frame : whether the noise of each frame is estimated by itself
+    progress, say : called with the numbers of frames done and of all, and with lines about ranges and noise
+    options : prior, scheme, colour and others of :func:`gnclib.restore.denoise_gnc`
+
+    Raises
+    ------
+    ValueError
+        No such stack, or no such range; or as :func:`gnclib.restore.denoise_gnc`.
+    FileExistsError, FileNotFoundError, IsADirectoryError
+        As :func:`gnclib.images.check_writable`.
+    RuntimeError
+        Another process is at work on this target.
     """
     target = check_place(target, (".tif", ".tiff"), force)
     final, file = Path(os.path.realpath(target)), os.stat(source)

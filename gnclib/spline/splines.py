@@ -72,9 +72,13 @@ class SplineGrid:
         return self.low + (torch.arange(self.count, dtype=torch.float64) - 1.5) * self.spacing
 
     def fit(self, x: Tensor, values: Tensor) -> Tensor:
-        """Coefficients (..., count) of the least-squares spline to samples, values (..., P) at points x (P,), float64.
+        """Coefficients (..., count) of the least-squares spline to samples.
 
-        The points are in the range, dense enough that each basis function is seen.
+        Parameters
+        ----------
+        x : (P,) float64
+            Points in the range, dense enough that each basis function is seen.
+        values : (..., P) float64
         """
         basis = quartic_bspline((x[:, None] - self.nodes()) / self.spacing)  # (P, count)
         flat = torch.linalg.lstsq(basis, values.reshape(-1, len(x)).T).solution.T
@@ -94,7 +98,10 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
 
         beta(u) = 1/24 [ (5/2 - |u|)_+^4 - 5 (3/2 - |u|)_+^4 + 10 (1/2 - |u|)_+^4 ],      v_+ = max(v, 0)
 
-    The derivative is 0 to 4, else ValueError; the fourth is piecewise constant (right-continuous at u >= 0).
+    Parameters
+    ----------
+    derivative
+        0 to 4, else ValueError. The fourth derivative is piecewise constant (right-continuous at u >= 0).
     """
     if derivative not in (0, 1, 2, 3, 4):
         raise ValueError(f"derivative must be 0, 1, 2, 3 or 4, got {derivative!r}")
@@ -108,8 +115,18 @@ def quartic_bspline(u: Tensor, derivative: int = 0) -> Tensor:
 def contract(weights: Tensor, tau: Tensor, grid: SplineGrid, derivative: int = 0) -> Tensor:
     r"""Sum over the tau direction: a_bci = sum_j w_cij d^k/dtau^k beta((tau_b - nu_j) / dtau).
 
-    The weights are (..., N_tau), tau is (B,), inside of the range of ``grid``, and k the derivative, 0 to 4; the
-    result, the coefficients a, is (B, ...).
+    Parameters
+    ----------
+    weights : (..., N_tau)
+    tau : (B,)
+        Logarithmic smoothing parameter per image, inside of the range of ``grid``.
+    derivative
+        Order k of the derivative in tau, 0 to 4.
+
+    Returns
+    -------
+    (B, ...)
+        The coefficients a.
     """
     if weights.shape[-1] != grid.count:
         raise ValueError(f"weights end in {weights.shape[-1]} tau nodes but the grid has {grid.count}")
@@ -131,9 +148,23 @@ def evaluate(
 
     continued linearly outside of the range of the grid (second derivatives are zero there).
 
-    The points x are (*S, ...), everything behind S belonging to the same function, the coefficients (*S, N_x), k is 0,
-    1 or 2: one tensor shaped like ``x`` per order, differentiable in x and in the coefficients. Raises ValueError:
-    shapes that do not match, or an unknown order.
+    Parameters
+    ----------
+    x : (*S, ...)
+        Points; everything behind S belongs to the same function.
+    coefficients : (*S, N_x)
+    orders
+        Derivatives k wanted, each 0, 1 or 2.
+
+    Returns
+    -------
+    tuple
+        One tensor shaped like ``x`` per order, differentiable in x and in the coefficients.
+
+    Raises
+    ------
+    ValueError
+        Shapes that do not match, or an unknown order.
     """
     lead = coefficients.shape[:-1]
     if coefficients.shape[-1] != grid.count or x.shape[: len(lead)] != lead:
