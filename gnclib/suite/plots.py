@@ -53,7 +53,7 @@ def use_style(full: bool = False) -> None:
 
 def sliders() -> bool:
     """Whether a notebook shows its sliders; says so if not. Run by a program they are left out, since nbclient
-    sometimes waits forever for a cell with widgets (its issue 312)."""
+    sometimes waits forever for a cell with widgets."""
     shown = HEADLESS not in os.environ and find_spec("ipywidgets") is not None
     if not shown:
         print("in JupyterLab with the package ipywidgets a slider for t appears here")
