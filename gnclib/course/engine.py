@@ -8,7 +8,7 @@ the general:
 1. not solved yet, or an exception, nothing returned, a wrong type or shape, an argument changed in place, nan;
 2. one of the `mistakes`: the results equal those of the wrong formula on *every* input, so its hint applies;
 3. a quantity is missing or too many: the result is the truth times ``t``, ``1/sigma``, ... throughout;
-4. the sign, or one constant factor;
+4. the sign, or one constant factor; or nothing but the digits that single precision loses;
 5. one of the `laws` that every right answer obeys is broken (it sums to one, it is symmetric ...);
 6. else the first input on which the results differ, and by how much.
 
@@ -34,6 +34,10 @@ from gnclib.course.lesson import Exercise, Formula
 
 TO_DO, RIGHT, NOT_YET = "to do", "right", "not yet"
 SINGLE = "right, but in single precision only: make every tensor with dtype=torch.float64"
+ROUNDED = (
+    "right to some digits only: a tensor on the way was in single precision (arange or zeros without "
+    "dtype=torch.float64?)"
+)
 
 
 @dataclass(frozen=True)
@@ -210,6 +214,9 @@ def _parts(value: Any) -> Sequence[Any]:
 
 
 def _double(value: Any) -> Tensor:
+    value = (
+        value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
+    )  # of any kind of number
     return torch.as_tensor(value, dtype=torch.float64).detach()
 
 
@@ -255,6 +262,7 @@ def _explain(exercise: Exercise, results: list, truths: list) -> str:
         _matching(exercise, exercise.mistakes, results)
         or _factor(exercise, results, truths)
         or _constant(exercise, results, truths)
+        or _rounded(exercise, results, truths)
         or _broken_law(exercise, results)
         or _first_difference(exercise, results, truths)
     )
@@ -281,6 +289,15 @@ def _constant(exercise: Exercise, results: list, truths: list) -> str:
     if abs(ratio + 1) < 1e-5:
         return "the sign is wrong"
     return f"the result is {ratio:.6g} times the right one on every input: a constant is missing or too much"
+
+
+def _rounded(exercise: Exercise, results: list, truths: list) -> str:
+    """Arrays that differ by no more than single precision explains. (A number may come from a search cut short.)"""
+    arrays = [part for truth in truths for part in _parts(truth) if isinstance(part, Tensor) and part.ndim]
+    if not arrays:
+        return ""
+    largest = max(float(part.abs().max()) for part in arrays)
+    return ROUNDED if _all_agree(exercise, results, truths, 1e-5, 2e-6 * largest) else ""
 
 
 def _broken_law(exercise: Exercise, results: list) -> str:

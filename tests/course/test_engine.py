@@ -1,7 +1,9 @@
 """The engine of the exercises on a small one: every kind of answer gets the right kind of message."""
 
 from collections import namedtuple
+from fractions import Fraction
 
+import numpy as np
 import pytest
 import torch
 
@@ -196,6 +198,9 @@ def test_numbers_and_tuples():
         lambda g: (g.rand(5),),
     )
     assert examine(pair, lambda x: (float(x.sum()), x.mean())).status == RIGHT
+    assert (
+        examine(pair, lambda x: (np.array(x.sum(), np.longdouble), Fraction(float(x.mean())))).status == RIGHT
+    )
     assert "2 results are wanted, as a tuple" in examine(pair, lambda x: x.sum()).message
     assert "not 3" in examine(pair, lambda x: (x.sum(), x.mean(), 0)).message
     assert "the second result is a str" in examine(pair, lambda x: (x.sum(), "mean")).message

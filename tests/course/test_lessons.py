@@ -12,6 +12,7 @@ import nbformat
 import numpy as np
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from gnclib.course import EXERCISES, engine, examine, exercise
 from gnclib.course.copies import PAGE, marked
@@ -36,7 +37,37 @@ def test_every_exercise_has_three_right_solutions_and_six_wrong_ones():
     assert WRONG.keys() == RIGHT.keys() == EXERCISES.keys()
     for id, entries in WRONG.items():
         assert len({message for _, message in entries}) >= 6, f"{id}: six different messages are wanted"
-        assert len(RIGHT[id]) >= 3, f"{id}: a loop, all at once, and another dtype on the way are wanted"
+        assert len(set(RIGHT[id])) >= 3, f"{id}: a loop, all at once, and another dtype on the way are wanted"
+
+
+class Dtypes(TorchFunctionMode):
+    """Notes the dtypes of all floating-point tensors that torch hands out while it is on, and "numpy" for arrays."""
+
+    def __init__(self):
+        super().__init__()
+        self.seen = set()
+
+    def __torch_function__(self, function, types, arguments=(), options=None):
+        result = function(*arguments, **options or {})
+        for part in result if isinstance(result, (tuple, list)) else (result,):
+            if isinstance(part, np.ndarray):
+                self.seen.add("numpy")
+            elif isinstance(part, torch.Tensor) and part.dtype.is_floating_point:
+                self.seen.add(part.dtype)
+        return result
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_one_right_solution_at_least_goes_through_another_dtype(id, monkeypatch):
+    seen, from_numpy = set(), torch.from_numpy
+    monkeypatch.setattr(torch, "from_numpy", lambda array: seen.add("numpy") or from_numpy(array))
+    for function in RIGHT[id]:
+        with Dtypes() as dtypes:
+            function(*exercise(id).arguments(0))
+        seen |= dtypes.seen
+    assert seen - {torch.float64}
+    if id in ("1.5", "1.6", "3.1", "3.2"):  # numbers, which may be in any precision
+        assert torch.float32 in seen
 
 
 @pytest.mark.parametrize(("id", "k"), [(id, k) for id, entries in WRONG.items() for k in range(len(entries))])
@@ -51,6 +82,39 @@ def test_wrong_solutions_are_caught_and_explained(id, k):
 def test_right_solutions_are_right(id, k):
     verdict = examine(exercise(id), RIGHT[id][k])
     assert verdict.status == "right", verdict.message
+
+
+@pytest.mark.parametrize("id", EXERCISES)
+def test_results_in_single_precision_are_right_or_called_so(id):
+    """Numbers may be in any precision; arrays may not, and no other hint is given to them."""
+
+    def cast(value):
+        if isinstance(value, (tuple, list)):
+            return tuple(map(cast, value))
+        return torch.as_tensor(value, dtype=torch.float32).detach()
+
+    verdict = examine(exercise(id), lambda *arguments: cast(RIGHT[id][0](*arguments)))
+    truth = exercise(id).solution(*exercise(id).arguments(0))
+    array = isinstance(truth, tuple) or (isinstance(truth, torch.Tensor) and truth.ndim)
+    assert (verdict.status, verdict.message) == (("not yet", engine.SINGLE) if array else ("right", ""))
+
+
+@pytest.mark.parametrize("id", ["4.3", "4.4", "4.5", "4.6", "6.2"])
+def test_single_precision_on_the_way_is_told_where_it_costs_digits(id):
+    """All that the function gets and gives is cast there and back."""
+
+    def cast(value, dtype):
+        if isinstance(value, torch.Tensor) and value.dtype.is_floating_point:
+            return value.to(dtype)
+        return called(value) if callable(value) else value
+
+    def called(function):
+        return lambda *arguments: cast(function(*[cast(a, torch.float64) for a in arguments]), torch.float32)
+
+    def single(*arguments):
+        return exercise(id).solution(*[cast(a, torch.float32) for a in arguments]).double()
+
+    assert examine(exercise(id), single).message == engine.ROUNDED
 
 
 @pytest.mark.parametrize("id", EXERCISES)

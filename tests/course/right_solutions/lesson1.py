@@ -107,6 +107,11 @@ def bound_by_numpy(mu, cov):
     return np.maximum(pdist(mu.numpy(), "sqeuclidean").max() - np.linalg.eigvalsh(cov.numpy()).min(), 0)
 
 
+def bound_in_single_precision(mu, cov):
+    mu, cov = mu.float(), cov.float()
+    return (torch.pdist(mu).square().max() - torch.linalg.eigvalsh(cov).min()).relu()
+
+
 def threshold_by_brent(lowest, t_low, t_high, tol):
     if lowest(t_low) >= 0:
         return t_low
@@ -132,11 +137,25 @@ def threshold_by_recursion(lowest, t_low, t_high, tol):
     return threshold_by_recursion(lowest, *ends, tol)
 
 
+def threshold_by_decimals(lowest, t_low, t_high, tol):
+    """The bracket is cut into ten parts, not into two; the result is in single precision."""
+    while lowest(t_low) < 0 and t_high - t_low > tol:
+        cuts = torch.linspace(t_low, t_high, 11, dtype=torch.float64).tolist()
+        k = next(k for k in range(1, 11) if k == 10 or lowest(cuts[k]) >= 0)
+        t_low, t_high = cuts[k - 1], cuts[k]
+    return torch.tensor(t_low, dtype=torch.float32)
+
+
 RIGHT = {
     "1.1": [energy_by_distributions, energy_in_a_loop, energy_by_scipy],
     "1.2": [responsibilities_from_energies, responsibilities_in_a_loop, responsibilities_by_scipy],
     "1.3": [gradient_without_scores, gradient_in_a_loop, gradient_by_numpy],
     "1.4": [hessian_of_products, hessian_in_a_loop, hessian_by_numpy],
-    "1.5": [bound_of_a_tensor, bound_in_a_loop, bound_by_numpy],
-    "1.6": [threshold_by_brent, threshold_in_enough_steps, threshold_by_recursion],
+    "1.5": [bound_of_a_tensor, bound_in_a_loop, bound_by_numpy, bound_in_single_precision],
+    "1.6": [
+        threshold_by_brent,
+        threshold_in_enough_steps,
+        threshold_by_recursion,
+        threshold_by_decimals,
+    ],
 }

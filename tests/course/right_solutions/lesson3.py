@@ -28,6 +28,12 @@ def explicit_in_a_loop(grad, m, s2, t, y, q):
     return total
 
 
+def explicit_in_single_precision(grad, m, s2, t, y, q):
+    slope, y, q = grad(y).float(), y.float(), q.float()
+    noisy = torch.distributions.Normal(torch.tensor(m).float(), torch.tensor((s2 + t) ** 0.5).float())
+    return (q * noisy.log_prob(y).exp() * t / 2 * (slope - (y - m) / (s2 + t)) ** 2).sum()
+
+
 def implicit_in_pieces(energy, y, t):
     """A few points one by one, the others by the hundred."""
     total = 0.0
@@ -46,6 +52,16 @@ def implicit_by_vmap(energy, y, t):
     gradient = torch.func.vmap(torch.func.grad(one))(y)
     hessian = torch.func.vmap(torch.func.hessian(one))(y)
     return t * (0.5 * gradient.square().sum(1) - hessian.diagonal(dim1=1, dim2=2).sum(1)).mean()
+
+
+def implicit_summed_in_single_precision(energy, y, t):
+    """The derivatives are in the dtype of the points, since an energy may insist on it."""
+    y = y.clone().requires_grad_()
+    (gradient,) = torch.autograd.grad(energy(y).sum(), y, create_graph=True)
+    directions = torch.eye(y.shape[1], dtype=y.dtype)[:, None].expand(-1, *y.shape)
+    (rows,) = torch.autograd.grad(gradient, y, directions, is_grads_batched=True)  # (d, B, d)
+    bends = torch.einsum("kbk->b", rows.float())
+    return t * (gradient.detach().float().square().sum(1) / 2 - bends).mean()
 
 
 def implicit_with_its_graph(energy, y, t):
@@ -139,8 +155,13 @@ def fit_with_large_matrices(phi_y, phi_tau, z, t, lam, ridge):
 
 
 RIGHT = {
-    "3.1": [explicit_by_autograd, explicit_normalised, explicit_in_a_loop],
-    "3.2": [implicit_in_pieces, implicit_by_vmap, implicit_with_its_graph],
+    "3.1": [explicit_by_autograd, explicit_normalised, explicit_in_a_loop, explicit_in_single_precision],
+    "3.2": [
+        implicit_in_pieces,
+        implicit_by_vmap,
+        implicit_with_its_graph,
+        implicit_summed_in_single_precision,
+    ],
     "3.3": [denoising_image_by_image, denoising_of_all_pixels, denoising_by_numpy],
     "3.4": [to_tau_by_autograd, to_tau_one_by_one, to_tau_by_numpy],
     "3.5": [
