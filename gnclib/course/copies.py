@@ -7,8 +7,7 @@ the instructor. In them
   whose solution stands between the lines ``### BEGIN SOLUTION`` and ``### END SOLUTION``; a student finds
   ``raise NotImplementedError("exercise 1.2")`` there;
 * and a *check cell* (nbgrader's ``grade``, grade id ``check-1-2``), which is ``check("1.2", function)``;
-* cells tagged ``instructor`` are not for students, and the outputs of cells tagged ``widget`` are not stored, because
-  sliders live only as long as their kernel.
+* cells tagged ``instructor`` are not for students.
 
 `problems` says in words where a source breaks these rules or disagrees with the exercises, `check` where a committed
 copy is not what its source makes.
@@ -39,6 +38,9 @@ SOLUTION = re.compile(rf"^( *){BEGIN}\n(?:.*\n)*? *{END}$", re.MULTILINE)
 CONFIG = '''\
 """nbgrader's settings for the course, written by `gnc course --nbgrader`."""
 
+import os
+
+os.environ["GNC_HEADLESS"] = "1"  # no sliders where nobody moves them
 c = get_config()  # noqa: F821
 c.CourseDirectory.course_id = "gnclib"
 c.ClearSolutions.code_stub = {"python": 'raise NotImplementedError("to do")'}
@@ -106,13 +108,9 @@ def unsolved(code: str, id: str) -> str:
     return kept
 
 
-def _has_tag(cell: NotebookNode, tag: str) -> bool:
-    return tag in cell.metadata.get("tags", [])
-
-
 def _without_instructor(source: NotebookNode) -> NotebookNode:
     node = deepcopy(source)
-    node.cells = [cell for cell in node.cells if not _has_tag(cell, "instructor")]
+    node.cells = [cell for cell in node.cells if "instructor" not in cell.metadata.get("tags", [])]
     return node
 
 
@@ -136,11 +134,7 @@ def for_nbgrader(source: NotebookNode) -> NotebookNode:
 
 def write_executed(node: NotebookNode, path: Path) -> None:
     """Run a copy, clean it, and write it in one step. Raises NotebookError: a cell failed; nothing is written."""
-    node = notebooks.execute(node, path.name)
-    for cell in node.cells:
-        if _has_tag(cell, "widget"):
-            cell.outputs = []
-    notebooks.write(node, path)
+    notebooks.write(notebooks.execute(node, path.name), path)
 
 
 def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:

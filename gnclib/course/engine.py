@@ -34,10 +34,7 @@ from gnclib.course.lesson import Exercise, Formula
 
 TO_DO, RIGHT, NOT_YET = "to do", "right", "not yet"
 SINGLE = "right, but in single precision only: make every tensor with dtype=torch.float64"
-ROUNDED = (
-    "right to some digits only: a tensor on the way was in single precision (arange or zeros without "
-    "dtype=torch.float64?)"
-)
+ROUNDED = "right to some digits only: a tensor on the way was made without dtype=torch.float64"
 
 
 @dataclass(frozen=True)
@@ -293,11 +290,8 @@ def _constant(exercise: Exercise, results: list, truths: list) -> str:
 
 def _rounded(exercise: Exercise, results: list, truths: list) -> str:
     """Arrays that differ by no more than single precision explains. (A number may come from a search cut short.)"""
-    arrays = [part for truth in truths for part in _parts(truth) if isinstance(part, Tensor) and part.ndim]
-    if not arrays:
-        return ""
-    largest = max(float(part.abs().max()) for part in arrays)
-    return ROUNDED if _all_agree(exercise, results, truths, 1e-5, 2e-6 * largest) else ""
+    sizes = [float(part.abs().max()) for truth in truths for part in map(_double, _parts(truth)) if part.ndim]
+    return ROUNDED if sizes and _all_agree(exercise, results, truths, 1e-5, 2e-6 * max(sizes)) else ""
 
 
 def _broken_law(exercise: Exercise, results: list) -> str:

@@ -303,10 +303,7 @@ THEOREM = Exercise(
         "the factor 1/4 is Popoviciu's, who needs equal covariances; Theorem 2.2 does not have it",
         slip(_bound, square=lambda mu: _diameter(mu) ** 2 / 4),
     ),
-    laws=hints(
-        "a variance t cannot be negative",
-        lambda t, *a: float(t) >= 0,
-    ),
+    laws=hints("a variance t cannot be negative", lambda t, *a: float(t) >= 0),
     factors=lambda mu, cov: {"K": float(len(mu)), "d": float(mu.shape[1])},
 )
 

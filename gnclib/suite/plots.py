@@ -51,12 +51,12 @@ def use_style(full: bool = False) -> None:
     plt.style.use(["default", str(STYLE)])
 
 
-def sliders() -> bool:
-    """Whether a notebook shows its sliders; says so if not. Run by a program they are left out, since nbclient
+def sliders(of: str = "t") -> bool:
+    """Whether a notebook shows its sliders, of `of`; says so if not. Run by a program they are left out, since nbclient
     sometimes waits forever for a cell with widgets."""
     shown = HEADLESS not in os.environ and find_spec("ipywidgets") is not None
     if not shown:
-        print("in JupyterLab with the package ipywidgets a slider for t appears here")
+        print(f"in JupyterLab with the package ipywidgets a slider for {of} appears here")
     return shown
 
 
