@@ -183,7 +183,9 @@ def pytest_in(tree: Path, where: list[str], found: Path | None) -> None:
     calls = Calls()
     status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *where], [calls] if found else [])
     if found:
-        others = [name for name in sys.modules if not name.startswith(("gnclib", "tests", "benchmarks", "__m"))]
+        others = [
+            name for name in sys.modules if not name.startswith(("gnclib", "tests", "benchmarks", "__m"))
+        ]
         found.write_text(json.dumps([calls.seconds, calls.called, others]))
     os._exit(status)
 
