@@ -183,7 +183,9 @@ def pytest_in(tree: Path, where: list[str], found: Path | None) -> None:
     calls = Calls()
     status = pytest.main(["-x", "-q", "-p", "no:cacheprovider", *where], [calls] if found else [])
     if found:
-        others = [name for name in sys.modules if not name.startswith(("gnclib", "tests", "__m"))]
+        others = [
+            name for name in sys.modules if not name.startswith(("gnclib", "tests", "benchmarks", "__m"))
+        ]
         found.write_text(json.dumps([calls.seconds, calls.called, others]))
     os._exit(status)
 
@@ -213,6 +215,8 @@ def callers(package: str, tree: Path) -> tuple[dict[str, float], dict[str, list[
     for name in others:  # what all tests load, so that no child needs to
         with contextlib.suppress(Exception):
             importlib.import_module(name)
+    if "gnclib" in sys.modules:  # every child would test the original, and every mutant survive
+        raise SystemExit("what the tests import loads gnclib before it is mutated")
     by_name = {}
     for test in sorted(seconds, key=seconds.get):
         for name in called[test]:

@@ -1,7 +1,7 @@
 """Small training runs for tests, also in processes of their own that may be killed or started as several ranks.
 
-Children come from a fork server, which imports torch once. They never touch BSDS500: :func:`offline` gives them drawn
-images.
+Children come from a fork server, which imports once what they need. They never touch BSDS500: :func:`offline` gives
+them drawn images.
 """
 
 import multiprocessing
@@ -31,7 +31,9 @@ PRIORS["R3"] = replace(PRIORS["R1"], layers=3)
 SETTINGS = TrainConfig(steps=20, batch=6, patch=18, fraction=0.5, roughness=1.0)
 
 context = multiprocessing.get_context("forkserver")
-context.set_forkserver_preload(["gnclib.score.run"])
+#: what every child would import anew: each optimiser of torch loads torch._dynamo, the compiled splines cpp_extension
+IMPORTED = ["tests.kill_runs", "gnclib.cli.main", "torch._dynamo", "torch.utils.cpp_extension"]
+context.set_forkserver_preload(IMPORTED)
 
 
 def leaves(size, seed=0):

@@ -65,7 +65,8 @@ def sweep(folder):
     alone()
     figure3.SETTINGS = Settings((0.01, 0.1), (1, 3), crop=12, reference_schedule=4, reference_steps=10)
     figure3.EMBEDDED = tuple("abcdefgh")
-    data.embedded = lambda: {name: child_runs.leaves(16, k) for k, name in enumerate("abcdefgh")}
+    images = {name: child_runs.leaves(16, k) for k, name in enumerate("abcdefgh")}
+    data.embedded = lambda: images
     words = ["sweep", "--prior", str(folder.parent / "tiny"), "--set", "embedded", "--crop", "12"]
     assert cli.main([*words, "--out", str(folder / "out" / "sweep.json")]) == 0
 

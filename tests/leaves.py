@@ -32,4 +32,6 @@ def dead_leaves(height: int, width: int, generator, r_min: float = 2.0, r_max: f
                 leaf = seen & ((i + 0.5 - row) ** 2 + (j + 0.5 - column) ** 2 <= r * r)
                 image[here][leaf] = grey
                 seen[leaf] = False
+                if not bare.any():
+                    break
     return torch.from_numpy(image).float()[None, None]
