@@ -145,24 +145,7 @@ class NetworkEnergy(LearnedEnergy):
     # the energy contract ---------------------------------------------------------------------------------------------
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
-        """E(y, t).
-
-        Parameters
-        ----------
-        y : (B, 1, H, W)
-            Images, grey values of [0, 1] plus noise.
-        t : float or (B,)
-            Noise variance, in [sigma_min^2, sigma_max^2].
-
-        Returns
-        -------
-        (B,)
-
-        Raises
-        ------
-        ValueError
-            Bad shapes or dtypes, images that are not finite, t outside of its range.
-        """
+        """E(y, t), (B,): images (B, 1, H, W), t and errors as of :meth:`FieldsOfExperts.energy`."""
         return self._value(*self._check(y, t))
 
     def grad(self, y: Tensor, t: float | Tensor) -> Tensor:

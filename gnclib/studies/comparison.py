@@ -1,25 +1,20 @@
-r"""Methods side by side: what a method is, what is kept of its result for one image, and those without learning.
+r"""Methods side by side: what a method is, what is kept of its result for one image, and those of others.
 
 A *task* has a name, ``str(task)``, and ``measure(x, generator)``, which returns the data term of a measurement of the
-clean image x. Image k of a set is measured with a torch.Generator of seed k. A method sees that data term and nothing
-of the clean image.
+clean image x, all that a method sees. Image k of a set is measured with a torch.Generator of seed k.
 
-Methods without learning take images (1, 1, H, W), grey values in [0, 1], not clipped.
+Methods of others take images (1, 1, H, W), grey values in [0, 1], not clipped:
 
-*BM3D* (Dabov, Foi, Katkovnik & Egiazarian 2007; Maekinen, Azzari & Foi 2020) groups similar patches and shrinks each
-group in a transform domain. We call the package of its authors, `bm3d`, with its standard profile. It and the `bm4d`
-that it needs are free for non-commercial use only; they belong to the optional extra ``gnclib[compare]``, and nothing
-else in this project uses them.
-
-*TV* (Rudin, Osher & Fatemi 1992) is the one-parameter energy
-
-    x = argmin  1/2 ||x - y||^2 + w sum_pixels |grad x|,      grad: forward differences, |.|: Euclidean norm,
-
-solved in its dual by Chambolle's projection (scikit-image). :func:`tune_tv` finds, for a noise level, the w of the best
-mean PSNR on training images.
-
-*Biharmonic inpainting* (scikit-image) solves Laplace(Laplace x) = 0 at the missing pixels with the known ones fixed.
-The library clips the result to the range of the known pixels.
+* *BM3D* (Dabov, Foi, Katkovnik & Egiazarian 2007; Maekinen, Azzari & Foi 2020), from its authors' package `bm3d`. It
+  and its `bm4d` are free for non-commercial use only; they belong to the optional extra ``gnclib[compare]``, and
+  nothing else in this project uses them.
+* *TV* (Rudin, Osher & Fatemi 1992), argmin_x 1/2 ||x - y||^2 + w sum_pixels |grad x| with forward differences, in its
+  dual by Chambolle's projection (scikit-image); :func:`tune_tv` chooses w on training images.
+* *Biharmonic inpainting* (scikit-image): Laplace(Laplace x) = 0 at the missing pixels.
+* *Wiener*, the best quadratic energy, convex at every noise level, for images of one size that are continued by
+  reflection, the edge repeated, as the priors see them: with the discrete cosine transform c, and the mean m and the
+  variance S of each coefficient over training images, c(x) = m + S / (S + sigma^2) (c(y) - m). A prior below it knows
+  less of photographs than their spectrum.
 """
 
 from __future__ import annotations
@@ -28,7 +23,7 @@ import math
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from functools import partial
+from functools import cache, partial
 from typing import Any, ClassVar, Protocol
 
 import numpy as np
@@ -36,14 +31,14 @@ import torch
 from torch import Tensor
 
 from gnclib.checks import as_images
-from gnclib.images import add_noise, middle, psnr, refuse_validation, ssim
+from gnclib.images import add_noise, middle, psnr, refuse_validation, ssim, training_images
 from gnclib.io import Job, Record, Row, rounded
 from gnclib.restore import DataTerm
 
 #: packages whose versions belong to the origin of a result
 PACKAGES = ("torch", "numpy", "scipy", "scikit-image", "bm3d", "bm4d")
-#: side of the square in the middle of each image on which the weight of TV is tuned
-CROP = 160
+#: side of the square in the middle of each image on which TV is tuned; size of the images of BSDS500, if not upright
+CROP, SIZE = 160, (321, 481)
 
 
 class Task(Protocol):
@@ -155,6 +150,43 @@ def bm3d(y: Tensor, sigma: float) -> Tensor:
     profile = package.BM3DProfile()
     profile.num_threads = 1  # its default, 0, takes all cores
     return _like(package.bm3d(noisy, sigma, profile), y)
+
+
+@cache
+def spectrum() -> tuple[np.ndarray, np.ndarray]:
+    """Mean and variance (321, 481) of cosine coefficients of training images, upright ones turned.
+
+    Only the first has a mean: an image and its mirror image are equally likely.
+    """
+    from scipy.fft import dctn
+
+    mean, square = np.zeros(SIZE), np.zeros(SIZE)
+    images = training_images().values()
+    for image in images:
+        x = _array(image)
+        c = dctn(x if x.shape == SIZE else x.T, norm="ortho")
+        mean[0, 0] += c[0, 0] / len(images)
+        square += c**2 / len(images)
+    return mean, square - mean**2
+
+
+def wiener(y: Tensor, sigma: float) -> Tensor:
+    """The Wiener estimate of an image (1, 1, 321, 481) or upright with noise of standard deviation sigma.
+
+    Raises ValueError for another size, FileNotFoundError without the training images, whose spectrum it needs.
+    """
+    from scipy.fft import dctn, idctn
+
+    noisy = _array(y)
+    if sorted(noisy.shape) != sorted(SIZE):
+        raise ValueError(
+            f"the Wiener filter is for images of {SIZE[0]} x {SIZE[1]} pixels, got {noisy.shape}"
+        )
+    mean, variance = spectrum()
+    upright = noisy.shape != SIZE
+    c = dctn(noisy.T if upright else noisy, norm="ortho")
+    x = idctn(mean + variance / (variance + sigma**2) * (c - mean), norm="ortho")
+    return _like(x.T if upright else x, y)
 
 
 def tv(y: Tensor, weight: float, accuracy: float = 1e-6) -> Tensor:

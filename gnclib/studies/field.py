@@ -16,6 +16,7 @@ What was not measured here is in :data:`CITED`, with its source.
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -34,6 +35,7 @@ from gnclib.io import Content, Form, Job, Row, Table, rounded
 from gnclib.restore import Denoising, Inpainting, Task, schemes
 from gnclib.studies.comparison import (
     PACKAGES,
+    SIZE,
     Images,
     Method,
     Quality,
@@ -44,10 +46,11 @@ from gnclib.studies.comparison import (
     solved,
     tune_tv,
     tv,
+    wiener,
 )
 
-#: the results that come with the package
-SHIPPED = Path(__file__).with_name("field.json")
+#: the results that come with the package: of everything at three noise levels, of one step from the weakest noise on
+SHIPPED, ALL_LEVELS = (Path(__file__).with_name(name) for name in ("field.json", "levels.json"))
 #: what is compared by default, the most telling first
 TASKS = (Task("denoise", 25), Task("inpaint", 0.8), Task("denoise", 15), Task("denoise", 50))
 #: the task on which BM3D is the unit of time
@@ -107,27 +110,23 @@ def _opened(path: str | Path, name: str) -> Table:
 
 
 def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], Method]]:
-    """All that can be run on a task: name -> what makes it, which loads what it needs; TV needs its weight.
-
-    Learned and fine-tuned schedules are among them where the package has them.
-    """
+    """All that can be run on a task: name -> what makes it, which loads what it needs; TV needs its weight."""
     if task.kind == "denoise":
-        of_bm3d = Method("BM3D", lambda measured: (bm3d(measured.y, task.sigma), None), {"profile": "np"})
-        of_tv = Method("TV", lambda measured: (tv(measured.y, weight), None), {"weight": weight}, 1)
-        found = {"BM3D": lambda: of_bm3d, "TV": lambda: of_tv}
+        found = {
+            "BM3D": lambda: Method("BM3D", lambda m: (bm3d(m.y, task.sigma), None), {"profile": "np"}),
+            "TV": lambda: Method("TV", lambda m: (tv(m.y, weight), None), {"weight": weight}, 1),
+            "Wiener": lambda: Method(
+                "Wiener", lambda m: (wiener(m.y, task.sigma), None), {}, math.prod(SIZE)
+            ),
+        }
     else:
-        smooth = Method("biharmonic", lambda measured: (biharmonic(measured.y, measured.mask), None), {})
-        found = {"biharmonic": lambda: smooth}
+        found = {"biharmonic": lambda: Method("biharmonic", lambda m: (biharmonic(m.y, m.mask), None), {})}
     for prior in PRIORS:
         for scheme in schemes.SCHEMES:
             folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
-            if (
-                (scheme == "mmse" and task.kind != "denoise")
-                or scheme == "linear"
-                or (folder and not (WEIGHTS / folder / "schedule.json").is_file())
-            ):
-                continue
-            found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)
+            fits = scheme != "linear" and (scheme != "mmse" or task.kind == "denoise")
+            if fits and not (folder and not (WEIGHTS / folder / "schedule.json").is_file()):
+                found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)
     return found
 
 

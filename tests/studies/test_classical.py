@@ -4,6 +4,7 @@ import sys
 
 import numpy as np
 import pytest
+import scipy.fft
 import torch
 
 from gnclib.images import data, psnr
@@ -105,6 +106,38 @@ def test_a_missing_bm3d_is_explained(monkeypatch):
         comparison.bm3d(torch.rand(1, 1, 32, 32, generator=torch.Generator().manual_seed(0)), 0.1)
 
 
+def test_the_wiener_filter_is_the_best_linear_one_for_its_spectrum(monkeypatch):
+    """Images drawn with variance S of their cosine coefficients: the error is sum S sigma^2 / (S + sigma^2)."""
+    rng, sigma = np.random.default_rng(0), 0.3
+    rows, columns = np.indices(comparison.SIZE)
+    variance = 5.0 / (1 + rows**2 + columns**2)
+    mean = np.zeros(comparison.SIZE)
+    mean[0, 0] = 0.5 * np.sqrt(mean.size)
+    monkeypatch.setattr(comparison, "spectrum", lambda: (mean, variance))
+    coefficients = mean + np.sqrt(variance) * rng.standard_normal(mean.shape)
+    x = torch.from_numpy(scipy.fft.idctn(coefficients, norm="ortho"))[None, None]
+    y = data.add_noise(x, sigma, 0)
+    restored = comparison.wiener(y, sigma)
+    expected = (variance * sigma**2 / (variance + sigma**2)).sum()
+    assert (restored - x).square().sum().item() == pytest.approx(expected, rel=0.05)
+    assert all(psnr(comparison.wiener(y, s), x) < psnr(restored, x) - 0.5 for s in (0.1, 0.9))
+    assert torch.equal(comparison.wiener(y.mT.contiguous(), sigma), restored.mT)  # upright
+
+
+@pytest.mark.skipif(not data.available(("train", "test")), reason="needs train and test of BSDS500")
+def test_the_spectrum_is_that_of_the_training_images():
+    """Cosine coefficients keep lengths: mean square of all grey values."""
+    mean, variance = comparison.spectrum()
+    images = data.training_images().values()
+    squares = np.mean([x.double().square().sum().item() for x in images])
+    assert (variance + mean**2).sum() == pytest.approx(squares, rel=1e-6)
+    assert mean[0, 0] / np.sqrt(mean.size) == pytest.approx(
+        np.mean([x.mean().item() for x in images]), rel=1e-6
+    )
+    assert not mean.ravel()[1:].any()
+    assert variance.min() > 0
+
+
 def test_biharmonic_inpainting_completes_cubic_polynomials():
     """Their fourth differences vanish, so they solve the discrete equation; holes stay clear of the border."""
     v, u = torch.meshgrid(
@@ -124,6 +157,7 @@ def test_biharmonic_inpainting_completes_cubic_polynomials():
     [
         (lambda x: comparison.bm3d(x.repeat(2, 1, 1, 1), 0.1), "one image"),
         (lambda x: comparison.tv(x[0, 0], 0.1), "shape"),
+        (lambda x: comparison.wiener(x, 0.1), "321 x 481"),
         (lambda x: comparison.biharmonic(x, torch.zeros_like(x, dtype=torch.bool)), "no pixel is known"),
     ],
 )
