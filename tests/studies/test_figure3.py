@@ -441,16 +441,16 @@ def test_workers_fill_the_same_file(sweep, tmp_path):
 
 @pytest.mark.parametrize(
     ("path", "name"),
-    [(figure3.SHIPPED, "R1"), (figure3.LITERAL, "R1"), (figure3.RESTORED, "P1")],
-    ids=["R1", "literal_R1", "P1"],
+    [(figure3.SHIPPED, "R1"), (figure3.LITERAL, "R1"), (figure3.RESTORED, "P1"), (figure3.DEEP, "R3")],
+    ids=["R1", "literal_R1", "P1", "R3"],
 )
 def test_the_shipped_results_fit_the_shipped_priors(path, name):
     content = figure3.load(path)
-    settings = Settings(crop=80) if path == figure3.SHIPPED else content.about.settings
+    settings = Settings(crop=80) if path in (figure3.SHIPPED, figure3.DEEP) else content.about.settings
     assert figure3.opened(path, name, settings).read() == content
     assert path.stat().st_size < 1_000_000
     done = {(run.set, run.task, run.image) for run in content.rows["runs"]}
-    embedded, count = figure3.EMBEDDED if path == figure3.SHIPPED else (), 68
+    embedded, count = figure3.EMBEDDED if path == figure3.SHIPPED else (), 24 if path == figure3.DEEP else 68
     assert {(name, image) for name, _, image in done if name == "embedded"} == {
         ("embedded", image) for image in embedded
     }

@@ -168,9 +168,10 @@ def test_a_tuning_is_what_its_setting_gives():
 @pytest.fixture(scope="module")
 def figure3_pairs():
     """Stored runs of some images, and the map of one t_0 with all numbers of steps as it is now."""
-    rng, contents = draw("figure 3"), map(figure3.load, (figure3.SHIPPED, figure3.LITERAL, figure3.RESTORED))
+    files = figure3.SHIPPED, figure3.LITERAL, figure3.RESTORED, figure3.DEEP
+    rng, contents = draw("figure 3"), map(figure3.load, files)
     pairs, images = [], {"bsds68": data.bsds68(), "embedded": data.embedded()}
-    for content, run in ((c, run) for c in contents for run in rng.sample(c.rows["runs"], 2)):
+    for content, run in ((c, run) for c in contents for run in rng.sample(c.rows["runs"], 1 if c.about.prior == "R3" else 2)):
         settings, prior = content.about.settings, FieldsOfExperts.from_pretrained(content.about.prior)
         t = rng.choice(settings.t_firsts)
         brief = figure3.Settings(**vars(settings) | {"t_firsts": (t,), "reference_schedule": 0})
@@ -251,13 +252,14 @@ def maps_of(content):
     return {f"{task} {a} {k}": getattr(s, k) for (task, a), s in found.items() for k in ("rate", "psnr")}
 
 
-def test_the_maps_that_are_drawn_are_the_means_of_the_rows():
-    drawn, content = committed("figure3"), figure3.load()
-    for name, values in maps_of(content).items():
-        assert np.allclose(values, drawn[name], rtol=1e-6), name
+@pytest.mark.parametrize(("name", "path"), [("figure3", figure3.SHIPPED), ("figure3_deep", figure3.DEEP)])
+def test_the_maps_that_are_drawn_are_the_means_of_the_rows(name, path):
+    drawn, content = committed(name), figure3.load(path)
+    for key, values in maps_of(content).items():
+        assert np.allclose(values, drawn[key], rtol=1e-6), key
     content.rows["runs"] = [map_changed(Content(content.about, {"runs": [run]}), t, psnr=0.01).rows["runs"][0]
                             for run in content.rows["runs"] for t in content.about.settings.t_firsts[:1]]  # fmt: skip
-    assert not all(np.allclose(values, drawn[name], rtol=1e-6) for name, values in maps_of(content).items())
+    assert not all(np.allclose(values, drawn[key], rtol=1e-6) for key, values in maps_of(content).items())
 
 
 def test_the_points_that_are_drawn_are_the_rows_of_the_inverse_problems():

@@ -9,6 +9,7 @@ from itertools import pairwise
 import matplotlib
 import numpy as np
 import pytest
+import skimage.color
 from PIL import Image
 
 matplotlib.use("Agg")
@@ -144,6 +145,9 @@ def test_style_differs_in_more_than_colour():
     assert len({entry["linestyle"] for entry in cycle}) >= 4
     for before, after in pairwise(cycle):
         assert before["linestyle"] != after["linestyle"]
+    colours = np.array([matplotlib.colors.to_rgb(entry["color"]) for entry in cycle])
+    lightness = np.sort(skimage.color.rgb2lab(colours[None])[0, :, 0])  # of 100, what a grey print keeps
+    assert np.diff(lightness).min() > 8
 
 
 def test_a_text_is_no_answer_to_full():
