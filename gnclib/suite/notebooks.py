@@ -287,16 +287,16 @@ def gallery(manifest: Manifest = MANIFEST) -> str:
 
 
 def describe(node: Any, manifest: Manifest = MANIFEST) -> None:
-    """Give each picture in a notebook (nbformat's object) the alternative text of the figure that its cell saves.
+    """Give each picture of a notebook the text of the figure that its cell saves, or the `alt` of its cell.
 
     It stands in the metadata of the output, where nbconvert, and GitHub with it, look for it.
     """
-    for cell in node.cells:
-        if cell.cell_type == "code":
-            shown = [output for output in cell.outputs if "image/png" in output.get("data", {})]
-            for output, name in zip(shown, _SAVED.findall(cell.source), strict=False):
-                if name in manifest and manifest[name].alt:
-                    output.metadata["image/png"] = {"alt": manifest[name].alt}
+    for cell in (cell for cell in node.cells if cell.cell_type == "code"):
+        shown = [output for output in cell.outputs if "image/png" in output.get("data", {})]
+        texts = [manifest[name].alt if name in manifest else "" for name in _SAVED.findall(cell.source)]
+        for output, text in zip(shown, texts or [cell.metadata.get("alt")], strict=False):
+            if text:
+                output.metadata["image/png"] = {"alt": text}
 
 
 def contact_sheet(folder: Path, manifest: Manifest = MANIFEST, side: int = 190, columns: int = 6) -> Any:
