@@ -428,7 +428,7 @@ def test_one_run_of_a_notebook_is_compared_with_its_figures_and_claims(tmp_path,
     assert (found.figures, found.claims, found.unlike, found.lines) == (5, len(records), 0, [])
 
     arrive = records["A1-arrive"]
-    evidence = arrive.evidence | {"random_mixtures_share": 1.01 * arrive.evidence["random_mixtures_share"]}
+    evidence = arrive.evidence | {"gradient_descent_share": 1.01 * arrive.evidence["gradient_descent_share"]}
     write_claim(replace(arrive, evidence=evidence))  # the verdict stays
     numbers = json.loads((tmp_path / "figure1.json").read_text())
     numbers["t_0"][-1] *= 2
