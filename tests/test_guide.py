@@ -6,6 +6,7 @@ import re
 import subprocess
 import sys
 from pathlib import Path
+from statistics import fmean
 
 import pytest
 
@@ -99,3 +100,18 @@ def test_makefile_has_the_targets_that_are_named():
 def test_the_tables_are_those_of_the_shipped_results():
     assert field.table(field.load()) in text(GUIDE / "priors.md")
     assert problems.table(problems.load()) in text(GUIDE / "pipelines.md")
+
+
+def test_the_table_of_noise_levels_is_that_of_the_shipped_results():
+    found = {}
+    for row in field.load(field.ALL_LEVELS).rows["results"]:
+        level = float(row.task.removeprefix("denoise-"))
+        found.setdefault(row.method, {}).setdefault(level, []).append(row.psnr)
+    page = text(GUIDE / "priors.md")
+    for name, by_level in found.items():
+        assert all(len(values) == 68 for values in by_level.values())
+        means = [f"{fmean(by_level[level]):.2f}" for level in sorted(by_level)]
+        assert f"| {name} | {' | '.join(means)} |" in page
+    assert {"Wiener", *(f"{prior} mmse" for prior in field.PRIORS)} == found.keys()
+    price = fmean(found["M1 mmse"][255.0]) - fmean(found["C1 mmse"][255.0])
+    assert f"at sigma = 1, {price:.2f} dB more than C1" in " ".join(text(ROOT / "README.md").split())
