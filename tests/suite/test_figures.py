@@ -42,6 +42,13 @@ def test_a_written_notebook_describes_each_picture_by_the_figure_that_its_cell_s
     assert [output.metadata["image/png"]["alt"] for output in written.cells[0].outputs] == found
 
 
+def test_the_texts_in_the_notebooks_are_those_of_the_manifest():
+    for path in notebooks.find().values():
+        stored, described = notebooks.load(path), notebooks.load(path)
+        notebooks.describe(described)
+        assert stored == described, f"{path.name}: run 'gnc notebooks --only {path.stem}'"
+
+
 def test_the_contact_sheet_of_the_guide_shows_the_figures_as_they_are():
     kept = Image.open(ROOT / "notebooks" / "guide" / "contact_sheet.png").convert("RGB")
     fresh = notebooks.contact_sheet(ROOT / "figures")
