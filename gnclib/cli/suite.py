@@ -75,7 +75,7 @@ def figures(only, full, out, check, jobs, listed):
         say(f"the fresh run agrees with {out}")
         return
     if out == clone / "figures":
-        notebooks.contact_sheet(out).quantize(256).save(
+        notebooks.contact_sheet(out).quantize(256, kmeans=3).save(
             clone / "notebooks" / "guide" / "contact_sheet.png", optimize=True
         )
     redrawn = [name for item in done for name in item.redrawn]
