@@ -113,5 +113,18 @@ def test_the_table_of_noise_levels_is_that_of_the_shipped_results():
         means = [f"{fmean(by_level[level]):.2f}" for level in sorted(by_level)]
         assert f"| {name} | {' | '.join(means)} |" in page
     assert {"Wiener", *(f"{prior} mmse" for prior in field.PRIORS)} == found.keys()
+    mean = {
+        (name.split()[0], level / 255): fmean(v) for name, rows in found.items() for level, v in rows.items()
+    }
+    levels, said = sorted({level for _, level in mean}), " ".join(page.split())
+    below = {p: [s for s in levels if mean[p, s] < mean["Wiener", s]][:1] for p in field.PRIORS}
+    assert {p for p, first in below.items() if not first} == {"C1", "M1", "G1"}
+    assert {p for p, first in below.items() if first == [0.8]} == {"R1", "R2", "P1", "P2", "P3"}
+    assert below["R3"] == [1]
+    assert "C1, M1 and G1 are above it at every level of the table; R1, R2 and P1 to P3 fall below" in said
+    gains = [mean["P2", s] - mean["R2", s] for s in levels if s >= 0.5]
+    assert f"P2 is better than R2 (by {min(gains):.2f} to {max(gains):.2f} dB" in said
+    assert f"P1 as good as R1 but at sigma = 1 ({mean['R1', 1] - mean['P1', 1]:.2f} dB less)" in said
+    assert f"(at 0.01 P1 has {mean['P1', levels[0]]:.2f} dB, M1 {mean['M1', levels[0]]:.2f})" in said
     price = fmean(found["M1 mmse"][255.0]) - fmean(found["C1 mmse"][255.0])
     assert f"at sigma = 1, {price:.2f} dB more than C1" in " ".join(text(ROOT / "README.md").split())

@@ -25,7 +25,10 @@ class PatchSampler:
     augment
         Whether each crop is turned or mirrored by one of the 8 symmetries of the square, all equally likely.
 
-    Raises ValueError: no images, a wrong shape, dtype or range, or a patch larger than an image.
+    Raises
+    ------
+    ValueError
+        No images, a wrong shape, dtype or range, or a patch larger than an image.
     """
 
     def __init__(

@@ -304,7 +304,10 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     * JPEG and lossy WebP, whose black is not quite black around what is white: brighter than half.
     * Any other: all that is not black; the true pixels of a TIFF file that tifffile made of bools.
 
-    Raises ValueError as :func:`read`, and for ink that is partly black, partly not, on a transparent ground.
+    Raises
+    ------
+    ValueError
+        As :func:`read`, and for ink that is partly black, partly not, on a transparent ground.
     """
     picture = read(path, bilevel=True)
     light = picture.pixels.max(0)

@@ -30,7 +30,10 @@ def denoise(
     -------
     data, settings, "image", as napari takes new layers
 
-    Raises ValueError as :func:`gnclib.denoise_gnc`.
+    Raises
+    ------
+    ValueError
+        As :func:`gnclib.denoise_gnc`.
     """
     data = np.asarray(layer.data)
     low, high = (0, np.iinfo(data.dtype).max) if data.dtype in ("u1", "u2") else (data.min(), data.max())

@@ -11,10 +11,9 @@ Methods of others take images (1, 1, H, W), grey values in [0, 1], not clipped:
 * *TV* (Rudin, Osher & Fatemi 1992), argmin_x 1/2 ||x - y||^2 + w sum_pixels |grad x| with forward differences, in its
   dual by Chambolle's projection (scikit-image); :func:`tune_tv` chooses w on training images.
 * *Biharmonic inpainting* (scikit-image): Laplace(Laplace x) = 0 at the missing pixels.
-* *Wiener*, the best quadratic energy, convex at every noise level, for images of one size that are continued by
-  reflection, the edge repeated, as the priors see them: with the discrete cosine transform c, and the mean m and the
-  variance S of each coefficient over training images, c(x) = m + S / (S + sigma^2) (c(y) - m). A prior below it knows
-  less of photographs than their spectrum.
+* *Wiener*: of the quadratic energies that are diagonal in the discrete cosine transform c, the best; convex at every
+  noise level, and the edge is continued as the priors do. With the mean m and the variance S of each coefficient over
+  training images, c(x) = m + S / (S + sigma^2) (c(y) - m).
 """
 
 from __future__ import annotations
@@ -28,6 +27,7 @@ from typing import Any, ClassVar, Protocol
 
 import numpy as np
 import torch
+from scipy.fft import dctn, idctn
 from torch import Tensor
 
 from gnclib.checks import as_images
@@ -152,19 +152,17 @@ def bm3d(y: Tensor, sigma: float) -> Tensor:
     return _like(package.bm3d(noisy, sigma, profile), y)
 
 
+def _cosines(x: np.ndarray) -> np.ndarray:
+    """The coefficients of the discrete cosine transform of an image (321, 481), or of an upright one, turned."""
+    return dctn(x if x.shape == SIZE else x.T, norm="ortho")
+
+
 @cache
 def spectrum() -> tuple[np.ndarray, np.ndarray]:
-    """Mean and variance (321, 481) of cosine coefficients of training images, upright ones turned.
-
-    Only the first has a mean: an image and its mirror image are equally likely.
-    """
-    from scipy.fft import dctn
-
+    """Mean, of the first alone (an image is as likely as its mirror image), and variance over BSDS500's train, test."""
     mean, square = np.zeros(SIZE), np.zeros(SIZE)
     images = training_images().values()
-    for image in images:
-        x = _array(image)
-        c = dctn(x if x.shape == SIZE else x.T, norm="ortho")
+    for c in map(_cosines, map(_array, images)):
         mean[0, 0] += c[0, 0] / len(images)
         square += c**2 / len(images)
     return mean, square - mean**2
@@ -175,18 +173,12 @@ def wiener(y: Tensor, sigma: float) -> Tensor:
 
     Raises ValueError for another size, FileNotFoundError without the training images, whose spectrum it needs.
     """
-    from scipy.fft import dctn, idctn
-
     noisy = _array(y)
     if sorted(noisy.shape) != sorted(SIZE):
-        raise ValueError(
-            f"the Wiener filter is for images of {SIZE[0]} x {SIZE[1]} pixels, got {noisy.shape}"
-        )
+        raise ValueError(f"the Wiener filter is for 321 x 481 pixels, got {noisy.shape}")
     mean, variance = spectrum()
-    upright = noisy.shape != SIZE
-    c = dctn(noisy.T if upright else noisy, norm="ortho")
-    x = idctn(mean + variance / (variance + sigma**2) * (c - mean), norm="ortho")
-    return _like(x.T if upright else x, y)
+    x = idctn(mean + variance / (variance + sigma**2) * (_cosines(noisy) - mean), norm="ortho")
+    return _like(x if noisy.shape == SIZE else x.T, y)
 
 
 def tv(y: Tensor, weight: float, accuracy: float = 1e-6) -> Tensor:

@@ -16,7 +16,6 @@ What was not measured here is in :data:`CITED`, with its source.
 
 from __future__ import annotations
 
-import math
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
@@ -116,7 +115,7 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
             "BM3D": lambda: Method("BM3D", lambda m: (bm3d(m.y, task.sigma), None), {"profile": "np"}),
             "TV": lambda: Method("TV", lambda m: (tv(m.y, weight), None), {"weight": weight}, 1),
             "Wiener": lambda: Method(
-                "Wiener", lambda m: (wiener(m.y, task.sigma), None), {}, math.prod(SIZE)
+                "Wiener", lambda m: (wiener(m.y, task.sigma), None), {}, SIZE[0] * SIZE[1]
             ),
         }
     else:
@@ -125,7 +124,7 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
         for scheme in schemes.SCHEMES:
             folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
             fits = scheme != "linear" and (scheme != "mmse" or task.kind == "denoise")
-            if fits and not (folder and not (WEIGHTS / folder / "schedule.json").is_file()):
+            if fits and (not folder or (WEIGHTS / folder / "schedule.json").is_file()):
                 found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)
     return found
 
