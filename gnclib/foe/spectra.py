@@ -109,6 +109,6 @@ def _lanczos(product, shape, dtype, tolerance, seed, lift, number, which) -> tup
     operator = LinearOperator((count, count), matvec, dtype=np.float64)
     start = np.random.default_rng(seed).standard_normal(count)
     values, vectors = eigsh(
-        operator, number, which=which, v0=start, tol=tolerance / shift, ncv=min(24, count)
+        operator, number, which=which, v0=start, tol=tolerance / shift, ncv=min(12 * number, count)
     )
     return values - shift, torch.from_numpy(vectors[:, values.argmin()].reshape(shape)).to(dtype)

@@ -29,7 +29,7 @@ from torch import Tensor
 
 from gnclib import io
 from gnclib.checks import as_images
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe import FieldsOfExperts, FoEConfig, PointHessian, smallest_eigenvalue
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
 from gnclib.io import Form, Job, Record, Row, Table, from_object, rounded
 from gnclib.restore import Denoising, joint_descent
@@ -66,37 +66,6 @@ def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) 
         y = add_noise(x, math.exp(tau), generator)
         rows.append(prior.dtau(y, math.exp(2 * tau), order=1)[0] / x[0].numel())
     return torch.stack(rows)
-
-
-def smallest_eigenvalue(prior: FieldsOfExperts, y: Tensor, sigma: float, steps: int = 30) -> float:
-    """The smallest eigenvalue of t Hess R(y, t), t = sigma^2, at one image (1, 1, H, W), by Lanczos' method.
-
-    Constant images are left out, because kernels of mean zero give them the eigenvalue 0 always. After `steps` >= 1
-    products with ``prior.hvp`` the result is the smallest Ritz value: never below the true one, and above it by what
-    has not converged. Raises ValueError: more than one image, or fewer than one step.
-    """
-    if as_images(y).shape[0] != 1:
-        raise ValueError(f"one image at a time, got {y.shape[0]}")
-    if steps < 1:
-        raise ValueError(f"steps must be at least 1, got {steps}")
-    t, steps = sigma**2, min(steps, y.numel() - 1)
-    v = torch.randn(y.shape, generator=torch.Generator().manual_seed(0)).to(y)
-    v -= v.mean()
-    constant = torch.full_like(y, y.numel() ** -0.5)
-    basis, diagonal, beside = [v / v.norm()], [], []
-    for _ in range(steps):
-        w = t * prior.hvp(y, t, basis[-1])
-        diagonal.append((w * basis[-1]).sum().item())
-        known = torch.stack([constant, *basis])
-        for _ in range(2):  # orthogonal to all that came before, twice against rounding
-            w = w - torch.tensordot((known * w).sum((1, 2, 3, 4)), known, 1)
-        beside.append(w.norm().item())
-        if beside[-1] < 1e-10:  # an invariant subspace: nothing else is to be found from this start
-            break
-        basis.append(w / w.norm())
-    off = torch.tensor(beside[: len(diagonal) - 1], dtype=torch.float64)
-    ritz = torch.diag(torch.tensor(diagonal, dtype=torch.float64)) + off.diag(1) + off.diag(-1)
-    return torch.linalg.eigvalsh(ritz)[0].item()
 
 
 def joint_outcome(
@@ -142,10 +111,15 @@ class Judge:
             "profile": profile.mean(1).tolist(),
             "error": (profile.std(1) / math.sqrt(len(x))).tolist(),
             "curvature": [
-                min(smallest_eigenvalue(exact, add_noise(c[None], s, k), s) for k, c in enumerate(crops))
+                min(_smallest_eigenvalue(exact, add_noise(c[None], s, k), s) for k, c in enumerate(crops))
                 for s in self.curvature_at
             ],
         }
+
+
+def _smallest_eigenvalue(prior: FieldsOfExperts, y: Tensor, sigma: float) -> float:
+    """Of t times the Hessian at one image (1, 1, H, W), apart from the constant image."""
+    return smallest_eigenvalue(PointHessian(prior, y, sigma), y.shape, y.dtype, 1e-6, lift=1.0)
 
 
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))

@@ -99,20 +99,21 @@ papermill.execute_notebook(**json.loads(sys.argv[1]))
 """
 
 
-def execute(node: Any, name: str, given: Mapping[str, Any] | None = None, threads: int = 0) -> Any:
+def execute(
+    node: Any, name: str, given: Mapping[str, Any] | None = None, threads: int = 0, seen: bool = True
+) -> Any:
     """Run a notebook, nbformat's object, by papermill, and return it with its outputs; it is left as it is.
 
     It runs in an empty temporary folder, so that one which depends on the folder it is started from does not pass.
     `name` is that of its file, for messages; `given` are parameters in place of the defaults; a computation in the
-    kernel may use so many threads, 0 leaves that to the environment. Raises NotebookError: a cell failed, or the kernel
-    died.
+    kernel may use so many threads, 0 leaves that to the environment; where it is not `seen`, the outputs have no
+    pictures. Raises NotebookError: a cell failed, or the kernel died.
     """
     import nbformat
 
     # a kernel shows its figures in the notebook, whatever the backend of this process, and no sliders
-    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"} | {
-        "GNC_HEADLESS": "1"
-    }
+    environment = {key: value for key, value in os.environ.items() if key != "MPLBACKEND"}
+    environment |= {"GNC_HEADLESS": "1"} | ({} if seen else {"GNC_UNSEEN": "1"})
     if threads:
         environment.setdefault("OMP_NUM_THREADS", str(threads))
     with tempfile.TemporaryDirectory(prefix="gnc-run-") as folder:

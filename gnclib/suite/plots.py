@@ -13,6 +13,7 @@ from __future__ import annotations
 import io
 import os
 import re
+import sys
 from collections.abc import Mapping, Sequence
 from importlib.util import find_spec
 from pathlib import Path
@@ -27,8 +28,10 @@ if TYPE_CHECKING:
 
 #: names a folder to which figures and claims go when a notebook is run without one of its own, as by ``make test``
 COLLECT = "GNC_COLLECT"
-#: set where nobody looks at the notebook that runs, as by ``gnc figures``
+#: set where a program runs the notebook, and nobody moves a slider
 HEADLESS = "GNC_HEADLESS"
+#: set where nobody looks at the notebook either, as by ``gnc figures``: figures are saved, and not drawn there again
+UNSEEN = "GNC_UNSEEN"
 STYLE = Path(__file__).with_name("gnclib.mplstyle")
 WIDTH = 7.2  # of the figures that are laid out by hand, in inches
 _DIGITS = 8  # significant digits kept in NAME.json
@@ -49,6 +52,8 @@ def use_style(full: bool = False) -> None:
     if not isinstance(full, bool):
         raise ValueError(f"full must be true or false, got {full!r}: write -p full True or -p full False")
     plt.style.use(["default", str(STYLE)])
+    if UNSEEN in os.environ and "IPython" in sys.modules and (shell := sys.modules["IPython"].get_ipython()):
+        shell.run_line_magic("config", "InlineBackend.figure_formats = set()")
 
 
 def sliders(of: str = "t") -> bool:
@@ -66,7 +71,8 @@ def save(
     """Write a figure to ``out/name.png`` and ``out/name.pdf``, and its numbers to ``out/name.json``; return their
     paths.
 
-    The figure stays open and unchanged, so a notebook can show it as well. The folder is made where it is missing;
+    The figure stays open, so that a notebook can show it as well; its parts stay where the first file has them, for
+    to lay them out takes as long as to draw. The folder is made where it is missing;
     ``""`` or None writes nothing, unless the variable `COLLECT` of the environment names a folder. Numbers, what the
     figure shows by name, are numbers, lists, arrays or tensors (8 significant digits are kept). Raises ValueError or
     NotADirectoryError: a name not of lower case letters, digits, ``_`` and ``-``, or numbers that do not fit into JSON;
@@ -89,6 +95,7 @@ def save(
         buffer = io.BytesIO()
         with matplotlib.rc_context({"pdf.fonttype": 42}):
             fig.savefig(buffer, format=suffix, metadata=metadata)
+        fig.set_layout_engine("none")
         files.append(write_bytes(folder / f"{name}.{suffix}", buffer.getvalue()))
     if frames:
         write_bytes(folder / f"{name}.png", _animated(fig, frames))

@@ -173,7 +173,7 @@ def _execute(path: Path, full: bool, staging: Path, threads: int) -> tuple[Any, 
     staging.mkdir()
     node = notebooks.load(path)
     notebooks.parameters(node, path.name)  # it has these two
-    node = notebooks.execute(node, path.name, {"full": full, "out": str(staging)}, threads)
+    node = notebooks.execute(node, path.name, {"full": full, "out": str(staging)}, threads, seen=False)
     return node, time.monotonic() - start
 
 

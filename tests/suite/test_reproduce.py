@@ -15,7 +15,7 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook
 
-from gnclib.suite import claims, ledger, notebooks, reproduce
+from gnclib.suite import claims, ledger, notebooks, plots, reproduce
 from gnclib.suite.ledger import differences
 from gnclib.suite.notebooks import Figure, NotebookError
 from tests.suite import whole
@@ -55,10 +55,10 @@ def run_once(monkeypatch):
     """From now on each notebook runs in a kernel once; after that it has the outputs and the files of that run."""
     execute, kept = notebooks.execute, {}
 
-    def executed(node, name, given, threads=0):
+    def executed(node, name, given, threads=0, seen=True):
         out = Path(given["out"])
         if name not in kept:
-            kept[name] = execute(node, name, given, threads), files(out)
+            kept[name] = execute(node, name, given, threads, seen), files(out)
         for file, content in kept[name][1].items():
             (out / file).write_bytes(content)
         return deepcopy(kept[name][0])
@@ -246,6 +246,16 @@ def test_papermill_sets_the_parameters(tmp_path):
     ):
         notebooks.execute(node, path.name, {"out": "bad"})
     assert path.read_bytes() == before
+
+
+@pytest.mark.parametrize("seen", [True, False])
+def test_pictures_are_drawn_only_where_somebody_looks(tmp_path, monkeypatch, seen):
+    monkeypatch.delenv(plots.UNSEEN, raising=False)
+    tiny = "import matplotlib.pyplot as plt\nfrom gnclib.suite import plots\nplots.use_style(full)\nplt.plot([0, 1])"
+    path = write(tmp_path, "01_tiny", tiny)
+    done = notebooks.execute(notebooks.load(path), path.name, seen=seen)
+    kinds = {kind for cell in done.cells for o in cell.get("outputs", ()) for kind in o.get("data", ())}
+    assert kinds == ({"image/png", "text/plain"} if seen else {"text/plain"})
 
 
 def test_parameters_and_files_that_are_no_notebook(tmp_path):

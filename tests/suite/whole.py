@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from gnclib.suite import claims, ledger, reproduce
-from gnclib.suite.plots import COLLECT
+from gnclib.suite.plots import COLLECT, UNSEEN
 
 ROOT = Path(__file__).parents[2]
 FOLDER = "GNC_TEST_COLLECT"  # for the workers of pytest-xdist, which inherit the environment
@@ -106,4 +106,5 @@ def pytest_runtest_setup(item):
     with pytest.MonkeyPatch.context() if notebook_of(item.path) else contextlib.nullcontext() as patch:
         if patch:
             patch.setenv(COLLECT, os.environ[FOLDER])
+            patch.setenv(UNSEEN, "1")
         return (yield)
