@@ -93,7 +93,10 @@ class TrainConfig:
         What to train on, "" for BSDS500, "embedded" or the path of a folder; digest of those images, filled in when
         they are read (:mod:`gnclib.score.training_set`).
 
-    Raises ValueError: an unknown name, or a value of another type or outside of its range.
+    Raises
+    ------
+    ValueError
+        An unknown name, or a value of another type or outside of its range.
     """
 
     steps: Count = 100_000
@@ -159,7 +162,10 @@ class LearnConfig:
     images, images_sha256
         As in :class:`TrainConfig`.
 
-    Raises ValueError: an unknown name, or a value of another type or outside of its range.
+    Raises
+    ------
+    ValueError
+        An unknown name, or a value of another type or outside of its range.
     """
 
     iterations: Count = 400
