@@ -98,9 +98,10 @@ def tasks(
             prior.bf16 = True
             yield f"{name} gradient, bfloat16", no_grad(lambda p=prior: p.grad(y, T))
         data = Denoising(y, 25 / 255)
-        for name in ("R1", "R3"):
-            scheme = schemes.load("learned", name, Task("denoise", 25))
-            yield f"{name} learned schedule", no_grad(lambda s=scheme: list(s.states(data)))
+        for name in ("R1", "R3", "R3, bfloat16"):
+            scheme = schemes.load("learned", name[:2], Task("denoise", 25))
+            scheme.prior.bf16 = len(name) > 2
+            yield f"{name[:2]} learned schedule{name[2:]}", no_grad(lambda s=scheme: list(s.states(data)))
         yield "BM3D", bm3d(y[0, 0].numpy())
 
 
@@ -255,7 +256,7 @@ def collect(found: dict[str, dict], threads: dict[str, float] | None = None) -> 
                 rows[name]["operations"] = row["operations"]
     for name, row in rows.items():
         task, _, size = name.partition(", ")
-        if task in rows and size:  # the same task on another number of pixels, or in another arithmetic
+        if size and "operations" in rows[task]:  # the same task on another number of pixels, or in another arithmetic
             height, width = map(int, size.split(" x ")) if " x " in size else (HEIGHT, WIDTH)
             row["operations"] = round(rows[task]["operations"] * height * width / (HEIGHT * WIDTH))
         if row.get("operations"):
@@ -305,7 +306,7 @@ def report(table: dict) -> str:
             line += f"  {'at most' if row['ratio'] <= row['goal'] else 'MISSES'} {row['goal']:g}"
         lines.append(line)
     ours = {name: row["seconds"].get("ours") for name, row in table["rows"].items()}
-    for name in ("R1 learned schedule", "R3 learned schedule"):
+    for name in (name for name in ours if "learned" in name):
         if ours.get(name) and ours.get("BM3D"):
             lines.append(f"{name}: {ours[name] / ours['BM3D']:.3f} of the time of BM3D")
     lines += [

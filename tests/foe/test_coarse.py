@@ -1,4 +1,4 @@
-"""Experts on coarser scales: adjoints, derivatives against autograd, images of every size, tiles, start and files."""
+"""Experts on coarser scales: adjoints, derivatives against autograd, images of every size, tiles and files."""
 
 import math
 
@@ -11,9 +11,7 @@ from gnclib.foe.coarse import down, down_adjoint
 from gnclib.foe.filters import reflect
 from gnclib.foe.starts import refit
 from gnclib.restore.tiles import Tiled
-from gnclib.score import coarse_start
 from gnclib.spline import SplineGrid, contract, evaluate
-from tests.leaves import dead_leaves
 
 f64 = {"dtype": torch.float64}
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7, "scales": 2}
@@ -172,33 +170,3 @@ def test_a_start_from_a_fine_prior_and_files(tmp_path):
     torch.testing.assert_close(again.grad(y, 0.5), energy.grad(y, 0.5))
     with pytest.raises(ValueError, match="fine scale"):
         energy.warm_start(energy)
-
-
-def test_scores_of_single_experts_sum_to_the_gradient():
-    """The columns of the least squares: gains 1 for the fine scale and for quadratics give the energy's gradient."""
-    energy = FieldsOfExperts(FoEConfig(scales=2, coarse_features=5, range=30.0)).requires_grad_(False)
-    quadratic = energy.config.coarse_grid.quadratic(c=0.5).float()
-    for w in energy.coarse.weights:
-        w.copy_(quadratic[None, :, None].expand_as(w))
-    y, tau = images(40, 36, 1).float(), torch.tensor([math.log(0.3)])
-    columns = coarse_start._scores(energy, y, tau)
-    gains = torch.zeros(len(columns))
-    gains[:48] = 1
-    for l in range(2):
-        gains[96 + 15 * l : 101 + 15 * l] = 1
-    total = torch.einsum("k,khw->hw", gains, columns) / 0.3
-    torch.testing.assert_close(total, energy.grad(y, 0.09)[0, 0], rtol=1e-3, atol=1e-4)
-
-
-def test_least_squares_start_denoises_better():
-    """On dead leaves at strong noise, against the quadratic start; its potentials are convex."""
-    energy = FieldsOfExperts(FoEConfig(features=8, scales=2, coarse_features=5, nodes_tau=6, sigma_max=0.5))
-    leaves = [dead_leaves(96, 96, generator(k)) for k in range(3)]
-    y = leaves[0] + 0.4 * torch.randn(1, 1, 96, 96, generator=generator(7))
-    errors = []
-    for _ in range(2):
-        with torch.no_grad():
-            errors.append(float((y - 0.16 * energy.grad(y, 0.16) - leaves[0]).square().mean()))
-        coarse_start.fit_coarse(energy, leaves, generator(), crops=3, side=64)
-    assert errors[1] < 0.97 * errors[0]
-    assert min(float(w.detach().double().diff(n=2, dim=1).min()) for w in energy.coarse.weights) > -1e-6

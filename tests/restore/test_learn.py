@@ -13,7 +13,7 @@ import torch
 from gnclib import io
 from gnclib.cli import main as cli
 from gnclib.cli import training
-from gnclib.foe import WEIGHTS, FieldsOfExperts
+from gnclib.foe import FieldsOfExperts
 from gnclib.images import data
 from gnclib.images.metrics import psnr
 from gnclib.io import CHECKPOINT
@@ -21,7 +21,7 @@ from gnclib.restore import learn
 from gnclib.restore.flow import last
 from gnclib.restore.learn import load_checkpoint
 from gnclib.restore.learned import LearnedSchedule, Task, weights_sha256
-from gnclib.score import LearnConfig, card, denoising_psnr
+from gnclib.score import LearnConfig, denoising_psnr
 from tests import child_runs
 
 NOISE = Task("denoise", 25)
@@ -144,13 +144,6 @@ def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, 
     run(begin(tmp_path / name, replace(SMALL, iterations=1)), tmp_path / "learned")
     other = " (of one's own, not the one that comes with gnclib)" if name == "R1" else ""
     assert f"| prior | `{name}`{other} |" in (tmp_path / "learned" / "README.md").read_text()
-
-
-@pytest.mark.parametrize("name", sorted(f.parent.name for f in WEIGHTS.glob("*/schedule.json")))
-def test_the_shipped_cards_are_those_of_the_shipped_files(tmp_path, name):
-    (tmp_path / name).mkdir()
-    shutil.copy(WEIGHTS / name / "schedule.json", tmp_path / name)
-    assert card.write_of_schedule(tmp_path / name).read_text() == (WEIGHTS / name / "README.md").read_text()
 
 
 @pytest.mark.parametrize("x_0", ["start", "guess"])

@@ -25,7 +25,7 @@ from gnclib.foe import WEIGHTS, FieldsOfExperts, weights_sha256
 from gnclib.images import data, folder_images
 from gnclib.io import CHECKPOINT, files, provenance, save_checkpoint
 from gnclib.io import state as run_state
-from gnclib.score import card, denoising_psnr, load_checkpoint
+from gnclib.score import TrainState, card, denoising_psnr, load_checkpoint
 from gnclib.score import run as training_run
 from gnclib.score import training as train
 from gnclib.score.recipes import PRIORS, RECIPES
@@ -341,6 +341,20 @@ def test_export_before_the_first_row(tmp_path):
     assert "| validation | none yet |" in (tmp_path / "README.md").read_text()
 
 
+def test_what_is_exported_is_convex_where_its_configuration_says_so(tmp_path):
+    """Also between two of the projections that the training makes, and for its moving average."""
+    config = replace(child_runs.PRIORS["R1"], convex_from=0.5)
+    state = TrainState(FieldsOfExperts(config), replace(SMALL, averaging=0.5))
+    for model in (state.model, state.prior):
+        model.weights[0].data += torch.randn(
+            model.weights[0].shape, generator=torch.Generator().manual_seed(0)
+        )
+    assert not state.prior.certify(1.0).convex
+    save_checkpoint(state, tmp_path)
+    training_run.export(tmp_path)
+    assert FieldsOfExperts.from_pretrained(tmp_path).certify(1.0).convex
+
+
 @pytest.mark.parametrize(
     ("objective", "says"),
     [("corrected", "boundary term"), ("restored", "eq. 7 as restored"), ("denoising", "departs from eq. 7")],
@@ -395,6 +409,13 @@ def test_the_shipped_cards_are_those_of_the_shipped_files(tmp_path, name):
     (tmp_path / name / "training.json").unlink()
     with pytest.raises(FileNotFoundError, match=r"holds no training\.json"):
         card.write(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", sorted(f.parent.name for f in WEIGHTS.glob("*/schedule.json")))
+def test_the_shipped_cards_of_schedules_are_those_of_their_files(tmp_path, name):
+    (tmp_path / name).mkdir()
+    shutil.copy(WEIGHTS / name / "schedule.json", tmp_path / name)
+    assert card.write_of_schedule(tmp_path / name).read_text() == (WEIGHTS / name / "README.md").read_text()
 
 
 # --- gnc evaluate ------------------------------------------------------------------------------------------

@@ -124,6 +124,13 @@ def test_quadrature_moments(prior):
     assert abs(p.mean(p.y**2) - (w * (var + mu**2)).sum() - mean_t) < 1e-8
 
 
+def test_quadrature_reaches_as_far_as_the_broadest_component():
+    mixture = GaussianMixture([0.5, 0.5], [0.0, 0.0], [1e-4, 4.0])
+    found = toy.quadrature(mixture, BASIS, UNIFORM, at=LOW)
+    assert found.weight.sum().item() == pytest.approx(1, abs=1e-9)
+    assert found.mean(found.y**2).item() == pytest.approx(0.5 * (1e-4 + 4.0) + math.exp(2 * LOW), rel=1e-9)
+
+
 def test_samples_follow_the_same_law(exact, drawn):
     """Monte Carlo means of a few functions against quadrature, six standard errors."""
     for g in (lambda p: p.y, lambda p: p.y**2, lambda p: (3 * p.y).cos() * p.tau, lambda p: p.tau**2):
@@ -293,6 +300,12 @@ def test_bad_points():
             BASIS.features(y, at + outwards * 1.1e-6)
     with pytest.raises(ValueError, match="order"):
         BASIS.features(y, tau, (3, 0))
+
+
+@pytest.mark.parametrize("tau", [HIGH + 0.01, LOW - 0.01])
+def test_features_stay_in_the_range_of_tau(tau):
+    with pytest.raises(ValueError, match="tau must lie in"):
+        BASIS.features(torch.zeros(2), torch.tensor([(LOW + HIGH) / 2, tau]))
 
 
 @pytest.mark.parametrize("t", [0.0, 2.0, 1e-6, -1.0, math.nan])

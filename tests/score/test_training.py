@@ -69,6 +69,13 @@ def test_both_groups_follow_the_schedule(images):
     assert step.step == state.step == SHORT.steps
 
 
+def test_learning_rates_are_held_before_they_fall(images):
+    held = replace(SHORT, steps=8, hold=0.5)
+    rates = [step.lr for step in train.training(TrainState(FieldsOfExperts(PRIOR), held), images)]
+    falling = [train.learning_rate(held.lr, held.lr_last, k, 4) for k in range(4)]
+    assert rates == [held.lr] * 4 + falling
+
+
 def test_noise_levels_are_stratified_and_uniform():
     count, batches = 16, 500
     generator = torch.Generator().manual_seed(0)
