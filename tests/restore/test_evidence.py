@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
@@ -10,7 +11,7 @@ from gnclib.deep import NetworkEnergy
 from gnclib.deep.config import NetworkConfig
 from gnclib.gmm import GaussianMixture
 from gnclib.images import data
-from gnclib.restore.evidence import Gaussian, WithBrightness, annealed_constant, quadratic_constant
+from gnclib.restore.evidence import Gaussian, WithBrightness, _bennett, annealed_constant, quadratic_constant
 
 F64 = torch.float64
 
@@ -51,6 +52,19 @@ def test_the_constant_of_a_mixture(d, steps, chains):
     assert found.lower - 4 * found.error < -5 < found.upper + 4 * found.error
     assert found.lower - found.error < found.value < found.upper + found.error
     assert 0.3 < found.accepted < 0.8
+
+
+def test_the_error_of_the_estimate_is_its_spread():
+    """Log weights of two Gaussians that fulfil the theorem of Crooks: the ratio is known, here e^3."""
+    rng, spread = np.random.default_rng(0), 1.5
+    shift = spread**2 / 2
+    found = [
+        _bennett(3 - shift + spread * rng.standard_normal(400), 3 + shift + spread * rng.standard_normal(400))
+        for _ in range(300)
+    ]
+    values, errors = np.transpose(found)
+    assert abs(values.mean() - 3) < 4 * values.std() / math.sqrt(len(values))
+    assert errors.mean() == pytest.approx(values.std(), rel=0.2)
 
 
 def test_more_steps_close_the_bracket():

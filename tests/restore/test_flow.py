@@ -8,7 +8,7 @@ import pytest
 import torch
 from scipy.integrate import quad
 
-from gnclib.gmm import figure1_mixture
+from gnclib.gmm import GaussianMixture, figure1_mixture
 from gnclib.restore.flow import (
     attained,
     attainment_map,
@@ -337,6 +337,32 @@ def test_attainment_map_against_numpy():
     ]
     np.testing.assert_array_equal(found.numpy(), expected)
     assert 0 < found[0, -1] < 1  # the map is not trivial
+
+
+def test_attainment_in_the_plane():
+    """Of a product the energy is a sum: on the diagonal both coordinates flow as on the line."""
+    line, target = figure1_mixture(), 0.35
+    pairs = [(w * v, (m, n), (a, b)) for w, m, a in parts(line) for v, n, b in parts(line)]
+    w, means, variances = (torch.tensor(values, dtype=torch.float64) for values in zip(*pairs, strict=True))
+    plane = GaussianMixture(w, means, torch.diag_embed(variances))
+    points, t_firsts, steps = starts(9), [0.05, 2.0], [9]
+    found = attainment_map(
+        plane, torch.stack([points, points], 1), t_firsts, steps, torch.full((2,), target), 0.03
+    )
+    expected = attainment_map(line, points, t_firsts, steps, target, 0.03 / math.sqrt(2))
+    torch.testing.assert_close(found, expected)
+
+
+def parts(mixture):
+    """Weight, mean and variance of each component on the line."""
+    return list(
+        zip(
+            mixture.weights.tolist(),
+            mixture.means.flatten().tolist(),
+            mixture.variances.tolist(),
+            strict=True,
+        )
+    )
 
 
 def test_steps_until_all_arrive():

@@ -146,6 +146,13 @@ def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, 
     assert f"| prior | `{name}`{other} |" in (tmp_path / "learned" / "README.md").read_text()
 
 
+def test_the_first_guess_of_a_schedule_stays_in_the_range_of_the_prior(tmp_path):
+    few = replace(child_runs.PRIORS["R1"], sigma_max=0.15)
+    FieldsOfExperts(few).save_pretrained(tmp_path / "few")
+    begun = begin(tmp_path / "few", task=Task("inpaint", 0.8))
+    assert begun.schedule.t[0].item() == pytest.approx(0.15**2)
+
+
 @pytest.mark.parametrize("x_0", ["start", "guess"])
 def test_inpainting_goes_on_where_its_schedule_began(prior, tmp_path, x_0):
     task, t = Task("inpaint", 0.8), [0.1, 0.001]

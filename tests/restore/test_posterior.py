@@ -9,7 +9,7 @@ import torch
 from gnclib import denoise_gnc, load_prior
 from gnclib.gmm import GaussianMixture, figure1_mixture
 from gnclib.images import data
-from gnclib.restore.posterior import FLOOR, doubts, posterior_components, posterior_moments
+from gnclib.restore.posterior import FLOOR, doubts, flaws, posterior_components, posterior_moments
 from gnclib.restore.tiles import Tiled
 
 F64 = torch.float64
@@ -255,6 +255,17 @@ def test_noise_that_is_not_white_and_gaussian_is_named(reason):
     z = 0.1 * np.random.default_rng(0).standard_normal((96, 96))
     with pytest.warns(UserWarning, match=f"standard deviations are uncertain: .*{reason}"):
         denoise_gnc(BAD[reason](photo(), z), 0.1, scheme="mmse", return_std=True)
+
+
+def test_a_few_grey_values_at_the_ends_are_no_flaw():
+    y = np.random.default_rng(0).uniform(0.05, 0.95, (1, 64, 64))
+    for values, share in ((2, 0), (100, 100 / 64**2)):  # of 4096; 1 % are 41
+        y.flat[:values] = np.arange(values) % 2
+        assert flaws(y, 0.1) == (
+            [f"{100 * share:.1f} % of the grey values were cut off at 0 or 1, and the noise with them"]
+            if share
+            else []
+        )
 
 
 def test_what_is_refused_or_unknown():

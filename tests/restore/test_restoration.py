@@ -70,6 +70,15 @@ def test_twelve_bits_in_sixteen():
     np.testing.assert_allclose(denoise_gnc(twelve, SIGMA, data_range=4095, **QUICK), by_hand(y), atol=2e-3)
 
 
+@pytest.mark.filterwarnings("error")
+def test_an_eighth_of_sixteen_bits_is_enough():
+    """A dark image of 16 bits is one; 13 bits and more are not doubted."""
+    y = photo().clip(0, 1)
+    denoise_gnc(np.rint(0.13 * 65535 * y / y.max()).astype(np.uint16), SIGMA, **QUICK)
+    with pytest.raises(RuntimeWarning, match="of 65535"):
+        denoise_gnc(np.rint(0.12 * 65535 * y / y.max()).astype(np.uint16), SIGMA, **QUICK)
+
+
 @pytest.mark.parametrize("counts", [20, 8, 255, 4095])
 def test_counts_are_refused_unless_white_is_named(counts):
     y = counts * photo()
