@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections.abc import Callable
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -12,6 +14,10 @@ from torch import Tensor
 FARTHEST = 10.0
 #: how far the mean of an image may lie from [0, 1]: noise moves it little, another unit much
 FARTHEST_MEAN = 0.5
+#: white, or black and white
+DataRange = float | tuple[float, float]
+#: an image that uses less than this share of 16 bits is thought to have fewer
+USED = 1 / 8
 
 
 def transformed() -> bool:
@@ -97,6 +103,64 @@ def _range(low: float, high: float) -> str:
         f"images have grey values in [0, 1], up to noise; these go from {low:.4g} to {high:.4g}: divide by 255, or by"
         " what white is (data_range=)"
     )
+
+
+def as_channels(
+    image: np.ndarray, channel_axis: int | None, data_range: DataRange | None
+) -> tuple[np.ndarray, Callable]:
+    """An image as (C, H, W) floats whose black is 0 and whose white is 1, and the way back to its layout.
+
+    Integers are scaled by what their type can hold, or, as floats are, by ``data_range``: white, or (black, white).
+    Raises ValueError: not one image, integers without a range of their own, no range; warns (RuntimeWarning, of the
+    caller's caller) of 16 bits of which less than :data:`USED` is used.
+    """
+    if isinstance(image, np.ma.MaskedArray):
+        raise ValueError("masked arrays are not supported: pass the mask to inpaint_gnc")
+    image = np.asarray(image)
+    if image.ndim != (2 if channel_axis is None else 3):
+        raise ValueError(
+            f"an image is (H, W), or has one axis more, named by channel_axis (a colour image: channel_axis=-1);"
+            f" got shape {image.shape} and channel_axis={channel_axis}"
+        )
+    if channel_axis is not None and not -3 <= channel_axis < 3:
+        raise ValueError(f"channel_axis must name one of 3 axes, got {channel_axis}")
+    if image.size == 0:
+        raise ValueError(f"the image has no pixels: its shape is {image.shape}")
+    image = _scaled(image, data_range)
+    channels = image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0)
+
+    def back(result: np.ndarray, clip: bool) -> np.ndarray:
+        result = result[0] if channel_axis is None else np.moveaxis(result, 0, channel_axis)
+        return np.clip(result, 0.0, 1.0) if clip else np.ascontiguousarray(result)
+
+    return channels, back
+
+
+def _scaled(image: np.ndarray, data_range: DataRange | None) -> np.ndarray:
+    """The float image whose black is 0 and whose white is 1."""
+    kind = image.dtype.kind
+    if kind not in "biuf":
+        raise ValueError(f"an image holds real numbers, got {image.dtype}")
+    if data_range is None and kind in "iu" and image.dtype not in (np.uint8, np.uint16):
+        raise ValueError(
+            f"integers of the type {image.dtype} have no range of their own: say what white is (data_range=4095 for"
+            " 12 bits), or convert the image to uint8, uint16, or floats in [0, 1]"
+        )
+    if data_range is None and image.dtype == np.uint16 and np.ptp(image) < USED * 65535:
+        warnings.warn(
+            f"gnclib: the image goes from {image.min()} to {image.max()} of 65535: if white is less, say so"
+            " (data_range=4095 for 12 bits)",
+            RuntimeWarning,
+            stacklevel=4,
+        )
+    floats = image.astype(np.float32 if kind == "f" and image.dtype.itemsize <= 4 else np.float64, copy=False)
+    if data_range is None and kind in "bf":
+        return floats
+    limits = np.iinfo(image.dtype).max if data_range is None else data_range
+    black, white = map(float, (0, limits) if np.ndim(limits) == 0 else limits)
+    if not -np.inf < black < white < np.inf:
+        raise ValueError(f"data_range is white, or (black, white) with black below white, got {data_range!r}")
+    return (floats - black) / (white - black)
 
 
 def as_device(device: torch.device | str) -> torch.device:

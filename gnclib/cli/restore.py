@@ -82,7 +82,7 @@ def _bar(unit: str = "step") -> Callable[[int, int], None]:
 
 def _limits(source: Path, picture, white: float | None, black: float | None) -> tuple[float, float]:
     """Black of a picture, and white minus black, as fractions of its depth; warns where white may be less."""
-    from gnclib.restore.restoration import USED
+    from gnclib.checks import USED
 
     top = 2**picture.depth - 1
     low, high = (black or 0) / top, (top if white is None else white) / top
@@ -244,7 +244,7 @@ def _curve(gain: str, offset: float, read_noise: float, name, noisy, zero: float
     if gain == "auto":
         if offset or read_noise:
             raise ValueError("--gain auto estimates it all: leave --offset and --read-noise away")
-        curve = NoiseCurve.estimate(noisy)
+        curve = NoiseCurve.estimate(noisy, channel_axis=0)
         dark, bright = (unit * math.sqrt(max(v, 0.0)) for v in (curve.floor, curve.gain + curve.floor))
         say(
             f"{name}: gain {round(unit * curve.gain, 4):g}, sigma {dark:.3g} at black and {bright:.3g} at white, in"

@@ -52,7 +52,7 @@ from scipy.ndimage import gaussian_filter, maximum_filter
 from scipy.special import ndtr
 from torch import Tensor
 
-from gnclib.checks import as_measured
+from gnclib.checks import DataRange, as_channels, as_measured
 
 #: pixels along each side of a block, and how many blocks are looked at, spread evenly over the image
 SIDE, MOST = 8, 100_000
@@ -263,7 +263,7 @@ def _structure(spectra: np.ndarray, sigma: np.ndarray) -> np.ndarray:
 
 @dataclass(frozen=True)
 class NoiseCurve:
-    """The variance of noise by brightness, gain * brightness + floor, in units of the float image.
+    """The variance of noise by brightness, gain * brightness + floor, in units of the float image (white is 1).
 
     Attributes
     ----------
@@ -290,15 +290,17 @@ class NoiseCurve:
         return cls(gain, read_noise**2 - gain * offset)
 
     @classmethod
-    def estimate(cls, image: np.ndarray) -> NoiseCurve:
-        """From one image (H, W) or (C, H, W): a line through the variances of its calmest blocks, by brightness.
+    def estimate(
+        cls, image: np.ndarray, *, channel_axis: int | None = None, data_range: DataRange | None = None
+    ) -> NoiseCurve:
+        """From one image: a line through the variances of its calmest blocks, by brightness.
 
-        Raises ValueError if too few blocks can hold noise.
+        The image, ``channel_axis`` and ``data_range`` as for :func:`gnclib.denoise_gnc`, which can then be given the
+        curve. Raises ValueError: too few blocks can hold noise, or as that function.
         """
-        image = np.asarray(image)
-        channels = image.reshape(-1, 1, *image.shape[-2:])
+        channels, _ = as_channels(image, channel_axis, data_range)
         spectra = np.concatenate(
-            [found for found, used in map(live_spectra, channels) if used] or [np.zeros(0)]
+            [found for found, used in map(live_spectra, channels[:, None]) if used] or [np.zeros(0)]
         )
         if len(spectra) < BLOCKS:
             raise ValueError(

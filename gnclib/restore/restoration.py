@@ -35,7 +35,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from gnclib.checks import as_device, as_measured
+from gnclib.checks import DataRange, as_channels, as_device, as_measured
 from gnclib.deep import load_prior
 from gnclib.restore import (
     Denoising,
@@ -53,10 +53,6 @@ from gnclib.restore.schemes import FREE, load
 
 #: called with the number of steps done and that of all steps
 Progress = Callable[[int, int], object]
-#: white, or black and white
-DataRange = float | tuple[float, float]
-#: an image that uses less than this share of 16 bits is thought to have fewer
-USED = 1 / 8
 #: schemes for inpainting do not depend on the fraction that is missing; schedules were learned for this one
 INPAINTING = Task("inpaint", 0.8)
 
@@ -125,7 +121,7 @@ def denoise_gnc(
     FileNotFoundError
         No such prior, or no schedule was learned for it near this noise level.
     """
-    channels, back = _as_channels(image, channel_axis, data_range)
+    channels, back = as_channels(image, channel_axis, data_range)
     if return_std and (np.ndim(sigma) or isinstance(sigma, NoiseCurve)):
         raise ValueError("standard deviations need one sigma for all pixels: give it, or no return_std")
     if not (sigma is None or isinstance(sigma, NoiseCurve)):
@@ -187,7 +183,7 @@ def inpaint_gnc(
     FileNotFoundError
         No such prior, or no schedule was learned for it.
     """
-    channels, back = _as_channels(image, channel_axis, data_range)
+    channels, back = as_channels(image, channel_axis, data_range)
     mask = np.asarray(mask)
     if mask.shape != (shape := channels.shape[1:]):
         raise ValueError(f"the mask has the shape {mask.shape}, the image {shape} (without its channels)")
@@ -339,54 +335,3 @@ def _as_sigma(sigma, shape: tuple[int, ...], channel_axis: int | None) -> float 
     except ValueError:
         raise ValueError(f"a map of sigma of shape {found.shape} does not fit an image of {shape}") from None
     return found[None] if channel_axis is None else np.moveaxis(found, channel_axis, 0)
-
-
-def _as_channels(image, channel_axis, data_range) -> tuple[np.ndarray, Callable]:
-    """(C, H, W) floats, and the way back to the layout of the image."""
-    if isinstance(image, np.ma.MaskedArray):
-        raise ValueError("masked arrays are not supported: pass the mask to inpaint_gnc")
-    image = np.asarray(image)
-    if image.ndim != (2 if channel_axis is None else 3):
-        raise ValueError(
-            f"an image is (H, W), or has one axis more, named by channel_axis (a colour image: channel_axis=-1);"
-            f" got shape {image.shape} and channel_axis={channel_axis}"
-        )
-    if channel_axis is not None and not -3 <= channel_axis < 3:
-        raise ValueError(f"channel_axis must name one of 3 axes, got {channel_axis}")
-    if image.size == 0:
-        raise ValueError(f"the image has no pixels: its shape is {image.shape}")
-    image = _scaled(image, data_range)
-    channels = image[None] if channel_axis is None else np.moveaxis(image, channel_axis, 0)
-
-    def back(result: np.ndarray, clip: bool) -> np.ndarray:
-        result = result[0] if channel_axis is None else np.moveaxis(result, 0, channel_axis)
-        return np.clip(result, 0.0, 1.0) if clip else np.ascontiguousarray(result)
-
-    return channels, back
-
-
-def _scaled(image: np.ndarray, data_range: DataRange | None) -> np.ndarray:
-    """The float image whose black is 0 and whose white is 1."""
-    kind = image.dtype.kind
-    if kind not in "biuf":
-        raise ValueError(f"an image holds real numbers, got {image.dtype}")
-    if data_range is None and kind in "iu" and image.dtype not in (np.uint8, np.uint16):
-        raise ValueError(
-            f"integers of the type {image.dtype} have no range of their own: say what white is (data_range=4095 for"
-            " 12 bits), or convert the image to uint8, uint16, or floats in [0, 1]"
-        )
-    if data_range is None and image.dtype == np.uint16 and np.ptp(image) < USED * 65535:
-        warnings.warn(
-            f"gnclib: the image goes from {image.min()} to {image.max()} of 65535: if white is less, say so"
-            " (data_range=4095 for 12 bits)",
-            RuntimeWarning,
-            stacklevel=4,
-        )
-    floats = image.astype(np.float32 if kind == "f" and image.dtype.itemsize <= 4 else np.float64, copy=False)
-    if data_range is None and kind in "bf":
-        return floats
-    limits = np.iinfo(image.dtype).max if data_range is None else data_range
-    black, white = map(float, (0, limits) if np.ndim(limits) == 0 else limits)
-    if not -np.inf < black < white < np.inf:
-        raise ValueError(f"data_range is white, or (black, white) with black below white, got {data_range!r}")
-    return (floats - black) / (white - black)

@@ -19,13 +19,14 @@ from typing import Any
 import numpy as np
 import torch
 
+from gnclib.checks import USED
 from gnclib.deep import load_prior
 from gnclib.images import Stack, check_place, unpack
 from gnclib.io import dumps, held, read_json, write_text
 from gnclib.restore.colour import as_tensor
 from gnclib.restore.noise_level import GROWING, LEAST, NOT_WHITE, NoiseCurve, grows, measure_noise
 from gnclib.restore.operators import first_guess
-from gnclib.restore.restoration import USED, Progress, denoise_channels
+from gnclib.restore.restoration import Progress, denoise_channels
 
 #: frames of a channel, evenly spread, whose noise is measured
 LOOKED_AT = 9

@@ -115,6 +115,28 @@ def test_what_a_map_cannot_be_used_for():
     denoise_gnc(counted(y, 20), np.full((32, 32, 1), 0.1), channel_axis=-1, scheme="joint", steps=2)
 
 
+@pytest.mark.parametrize(
+    ("kind", "options"),
+    [(np.uint8, {}), (np.uint16, {}), (np.uint16, {"data_range": 4095}), (float, {"data_range": 300})],
+)
+def test_a_curve_is_estimated_in_the_units_in_which_it_is_used(kind, options):
+    """Integers and other ranges: as the float image, grey and in colour."""
+    x = IMAGES["camera"][:160, :160]
+    white = options.get("data_range") or np.iinfo(kind).max
+    y = counted(0.5 * x, 60).clip(0, 1)
+    image = (np.rint(white * y) if kind is not float else white * y).astype(kind)
+    known = NoiseCurve.estimate(image / white)
+    found = NoiseCurve.estimate(image, **options)
+    assert found.gain == pytest.approx(known.gain, rel=1e-3)
+    clean = denoise_gnc(image, found, **options)
+    assert psnr(clean, 0.5 * x) > psnr(y, 0.5 * x) + 4
+    colour = np.stack([image] * 3, -1)
+    again = NoiseCurve.estimate(colour, channel_axis=-1, **options)
+    assert again.gain == pytest.approx(found.gain, rel=1e-3)
+    with pytest.raises(ValueError, match="channel_axis=-1"):
+        NoiseCurve.estimate(colour, **options)
+
+
 def test_gnc_denoise_with_a_gain(capsys, tmp_path):
     """In numbers of a 16-bit file: 400 per photon, 1000 without light."""
     x, top = IMAGES["camera"], 2**16 - 1
