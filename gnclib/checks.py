@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -122,8 +123,8 @@ def as_channels(
             f"an image is (H, W), or has one axis more, named by channel_axis (a colour image: channel_axis=-1);"
             f" got shape {image.shape} and channel_axis={channel_axis}"
         )
-    if channel_axis is not None and not -3 <= channel_axis < 3:
-        raise ValueError(f"channel_axis must name one of 3 axes, got {channel_axis}")
+    if channel_axis is not None and not (isinstance(channel_axis, Integral) and -3 <= channel_axis < 3):
+        raise ValueError(f"channel_axis must name one of 3 axes, got {channel_axis!r}")
     if image.size == 0:
         raise ValueError(f"the image has no pixels: its shape is {image.shape}")
     image = _scaled(image, data_range)

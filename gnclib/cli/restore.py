@@ -58,7 +58,7 @@ def _each(inputs: tuple[Path, ...], output: str, work: Callable[[Path, Path], No
     for source, target in zip(inputs, targets, strict=True):
         try:
             work(source, target)
-        except (ValueError, OSError) as error:
+        except (ValueError, OSError, RuntimeError) as error:
             failed += 1
             say(f"gnc: {source.name} failed: {error}", error=True)
     if failed:
@@ -187,12 +187,19 @@ def denoise(
             return
         picture = images.read(source)
         images.check_writable(target, picture, force)
+        if images.in_planes(source):
+            say(
+                f"warning: {source} is stored plane by plane, and says that these are {picture}; if they are frames,"
+                " save them as grey (tifffile.imwrite(..., photometric='minisblack'))"
+            )
         if uncertainty is not None:
+            _demand_apart(uncertainty, source, target, clean)
             images.check_map(uncertainty, force)
         low, unit = _limits(source, picture, white, black)
         noisy, reference = (picture.pixels - low) / unit, None
         if clean is not None:
-            reference = (images.read(clean).pixels - low) / unit
+            truth = images.read(clean)  # of another depth it has a range of its own
+            reference = (truth.pixels - low) / unit if truth.depth == picture.depth else truth.pixels
             if reference.shape != noisy.shape:
                 raise ValueError(
                     f"{clean} has the shape {reference.shape} (channels, height, width), {source} has"
@@ -216,6 +223,17 @@ def denoise(
             _write_std(uncertainty, noisy, planes, sigma is None, solver["prior"], solver["device"], force)
 
     _each(inputs, output, work)
+
+
+def _demand_apart(uncertainty: Path, *others: Path | None) -> None:
+    """Refuse a file of standard deviations that would replace another, or whose picture would."""
+    taken = {path.resolve() for path in others if path}
+    for made in (uncertainty, uncertainty.with_suffix(".png")):
+        if made.resolve() in taken:
+            raise ValueError(
+                f"--uncertainty {uncertainty} would replace {made}, which is IN, OUT or REF (beside FILE lies a PNG of"
+                " its name): give it another name"
+            )
 
 
 def _write_std(file: Path, noisy, planes, estimated: bool, prior: str, device: str, force: bool) -> None:

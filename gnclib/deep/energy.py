@@ -47,7 +47,7 @@ from gnclib.foe import (
 )
 
 #: frequencies of the embedding of tau: from one period over several decades of noise to one over a tenth of a decade
-FREQUENCIES = torch.linspace(-1, 2, 8).exp()
+FREQUENCIES = torch.linspace(-1, 2, 8, dtype=torch.float32).exp()
 
 
 class Block(nn.Module):
@@ -134,6 +134,7 @@ class NetworkEnergy(LearnedEnergy):
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) if generator else 0)
             self.network = GatedUNet(c.channels, c.embedding).to(memory_format=torch.channels_last)
         self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
+        self.float()  # whatever torch's default is
 
     margin = property(lambda self: self.config.margin, doc="How many pixels away a term of the energy sees.")
     alignment = property(lambda self: self.config.alignment, doc="Where parts of an image have to begin.")

@@ -12,12 +12,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "crops": ["PatchSampler", "middle", "patches"],
         "data": [
-            *("add_noise", "bsds68", "embedded", "folder_images", "refuse_validation"),
+            *("add_noise", "bsds68", "embedded", "folder_images", "image_files", "refuse_validation"),
             *("training_images", "validation_images"),
         ],
         "metrics": ["psnr", "ssim"],
-        "reading": ["Picture", "declared_pixels", "image_files", "read", "read_mask"],
-        "stacks": ["Stack", "is_stack", "unpack"],
+        "reading": ["Picture", "declared_pixels", "read", "read_mask"],
+        "stacks": ["Stack", "in_planes", "is_stack", "unpack"],
         "writing": ["check_map", "check_place", "check_writable", "quantise", "write", "write_map"],
     },
 )

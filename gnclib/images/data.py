@@ -31,12 +31,15 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
-from gnclib.images import PatchSampler, Picture, image_files, middle, patches, read  # noqa: F401  (for notebooks)
+from gnclib.images import PatchSampler, Picture, middle, patches, read  # noqa: F401  (for notebooks)
 from gnclib.io import read_bytes
 
 with warnings.catch_warnings():  # in a notebook tqdm.auto wants ipywidgets; nothing here needs them
     warnings.filterwarnings("ignore", message="IProgress not found")
     import pooch
+
+#: what image files of a folder end in, in small or capital letters
+SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 
 SPLITS = ("train", "val", "test")
 #: bytes; the largest image of BSDS500 has less than a tenth of it
@@ -268,13 +271,39 @@ def embedded(colour: bool = False) -> dict[str, Tensor]:
     return {Path(name).stem: _photograph(name, mode).clone() for name in names}
 
 
+def image_files(folder: str | os.PathLike) -> list[Path]:
+    """The files of a folder that claim to be images, by name: those with one of :data:`SUFFIXES`, not hidden ones.
+
+    Files of subfolders do not count.
+
+    Raises
+    ------
+    FileNotFoundError, NotADirectoryError
+        There is no such folder.
+    ValueError
+        There is no image in it.
+    """
+    folder = Path(folder)
+    if folder.is_file():
+        raise NotADirectoryError(f"{folder} is a file: give the folder that it lies in")
+    if not folder.is_dir():
+        raise FileNotFoundError(f"there is no folder {folder}")
+    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
+    if not (files := [path for path in files if not path.name.startswith(".")]):
+        raise ValueError(
+            f"there is no image in {folder}: its files (not those of its subfolders) count if they end in one of"
+            f" {', '.join(SUFFIXES)}"
+        )
+    return files
+
+
 def folder_images(folder: str | os.PathLike, colour: bool = False) -> dict[str, Tensor]:
     """All images of a folder in the order of their names.
 
     Parameters
     ----------
     folder
-        See :func:`gnclib.images.reading.image_files`.
+        See :func:`image_files`.
     colour
         False turns colour to grey by ITU-R 601 luma, rounded to the levels of the file; True demands colour.
 

@@ -23,6 +23,7 @@ import os
 import warnings
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
@@ -38,10 +39,6 @@ _KEPT_EXIF = (270, 271, 272, 305, 306, 315, 316, 33432, *range(40091, 40096))
 _KEPT_GROUPS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 #: of the EXIF group: width and height in pixels
 _EXIF_SIZE = (40962, 40963)
-
-
-#: what image files of a folder end in, in small or capital letters
-SUFFIXES = (".png", ".jpg", ".jpeg", ".tif", ".tiff", ".bmp", ".gif", ".webp", ".ppm", ".pgm")
 
 
 #: what a fourth sample of TIFF files may be, by tifffile's names
@@ -124,7 +121,13 @@ class _Refused(Exception):
 
 
 def _decode(content: bytes, name: str, bilevel: bool) -> Picture:
-    with Image.open(io.BytesIO(content), formats=FORMATS) as image:
+    try:
+        opened = Image.open(io.BytesIO(content), formats=FORMATS)
+    except UnidentifiedImageError:
+        if (found := _grey_with_a_band(content, name)) is None:
+            raise
+        return found
+    with opened as image:
         _demand_size(image.size, name)
         if image.format != "MPO" and getattr(image, "n_frames", 1) > 1:  # MPO: a photograph and its previews
             raise _Refused(f"{name} has {image.n_frames} frames or pages: save one of them as its own file")
@@ -216,6 +219,24 @@ def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> tuple[np.nda
         return array if page.planarconfig.name == "CONTIG" else np.moveaxis(array, 0, -1), extra[0]
 
 
+def _grey_with_a_band(content: bytes, name: str) -> Picture | None:
+    """A TIFF file of 16-bit grey and alpha or another band, which Pillow does not open; None if it is none."""
+    import tifffile
+
+    try:
+        with tifffile.TiffFile(io.BytesIO(content)) as file:
+            page = file.pages.first
+            size, turn = (page.imagewidth, page.imagelength), int(page.tags.valueof(274, 1))
+            dpi, profile = page.get_resolution("INCH") if 282 in page.tags else None, page.iccprofile
+            if page.samplesperpixel != 2 or len(file.pages) > 1:
+                return None
+    except Exception:  # decoders raise whatever damaged bytes drive them into
+        return None
+    _demand_size(size, name)
+    array, kind = _wide_tiff(content, size, name)
+    return replace(_picture(_upright(array, turn), profile, None, _resolution(dpi, turn > 4)), kind=kind)
+
+
 def _as_black_is_zero(image: Image.Image, array: np.ndarray, name: str) -> np.ndarray:
     """16-bit grey of TIFF with 0 as black; Pillow leaves "white is zero" as it is, and 12 bits unscaled."""
     bits = image.tag_v2.get(258, (16,))[0]
@@ -280,10 +301,10 @@ def _description(exif: Image.Exif, size: tuple[int, int]) -> bytes | None:
     """
     kept = Image.Exif()
     for key in _KEPT_EXIF:
-        if exif.get(key):
-            kept[key] = exif[key]
+        if exif.get(key) and not str(exif[key]).startswith('{"shape": '):  # of the array that tifffile had
+            kept[key] = _as_stored(exif[key])
     for group in _KEPT_GROUPS:
-        values = dict(exif.get_ifd(group))
+        values = {key: _as_stored(value) for key, value in exif.get_ifd(group).items()}
         values.update({k: v for k, v in zip(_EXIF_SIZE, size, strict=True) if k in values})
         values.pop(ExifTags.Base.MakerNote, None)  # holds offsets into the old file
         if values:
@@ -292,6 +313,28 @@ def _description(exif: Image.Exif, size: tuple[int, int]) -> bytes | None:
         return kept.tobytes() if len(kept) or any(kept.get_ifd(g) for g in _KEPT_GROUPS) else None
     except Exception:
         return None
+
+
+class _AsStored(str):
+    """A text of EXIF whose bytes, read by Pillow one character each, are written again, not only those of ASCII."""
+
+    def encode(self, encoding: str = "", errors: str = "replace") -> bytes:
+        return super().encode("latin-1", errors)
+
+
+def _as_stored(value: Any) -> Any:
+    return _AsStored(value) if isinstance(value, str) else value
+
+
+def remarks(content: bytes) -> Image.Exif:
+    """The EXIF of a :class:`Picture`, to be written with all bytes of its texts."""
+    exif = Image.Exif()
+    exif.load(content)
+    exif.update({key: _as_stored(value) for key, value in exif.items()})
+    for group in _KEPT_GROUPS:
+        values = exif.get_ifd(group)
+        values.update({key: _as_stored(value) for key, value in values.items()})
+    return exif
 
 
 # --- masks ----------------------------------------------------------------------------------------------
@@ -327,32 +370,6 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
 
 
 # --- folders ----------------------------------------------------------------------------------------------
-
-
-def image_files(folder: str | os.PathLike) -> list[Path]:
-    """The files of a folder that claim to be images, by name: those with one of :data:`SUFFIXES`, not hidden ones.
-
-    Files of subfolders do not count.
-
-    Raises
-    ------
-    FileNotFoundError, NotADirectoryError
-        There is no such folder.
-    ValueError
-        There is no image in it.
-    """
-    folder = Path(folder)
-    if folder.is_file():
-        raise NotADirectoryError(f"{folder} is a file: give the folder that it lies in")
-    if not folder.is_dir():
-        raise FileNotFoundError(f"there is no folder {folder}")
-    files = sorted(path for path in folder.iterdir() if path.suffix.lower() in SUFFIXES and path.is_file())
-    if not (files := [path for path in files if not path.name.startswith(".")]):
-        raise ValueError(
-            f"there is no image in {folder}: its files (not those of its subfolders) count if they end in one of"
-            f" {', '.join(SUFFIXES)}"
-        )
-    return files
 
 
 def declared_pixels(path: Path) -> int:

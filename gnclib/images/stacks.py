@@ -26,8 +26,19 @@ def is_stack(path: str | os.PathLike) -> bool:
     try:
         with tifffile.TiffFile(path) as file:
             several = len(file.pages) > 1 or file.is_ome or file.is_imagej or file.is_bigtiff
-            return bool(several or file.pages.first.dtype.kind not in "ub")
+            page = file.pages.first
+            return bool(several or page.subifds or page.dtype.kind not in "ub")
     except Exception:  # no TIFF file, or a damaged one: reading it as a picture says so
+        return False
+
+
+def in_planes(path: str | os.PathLike) -> bool:
+    """Whether tifffile stored a picture plane by plane, as it does by default with three or four frames."""
+    try:
+        with tifffile.TiffFile(path) as file:
+            page = file.pages.first
+            return bool(page.is_shaped and page.planarconfig == 2 and page.samplesperpixel > 1)
+    except Exception:  # as above
         return False
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image
 
-from gnclib.images.reading import EXTRA, Picture
+from gnclib.images.reading import EXTRA, Picture, remarks
 from gnclib.io import write_bytes
 
 _LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
@@ -99,7 +99,7 @@ def encode(picture: Picture, suffix: str) -> bytes:
     if picture.dpi:
         options["dpi"] = picture.dpi
     if picture.exif and kind != "BMP":
-        options["exif"] = picture.exif
+        options["exif"] = remarks(picture.exif) if kind == "TIFF" else picture.exif
     try:
         Image.fromarray(array).save(buffer, kind, **options)
     except Exception:  # a remark that cannot be written is no reason to lose the picture
@@ -169,5 +169,5 @@ def _encode_wide_tiff(buffer: io.BytesIO, array: np.ndarray, picture: Picture) -
         photometric="rgb" if picture.pixels.shape[0] == 3 else "minisblack",
         extrasamples=None if picture.alpha is None else [picture.kind],
         resolution=picture.dpi, resolutionunit=None if picture.dpi is None else "inch",
-        software=False, extratags=[(key, "s", 0, text, True) for key, text in known.items()],
+        software=False, extratags=[(key, "s", 0, text.encode("latin-1"), True) for key, text in known.items()],
     )  # fmt: skip

@@ -121,7 +121,7 @@ def choose_planes(
     mixed = values is not channels
     if np.ndim(sigma):
         return _with_maps(channels, np.broadcast_to(sigma, channels.shape), colour if mixed else "channels")
-    if sigma is not None and not (mixed and colour == "auto"):
+    if sigma is not None and (sigma < LEAST or not (mixed and colour == "auto")):
         return Planes(values, join, [sigma] * len(values), "opponent" if mixed else "channels")
     noise = measure_noise(channels)
     basis, matrix, covariance = "channels", np.eye(len(channels)), noise.covariance

@@ -23,7 +23,7 @@ from gnclib.checks import USED
 from gnclib.deep import load_prior
 from gnclib.images import Stack, check_place, unpack
 from gnclib.io import dumps, held, read_json, write_text
-from gnclib.restore.colour import as_tensor
+from gnclib.restore.colour import as_tensor, choose_planes
 from gnclib.restore.noise_level import GROWING, LEAST, NOT_WHITE, NoiseCurve, grows, measure_noise
 from gnclib.restore.operators import first_guess
 from gnclib.restore.restoration import Progress, denoise_channels
@@ -114,7 +114,11 @@ def _plans(name: str, stack: Stack, sigma, per_frame: bool, limits, say) -> dict
         elif stack.dtype.itemsize == 2 and limits[1] is None and np.ptp(seen) < USED:
             say(f"warning: {told} uses {100 * np.ptp(seen):.1f} % of its 16 bits; {WHITE}")
         level = sigma(told, np.concatenate(seen), low, high - low) if callable(sigma) else sigma
-        if level is None and not per_frame:
+        if level is None and not per_frame and len(seen[0]) == 3:
+            say(f"{told}: the noise of red, green and blue is measured in each frame")
+            if doubt := choose_planes(seen[0]).doubt:
+                say(f"warning: {told}: {doubt}")
+        elif level is None and not per_frame:
             levels, white = zip(*map(_level, seen), strict=True)
             level = float(np.median(levels))
             if not all(white) or (level and grows(seen[0])):
@@ -135,6 +139,8 @@ def _range(name: str, stack: Stack, frames: list[int], black, white) -> tuple[fl
     low = float(ends[:, 0].min() if black is None else black)
     high = float(ends[:, 1].max() if white is None else white)
     if not -np.inf < low < high < np.inf:
+        if black is white is None:
+            raise ValueError(f"{name}: all pixels are {low:g}, so there is nothing to denoise")
         raise ValueError(f"{name}: black must be below white, got {low:g} and {high:g} (--black, --white)")
     return low, high
 

@@ -217,6 +217,89 @@ def test_uncertainty_is_written_as_numbers_and_as_a_picture(capsys, tmp_path):
     assert tifffile.imread(tmp_path / "std.tif").shape == (64, 80, 3)
 
 
+@pytest.mark.parametrize(
+    ("out", "file", "lost"),
+    [("y.png", "y.tif", "y.png"), ("z.tif", "z.tif", "z.tif"), ("w.png", "noisy.tif", "noisy.png")],
+)
+def test_a_map_of_uncertainty_replaces_neither_the_result_nor_the_image(
+    capsys, tmp_path, noisy, out, file, lost
+):
+    """Neither as TIFF nor as the PNG beside it, also with --force, and before anything is computed."""
+    before = noisy.read_bytes()
+    words = (
+        "denoise",
+        noisy,
+        "--sigma",
+        20,
+        "-o",
+        tmp_path / out,
+        "--force",
+        "--uncertainty",
+        tmp_path / file,
+    )
+    status, _, err = gnc(capsys, *words)
+    assert status == 2
+    assert f"would replace {tmp_path / lost}" in err
+    assert noisy.read_bytes() == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == [noisy.name]
+
+
+def test_a_reference_of_another_depth_has_its_own_range(capsys, tmp_path):
+    y = grey(sigma=20)
+    tifffile.imwrite(tmp_path / "y.tif", y.astype(np.uint16) * 16)
+    Image.fromarray(grey()).save(tmp_path / "8.png")
+    tifffile.imwrite(tmp_path / "12.tif", grey().astype(np.uint16) * 16)
+    words = ("denoise", tmp_path / "y.tif", "--sigma", 20, "--white", 4080, "--scheme", "mmse", "--force")
+    said = [
+        gnc(capsys, *words, "-o", tmp_path / "o.tif", "--clean", tmp_path / k)[1] for k in ("8.png", "12.tif")
+    ]
+    first, second = (
+        re.search(r"PSNR ([\d.]+) dB noisy .* ([\d.]+) dB denoised", text).groups() for text in said
+    )
+    assert first == second
+    assert float(first[0]) > 20
+
+
+def test_a_stack_that_is_busy_does_not_end_a_batch(capsys, tmp_path, noisy, monkeypatch):
+    def busy(source, *_, **__):
+        raise RuntimeError(f"another process works on {source}")
+
+    monkeypatch.setattr("gnclib.restore.stacks.denoise_stack", busy)
+    monkeypatch.setattr("gnclib.restore.denoise_stack", busy)
+    tifffile.imwrite(tmp_path / "a.tif", np.stack([grey()] * 5), photometric="minisblack")
+    words = (
+        "denoise",
+        tmp_path / "a.tif",
+        noisy,
+        "--sigma",
+        20,
+        "--scheme",
+        "mmse",
+        "-o",
+        f"{tmp_path}/out/",
+    )
+    status, _, err = gnc(capsys, *words)
+    assert (status, "a.tif failed: another process" in err, "1 of 2 images failed" in err) == (1, True, True)
+    assert (tmp_path / "out" / noisy.name).is_file()
+
+
+def test_planes_that_may_be_frames_are_named(capsys, tmp_path):
+    frames, words = np.stack([grey(sigma=20, seed=k) for k in range(4)]), ("--sigma", 20, "--scheme", "mmse")
+    tifffile.imwrite(tmp_path / "a.tif", frames, photometric="rgb", planarconfig="separate")
+    _, out, err = gnc(capsys, "denoise", tmp_path / "a.tif", *words, "-o", tmp_path / "b.tif")
+    assert "stored plane by plane" in out + err
+    tifffile.imwrite(tmp_path / "c.tif", frames, photometric="minisblack")
+    gnc(capsys, "denoise", tmp_path / "c.tif", *words, "-o", tmp_path / "d.tif")
+    assert tifffile.imread(tmp_path / "d.tif").shape == frames.shape
+
+
+@pytest.mark.parametrize("shape", [(48, 48), (48, 48, 3)])
+def test_less_noise_than_the_prior_knows_is_refused_in_grey_and_colour(shape):
+    y = np.random.default_rng(0).uniform(0, 1, shape)
+    with pytest.raises(ValueError, match="range"):
+        restoration.denoise_gnc(y, 1.5 / 255, channel_axis=-1 if len(shape) == 3 else None)
+
+
 def test_most_of_an_image_is_missing_only_if_that_is_meant(capsys, tmp_path, noisy):
     x, out = read(noisy), tmp_path / "out.png"
     known = np.zeros(x.shape, np.uint8)

@@ -28,6 +28,22 @@ def test_every_shipped_prior_by_name(name):
     torch.testing.assert_close(prior.grad(y.detach(), 0.01), slope, rtol=1e-4, atol=1e-3)
 
 
+def test_priors_are_float32_whatever_the_default_is():
+    """In a process of its own, for modules keep what they found when they were imported."""
+    code = """
+import torch
+torch.set_default_dtype(torch.float64)
+from gnclib import load_prior
+from gnclib.foe import WEIGHTS
+for name in sorted(path.parent.name for path in WEIGHTS.glob("*/model.safetensors")):
+    if (WEIGHTS / name / "config.json").exists():
+        prior = load_prior(name)
+        assert prior.grad(torch.rand(1, 1, 32, 32, dtype=torch.float32), 0.1).dtype == torch.float32, name
+        prior.double().grad(torch.rand(1, 1, 32, 32), 0.1)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
 def test_a_folder_as_text_or_path(tmp_path, monkeypatch):
     mine = FieldsOfExperts(FoEConfig(features=4, kernel_size=3))
     mine.save_pretrained(tmp_path / "R1")

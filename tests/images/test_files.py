@@ -1,6 +1,7 @@
 """Image files survive reading and writing unchanged, or are refused by name; tiles do not change a gradient."""
 
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -145,6 +146,56 @@ def test_what_else_is_in_a_file_is_kept(tmp_path, source, target):
             assert exif.get_ifd(0x8769)[0xA002] == 6
             assert exif.get_ifd(0x8769)[0x829A] == pytest.approx(0.01)
             assert exif.get_ifd(0x8825)[2] == (48, 2, 3)
+
+
+class Utf8(str):
+    """A text that Pillow writes as UTF-8, as cameras and editors do."""
+
+    def encode(self, *_):
+        return super().encode("utf-8")
+
+
+@pytest.mark.parametrize("target", ["b.jpg", "b.png", "b.tif", "wide.tif"])
+def test_names_beyond_ascii_are_kept(tmp_path, target):
+    exif, name, lens = Image.Exif(), Utf8("\N{COPYRIGHT SIGN} Bo\u0161"), Utf8("f\u00fcr \u00d8")
+    exif[33432] = name
+    exif.get_ifd(0x8769)[42036] = lens
+    Image.fromarray(levels((6, 9, 3), 8)).save(tmp_path / "a.jpg", exif=exif)
+    picture = images.read(tmp_path / "a.jpg")
+    if target == "wide.tif":
+        images.write(tmp_path / target, replace(picture, depth=16))
+        assert name.encode() in (tmp_path / target).read_bytes()
+        return
+    images.write(tmp_path / target, picture)
+    with Image.open(tmp_path / target) as image:
+        found = image.getexif()
+        assert found[33432].encode("latin-1") == name.encode()
+        assert found.get_ifd(0x8769)[42036].encode("latin-1") == lens.encode()
+
+
+def test_the_shape_of_the_array_that_tifffile_had_is_not_kept(tmp_path):
+    array = levels((3, 6, 9), 8)
+    tifffile.imwrite(tmp_path / "a.tif", array, photometric="rgb", planarconfig="separate")
+    images.write(tmp_path / "b.tif", images.read(tmp_path / "a.tif"))
+    with tifffile.TiffFile(tmp_path / "b.tif") as file:
+        assert "shape" not in file.pages[0].description
+        np.testing.assert_array_equal(file.asarray(), np.moveaxis(array, 0, -1))
+
+
+@pytest.mark.parametrize("byteorder", ["<", ">"])
+@pytest.mark.parametrize("kind", ["unassalpha", "assocalpha", "unspecified"])
+def test_grey_with_a_band_of_sixteen_bits(tmp_path, byteorder, kind):
+    array = levels((6, 9, 2), 16)
+    tifffile.imwrite(
+        tmp_path / "a.tif", array, photometric="minisblack", extrasamples=[kind], planarconfig="contig",
+        byteorder=byteorder, resolution=(300, 300), resolutionunit="INCH",
+    )  # fmt: skip
+    picture = images.read(tmp_path / "a.tif")
+    assert (picture.depth, picture.kind, picture.dpi) == (16, kind, (300, 300))
+    images.write(tmp_path / "b.tif", picture)
+    np.testing.assert_array_equal(tifffile.imread(tmp_path / "b.tif"), array)
+    again = images.read(tmp_path / "b.tif")
+    np.testing.assert_array_equal(again.alpha, array[..., 1])
 
 
 def test_wide_tiff_is_turned_like_any_other(tmp_path):

@@ -169,6 +169,34 @@ def test_colour_frames_and_whole_numbers_beyond_16_bits(tmp_path):
     np.testing.assert_allclose(tifffile.imread(tmp_path / "d.tif"), 100_000 * expected, atol=0.6)
 
 
+def test_colour_frames_are_denoised_as_colour_pictures_are(tmp_path):
+    """Noise in red alone: its covariance is measured in each frame, and the other channels stay."""
+    x = np.moveaxis(
+        data.embedded(colour=True)["astronaut"].numpy()[..., 30:130, 150:250].reshape(3, 100, 100), 0, -1
+    )
+    noise = np.random.default_rng(0).standard_normal((2, *x.shape)) * [0.12, 0, 0]
+    y = np.rint(255 * (x + noise).clip(0, 1)).astype(np.uint8)
+    tifffile.imwrite(tmp_path / "a.tif", y, photometric="rgb")
+    lines = []
+    denoise_stack(tmp_path / "a.tif", tmp_path / "b.tif", say=lines.append, **FAST)
+    for noisy, found in zip(y, tifffile.imread(tmp_path / "b.tif"), strict=True):
+        expected = denoise_gnc(noisy, channel_axis=-1, clip=True, **FAST)
+        np.testing.assert_allclose(found / 255, expected, atol=0.51 / 255)
+    assert "measured in each frame" in " ".join(lines)
+
+
+def test_previews_and_constants_are_named(tmp_path):
+    with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:
+        file.write(whole(1, 255, np.uint8)[0], subifds=1, metadata=None)
+        file.write(whole(1, 255, np.uint8)[0][::2, ::2], subfiletype=1, metadata=None)
+    assert is_stack(tmp_path / "pyramid.tif")
+    with pytest.raises(ValueError, match="several sizes"):
+        denoise_stack(tmp_path / "pyramid.tif", tmp_path / "b.tif")
+    tifffile.imwrite(tmp_path / "c.tif", np.full((2, 40, 40), 7, np.float32))
+    with pytest.raises(ValueError, match="all pixels are 7"):
+        denoise_stack(tmp_path / "c.tif", tmp_path / "d.tif")
+
+
 def test_gnc_denoise_takes_stacks(capsys, tmp_path):
     a, b = tmp_path / "a.tif", tmp_path / "b.tif"
     g = np.random.default_rng(0)
