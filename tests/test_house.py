@@ -140,7 +140,7 @@ def sizes() -> dict[str, int]:
 # pixel), gnc doctor, energies with a network, trained, described and used as the others are, and stacks of
 # microscopes, frame by frame; a sixth lesson of the course (second-order Tweedie, SURE, coverage, price of convexity);
 # schedules from few pairs, verdicts on P beside R, Fourier sampling, annealed sampling, napari and bioimage.io; what
-# files of a new user showed (curves of integer images, texts beyond ASCII, maps over results, frames stored as colours).
+# files of a new user showed (curves of integers, texts beyond ASCII, maps over results, frames stored as colours).
 MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 232, 23_044, 19_971, 1
 
 
