@@ -57,6 +57,18 @@ def test_the_last_spell_is_found_however_short(smallest, last, half):
     assert np.all([dip(t) >= -1e-15 for t in np.linspace(max(above, end), 1, 2000)])
 
 
+@pytest.mark.parametrize("at", [0.47, 0.48, 0.49, 0.5])
+def test_a_slope_that_is_lower_than_a_spell_hides_it_not(at):
+    """Near t = 0 values are small and fall: these are no bottoms, the dip between two points of the scan is one."""
+
+    def dip(t):
+        return min(1.0, 0.01 + 10 * t) - 1.05 * math.exp(-(((t - at) / 0.05) ** 2))
+
+    below, above = _last_change(dip, 1.0, 0.0)
+    assert dip(below) < 0 <= dip(above)
+    assert below == pytest.approx(at, abs=0.012)
+
+
 def test_a_hessian_of_zero_is_convex_and_the_scan_goes_on():
     def dip(t):
         return -1.0 if 0.1 < t < 0.2 else 0.0 if 0.4 < t < 0.6 else 1.0
