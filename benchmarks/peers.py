@@ -42,7 +42,7 @@ from gnclib.restore import Denoising, Task, schemes
 from gnclib.studies import field
 from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
 
-#: of the middles of 68 images, and of 8 whole images
+#: of the middles of 68 images, and of the whole images
 STORED, WHOLE = (Path(__file__).with_name(name) for name in ("peers.json", "peers_full.json"))
 FORM = Form("file of peers", Images, {"results": Quality, "tv": field.Tuning})
 #: of 255; the second last is sigma = 0.1 of 1

@@ -27,7 +27,7 @@ def test_symmetric_padding_and_its_adjoint(pad):
     assert (padded * z).sum() == pytest.approx(float((x * back).sum()), rel=1e-12)
 
 
-@pytest.mark.parametrize(("file", "count"), [(peers.STORED, 68), (peers.WHOLE, 8)], ids=["crops", "whole"])
+@pytest.mark.parametrize(("file", "count"), [(peers.STORED, 68), (peers.WHOLE, 68)], ids=["crops", "whole"])
 def test_the_page_has_the_table_of_the_stored_results(file, count):
     content = peers.FORM.load(file)
     table = peers.table(content)
