@@ -115,7 +115,7 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
     gnc denoise scans/*.tif -o restored/                             several files, into a folder
     gnc denoise photo.png --sigma 25 --add-noise -o demo.png         add the noise first, print PSNRs
     gnc denoise noisy.png --sigma 25 -o clean.png --clean truth.png  print PSNRs against a reference
-    gnc denoise noisy.png --sigma 25 -o clean.png --uncertainty std.tif   how sure each pixel is
+    gnc denoise noisy.png --sigma 25 -o clean.png --scheme mmse --uncertainty std.tif   how sure each pixel is
     gnc denoise cells.ome.tif --white 4095 -o clean.ome.tif          a stack, frame by frame, of 12 bits
     """
 )
@@ -220,7 +220,16 @@ def denoise(
             say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
         say(f"{target}: {made}")
         if uncertainty is not None:
-            _write_std(uncertainty, noisy, planes, sigma is None, solver["prior"], solver["device"], force)
+            _write_std(
+                uncertainty,
+                noisy,
+                planes,
+                sigma is None,
+                solver["scheme"],
+                solver["prior"],
+                solver["device"],
+                force,
+            )
 
     _each(inputs, output, work)
 
@@ -236,7 +245,9 @@ def _demand_apart(uncertainty: Path, *others: Path | None) -> None:
             )
 
 
-def _write_std(file: Path, noisy, planes, estimated: bool, prior: str, device: str, force: bool) -> None:
+def _write_std(
+    file: Path, noisy, planes, estimated: bool, scheme: str, prior: str, device: str, force: bool
+) -> None:
     """The standard deviation of each pixel in FILE, and lines about it."""
     import numpy as np
 
@@ -244,7 +255,13 @@ def _write_std(file: Path, noisy, planes, estimated: bool, prior: str, device: s
     from gnclib.restore import std_channels
 
     std, reasons = std_channels(noisy, planes, prior=prior, device=device)
-    for reason in [*["sigma was estimated"] * estimated, *reasons]:
+    other = scheme != "mmse"
+    reasons = [
+        *["it is that of one step (--scheme mmse)"] * other,
+        *["sigma was estimated"] * estimated,
+        *reasons,
+    ]
+    for reason in reasons:
         say(f"warning: {file} is uncertain: {reason}")
     levels = 255 * std
     white = max(float(np.nan_to_num(levels).max()), 1e-6)

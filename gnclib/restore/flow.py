@@ -125,7 +125,7 @@ def gnc_flow(
     ----------
     prior : energy with grad(y, t)
     schedule : (I,), or (I, B) for one schedule per sample
-        Noise variances t_1 .. t_I, from a t_1 at which R is convex, and not rising.
+        Noise variances t_1 .. t_I, not rising. GNC wants a t_1 at which R is convex, which is not checked.
     data : data term, optional
         None: the prox is the identity.
     start : (B, ...), floating, optional

@@ -296,7 +296,7 @@ class NoiseCurve:
         """From one image: a line through the variances of its calmest blocks, by brightness.
 
         The image, ``channel_axis`` and ``data_range`` as for :func:`gnclib.denoise_gnc`, which can then be given the
-        curve. Raises ValueError: too few blocks can hold noise, or as that function.
+        curve. Raises ValueError where that function does, and if too few blocks can hold noise.
         """
         channels, _ = as_channels(image, channel_axis, data_range)
         spectra = np.concatenate(

@@ -80,15 +80,16 @@ def denoise_gnc(
     image : (H, W), or with one more axis, that of the channels
         Never changed. Dtypes and ranges: see the module.
     sigma : float, array or NoiseCurve, optional
-        Standard deviation of the noise in the units of the float image, in the range of the prior ([0.01, 1] for the
-        shipped ones). None: estimated; what has no noise that the prior could remove is then left as it is. Warns where
-        the noise does not look white, or grows with brightness. An array that broadcasts to the image has a level for
-        each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for "gnc" and "joint".
+        Standard deviation of the noise in the units of the float image, in the range of the prior (from 0.01 on for the
+        shipped ones) and at most 1. None: estimated; what has no noise that the prior could remove is then left as it
+        is. Warns where the noise does not look white, or grows with brightness. An array that broadcasts to the image
+        has a level for each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for "gnc",
+        "linear" and "joint".
     prior : a shipped prior ("R1", "R3", "C1"), a folder, or a name on the hub
     scheme : {"gnc", "linear", "mmse", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
         better where a schedule was learned nearby (R1: 12 to 62 of 255).
-    steps : int, optional, of gnc and joint
+    steps : int, optional, of gnc, linear and joint
     channel_axis : int, optional, of a colour image
     data_range : float or pair of floats, optional
         White, or black and white, in the units of the image; see the module.
@@ -103,8 +104,9 @@ def denoise_gnc(
         Of the convolutions between channels: bfloat16 is faster for R3 and G1 where the processor has it. Standard
         deviations are computed in float32.
     return_std : bool
-        Whether to return the standard deviation of each pixel as well, see :func:`std_channels`. It takes 50 to 100
-        times as long as a gradient. A UserWarning says where the noise is not what it assumes.
+        Whether to return the standard deviation of each pixel as well, that of the errors of "mmse", see
+        :func:`std_channels`. It takes 50 to 100 times as long as a gradient. A UserWarning says where the noise or the
+        scheme is not what it assumes.
 
     Returns
     -------
@@ -139,6 +141,8 @@ def denoise_gnc(
     std, reasons = std_channels(colours, planes, prior=prior, device=device or "cpu", tile=tile)
     if sigma is None:
         reasons.insert(0, "sigma was estimated")
+    if scheme != "mmse":
+        reasons.insert(0, f"they are those of one step (scheme mmse), not of {scheme}")
     if reasons:
         warnings.warn(f"the standard deviations are uncertain: {'; '.join(reasons)}", stacklevel=2)
     return result, back(np.concatenate([std, np.zeros_like(alpha)]), False)
