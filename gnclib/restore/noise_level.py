@@ -335,6 +335,6 @@ def grows(channels: np.ndarray) -> bool:
         curve = NoiseCurve.estimate(mean)
     except ValueError:
         return False
-    dark, bright = curve.gain * np.quantile(mean, (0.1, 0.9)) + curve.floor
+    dark, bright = curve.gain * np.quantile(mean, (0.05, 0.95)) + curve.floor
     cut = np.isin(channels, (channels.min(), channels.max())).mean() > CUT
     return bool(bright > (GROWS * (1 + cut)) ** 2 * max(dark, 0.0))

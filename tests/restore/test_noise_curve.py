@@ -10,6 +10,7 @@ from benchmarks.noise_maps import READ, by_anscombe, counted, crop, psnr
 from gnclib.cli import main as cli
 from gnclib.restore import Denoising, NoiseCurve, denoise_gnc
 from gnclib.restore.colour import choose_planes
+from gnclib.restore.noise_level import GROWING
 
 #: brightness from 0.05 to 0.95
 IMAGES = {name: crop(name, 112) for name in ("coins", "cell", "camera")}
@@ -183,3 +184,11 @@ def test_noise_that_grows_is_said_and_other_noise_is_not():
             assert choose_planes(y[None]).doubt == ""
             unequal = np.stack([y, x + 3 * (y - x), x + (y - x) / 2])
             assert choose_planes(unequal).doubt == ""
+
+
+@pytest.mark.parametrize(
+    ("name", "place"), [("coffee", np.s_[100:260, 200:360]), ("rocket", np.s_[100:260, 200:360])]
+)
+def test_photons_are_named_in_dark_pictures_and_in_such_with_much_black(name, place):
+    x = np.moveaxis(getattr(samples, name)()[place] / 255, -1, 0)
+    assert choose_planes(np.random.default_rng(1).poisson(30 * x) / 30).doubt == GROWING
