@@ -206,6 +206,7 @@ def ran(request):
     (path,) = SOURCE.glob(f"{request.param}_*.ipynb")
     node, namespace, checked = nbformat.read(path, 4), {"__name__": "__main__"}, {}
     figures, texts, printed = [], [], io.StringIO()
+    matplotlib.pyplot.close("all")  # of other tests
     with pytest.MonkeyPatch.context() as monkeypatch, warnings.catch_warnings(), redirect_stdout(printed):
         warnings.simplefilter("ignore", DeprecationWarning)  # matplotlib about tensors
         monkeypatch.setattr(engine, "_latest", {})

@@ -169,6 +169,7 @@ def test_colour_frames_and_whole_numbers_beyond_16_bits(tmp_path):
     np.testing.assert_allclose(tifffile.imread(tmp_path / "d.tif"), 100_000 * expected, atol=0.6)
 
 
+@pytest.mark.filterwarnings("ignore:what varies")
 def test_colour_frames_are_denoised_as_colour_pictures_are(tmp_path):
     """Noise in red alone: its covariance is measured in each frame, and the other channels stay."""
     x = np.moveaxis(
