@@ -49,6 +49,21 @@ def test_the_readme_counts_the_verdicts_on_the_paper():
     assert undecided == 0
 
 
+def test_the_eigenvalues_of_the_page_on_priors_are_those_of_notebook_9():
+    """Smallest over the crops at sigma = 1, away from the border and with it."""
+    found = json.loads((ROOT / "figures" / "learned_hessian.json").read_text(encoding="utf-8"))
+    inside = {name: np.array(values)[-1].min(0) for name, values in found["inside"].items()}  # noisy, clean
+    everywhere = {name: np.array(values)[-1, ..., 0].min(0) for name, values in found["eigenvalues"].items()}
+    page = " ".join(text(GUIDE / "priors.md").split())
+    p, r = ([f"{inside[f'{kind}_{k}'][0]:.2f} ({kind}{k})" for k in (1, 2, 3)] for kind in "PR")
+    assert f"is {p[0]}, {p[1]} and {p[2]}, {r[0]}, {r[1]} and {r[2]};" in page
+    border = ", ".join(f"{everywhere[f'R_{k}'][0]:.2f}" for k in (1, 2, 3))
+    assert (
+        f"negative for R1, R2 and R3, too ({border}), and at clean photographs R2 has {inside['R_2'][1]:.2f} ("
+        in page
+    )
+
+
 @pytest.mark.filterwarnings("ignore:what varies")
 def test_the_example_of_unequal_noise_in_colour():
     """Two numbers of the page on own images, from the description beside them."""

@@ -171,7 +171,7 @@ def denoise(
     import torch
 
     from gnclib import images
-    from gnclib.restore import denoise_channels, denoise_stack, evaluate
+    from gnclib.restore import denoise_channels, denoise_stack, evaluate, std_channels
 
     def curve(*found):
         return _curve(gain, offset, read_noise, *found)
@@ -220,16 +220,9 @@ def denoise(
             say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
         say(f"{target}: {made}")
         if uncertainty is not None:
-            _write_std(
-                uncertainty,
-                noisy,
-                planes,
-                sigma is None,
-                solver["scheme"],
-                solver["prior"],
-                solver["device"],
-                force,
-            )
+            told = {key: solver[key] for key in ("scheme", "prior", "device")}
+            std, reasons = std_channels(noisy, planes, estimated=sigma is None, **told)
+            _write_std(uncertainty, std, reasons, force)
 
     _each(inputs, output, work)
 
@@ -245,24 +238,14 @@ def _demand_apart(uncertainty: Path, *others: Path | None) -> None:
             )
 
 
-def _write_std(
-    file: Path, noisy, planes, estimated: bool, scheme: str, prior: str, device: str, force: bool
-) -> None:
+def _write_std(file: Path, std, reasons: list[str], force: bool) -> None:
     """The standard deviation of each pixel in FILE, and lines about it."""
     import numpy as np
 
     from gnclib import images
-    from gnclib.restore import std_channels
 
-    std, reasons = std_channels(noisy, planes, prior=prior, device=device)
-    other = scheme != "mmse"
-    reasons = [
-        *["it is that of one step (--scheme mmse)"] * other,
-        *["sigma was estimated"] * estimated,
-        *reasons,
-    ]
     for reason in reasons:
-        say(f"warning: {file} is uncertain: {reason}")
+        say(f"warning: the standard deviations in {file} are uncertain: {reason}")
     levels = 255 * std
     white = max(float(np.nan_to_num(levels).max()), 1e-6)
     picture = images.write_map(file, levels, white, force)

@@ -15,6 +15,6 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
         "convexity": ["Certificate"],
         "hub": ["WEIGHTS", "derived", "is_hub_name", "locate", "read_prior", "weights_sha256"],
-        "spectra": ["PointHessian", "extreme_eigenvalues", "smallest_eigenvalue"],
+        "spectra": ["PointHessian", "smallest_eigenvalue"],
     },
 )

@@ -369,7 +369,7 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
     return light > 0, "true = missing" if bilevel and kind == "TIFF" else "white = missing"
 
 
-# --- folders ----------------------------------------------------------------------------------------------
+# --- sizes ------------------------------------------------------------------------------------------------
 
 
 def declared_pixels(path: Path) -> int:

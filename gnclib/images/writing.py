@@ -156,18 +156,13 @@ def _levels(picture: Picture) -> np.ndarray:
 def _encode_wide_tiff(buffer: io.BytesIO, array: np.ndarray, picture: Picture) -> None:
     import tifffile
 
-    texts = Image.Exif()
-    if picture.exif:
-        texts.load(picture.exif)
-    known = {
-        key: texts[key]
-        for key in (270, 271, 272, 305, 306, 315, 316, 33432)
-        if isinstance(texts.get(key), str)
-    }
+    texts = remarks(picture.exif) if picture.exif else {}
+    known = (270, 271, 272, 305, 306, 315, 316, 33432)
+    tags = [(key, "s", 0, texts[key].encode(), True) for key in known if isinstance(texts.get(key), str)]
     tifffile.imwrite(
         buffer, array, metadata=None, iccprofile=picture.profile,
         photometric="rgb" if picture.pixels.shape[0] == 3 else "minisblack",
         extrasamples=None if picture.alpha is None else [picture.kind],
         resolution=picture.dpi, resolutionunit=None if picture.dpi is None else "inch",
-        software=False, extratags=[(key, "s", 0, text.encode("latin-1"), True) for key, text in known.items()],
+        software=False, extratags=tags,
     )  # fmt: skip

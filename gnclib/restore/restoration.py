@@ -138,11 +138,14 @@ def denoise_gnc(
         warnings.warn(planes.doubt, stacklevel=2)
     if not return_std:
         return result
-    std, reasons = std_channels(colours, planes, prior=prior, device=device or "cpu", tile=tile)
-    if sigma is None:
-        reasons.insert(0, "sigma was estimated")
-    if scheme != "mmse":
-        reasons.insert(0, f"they are those of one step (scheme mmse), not of {scheme}")
+    told = {
+        "estimated": sigma is None,
+        "scheme": scheme,
+        "prior": prior,
+        "device": device or "cpu",
+        "tile": tile,
+    }
+    std, reasons = std_channels(colours, planes, **told)
     if reasons:
         warnings.warn(f"the standard deviations are uncertain: {'; '.join(reasons)}", stacklevel=2)
     return result, back(np.concatenate([std, np.zeros_like(alpha)]), False)
@@ -244,6 +247,8 @@ def std_channels(
     channels: np.ndarray,
     planes: Planes,
     *,
+    estimated: bool,
+    scheme: str = "mmse",
     prior: str = "R1",
     device: torch.device | str = "cpu",
     tile: int | None = 512,
@@ -251,12 +256,17 @@ def std_channels(
     """Standard deviations (C, H, W) of the clean channels given the noisy ones, and why to doubt them.
 
     Those of :func:`gnclib.restore.posterior.posterior_moments` at the noise level of each plane; its mean is the scheme
-    "mmse". Planes are independent there, so variances of channels are sums. Where no noise was found in a plane,
-    nothing is known: nan. ``channels`` is the noisy image, ``planes`` are as :func:`denoise_channels` returns them.
+    "mmse", and beside the result of another ``scheme`` that is a doubt, as is a noise level that was ``estimated``.
+    Planes are independent there, so variances of channels are sums. Where no noise was found in a plane, nothing is
+    known: nan. ``channels`` is the noisy image, ``planes`` are as :func:`denoise_channels` returns them.
     """
     model = load_prior(prior).to(as_device(device))
     energy = model if tile is None else Tiled(model, tile)
     variances, reasons = np.full_like(planes.values, np.nan), []
+    if scheme != "mmse":
+        reasons.append(f"they are those of one step (scheme mmse), not of {scheme}")
+    if estimated:
+        reasons.append("sigma was estimated")
     for variance, plane, level in zip(variances, planes.values, planes.levels, strict=True):
         if level is None:
             reasons.append("no noise was found")

@@ -54,6 +54,48 @@ def test_the_page_has_the_table_of_the_stored_results(file, count):
         assert (part in line) == (len(found) < count)
 
 
+def test_the_sentences_below_the_tables_are_about_them():
+    """Each difference that the page names, computed on the images that both methods have."""
+    files, said = {}, " ".join(PAGE.read_text(encoding="utf-8").split())
+    for kind, file in (("whole", peers.WHOLE), ("crops", peers.STORED)):
+        for row in peers.FORM.load(file).rows["results"]:
+            files.setdefault((kind, row.task.removeprefix("denoise-"), row.method), {})[row.image] = row
+
+    def above(kind, level, name, other):
+        ours, theirs = files[kind, level, name], files[kind, level, other]
+        gains = [ours[image].psnr - theirs[image].psnr for image in ours.keys() & theirs.keys()]
+        return f"{np.mean(gains):.2f} dB"
+
+    def times(kind, level, name, other):
+        return np.divide(
+            *(np.mean([row.cpu for row in files[kind, level, n].values()]) for n in (name, other))
+        )
+
+    tdv = [
+        above(kind, "25", "TDV", other) for kind in ("whole", "crops") for other in ("R3 learned", "G1 mmse")
+    ]
+    assert (
+        f"it is {tdv[0]} above R_3 with its learned schedule and {tdv[1]} above one step of G1 on the whole"
+        in said
+    )
+    assert f"({tdv[2].removesuffix(' dB')} and {tdv[3]} on the crops)" in said
+    assert round(times("whole", "25", "TDV", "R3 learned")) == 13
+    assert round(times("whole", "25", "TDV", "G1 mmse"), -1) == 30
+    assert "a thirteenth and about a thirtieth of its time" in said
+    assert f"is {above('crops', '25', 'MFoE', 'R1 learned')} above R_1 and" in said
+    assert f"{above('crops', '25', 'R3 learned', 'MFoE')} behind R_3" in said
+    wcrr = [above("crops", "25", "WCRR-NN", other) for other in ("R1 learned", "BM3D")]
+    assert f"is {wcrr[0]} above R_1 and {wcrr[1]} above BM3D" in said
+    assert f"(on the nine whole images {above('whole', '25', 'WCRR-NN', 'R1 learned')} above R_1)" in said
+    study = [
+        above("crops", "25.5", f"{kind}-study", f"{kind}-NN").removesuffix(" dB") for kind in ("CRR", "WCRR")
+    ]
+    assert f"gain {' and '.join(study)} dB there" in said
+    assert f"CRR-NN, convex, is {above('crops', '25', 'C1 mmse', 'CRR-NN')} behind C1" in said
+    assert 9.5 < times("crops", "25.5", "TDV-study", "TDV") < 11
+    assert "takes ten times as long" in said
+
+
 def test_the_revisions_are_commits_of_the_project():
     revisions = {
         row.made.revision for f in (peers.STORED, peers.WHOLE) for row in peers.FORM.load(f).rows["results"]

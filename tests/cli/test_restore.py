@@ -264,7 +264,6 @@ def test_a_stack_that_is_busy_does_not_end_a_batch(capsys, tmp_path, noisy, monk
     def busy(source, *_, **__):
         raise RuntimeError(f"another process works on {source}")
 
-    monkeypatch.setattr("gnclib.restore.stacks.denoise_stack", busy)
     monkeypatch.setattr("gnclib.restore.denoise_stack", busy)
     tifffile.imwrite(tmp_path / "a.tif", np.stack([grey()] * 5), photometric="minisblack")
     words = (
