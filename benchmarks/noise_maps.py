@@ -6,27 +6,31 @@ scikit-image with brightness 0.05 to 0.95, seed 0, nothing clipped. R_1 removes 
 * one sigma, the root of the mean variance; the true sigma of each pixel; the gain and read noise of the detector; a
   curve estimated from the image (:class:`gnclib.NoiseCurve`);
 * or, by the generalised Anscombe transform, an image whose noise has sigma 1, and its exact unbiased inverse
-  (Makitalo & Foi, IEEE TIP 22(1), 2013), tabulated here.
+  (Makitalo & Foi, IEEE TIP 22(1), 2013), tabulated here: by R_1, and by BM3D;
+* and R_3 by GNC flow, given the detector or the estimated curve.
 """
 
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import torch
 from scipy.stats import poisson
 from skimage import data
 
 from gnclib import NoiseCurve, denoise_gnc
 from gnclib.foe import WEIGHTS
 from gnclib.io import dumps, provenance, read_json, sha256, write_text
-from gnclib.studies.comparison import markdown
+from gnclib.studies.comparison import bm3d, markdown
 
 STORED = Path(__file__).with_name("noise_maps.json")
 READ, PEAKS, SIDE = 0.02, (5, 20, 100), 128
 CORNERS = {"coins": (0, 0), "cell": (200, 200), "camera": (80, 120)}
 COLUMNS = ("one sigma", "true map", "detector known", "estimated", "Anscombe")
+COLUMNS += ("Anscombe, BM3D", "R_3, detector known", "R_3, estimated")
 
 
 def crop(name: str, side: int = SIDE) -> np.ndarray:
@@ -46,7 +50,13 @@ def psnr(found: np.ndarray, x: np.ndarray) -> float:
     return float(-10 * np.log10(np.mean((found - x) ** 2)))
 
 
-def by_anscombe(y: np.ndarray, peak: float, read: float = READ) -> np.ndarray:
+def by_bm3d(y: np.ndarray, sigma: float) -> np.ndarray:
+    return bm3d(torch.from_numpy(y)[None, None], sigma)[0, 0].numpy()
+
+
+def by_anscombe(
+    y: np.ndarray, peak: float, read: float = READ, denoise: Callable = denoise_gnc
+) -> np.ndarray:
     """Denoised where its noise has sigma 1, and back."""
 
     def forward(photons):
@@ -58,17 +68,19 @@ def by_anscombe(y: np.ndarray, peak: float, read: float = READ) -> np.ndarray:
     readings = forward(counts[:, None] + read * peak * nodes) @ weights / weights.sum()
     expected = poisson.pmf(counts, means[:, None]) @ readings
     low, high = forward(0), forward(peak)
-    found = low + (high - low) * denoise_gnc((forward(peak * y) - low) / (high - low), 1 / (high - low))
+    found = low + (high - low) * denoise((forward(peak * y) - low) / (high - low), 1 / (high - low))
     return np.interp(found, expected, means) / peak
 
 
 def measured(name: str, peak: float) -> list[float]:
-    """PSNR in dB of the five columns."""
+    """PSNR in dB of the columns."""
     x = crop(name)
     y, variance = counted(x, peak), x / peak + READ**2
-    levels = (np.sqrt(variance.mean()), np.sqrt(variance), NoiseCurve.of_detector(1 / peak, 0, READ))
-    made = [denoise_gnc(y, level) for level in (*levels, NoiseCurve.estimate(y))]
-    return [psnr(found, x) for found in (*made, by_anscombe(y, peak))]
+    curves = NoiseCurve.of_detector(1 / peak, 0, READ), NoiseCurve.estimate(y)
+    made = [denoise_gnc(y, level) for level in (np.sqrt(variance.mean()), np.sqrt(variance), *curves)]
+    made += [by_anscombe(y, peak), by_anscombe(y, peak, denoise=by_bm3d)]
+    made += [denoise_gnc(y, curve, prior="R3") for curve in curves]
+    return [psnr(found, x) for found in made]
 
 
 def table(stored: dict) -> str:
@@ -96,9 +108,10 @@ def main(words: list[str] | None = None) -> None:
     made = {
         "revision": provenance.revision(),
         "machine": provenance.machine(),
-        "software": provenance.software("torch", "numpy", "scipy", "scikit-image"),
+        "software": provenance.software("torch", "numpy", "scipy", "scikit-image", "bm3d"),
     }
-    settings = {"side": SIDE, "read": READ, "weights": sha256(WEIGHTS / "R1" / "model.safetensors")}
+    weights = {prior: sha256(WEIGHTS / prior / "model.safetensors") for prior in ("R1", "R3")}
+    settings = {"side": SIDE, "read": READ, "weights": weights}
     write_text(given.out, dumps({"made": made, "settings": settings, "rows": rows}, digits=6))
     print(table(load(given.out)))
 
