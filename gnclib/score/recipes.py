@@ -220,7 +220,7 @@ RECIPES = {
     "R3": replace(_SHIPPED, batch=4, patch=72, **_DEEP),
     "P1": _RESTORED,
     "P2": _RESTORED_DEEP,
-    "P3": replace(_RESTORED_DEEP, patch=48, steps=50_000),
+    "P3": replace(_RESTORED_DEEP, patch=48),
     "G1": TrainConfig(
         steps=11_000,
         batch=16,

@@ -39,7 +39,7 @@ def test_operations_of_a_gradient_are_those_of_its_convolutions(monkeypatch):
 
 
 def test_ratios_follow_from_the_seconds():
-    seconds = {"R1 gradient": 0.5, "R1 gradient, 64 x 64": 0.1, "BM3D": 9.0}
+    seconds = {"R1 gradient": 0.5, "R1 gradient, 64 x 64": 0.1, "BM3D": 9.0, "splines, both passes": 1.0}
     plain = found({"R1 gradient": 4.0}, {"R1 gradient": 10**8})
     table = engine.collect({"ours": found(seconds, rate=RATE / 2), "plain torch": plain})
     row = table["rows"]["R1 gradient"]
@@ -49,6 +49,7 @@ def test_ratios_follow_from_the_seconds():
     small = table["rows"]["R1 gradient, 64 x 64"]
     assert small["operations"] == round(10**8 * 64**2 / (321 * 481))
     assert "ratio" not in table["rows"]["BM3D"]
+    assert table["rows"]["splines, both passes"] == {"seconds": {"ours": 1.0}}  # no other size of a task "splines"
     text = engine.report(json.loads(json.dumps(table)))
     (line,) = [line for line in text.splitlines() if line.startswith("R1 gradient  ")]
     assert line.split()[2:] == ["0.10", "100.0", "500.0", "4000.0", "-", "-", "5.00", "0", "MISSES", "3"]
