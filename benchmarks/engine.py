@@ -24,8 +24,6 @@ import argparse
 import json
 import math
 import os
-import platform
-import resource
 import subprocess
 import sys
 import tempfile
@@ -36,7 +34,7 @@ from pathlib import Path
 import torch
 
 from gnclib import Denoising, load_prior
-from gnclib.io import files
+from gnclib.io import files, provenance
 from gnclib.restore import schemes
 from gnclib.restore.operators import Task
 from gnclib.restore.tiles import Tiled
@@ -210,7 +208,6 @@ def measure(variant: str, rounds: int, **options) -> dict:
     return {
         "rate": max(rate, convolution_rate()),
         "bandwidth": bandwidth(),
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024,
         "tasks": rows,
     }
 
@@ -256,7 +253,9 @@ def collect(found: dict[str, dict], threads: dict[str, float] | None = None) -> 
                 rows[name]["operations"] = row["operations"]
     for name, row in rows.items():
         task, _, size = name.partition(", ")
-        if size and "operations" in rows.get(task, {}):  # the same task on other pixels, or in another arithmetic
+        if size and "operations" in rows.get(
+            task, {}
+        ):  # the same task on other pixels, or in another arithmetic
             height, width = map(int, size.split(" x ")) if " x " in size else (HEIGHT, WIDTH)
             row["operations"] = round(rows[task]["operations"] * height * width / (HEIGHT * WIDTH))
         if row.get("operations"):
@@ -266,21 +265,12 @@ def collect(found: dict[str, dict], threads: dict[str, float] | None = None) -> 
         if name in GOALS:
             row["goal"] = GOALS[name]
     return {
-        "machine": {"processor": _processor(), "torch": torch.__version__, "threads": 1},
+        "machine": {"processor": provenance.processor(), "torch": torch.__version__, "threads": 1},
         "rate": rate,
         "bandwidth": max(result["bandwidth"] for result in found.values()),
-        "peak_memory": {variant: result["peak_memory"] for variant, result in found.items()},
         "rows": rows,
         "second_thread": threads or {},
     }  # fmt: skip
-
-
-def _processor() -> str:
-    try:
-        lines = Path("/proc/cpuinfo").read_text().splitlines()
-        return next(line.split(":")[1].strip() for line in lines if line.startswith("model name"))
-    except (OSError, StopIteration):
-        return platform.processor() or platform.machine()
 
 
 # what is shown -------------------------------------------------------------------------------------------------------

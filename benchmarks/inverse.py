@@ -24,11 +24,10 @@ import torch
 from torch import Tensor
 
 from gnclib.images import embedded, middle
-from gnclib.io import sha256
-from gnclib.io.table import Content, Table
+from gnclib.io import Content, markdown, sha256
 from gnclib.restore import PeriodicBlur, SampledFourier
 from gnclib.studies import problems
-from gnclib.studies.comparison import PACKAGES, Images, Quality, jobs, markdown
+from gnclib.studies.comparison import Quality
 from gnclib.studies.problems import Problem
 
 STORED = Path(__file__).with_name("inverse.json")
@@ -100,14 +99,9 @@ def main(words: list[str] | None = None) -> None:
     given = parser.parse_args(words)
     if given.what == "run":
         torch.set_num_threads(1)
-        file = Table(given.out, problems.FORM, Images(set=SET), packages=PACKAGES)
-        for task in (task for name, task in tasks(given.kernels).items() if name in (given.task or tasks())):
-            for name in given.only or METHODS:
-                method = problems.method(name, problems._tuned(file, task, name))
-                for row in file.fill("results", jobs(task, [method], images())):
-                    print(
-                        f"{row.method} {row.task} {row.image}: {row.psnr:.2f} dB, {row.cpu:.1f} s", flush=True
-                    )
+        among = tasks(given.kernels)
+        for row in problems.restore(given.out, images(), SET, given.task or (), given.only or METHODS, among):
+            print(row, flush=True)
     print(table(problems.FORM.load(given.out)))
 
 

@@ -47,17 +47,8 @@ def both_ways(pairs: str) -> dict[str, str]:
 OPERATORS = both_ways("Lt LtE,Gt GtE,Eq NotEq,Is IsNot,In NotIn,Add Sub,Mult Div,BitOr BitAnd,And Or")
 OPERATORS |= {"Pow": "Mult", "FloorDiv": "Div", "Mod": "Mult"}
 FUNCTIONS = both_ways("min max,argmin argmax,floor ceil,sin cos,any all,minimum maximum,low high,left right")
-SYMMETRIC = {
-    "min",
-    "max",
-    "minimum",
-    "maximum",
-    "hypot",
-    "transpose",
-    "flip",
-    "hull",
-    "_dot",
-}  # in their arguments
+#: functions that are symmetric in their arguments
+SYMMETRIC = set("min max minimum maximum hypot transpose flip hull _dot".split())
 
 
 def opposite(operator: ast.AST) -> ast.AST:

@@ -20,11 +20,12 @@ import numpy as np
 import torch
 from scipy.stats import poisson
 from skimage import data
+from skimage.metrics import peak_signal_noise_ratio
 
 from gnclib import NoiseCurve, denoise_gnc
 from gnclib.foe import WEIGHTS
-from gnclib.io import dumps, provenance, read_json, sha256, write_text
-from gnclib.studies.comparison import bm3d, markdown
+from gnclib.io import Origin, dumps, markdown, read_json, sha256, write_text
+from gnclib.studies.comparison import bm3d
 
 STORED = Path(__file__).with_name("noise_maps.json")
 READ, PEAKS, SIDE = 0.02, (5, 20, 100), 128
@@ -43,11 +44,6 @@ def counted(x: np.ndarray, peak: float, read: float = READ, seed: int = 0) -> np
     """What a detector reads where peak photons are white."""
     g = np.random.default_rng(seed)
     return g.poisson(peak * x) / peak + read * g.standard_normal(x.shape)
-
-
-def psnr(found: np.ndarray, x: np.ndarray) -> float:
-    """In dB, data range 1."""
-    return float(-10 * np.log10(np.mean((found - x) ** 2)))
 
 
 def by_bm3d(y: np.ndarray, sigma: float) -> np.ndarray:
@@ -80,7 +76,7 @@ def measured(name: str, peak: float) -> list[float]:
     made = [denoise_gnc(y, level) for level in (np.sqrt(variance.mean()), np.sqrt(variance), *curves)]
     made += [by_anscombe(y, peak), by_anscombe(y, peak, denoise=by_bm3d)]
     made += [denoise_gnc(y, curve, prior="R3") for curve in curves]
-    return [psnr(found, x) for found in made]
+    return [peak_signal_noise_ratio(x, found, data_range=1) for found in made]
 
 
 def table(stored: dict) -> str:
@@ -105,11 +101,7 @@ def main(words: list[str] | None = None) -> None:
             rows.append(
                 {"image, peak": f"{name}, {peak}", **dict(zip(COLUMNS, measured(name, peak), strict=True))}
             )
-    made = {
-        "revision": provenance.revision(),
-        "machine": provenance.machine(),
-        "software": provenance.software("torch", "numpy", "scipy", "scikit-image", "bm3d"),
-    }
+    made = Origin.here(packages=("torch", "numpy", "scipy", "scikit-image", "bm3d")).model_dump()
     weights = {prior: sha256(WEIGHTS / prior / "model.safetensors") for prior in ("R1", "R3")}
     settings = {"side": SIDE, "read": READ, "weights": weights}
     write_text(given.out, dumps({"made": made, "settings": settings, "rows": rows}, digits=6))

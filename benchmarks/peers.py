@@ -34,13 +34,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from gnclib.foe import WEIGHTS
 from gnclib.images import data
-from gnclib.io import sha256
-from gnclib.io.table import Content, Form, Table
-from gnclib.restore import Denoising, Task, schemes
+from gnclib.io import Content, Form, Table, markdown, sha256
+from gnclib.restore import Denoising, Task
 from gnclib.studies import field
-from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown
+from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs
 
 #: of the middles of 68 images, and of the whole images
 STORED, WHOLE = (Path(__file__).with_name(name) for name in ("peers.json", "peers_full.json"))
@@ -242,22 +240,8 @@ def peer_method(name: str, folder: Path, commit: str) -> Method:
 
 def our_methods(table: Table, task: Task) -> Iterator[Method]:
     """BM3D, TV and our priors for a noise level."""
-    yield from (method for _, method in field._made(table, [(task, "BM3D"), (task, "TV")]))
-    for prior, name in OURS:
-        scheme = schemes.load(name, prior, task)
-        parameters = sum(p.numel() for p in scheme.prior.parameters())
-        settings = {"weights": sha256(WEIGHTS / prior / "model.safetensors"), "steps": scheme.steps}
-        if scheme.schedule is not None:
-            parameters += 2 * scheme.steps
-            settings |= {
-                k: [float(f"{v:.6g}") for v in getattr(scheme.schedule, k).tolist()] for k in ("t", "eta")
-            }
-
-        def solve(measured: Denoising, scheme=scheme) -> tuple[Tensor, int]:
-            *_, state = scheme.states(measured)
-            return state.x, scheme.evaluations
-
-        yield Method(f"{prior} {name}", solve, settings, parameters)
+    yield from (method for _, method in field.made(table, [(task, "BM3D"), (task, "TV")]))
+    yield from (field.ours(prior, name, task) for prior, name in OURS)
 
 
 # the table -----------------------------------------------------------------------------------------------------------
@@ -356,10 +340,7 @@ def main(words: list[str] | None = None) -> None:
             print(f"{given.name} is not made for sigma {level:g}")
             continue
         for row in file.fill("results", jobs(task, made, images)):
-            print(
-                f"{row.method} {row.task} {row.image}: {row.psnr:.2f} dB, {row.cpu:.1f} s, {row.evaluations}",
-                flush=True,
-            )
+            print(row, flush=True)
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ ALLOWED = {
     "foe": "spline io",
     "deep": "foe spline io",
     "score": "deep foe gmm spline images io",
-    "restore": "deep foe spline score images io",
+    "restore": "deep foe score images io",
     "studies": "restore score deep foe gmm spline images io",
     "suite": "io",
     "course": "suite gmm spline deep foe score restore images io",

@@ -165,6 +165,8 @@ def denoise(
         raise ValueError("--uncertainty is for one image, not for several")
     if gain is not None and (sigma is not None or uncertainty is not None):
         raise ValueError("--gain makes a noise level for each pixel: leave --sigma and --uncertainty away")
+    if per_frame and sigma is not None:
+        raise ValueError("--per-frame estimates the noise of each frame: leave --sigma away")
     if gain is None and (offset or read_noise):
         raise ValueError("--offset and --read-noise go with --gain")
     fraction = None if sigma is None else _fraction(sigma)
@@ -177,7 +179,8 @@ def denoise(
         return _curve(gain, offset, read_noise, *found)
 
     def work(source: Path, target: Path) -> None:
-        if images.is_stack(source):
+        layout = images.layout(source)
+        if layout == "stack":
             if clean is not None or add_noise is not None or uncertainty is not None:
                 raise ValueError(f"{source} is a stack: leave --clean, --add-noise and --uncertainty away")
             level, bar = fraction if gain is None else curve, _bar("frame")
@@ -187,7 +190,9 @@ def denoise(
             return
         picture = images.read(source)
         images.check_writable(target, picture, force)
-        if images.in_planes(source):
+        if per_frame:
+            raise ValueError(f"--per-frame is for stacks, and {source} is a picture")
+        if layout == "planes":
             say(
                 f"warning: {source} is stored plane by plane, and says that these are {picture}; if they are frames,"
                 " save them as grey (tifffile.imwrite(..., photometric='minisblack'))"

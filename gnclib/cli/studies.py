@@ -50,6 +50,10 @@ def compare(sigma, missing, only, images, limit, out, timing, table):
         say(field.table(field.load(out or field.SHIPPED)))
         return
     path = out or Path("runs/field.json")
+    if few := [p for p in missing if p < 1]:
+        raise ValueError(
+            f"--missing is in percent here: {few[0]:g} of the pixels is --missing {100 * few[0]:g}"
+        )
     tasks = [Task("denoise", s) for s in sigma] + [Task("inpaint", p / 100) for p in missing]
     found = folder_images(images) if images else bsds68()
     name = str(images.resolve()) if images else "BSDS68"
@@ -61,7 +65,7 @@ def compare(sigma, missing, only, images, limit, out, timing, table):
         for row in rows:
             say(f"{row.method:<14}{row.task:<12}{sum(row.cpu) / unit:8.3f} of it")
         return
-    done = _consume(field.compare(path, found, name, tasks or field.TASKS, only), _quality)
+    done = _consume(field.compare(path, found, name, tasks or field.TASKS, only), str)
     say(f"{done} results were added to {path}; 'gnc compare --table --out {path}' shows them")
 
 
@@ -89,7 +93,7 @@ def problems(problem, only, out, table):
         return
     path = out or Path("runs/problems.json")
     images, name = study.images(), "BSDS68, the first 12, middle 192 x 192"
-    done = _consume(study.restore(path, images, name, problem or list(study.PROBLEMS), only), _quality)
+    done = _consume(study.restore(path, images, name, problem, only), str)
     say(f"{done} results were added to {path}; 'gnc problems --table --out {path}' shows them")
 
 
@@ -99,10 +103,6 @@ def _one_thread() -> None:
     import torch
 
     torch.set_num_threads(1)
-
-
-def _quality(row) -> str:
-    return f"{row.task}  {row.image}  {row.method}: {row.psnr:.2f} dB, SSIM {row.ssim:.3f}, {row.cpu:.2f} s"
 
 
 def _consume(rows: Iterable[T], line: Callable[[T], str], total: int | None = None) -> int:

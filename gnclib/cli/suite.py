@@ -60,7 +60,7 @@ def figures(only, full, out, check, jobs, listed):
             say(f"{name:<24}{figure.notebook:<33}{figure.title}")
         return
     clone = next(iter(notebooks.find().values())).parents[1]  # not where an installed package lies
-    out = out or clone / "figures" / ("full" if full else "")
+    out = (out or clone / "figures" / ("full" if full else "")).resolve()
     if check and not out.is_dir():
         raise FileNotFoundError(
             f"there is no folder {out} to compare with: run 'gnc figures --out {out}' first"

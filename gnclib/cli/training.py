@@ -11,7 +11,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, get_args
 
 import click
@@ -188,10 +187,8 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
 
     if (missing if task == "denoise" else sigma) is not None:
         raise ValueError("--sigma is for --task denoise, --missing for --task inpaint: leave the other away")
-    level = {"denoise": 25.0 if sigma is None else sigma, "inpaint": 0.8 if missing is None else missing}[
-        task
-    ]
-    task = Task(task, level)
+    given_level, default = (sigma, 25.0) if task == "denoise" else (missing, 0.8)
+    task = Task(task, default if given_level is None else given_level)
     name = f"{Path(prior).resolve().name}-{'' if finetune is None else 'finetuned-'}{task}"
     folder = out or Path("runs") / name
     device = as_device(device)
@@ -201,10 +198,8 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
         if state.schedule.task != task:
             raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
         first = state.schedule.first_t
-        begun = {"steps": (steps, len(first)), "t0": (t0, first[0].item())}
-        state = _resumed(
-            state, images, given, {name: pair for name, pair in begun.items() if pair[0] is not None}
-        )
+        kept = {"steps": len(first), "t0": first[0].item()}
+        state = _resumed(state, images, given | {"steps": steps, "t0": t0}, kept)
     else:
         _demand_no_run(folder)
         kind, begin = "finetune", {"schedule": finetune or f"{prior}-{task}"}
@@ -288,12 +283,12 @@ def _demand_no_run(folder: Path) -> None:
         raise ValueError(f"{folder} holds a run already: --resume goes on with it, --out chooses another")
 
 
-def _resumed(state, images: str | None, given: dict, begun: Mapping[str, tuple] = MappingProxyType({})):
-    """A state from a checkpoint, whose settings are those that are given; ``begun`` holds pairs (given, kept)."""
+def _resumed(state, images: str | None, given: dict, kept: dict | None = None):
+    """A state from a checkpoint, whose settings, and those ``kept`` outside of its config, are those that are given."""
     if images is not None:  # the folder may have moved; other images are refused when they are read
         state.config = replace(state.config, images=_images(images))
-    pairs = {name: (value, getattr(state.config, name)) for name, value in given.items()} | dict(begun)
-    if changed := [name for name, (value, kept) in pairs.items() if value != kept]:
+    known = vars(state.config) | (kept or {})
+    if changed := [name for name, value in given.items() if value not in (None, known[name])]:
         words = ", ".join("--" + name.removesuffix("_sha256").replace("_", "-") for name in changed)
         raise ValueError(f"--resume goes on with the settings of the checkpoint; leave out {words}")
     return state

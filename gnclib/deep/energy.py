@@ -18,8 +18,9 @@ alpha and beta two numbers per channel from an embedding of tau. The activation
     a_g(v) = (1 - g) v / 2 + g v / (1 + e^-v)
 
 is SiLU for g = 1 and linear for g = 0: then u -> N(u, tau) is affine, whatever the weights are. Beyond the border of
-the image every convolution sees zeros, that is m; nothing is continued or cropped, and images of every size from 1 x 1
-on are served. The gradient is one backward pass of automatic differentiation, which gives dE/dtau along with it.
+the image every convolution sees zeros, that is m; a side that the scales do not divide is filled up so and cropped
+again, and images of every size from 1 x 1 on are served. The gradient is one backward pass of automatic
+differentiation, which gives dE/dtau along with it.
 """
 
 from __future__ import annotations

@@ -55,17 +55,16 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
     Closest in the differences s_i from node to node, which the gradient of the energy sees: isotonic regression. They
     weigh as much as features visit them, as exp(-x_i^2 / (2 d_c^2)) + 1e-6 where the standard deviation d_c of the
     features of noise is given, ``deviation`` (C,), else (1 + x_i^2)^-2. The coefficient in the middle stays. At the
-    nodes in tau before, a second difference may be as negative as the most negative of any earlier node: the curvature
-    that is allowed falls from node to node. Second differences are kept above :data:`FLOOR`, or rather above that
-    curvature: rounding to float32 does not make one negative.
+    nodes in tau before, no second difference may be more negative than the most negative one of each earlier node: the
+    curvature that is allowed falls from node to node. Second differences are kept above :data:`FLOOR`, or rather above
+    that curvature: rounding to float32 does not make one negative.
     """
     if first >= weights.shape[-1]:
         return
-    v = weights.double().transpose(1, 2)  # (C, N_tau, N_x)
+    v = weights.double().cpu().transpose(1, 2)  # (C, N_tau, N_x)
     slopes, middle = v.diff().numpy(), v.shape[-1] // 2
-    least = np.minimum.accumulate(
-        -v.diff(n=2).amin((0, 2)).clamp(max=0).numpy()
-    )  # (N_tau,), of what is allowed
+    # how negative they may be, (N_tau,)
+    least = np.minimum.accumulate(-v.diff(n=2).amin((0, 2)).clamp(max=0).numpy())
     least[first:] = -FLOOR * max(1.0, v.abs().max().item())
     ramp = np.arange(slopes.shape[-1])
     x2 = np.broadcast_to((grid.nodes()[1:] - grid.spacing / 2).numpy() ** 2, (len(v), slopes.shape[-1]))

@@ -14,7 +14,6 @@ scaling and shifting of either axis, so it does not matter whether x_1 or the re
 
 from __future__ import annotations
 
-import math
 from collections.abc import Collection
 
 import numpy as np
@@ -35,10 +34,8 @@ def input_scale(config: FoEConfig, sigma: float) -> float:
 
 
 def _coefficients(prior: FieldsOfExperts, sigma: float) -> list[Tensor]:
-    """Spline coefficients (1, C, N_x) of phi_1 ... phi_L at log sigma."""
-    weights, grid = prior.weights[0], prior.config.grid_tau
-    tau = torch.tensor([math.log(sigma)], dtype=weights.dtype).clamp(grid.low, grid.high)
-    return [spline.contract(w, tau, grid) for w in prior.weights]
+    """Spline coefficients (1, C, N_x) of phi_1 ... phi_L at log sigma. ValueError if it leaves the range."""
+    return prior._coefficients(prior._range(sigma**2, 1, prior.offset))
 
 
 def curves(
@@ -46,7 +43,8 @@ def curves(
 ) -> Tensor:
     """phi_layer(x, log sigma), layer 1 ... L, or a derivative in x of order 1 or 2, channel by channel, shaped like x.
 
-    The features x are (C, ...), one row per channel in ``channels``, all by default.
+    The features x are (C, ...), one row per channel in ``channels``, all by default. Raises ValueError: no such layer,
+    or a noise level outside of the range of the prior.
     """
     if layer not in range(1, prior.config.layers + 1):
         raise ValueError(f"this prior has the layers 1 to {prior.config.layers}, got {layer!r}")

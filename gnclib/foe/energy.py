@@ -27,7 +27,7 @@ from __future__ import annotations
 
 import math
 import os
-from functools import cache, wraps
+from functools import wraps
 
 import torch
 from torch import Tensor, nn
@@ -37,8 +37,6 @@ from gnclib.foe import FoEConfig, convexity, demand_shape, read_prior, starts
 from gnclib.foe.coarse import CoarseExperts, scale
 from gnclib.foe.filters import convolve, dct_kernels, reflect, reflect_adjoint
 from gnclib.foe.layers import Layers
-
-__all__ = ["FieldsOfExperts", "FoEConfig"]
 
 
 def _in_full_precision(method):
@@ -135,6 +133,14 @@ class FieldsOfExperts(Layers):
             groups["lr_coarse"] = list(self.coarse.parameters())
         return groups
 
+    @property
+    def projected(self) -> bool:
+        """Whether K_1 and the kernels of coarser scales are as :meth:`project` leaves them, to 1e-4."""
+        kernels = [self.kernels[0], *(self.coarse.kernels if self.coarse else ())]
+        norms = (torch.linalg.vector_norm(k.detach(), dim=(-1, -2)).max() for k in kernels)
+        means = (k.detach().mean((-1, -2)).abs().max() for k in kernels)
+        return bool(max(norms) <= 1 + 1e-4 and max(means) <= 1e-4)
+
     @torch.no_grad()
     def project(self) -> None:
         """Put K_1 and the kernels of coarser scales back to zero mean and norm at most 1 per kernel, in place."""
@@ -168,9 +174,9 @@ class FieldsOfExperts(Layers):
             step = amount if layer == last else hidden * amount
             if not 0 <= step < math.inf:
                 raise ValueError(f"the amount of smoothing must be >= 0 and finite, got {step}")
-            values, vectors = _roughness(self.config.nodes_x)
-            damping = (vectors * (1 / (1 + step * values)) @ vectors.T).to(w)
-            w.copy_(torch.einsum("ij,cjt->cit", damping, w))
+            eye = torch.eye(w.shape[1], dtype=torch.float64)
+            third = eye.diff(n=3, dim=0)
+            w.copy_(torch.einsum("ij,cjt->cit", (eye + step * third.T @ third).inverse().to(w), w))
 
     def certify(self, t: float) -> convexity.Certificate:
         """Proof of convexity and bounds of the curvature, see :func:`gnclib.foe.convexity.certify`."""
@@ -340,10 +346,3 @@ class FieldsOfExperts(Layers):
         Raises as :func:`gnclib.foe.hub.locate`, and ValueError for a file that is damaged or does not fit.
         """
         return cls.from_state(*read_prior(name)).requires_grad_(False).eval()
-
-
-@cache
-def _roughness(count: int) -> tuple[Tensor, Tensor]:
-    """Eigenvalues and eigenvectors of D^3^T D^3 for ``count`` nodes."""
-    third = torch.eye(count, dtype=torch.float64).diff(n=3, dim=0)
-    return torch.linalg.eigh(third.T @ third)

@@ -43,6 +43,8 @@ class LearnedEnergy(nn.Module):
     alignment = 1
     #: side of the smallest image, in pixels
     smallest = 1
+    #: whether parameters are as :meth:`project` leaves them
+    projected = True
 
     @property
     def sigma_min(self) -> float:

@@ -93,8 +93,8 @@ def longest_edge(points: Tensor, candidates: Tensor, tries: int = 60) -> Edge | 
 
 def largest_spread(
     points: Tensor, starts: Tensor, t: float, box: tuple[float, float], steps: int = 60
-) -> tuple[float, Tensor]:
-    """Ascent of ``lambda_max(Cov_g(x))`` over y in the box from many starts: the best value, and all end points.
+) -> tuple[Tensor, Tensor]:
+    """Ascent of ``lambda_max(Cov_g(x))`` over y in the box from many starts: the values (B,) at all end points (B, d).
 
     The gradient is the third moment ``E_g[<u, x - m>^2 (x - m)]/t`` with u the leading eigenvector and m = E_g[x]; each
     start (B, d) has its own step, halved when it did not help. The box (lo, hi) is the same in every coordinate.
@@ -111,7 +111,7 @@ def largest_spread(
         y, u = torch.where(better, moved, y), torch.where(better, new_u, u)
         gradient, value = torch.where(better, new_gradient, gradient), torch.maximum(value, new)
         step = torch.where(better, 1.2 * step, step / 2)
-    return float(value.max()), y
+    return value, y
 
 
 def _spread(points, norms, y, u, t: float, power: int):
@@ -144,10 +144,9 @@ def threshold_on_box(
     y = points[pairs].mean(0)
     low, high, where, t = 0.0, math.inf, y[0], 0.01 * squared_diameter(points)
     while high > (1 + accuracy) * low and t > 1e-12:
-        value, ends = largest_spread(points, y, t, box)
-        if value > t:
-            spreads = _spread(points, points.square().sum(1), ends, torch.ones_like(ends), t, 30)[0]
-            low, y, where = t, ends, ends[spreads.argmax()]
+        values, ends = largest_spread(points, y, t, box)
+        if values.max() > t:
+            low, y, where = t, ends, ends[values.argmax()]
         else:
             high = t
         t = 1.3 * t if high == math.inf else (low + high) / 2

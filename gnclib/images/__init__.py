@@ -17,7 +17,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         ],
         "metrics": ["psnr", "ssim"],
         "reading": ["Picture", "declared_pixels", "read", "read_mask"],
-        "stacks": ["Stack", "in_planes", "is_stack", "unpack"],
+        "stacks": ["Stack", "layout", "unpack"],
         "writing": ["check_map", "check_place", "check_writable", "quantise", "write", "write_map"],
     },
 )

@@ -74,21 +74,13 @@ class PatchSampler:
         draw = draw - torch.where(image > 0, self._last[image - 1], 0)  # position within the image
         width, columns = self._width[image], self._columns[image]
         corner = self._start[image] + draw // columns * width + draw % columns
-        down = self._side.expand(count, -1)  # (count, size): offsets of rows ...
-        right = down  # ... and of columns
-        step_down, step_right = width, torch.ones_like(image)
-        if self.augment:
-            flip = torch.randint(8, (count,), generator=self.generator)
-            down = torch.where((flip & 1 > 0)[:, None], self.size - 1 - down, down)
-            right = torch.where((flip & 2 > 0)[:, None], self.size - 1 - right, right)
-            turned = flip & 4 > 0
-            step_down, step_right = (
-                torch.where(turned, step_right, step_down),
-                torch.where(turned, step_down, step_right),
-            )
-        rows = corner[:, None] + down * step_down[:, None]  # (count, size)
-        index = rows[:, :, None] + (right * step_right[:, None])[:, None, :]  # (count, size, size)
-        patches = self._pixels[index][:, None]
+        rows = corner[:, None] + self._side * width[:, None]  # (count, size)
+        patches = self._pixels[rows[:, :, None] + self._side][:, None]
+        if self.augment:  # turn, then mirror
+            flip = torch.randint(8, (count,), generator=self.generator)[:, None, None, None]
+            patches = torch.where(flip & 4 > 0, patches.mT, patches)
+            patches = torch.where(flip & 2 > 0, patches.flip(3), patches)
+            patches = torch.where(flip & 1 > 0, patches.flip(2), patches)
         return patches.float().div_(255) if patches.dtype == torch.uint8 else patches
 
 
@@ -102,7 +94,7 @@ def _pack(images: list[Tensor]) -> Tensor:
 
 
 def patches(images, size: int, count: int, generator, augment: bool = False) -> Tensor:
-    """Uniformly random crops (count, 1, size, size) of images; arguments and errors as in `PatchSampler`."""
+    """Uniformly random crops (count, 1, size, size) of images, as of a `PatchSampler`, here not turned by default."""
     return PatchSampler(images, size, generator, augment=augment).sample(count)
 
 

@@ -21,25 +21,21 @@ _STORAGE = {254, *range(256, 260), 262, 266, 270, 273, *range(277, 280), 282, 28
 _STORAGE |= {*range(322, 326), 330, 338, 339, 34665, 34853, 37724, 40965}
 
 
-def is_stack(path: str | os.PathLike) -> bool:
-    """Whether a file is a TIFF file of several pages, of a microscope, or of other numbers than grey levels."""
+def layout(path: str | os.PathLike) -> str:
+    """What a TIFF file holds: "stack", "planes" or "".
+
+    A stack has several pages, or is of a microscope, or of other numbers than grey levels; "planes" is a picture that
+    tifffile stored plane by plane, as it does by default with three or four frames. All other files have "".
+    """
     try:
         with tifffile.TiffFile(path) as file:
+            page = file.pages.first
             several = len(file.pages) > 1 or file.is_ome or file.is_imagej or file.is_bigtiff
-            page = file.pages.first
-            return bool(several or page.subifds or page.dtype.kind not in "ub")
+            if several or page.subifds or page.dtype.kind not in "ub":
+                return "stack"
+            return "planes" if page.is_shaped and page.planarconfig == 2 and page.samplesperpixel > 1 else ""
     except Exception:  # no TIFF file, or a damaged one: reading it as a picture says so
-        return False
-
-
-def in_planes(path: str | os.PathLike) -> bool:
-    """Whether tifffile stored a picture plane by plane, as it does by default with three or four frames."""
-    try:
-        with tifffile.TiffFile(path) as file:
-            page = file.pages.first
-            return bool(page.is_shaped and page.planarconfig == 2 and page.samplesperpixel > 1)
-    except Exception:  # as above
-        return False
+        return ""
 
 
 @dataclass(frozen=True)

@@ -1,6 +1,8 @@
-"""The learned energies inside other libraries. Each module here needs the library that it is named after:
+"""The learned energies inside other libraries.
 
-deepinv    a ``deepinv.optim.Prior`` and a ``deepinv.models.Denoiser``: :mod:`gnclib.integrations.deepinv`
+deepinv       a ``deepinv.optim.Prior`` and a ``deepinv.models.Denoiser``; needs deepinv
+napari        entries in the menu of napari, for images and stacks; needs napari
+bioimageio    a model of the one-step denoiser for bioimage.io, which ImageJ and others run
 
 Importing this package imports none of them.
 """

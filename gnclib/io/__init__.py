@@ -15,20 +15,12 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "reading": ["check", "parse_json", "read_bytes", "read_json", "settings", "some"],
         "run": ["Keeper", "drive", "rows", "signals"],
         "state": [
-            *(
-                "CHECKPOINT",
-                "Checkpoint",
-                "State",
-                "Turn",
-                "demand_tensors",
-                "load_checkpoint",
-                "read_tensors",
-            ),
-            *("save_checkpoint", "told"),
+            *("CHECKPOINT", "Checkpoint", "State", "Turn", "demand_tensors", "load_checkpoint"),
+            *("read_tensors", "save_checkpoint", "told"),
         ],
         "table": [
             *("Content", "Form", "Job", "Origin", "Record", "Row", "Table"),
-            *("from_object", "rounded"),
+            *("from_object", "markdown", "rounded"),
         ],
     },
 )

@@ -35,7 +35,7 @@ def machine(device: torch.device | str = "cpu", processes: int = 1) -> str:
     if device.type == "cuda":
         text = torch.cuda.get_device_name(device)
     else:
-        text = f"{_cpu()} ({platform.machine()}), {torch.get_num_threads()} torch thread(s)"
+        text = f"{processor()} ({platform.machine()}), {torch.get_num_threads()} torch thread(s)"
     return text + (f", {processes} processes" if processes > 1 else "")
 
 
@@ -51,7 +51,8 @@ def _version(package: str) -> str:
         return ""
 
 
-def _cpu() -> str:
+def processor() -> str:
+    """The model of the CPU."""
     try:
         lines = Path("/proc/cpuinfo").read_text().splitlines()
     except OSError:

@@ -2,7 +2,7 @@
 
 Here: everything between a measurement and an image, and the functions on numpy arrays.
 Never: comparisons over data sets.
-May import: `foe`, `spline`, `score`, `images`, `io`.
+May import: `deep`, `foe`, `score`, `images`, `io`.
 """
 
 import lazy_loader

@@ -53,16 +53,6 @@ COARSE = 0.2
 COMMON = 0.1
 
 
-def to_opponent(channels: np.ndarray) -> np.ndarray:
-    """Brightness and two differences of colour of red, green and blue: (3, ...), float32 or float64 as given."""
-    return _mixed(_cosines(3), channels)
-
-
-def from_opponent(planes: np.ndarray) -> np.ndarray:
-    """The inverse of :func:`to_opponent`."""
-    return _mixed(_cosines(3).T, planes)
-
-
 def _cosines(count: int) -> np.ndarray:
     """The rows of Q, or of the cosine basis of another number of points."""
     return dct(np.eye(count), type=2, norm="ortho", axis=0)
@@ -73,21 +63,6 @@ def _mixed(matrix: np.ndarray, channels: np.ndarray) -> np.ndarray:
     planes = np.tensordot(matrix.astype(channels.dtype), channels - GREY, 1)
     planes += GREY
     return planes
-
-
-def split(
-    channels: np.ndarray, basis: str = "opponent"
-) -> tuple[np.ndarray, Callable[[np.ndarray], np.ndarray]]:
-    """The planes (C, H, W) in which an image is denoised one by one, and the way back from them to its channels.
-
-    basis: one of :data:`BASES`, else ValueError. An image that does not have three channels, or three equal ones, has
-    its channels for planes.
-    """
-    if basis not in BASES:
-        raise ValueError(f"colour images are denoised in {' or '.join(BASES)}, got {basis!r}")
-    if basis == "channels" or len(channels) != 3 or bool((channels == channels[:1]).all()):
-        return channels, lambda planes: planes
-    return to_opponent(channels), from_opponent
 
 
 @dataclass(frozen=True)
@@ -117,30 +92,34 @@ def choose_planes(
     """
     if colour not in ("auto", *BASES):
         raise ValueError(f"colour must be one of auto, {', '.join(BASES)}, got {colour!r}")
-    values, join = split(channels, "channels" if colour == "channels" else "opponent")
-    mixed = values is not channels
+    if len(channels) != 3 or bool((channels == channels[:1]).all()):
+        colour = "channels"
     if np.ndim(sigma):
-        return _with_maps(channels, np.broadcast_to(sigma, channels.shape), colour if mixed else "channels")
-    if sigma is not None and (sigma < LEAST or not (mixed and colour == "auto")):
-        return Planes(values, join, [sigma] * len(values), "opponent" if mixed else "channels")
+        return _with_maps(channels, np.broadcast_to(sigma, channels.shape), colour)
+    basis, matrix = ("channels", np.eye(len(channels))) if colour == "channels" else ("opponent", _cosines(3))
+    if sigma is not None and (sigma < LEAST or colour != "auto"):
+        return _planes(channels, matrix, [sigma] * len(channels), basis)
     noise = measure_noise(channels)
-    basis, matrix, covariance = "channels", np.eye(len(channels)), noise.covariance
-    if mixed and colour == "opponent":
-        basis, matrix, covariance = "opponent", _cosines(3), np.eye(3) * np.trace(covariance) / 3
-    elif mixed:
+    covariance = noise.covariance
+    if colour == "opponent":
+        covariance = np.eye(3) * np.trace(covariance) / 3
+    elif colour == "auto":
         basis, matrix, covariance = _fitting(noise, sigma)
-    if basis == "channels":
-        values, join = channels, lambda planes: planes
-    if basis == "whitened":
-        part = np.abs(matrix - np.eye(3)).any(1)  # the channels with noise
-        values = _apply(matrix, part, channels)
-        join = partial(_apply, np.linalg.inv(matrix), part)
     levels = np.sqrt(np.einsum("ka,ab,kb->k", matrix, covariance, matrix))
     found = [float(s) if s >= LEAST else None for s in levels]
     doubt = "" if sigma is not None or all(map(noise.white, matrix)) else NOT_WHITE
     if sigma is None and not doubt and any(found) and grows(channels):
         doubt = GROWING
-    return Planes(values, join, found, basis, doubt)
+    return _planes(channels, matrix, found, basis, doubt)
+
+
+def _planes(
+    channels: np.ndarray, matrix: np.ndarray, levels: list, basis: str, doubt="", maps=None
+) -> Planes:
+    """The channels mixed by a matrix; one that it leaves alone stays as it is to the bit."""
+    mixed = np.abs(matrix - np.eye(len(matrix))).any(1)
+    join = partial(_apply, np.linalg.inv(matrix), mixed)
+    return Planes(_apply(matrix, mixed, channels), join, levels, basis, doubt, maps)
 
 
 def _with_maps(channels: np.ndarray, maps: np.ndarray, colour: str) -> Planes:
@@ -148,11 +127,9 @@ def _with_maps(channels: np.ndarray, maps: np.ndarray, colour: str) -> Planes:
     variances, matrix = maps.astype(np.float64) ** 2, np.eye(len(channels))
     if colour != "channels":
         matrix = _whitening(np.diag(variances.mean((1, 2)))) if colour == "auto" else _cosines(3)
-    every = np.full(len(channels), colour != "channels")
     maps = np.sqrt(np.tensordot(matrix**2, variances, 1))
     levels = [float(m.max()) if m.max() >= LEAST else None for m in maps]
-    values, join = _apply(matrix, every, channels), partial(_apply, np.linalg.inv(matrix), every)
-    return Planes(values, join, levels, "whitened" if colour == "auto" else colour, maps=maps)
+    return _planes(channels, matrix, levels, "whitened" if colour == "auto" else colour, maps=maps)
 
 
 def _fitting(noise: Noise, sigma: float | None) -> tuple[str, np.ndarray, np.ndarray]:
@@ -194,6 +171,8 @@ def _whitening(covariance: np.ndarray) -> np.ndarray:
 
 def _apply(matrix: np.ndarray, noisy: np.ndarray, channels: np.ndarray) -> np.ndarray:
     """The noisy channels mixed by their part of the matrix, the others as they are."""
+    if not noisy.any():
+        return channels
     found = channels.copy()
     found[noisy] = _mixed(matrix[np.ix_(noisy, noisy)], channels[noisy])
     return found

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnclib.images import metrics
-from gnclib.restore import colour
+from gnclib.restore.colour import BASES, choose_planes
 from gnclib.restore.operators import Denoising, Inpainting
 from gnclib.restore.schemes import Scheme
 
@@ -24,7 +24,7 @@ from gnclib.restore.schemes import Scheme
 class Restoration:
     """How one image went; tuples have a number for each step."""
 
-    start: float  # PSNR of the measurement in dB
+    start: float  # PSNR in dB of what the solver starts from, the noisy image or that with filled holes
     psnr: tuple[float, ...]
     energy: tuple[float, ...]  # D(x_i) + R(x_i, t_min) in nats per pixel, t_min the prior's smallest t
     t: tuple[float, ...]
@@ -77,13 +77,15 @@ def _in_basis(
     """The data term of the planes that are restored, and the way back from them to the channels."""
     if basis == "channels":
         return data, lambda x: x
+    if basis != "opponent":
+        raise ValueError(f"colour images are restored in {' or '.join(BASES)}, got {basis!r}")
     if not isinstance(data, Denoising):
         raise ValueError(
             "missing pixels are filled in channel by channel: opponent colours are for denoising"
         )
-    planes, join = colour.split(data.y.cpu().numpy(), basis)
-    data = Denoising(torch.from_numpy(planes).to(data.y), data.sigma)
-    return data, lambda x: torch.from_numpy(join(x.cpu().numpy())).to(x)
+    planes = choose_planes(data.y.cpu().numpy(), data.sigma, basis)
+    data = Denoising(torch.from_numpy(planes.values).to(data.y), data.sigma)
+    return data, lambda x: torch.from_numpy(planes.join(x.cpu().numpy())).to(x)
 
 
 def psnr(found: Tensor, x: Tensor) -> float:

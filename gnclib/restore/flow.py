@@ -1,7 +1,7 @@
 """GNC flow (Algorithm 1, eq. 9) and the descents that it is compared with.
 
 Every solver is a generator: it computes one step, yields a frozen `State` and waits. The caller owns the loop, and with
-it stopping, plots and progress bars. All have one signature,
+it stopping, plots and progress bars. All but `ddim_flow`, which has no data term, have one signature,
 
     solver(prior, smoothing, data=None, start=None, *, ...)  ->  Iterator[State],
 

@@ -213,15 +213,17 @@ def learning(state: LearnState, images) -> Iterator[Step]:
     if hasattr(images, "keys"):
         refuse_validation(images.keys())
     sampler = PatchSampler(images, config.patch, state.generator)
-    rates = (config.lr, config.lr_prior)
+    rates, projected = (config.lr, config.lr_prior), state.model.projected
     while state.step < config.iterations:
         for group, first in zip(state.optimizer.param_groups, rates, strict=False):
             group["lr"] = learning_rate(first, LEARN_LAST * first, state.step, config.iterations)
         loss = _gradient(state, sampler.sample(config.batch).to(next(state.model.parameters())))
         state.optimizer.step()
         state.schedule.project()
-        if config.lr_prior:
+        if config.lr_prior and projected:  # kernels that were free stay free
             state.model.project()
+        if config.lr_prior:
+            state.model.make_convex()
         state.step += 1
         yield Step(state.step, loss, state.schedule.t, state.schedule.eta)
 

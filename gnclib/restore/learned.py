@@ -130,18 +130,15 @@ class LearnedSchedule(nn.Module):
         prior: an energy with `grad(y, t)`, differentiable in t, which is given as a tensor. start: x_0, shaped like the
         measurement (B, 1, H, W); that of the schedule by default.
         """
-        x = self._begin(data) if start is None else start
+        x = getattr(data, self.x_0)() if start is None else start
         for t, eta in zip(*(v.to(x) for v in self._values()), strict=True):
             x = data.prox(x - eta * prior.grad(x, t), eta)
         return x
 
     def states(self, prior, data: Denoising | Inpainting, start: Tensor | None = None) -> Iterator[State]:
         """The steps of :meth:`forward` one by one, without gradients: the `gnc_flow` with these t and eta."""
-        begin = self._begin(data) if start is None else start
+        begin = getattr(data, self.x_0)() if start is None else start
         return gnc_flow(prior, self.t, data, begin, step_sizes=self.eta, rising=True)
-
-    def _begin(self, data: Denoising | Inpainting) -> Tensor:
-        return data.guess() if self.x_0 == "guess" else data.start()
 
     def demand_fit(self, prior: LearnedEnergy) -> None:
         """Raise ValueError, saying what to do, unless these are the weights that the schedule was learned with."""
@@ -270,9 +267,12 @@ def _learned_levels(name: str, task: Task) -> dict[float, LearnedSchedule]:
     if stem.name == str(stem):
         places.append(WEIGHTS)  # the package has the last word
     pattern = f"{glob.escape(stem.name)}denoise-*/{SCHEDULE}"
-    folders = [file.parent for place in places for file in sorted(place.glob(pattern))]
-    found = [LearnedSchedule.from_pretrained(folder) for folder in folders]
-    return {s.task.level: s for s in found if s.task.kind == "denoise"}
+    found = [file.parent for place in places for file in sorted(place.glob(pattern))]
+    folders = [
+        f for f in found if not (f / "config.json").is_file()
+    ]  # a fine-tuned one has a prior of its own
+    schedules = map(LearnedSchedule.from_pretrained, folders)
+    return {s.task.level: s for s in schedules if s.task.kind == "denoise"}
 
 
 def scaled(schedule: LearnedSchedule, task: Task) -> LearnedSchedule:

@@ -231,7 +231,7 @@ def _filtered(x: Tensor, transfer: Tensor) -> Tensor:
 
 
 class Projections:
-    """Parallel-beam tomography with few views: line integrals of the image, in units of its width.
+    """Parallel-beam tomography with few views: line integrals of the image, in units of its longer side.
 
     Ray (angle, offset) samples the image bilinearly at steps of half a pixel; all rays together are one sparse matrix,
     so that the adjoint is its transpose exactly. The disc inscribed in the image is seen by all views.

@@ -45,6 +45,11 @@ class Denoising:
         if of_pixels := isinstance(sigma, Tensor) and sigma.ndim > 1:
             self.sigma = _expanded("map of sigma", sigma.to(self.y), self.y)
             low, high = (v.item() for v in self.sigma.aminmax())
+        elif isinstance(sigma, Tensor) and sigma.numel() != 1:
+            raise ValueError(
+                f"sigma must be one number, or one for each pixel, shaped like y {tuple(y.shape)}: got"
+                f" {tuple(sigma.shape)}"
+            )
         else:
             self.sigma = low = high = float(sigma)
         if not 0 < low <= high <= FARTHEST:

@@ -138,14 +138,15 @@ def denoise_gnc(
         warnings.warn(planes.doubt, stacklevel=2)
     if not return_std:
         return result
-    told = {
-        "estimated": sigma is None,
-        "scheme": scheme,
-        "prior": prior,
-        "device": device or "cpu",
-        "tile": tile,
-    }
-    std, reasons = std_channels(colours, planes, **told)
+    std, reasons = std_channels(
+        colours,
+        planes,
+        estimated=sigma is None,
+        scheme=scheme,
+        prior=prior,
+        device=device or "cpu",
+        tile=tile,
+    )
     if reasons:
         warnings.warn(f"the standard deviations are uncertain: {'; '.join(reasons)}", stacklevel=2)
     return result, back(np.concatenate([std, np.zeros_like(alpha)]), False)

@@ -20,7 +20,7 @@ import numpy as np
 import torch
 
 from gnclib.checks import USED
-from gnclib.deep import load_prior
+from gnclib.foe import weights_sha256
 from gnclib.images import Stack, check_place, unpack
 from gnclib.io import dumps, held, read_json, write_text
 from gnclib.restore.colour import as_tensor, choose_planes
@@ -64,7 +64,7 @@ def denoise_stack(
     """
     target = check_place(target, (".tif", ".tiff"), force)
     final, file = Path(os.path.realpath(target)), os.stat(source)
-    weights = sum(float(p.norm()) for p in load_prior(options.get("prior", "R1")).parameters())
+    weights = weights_sha256(options.get("prior", "R1"))
     stack, folder = Stack.open(source), final.with_name(f".{final.name}.part")
     folder.mkdir(exist_ok=True)
     with held(folder, "another process"):

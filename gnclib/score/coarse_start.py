@@ -32,11 +32,14 @@ LEAST = 0.03
 
 def begin(model: FieldsOfExperts, images, seed: int) -> None:
     """:func:`fit_coarse`, convex potentials and :func:`fit_constant` on squares of the images, in place."""
+    device = model.offset.device
+    model.cpu()  # as the images are
     side = min(160, *(min(x.shape[-2:]) for x in images.values()))
     fit_coarse(model, images, torch.Generator().manual_seed(seed), side=side)
     model.make_convex()
     squares = [x[..., :side, :side] for x in images.values()]
     fit_constant(model, squares, torch.Generator().manual_seed(seed + 1))
+    model.to(device)
 
 
 @torch.no_grad()

@@ -136,6 +136,11 @@ class TrainConfig:
             raise ValueError(
                 "the boundary term of the corrected objective takes pairs of patches: batch must be >= 2"
             )
+        if self.wide and self.smoothing and self.objective in ("corrected", "vanishing"):
+            raise ValueError(
+                f"the objective {self.objective} needs noise of the whole range in every batch, and with wide patches"
+                " batches have parts of it: choose the objective denoising, or wide = 0"
+            )
         if self.wide and self.batch < 4:
             raise ValueError("wide patches come in a quarter of the batch: batch must be >= 4")
         return self

@@ -7,9 +7,10 @@ The energy is a tensor product of quartic B-splines in the point y and in tau = 
 one potential of a Field of Experts without its convolution. It is linear in the weights w, so each loss of
 section 3.2 (Kobler & Pock 2023, eqs. 4 to 7) is a quadratic form in w and its minimiser a linear solve.
 
-An expectation over (y, tau) is a set of weighted `Points`: made by `quadrature` it is exact to rounding
-(the integrands are smooth on each cell of the grids), made by `sample` it is what training sees. Losses are
-assembled from both by the same functions. y is continued linearly outside of its grid, as in `gnclib.spline`.
+An expectation over (y, tau) is a set of weighted `Points`: made by `quadrature` it is exact to rounding where the prior
+of tau spans the whole grid (the integrands are smooth on each cell of it), made by `sample` it is what training sees.
+Losses are assembled from both by the same functions. Outside of its grid y is continued linearly, as in
+`gnclib.spline`.
 """
 
 from __future__ import annotations

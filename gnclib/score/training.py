@@ -26,6 +26,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from pytorch_optimizer import AdaBelief
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
@@ -189,9 +190,7 @@ def smoothing_part(
     order = 1 if config.objective == "denoising" else 2
     options, margin = ({"border": "valid"}, model.margin) if model.has_valid_part else ({}, 0)
     first, *second = model.dtau(_noisy(x, tau, z), (2 * tau).exp(), order=order, **options)
-    inner = z[
-        ..., margin : z.shape[-2] - margin, margin : z.shape[-1] - margin
-    ]  # one feature position per pixel
+    inner = F.pad(z, [-margin] * 4)  # one feature position per pixel
     pixels = inner[0].numel()
     if config.objective == "denoising":
         return group.share(sm.denoising_term(first, inner), total) / pixels
@@ -229,7 +228,7 @@ def loss_parts(
     t, y = (2 * own_tau).exp(), _noisy(own_x, own_tau, own_z)
     # an energy without a valid part, with coarser scales or a network, sees the whole patch
     edge = 2 * model.margin if model.has_valid_part else 0
-    noise = own_z[..., edge : own_z.shape[-2] - edge, edge : own_z.shape[-1] - edge]
+    noise = F.pad(own_z, [-edge] * 4)
     at_once = isinstance(model, NetworkEnergy) and config.fraction == 1 and config.objective == "denoising"
     if at_once:  # one backward pass gives both derivatives
         grad, first = model.grads(y, t)

@@ -44,11 +44,11 @@ class TrainingSet:
     train: dict[str, Tensor]  # name -> (1, 1, H, W)
     held_out: list[
         Tensor
-    ]  # upper left squares of at most 256 x 256 pixels of other images, each (1, 1, h, w)
+    ]  # of other images the upper left square, at most 256 x 256 pixels, each (1, 1, h, w)
     about: str  # what they are, in words
     held_out_about: str
     digest: str = (
-        ""  # SHA-256 of all images and their names, "" for BSDS500, whose files are checked one by one
+        ""  # SHA-256 of all images and their names; "" for BSDS500, whose files are checked one by one
     )
 
 
@@ -71,7 +71,6 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
         raise ValueError(
             f"{images} holds one image: at least two are needed, since one is held out for validation"
         )
-    _refuse_copies(found)
     _refuse_small(found, patch)
     names = list(found)
     count = max(1, min(MOST_HELD_OUT, len(names) // 8))
@@ -130,25 +129,24 @@ def _refuse_small(images: dict[str, Tensor], patch: int) -> None:
         )
 
 
-def _refuse_copies(images: dict[str, Tensor]) -> None:
-    """Raise ValueError if two have the same grey values: one could be trained on and the other be held out."""
+def _digest(images: dict[str, Tensor]) -> str:
+    """SHA-256 of all images and their names.
+
+    Raises ValueError if two have the same grey values: one could be trained on and the other be held out.
+    """
     seen: dict[bytes, str] = {}
+    whole = hashlib.sha256()
     for name, x in images.items():
-        key = hashlib.sha256(f"{tuple(x.shape)}".encode() + x.contiguous().numpy().tobytes()).digest()
+        shape, pixels = f"{tuple(x.shape)}", x.contiguous().numpy().tobytes()
+        key = hashlib.sha256(shape.encode() + pixels).digest()
         if key in seen:
             raise ValueError(
                 f"{seen[key]} and {name} are the same image: keep one of them, or the validation might see what "
                 "was trained on"
             )
         seen[key] = name
-
-
-def _digest(images: dict[str, Tensor]) -> str:
-    digest = hashlib.sha256()
-    for name, x in images.items():
-        digest.update(f"{name} {tuple(x.shape)}\n".encode())
-        digest.update(x.contiguous().numpy().tobytes())
-    return digest.hexdigest()
+        whole.update(f"{name} {shape}\n".encode() + pixels)
+    return whole.hexdigest()
 
 
 # validation ----------------------------------------------------------------------------------------------------------

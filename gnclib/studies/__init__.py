@@ -4,5 +4,5 @@ Here: Figure 3, the comparison with the field, other inverse problems, coverage 
 from few pairs, ablations, patches of photographs; each is a function from settings to rows of a table
 (:mod:`gnclib.io.table`), and how its rows are summarised.
 Never: drawing.
-May import: `restore`, `score`, `foe`, `gmm`, `spline`, `images`, `io`.
+May import: `restore`, `score`, `deep`, `foe`, `gmm`, `spline`, `images`, `io`.
 """

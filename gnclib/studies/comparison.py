@@ -84,6 +84,9 @@ class Quality(Row):
     cpu: rounded(5)
     evaluations: int | None
 
+    def __str__(self) -> str:
+        return f"{self.task}  {self.image}  {self.method}: {self.psnr:.2f} dB, SSIM {self.ssim:.3f}, {self.cpu:.2f} s"
+
 
 def solved(method: Method, measured: DataTerm) -> tuple[Tensor, dict[str, Any]]:
     """The image that a method finds, and the columns "wall", "cpu" and "evaluations"."""
@@ -111,12 +114,6 @@ def jobs(task: Task, methods: Iterable[Method], images: Mapping[str, Tensor]) ->
                 partial(_judged, method, task, x, seed),
                 method.code,
             )
-
-
-def markdown(head: Iterable[str], rows: Iterable[Iterable[str]]) -> str:
-    """A table."""
-    head = list(head)
-    return "\n".join("| " + " | ".join(cells) + " |" for cells in (head, ["---"] * len(head), *rows))
 
 
 # methods without learning --------------------------------------------------------------------------------------------

@@ -23,11 +23,9 @@ from scipy.stats import norm
 from torch import Tensor
 
 from gnclib.deep import load_prior
-from gnclib.foe import WEIGHTS
 from gnclib.images import add_noise, bsds68, middle, validation_images
-from gnclib.io import Content, Form, Job, Record, Row, Table, rounded, sha256
-from gnclib.restore import Energy, posterior_moments
-from gnclib.studies.comparison import markdown
+from gnclib.io import Content, Form, Job, Record, Row, Table, markdown, rounded
+from gnclib.restore import Energy, posterior_moments, weights_sha256
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("coverage.json")
@@ -106,7 +104,8 @@ def compute(
     file = Table(path, FORM, about, packages=("torch", "numpy", "scipy"))
     images = {name: dict(list(read().items())[:limit]) for name, read in SETS.items()}
     for prior in priors:
-        energy, settings = load_prior(prior), {"weights": sha256(WEIGHTS / prior / "model.safetensors")}
+        energy = load_prior(prior)
+        settings = {"weights": weights_sha256(energy)}
         for sigma in noise:
             for name, found in images.items():
                 wanted = [

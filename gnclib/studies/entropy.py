@@ -16,14 +16,12 @@ files hold all images one below the other. JPEG-LS and JPEG XL are those of the 
 
 from __future__ import annotations
 
-import importlib
 import io
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from types import ModuleType
 from typing import Any, ClassVar
 
 import numpy as np
@@ -33,9 +31,9 @@ from scipy.interpolate import CubicSpline
 from torch import Tensor
 
 from gnclib.deep import load_prior
-from gnclib.foe import WEIGHTS, FieldsOfExperts
-from gnclib.images import bsds68, middle, patches, training_images
-from gnclib.io import Content, Form, Job, Record, Row, Table, rounded, sha256
+from gnclib.foe import FieldsOfExperts
+from gnclib.images import add_noise, bsds68, middle, patches, training_images
+from gnclib.io import Content, Form, Job, Record, Row, Table, markdown, rounded
 from gnclib.restore import (
     Gaussian,
     Prior,
@@ -43,8 +41,8 @@ from gnclib.restore import (
     annealed_constant,
     energy_and_grad,
     quadratic_constant,
+    weights_sha256,
 )
-from gnclib.studies.comparison import markdown
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("entropy.json")
@@ -112,8 +110,7 @@ load = FORM.load
 
 def noisy(x: Tensor, sigma: float) -> Tensor:
     """Images (N, 1, H, W) with noise; that of image k has seed k, at every level."""
-    z = [torch.randn(x[:1].shape, generator=torch.Generator().manual_seed(k)) for k in range(len(x))]
-    return x + sigma * torch.cat(z)
+    return torch.cat([add_noise(one, sigma, k) for k, one in enumerate(x.split(1))])
 
 
 def measured(prior: Prior, x: Tensor, sigma: float) -> dict[str, Any]:
@@ -126,10 +123,10 @@ def measured(prior: Prior, x: Tensor, sigma: float) -> dict[str, Any]:
     return {"energy": (energy.double() / n).tolist(), "left": (left / n).tolist()}
 
 
-def constant(prior: Prior, sigma: float, base: Gaussian, convex: bool) -> dict[str, Any]:
+def constant(prior: Prior, sigma: float, base: Gaussian, quadratic: bool) -> dict[str, Any]:
     """The values of a :class:`Constant`: by a determinant where the energy is quadratic, else by annealing."""
     shape, n = tuple(base.variances.shape), base.variances.numel()
-    if convex:
+    if quadratic:
         value = quadratic_constant(prior, sigma**2, torch.full((1, 1, *shape), base.mean)) / n
         same = dict.fromkeys(("lower", "upper", "value"), value)
         return {"method": "determinant", **same, "error": 0.0, "accepted": 1.0}
@@ -146,8 +143,14 @@ def coded(x: Tensor, sigma: float, coder: str, prior: Prior | None, log_z: float
     levels = (64 + SCALE * noisy(x, sigma)).round().clamp(0, 255)
     picture = levels.reshape(-1, x.shape[-1]).byte().numpy()
     if coder in FURTHER:
+        try:
+            import imagecodecs
+        except ImportError as error:
+            raise ImportError(
+                "JPEG-LS and JPEG XL need imagecodecs: pip install 'gnclib[compare]'"
+            ) from error
         encode, options = FURTHER[coder]
-        return {"bits": 8 * len(getattr(imagecodecs(), encode)(picture, **options)) / levels.numel()}
+        return {"bits": 8 * len(getattr(imagecodecs, encode)(picture, **options)) / levels.numel()}
     if prior is None:
         file = io.BytesIO()
         options = {"PNG": {"optimize": True}, "WebP": {"lossless": True, "quality": 100, "method": 6}}[coder]
@@ -160,25 +163,14 @@ def coded(x: Tensor, sigma: float, coder: str, prior: Prior | None, log_z: float
     return {"bits": nats / math.log(2) + math.log2(SCALE)}
 
 
-def imagecodecs() -> ModuleType:
-    """The package. Raises ModuleNotFoundError, which says how to install it."""
-    try:
-        return importlib.import_module("imagecodecs")
-    except ModuleNotFoundError:
-        raise ModuleNotFoundError(
-            "JPEG-LS and JPEG XL need the package imagecodecs: pip install 'gnclib[compare]'"
-        ) from None
-
-
 def spectrum() -> Gaussian:
     """The Gaussian with the spectrum of patches of the training images."""
     generator = torch.Generator().manual_seed(0)
     return Gaussian.of(patches(list(training_images().values()), SIDE, PATCHES, generator))
 
 
-def density(name: str, mean: float, brightness: float) -> Prior:
-    """A prior of the package, with a density of mean grey values where it has none."""
-    prior = load_prior(name)
+def density(prior: Prior, mean: float, brightness: float) -> Prior:
+    """A prior with a density of mean grey values, where it has none."""
     return WithBrightness(prior, mean, brightness) if isinstance(prior, FieldsOfExperts) else prior
 
 
@@ -194,15 +186,17 @@ def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None 
     about = About(side=SIDE, images=list(images), mean=base.mean, brightness=base.variances[0, 0].item())
     file = Table(path, FORM, about, packages=PACKAGES)
     for name in ("Gaussian", *priors):
-        gaussian = name == "Gaussian"
-        prior = base if gaussian else density(name, about.mean, about.brightness)
-        settings = {} if gaussian else {"weights": sha256(WEIGHTS / name / "model.safetensors")}
-        own, log_z = (SIGMAS[-1], 0.0) if gaussian else (load_prior(name).sigma_max, None)
-        sigmas = [s for s in SIGMAS if s <= own]
-        if not gaussian:
-            quadratic = getattr(load_prior(name).config, "sigma_convex", math.inf) <= sigmas[-1]
-            compute = partial(constant, prior, sigmas[-1], base, quadratic)
-            yield from file.fill("constants", [Job({"prior": name, "sigma": sigmas[-1]}, settings, compute)])
+        prior, settings, sigmas, log_z = base, {}, SIGMAS, 0.0
+        if name != "Gaussian":
+            energy = load_prior(name)
+            prior, settings = (
+                density(energy, about.mean, about.brightness),
+                {"weights": weights_sha256(energy)},
+            )
+            sigmas = [s for s in SIGMAS if s <= energy.sigma_max]
+            quadratic = getattr(energy.config, "sigma_convex", math.inf) <= sigmas[-1]
+            found = partial(constant, prior, sigmas[-1], base, quadratic)
+            yield from file.fill("constants", [Job({"prior": name, "sigma": sigmas[-1]}, settings, found)])
             log_z = next(row.value for row in file.read().rows["constants"] if row.prior == name)
         levels = [Job({"prior": name, "sigma": s}, settings, partial(measured, prior, x, s)) for s in sigmas]
         yield from file.fill("levels", levels)

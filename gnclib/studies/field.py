@@ -1,6 +1,6 @@
 """Comparison with the field: the schemes of this project beside BM3D, TV and biharmonic inpainting, on BSDS68.
 
-*Problems.* A :class:`~gnclib.restore.learned.Task` measures image k with a torch.Generator of seed k: noise
+*Problems.* A :class:`~gnclib.restore.Task` measures image k with a torch.Generator of seed k: noise
 y = x + sigma z, never clipped, or a mask that keeps each pixel with the probability 1 - missing.
 
 *Methods.* :func:`methods` names them all: those without learning and our schemes. Their settings, the SHA-256 of
@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gnclib.foe import WEIGHTS, weights_sha256
 from gnclib.images import data
-from gnclib.io import Content, Form, Job, Row, Table, rounded
+from gnclib.io import Content, Form, Job, Row, Table, markdown, rounded
 from gnclib.restore import Denoising, Inpainting, Task, schemes
 from gnclib.studies.comparison import (
     PACKAGES,
@@ -41,7 +41,6 @@ from gnclib.studies.comparison import (
     biharmonic,
     bm3d,
     jobs,
-    markdown,
     solved,
     tune_tv,
     tv,
@@ -125,11 +124,12 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
             folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
             fits = scheme != "linear" and (scheme != "mmse" or task.kind == "denoise")
             if fits and (not folder or (WEIGHTS / folder / "schedule.json").is_file()):
-                found[f"{prior} {scheme}"] = partial(_ours, prior, scheme, task)
+                found[f"{prior} {scheme}"] = partial(ours, prior, scheme, task)
     return found
 
 
-def _ours(prior: str, name: str, task: Task) -> Method:
+def ours(prior: str, name: str, task: Task) -> Method:
+    """A scheme of :data:`gnclib.restore.schemes.SCHEMES` with a prior of the package."""
     scheme = schemes.load(name, prior, task)
     settings = {"weights": weights_sha256(f"{prior}-finetuned-{task}" if name == "finetuned" else prior)}
     parameters = sum(p.numel() for part in scheme.prior.parameter_groups().values() for p in part)
@@ -179,7 +179,7 @@ def _tuning(task: Task) -> dict[str, Any]:
     return tune_tv(images, task.sigma) | {"on": sorted(images)}
 
 
-def _made(file: Table, offered: Iterable[tuple[Task, str]]) -> list[tuple[Task, Method]]:
+def made(file: Table, offered: Iterable[tuple[Task, str]]) -> list[tuple[Task, Method]]:
     """The methods, ready to run; TV with its weight, which is recorded in the file."""
     found = []
     for task, name in offered:
@@ -205,9 +205,9 @@ def compare(
     method in ``only`` (all by default).
     """
     file, tasks = _opened(path, name), list(tasks)
-    made = _made(file, _offered(tasks, only))
+    found = made(file, _offered(tasks, only))
     for task in tasks:
-        yield from file.fill("results", jobs(task, [method for t, method in made if t == task], images))
+        yield from file.fill("results", jobs(task, [method for t, method in found if t == task], images))
 
 
 def timing(
@@ -225,16 +225,16 @@ def timing(
     file = _opened(path, name)
     run = 1 + max((row.run for row in file.read().rows["timing"]), default=0)
     tasks = [REFERENCE, *(task for task in tasks if task != REFERENCE)]
-    made = _made(file, _offered(tasks, {*only, "BM3D"} if only else ()))
-    spent: list[list[dict]] = [[] for _ in made]
+    chosen = made(file, _offered(tasks, {*only, "BM3D"} if only else ()))
+    spent: list[list[dict]] = [[] for _ in chosen]
     with _one_core():
         small = next(iter(images.values()))[..., :64, :64]
         for k, x in enumerate([small, *images.values()], -1):
-            for (task, method), rows in zip(made, spent, strict=True):
+            for (task, method), rows in zip(chosen, spent, strict=True):
                 measured = task.measure(x, torch.Generator().manual_seed(max(k, 0)))
                 rows.append(solved(method, measured)[1])
     settings, found = {"reference": str(REFERENCE), "images": list(images)}, []
-    for (task, method), (_, *values) in zip(made, spent, strict=True):  # the small one was to warm up
+    for (task, method), (_, *values) in zip(chosen, spent, strict=True):  # the small one was to warm up
         columns = {column: [value[column] for value in values] for column in ("cpu", "wall")}
         columns["evaluations"] = values[0]["evaluations"]
         given = {"run": run, "task": str(task), "method": method.name}

@@ -13,7 +13,7 @@ and each is judged on BSDS68, image k with noise of seed k, nothing clipped.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -113,7 +113,7 @@ def compute(
     path: str | Path,
     training: Mapping[str, Tensor],
     images: Mapping[str, Tensor],
-    counts: Iterable[int] = COUNTS,
+    counts: Sequence[int] = COUNTS,
     seeds: int = SEEDS,
 ) -> Iterator[Schedule]:
     """Compute what is missing in the file, made where it is missing; yield rows as they are added.

@@ -30,9 +30,8 @@ import torch
 from torch import Tensor
 
 from gnclib.deep import load_prior
-from gnclib.foe import LearnedEnergy, weights_sha256
 from gnclib.images import bsds68, middle, psnr, refuse_validation, training_images
-from gnclib.io import Content, Form, Job, Row, Table, rounded
+from gnclib.io import Content, Form, Job, Row, Table, markdown, rounded
 from gnclib.restore import (
     Blur,
     LinearMeasurement,
@@ -47,8 +46,9 @@ from gnclib.restore import (
     last,
     log_schedule,
     proximal_gradient,
+    weights_sha256,
 )
-from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, markdown, tv
+from gnclib.studies.comparison import PACKAGES, Images, Method, Quality, jobs, tv
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("problems.json")
@@ -190,21 +190,15 @@ def images() -> dict[str, Tensor]:
     return {name: middle(x, SIDE) for name, x in list(bsds68().items())[:COUNT]}
 
 
-def _parts(name: str) -> tuple[str | None, str]:
-    """(prior, method) of a name of :data:`NAMES`."""
+def _parts(name: str) -> tuple[str, Prior | None, dict[str, Any]]:
+    """The method of a name of :data:`NAMES`, its energy, and the settings that this stands for."""
     if name not in NAMES:
         raise ValueError(f"unknown method {name!r}: choose one of {', '.join(NAMES)}")
-    prior, _, rest = name.partition(" ")
-    return (prior, rest) if rest in METHODS else (None, name)
-
-
-def _prior(name: str) -> tuple[LearnedEnergy | None, dict[str, str]]:
-    """The energy of a method, and the settings that it stands for."""
-    prior, _ = _parts(name)
-    settings = {"accuracy": ACCURACY}
-    if prior is None:
-        return None, settings
-    return load_prior(prior), settings | {"weights": weights_sha256(prior)}
+    prior, _, kind = name.partition(" ")
+    if kind not in METHODS:
+        return name, None, {"accuracy": ACCURACY}
+    energy = load_prior(prior)
+    return kind, energy, {"accuracy": ACCURACY, "weights": weights_sha256(energy)}
 
 
 def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, Any]:
@@ -214,7 +208,7 @@ def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, 
     not be trained on, and for an unknown method.
     """
     refuse_validation(clean)
-    kind, (prior, _) = _parts(name)[1], _prior(name)
+    kind, prior, _ = _parts(name)
     ends = (prior.sigma_min**2, prior.sigma_max**2) if prior else (0, 0)
     tried = grid(kind, *ends)
     found = [0.0] * len(tried)
@@ -228,7 +222,7 @@ def tune(problem: Problem, name: str, clean: Mapping[str, Tensor]) -> dict[str, 
 
 def method(name: str, best: Mapping[str, float]) -> Method:
     """A method of :data:`NAMES` with its tuned settings."""
-    kind, (prior, settings) = _parts(name)[1], _prior(name)
+    kind, prior, settings = _parts(name)
     learned = sum(p.numel() for p in prior.parameters()) if prior else 0
 
     def restored(measured: LinearMeasurement) -> tuple[Tensor, int | None]:
@@ -246,7 +240,7 @@ def _tuned(file: Table, problem: Problem, name: str) -> dict[str, float]:
         return tune(problem, name, {k: middle(x, TUNING_SIDE) for k, x in training})
 
     given = {"task": str(problem), "method": name}
-    for _ in file.fill("tuned", [Job(given, _prior(name)[1], compute)]):
+    for _ in file.fill("tuned", [Job(given, _parts(name)[2], compute)]):
         pass
     (row,) = (row for row in file.read().rows["tuned"] if (row.task, row.method) == (str(problem), name))
     return row.best
@@ -256,22 +250,21 @@ def restore(
     path: str | Path,
     clean: Mapping[str, Tensor],
     name: str,
-    problems: Iterable[str] = tuple(PROBLEMS),
+    problems: Iterable[str] = (),
     only: Iterable[str] = (),
+    among: Mapping[str, Problem] = PROBLEMS,
 ) -> Iterator[Quality]:
     """Run what is missing in the file, tuning first; yield rows as they are added.
 
     Image k (1, 1, H, W) in [0, 1] of the set of this name is measured with seed k. Raises ValueError for unknown
     problems, or methods in ``only`` (all by default).
     """
-    problems, names = list(problems), list(only) or list(NAMES)
-    for wanted in names:
-        _parts(wanted)
-    for problem in problems:
-        if problem not in PROBLEMS:
-            raise ValueError(f"unknown problem {problem!r}: choose one of {', '.join(PROBLEMS)}")
+    problems, names = list(problems) or list(among), list(only) or list(NAMES)
+    for kind, given, known in (("problem", problems, among), ("method", names, NAMES)):
+        if unknown := [one for one in given if one not in known]:
+            raise ValueError(f"unknown {kind} {unknown[0]!r}: choose one of {', '.join(known)}")
     file = Table(path, FORM, Images(set=name), packages=PACKAGES)
-    for problem in (PROBLEMS[p] for p in problems):
+    for problem in map(among.get, problems):
         for wanted in names:
             made = method(wanted, _tuned(file, problem, wanted))
             yield from file.fill("results", jobs(problem, [made], clean))

@@ -42,7 +42,7 @@ _METADATA = {
 
 
 def use_style(full: bool = False) -> None:
-    """Switch matplotlib to the style of this project (`gnclib/gnclib.mplstyle`): print sizes, colour-blind safe.
+    """Switch matplotlib to the style of this project (`gnclib/suite/gnclib.mplstyle`): print sizes, colour-blind safe.
 
     `full`, the parameter of the notebook, is checked here, ValueError: papermill's ``-p full no`` is the text "no",
     which would count as true.
@@ -73,6 +73,7 @@ def save(
 
     The figure stays open, so that a notebook can show it as well; its parts stay where the first file has them, for
     to lay them out takes as long as to draw. The folder is made where it is missing;
+    ``frames`` are sliders of the notebook, whose last position the file shows.
     ``""`` or None writes nothing, unless the variable `COLLECT` of the environment names a folder. Numbers, what the
     figure shows by name, are numbers, lists, arrays or tensors (8 significant digits are kept). Raises ValueError or
     NotADirectoryError: a name not of lower case letters, digits, ``_`` and ``-``, or numbers that do not fit into JSON;

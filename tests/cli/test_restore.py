@@ -292,6 +292,13 @@ def test_planes_that_may_be_frames_are_named(capsys, tmp_path):
     assert tifffile.imread(tmp_path / "d.tif").shape == frames.shape
 
 
+def test_the_noise_of_each_frame_is_for_stacks_and_estimated(capsys, tmp_path, noisy):
+    words = ("denoise", noisy, "--scheme", "mmse", "--per-frame", "-o", tmp_path / "b.png")
+    assert "is for stacks" in gnc(capsys, *words)[2]
+    assert "leave --sigma away" in gnc(capsys, *words, "--sigma", 20)[2]
+    assert not (tmp_path / "b.png").exists()
+
+
 @pytest.mark.parametrize("shape", [(48, 48), (48, 48, 3)])
 def test_less_noise_than_the_prior_knows_is_refused_in_grey_and_colour(shape):
     y = np.random.default_rng(0).uniform(0, 1, shape)

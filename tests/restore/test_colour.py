@@ -14,6 +14,7 @@ from gnclib.foe import WEIGHTS
 from gnclib.images import data
 from gnclib.images.metrics import ssim
 from gnclib.restore import colour, evaluate, schemes
+from gnclib.restore.colour import choose_planes
 from gnclib.restore.learned import Task
 from gnclib.restore.restoration import denoise_gnc
 
@@ -32,23 +33,28 @@ def error(found, x):
     return ((found - x) ** 2).mean()
 
 
+def opponent(channels):
+    return choose_planes(channels, SIGMA, "opponent")
+
+
 def in_decibels(ratio):
     return 10 * np.log10(ratio)
 
 
 def test_the_basis_is_orthonormal_and_its_inverse_exact():
     x = np.random.default_rng(0).random((3, 5, 7))
-    planes = colour.to_opponent(x)
-    np.testing.assert_allclose(planes - 0.5, np.tensordot(Q, x - 0.5, 1), atol=1e-14)
-    np.testing.assert_allclose(colour.from_opponent(planes), x, atol=1e-14)
+    planes = opponent(x)
+    np.testing.assert_allclose(planes.values - 0.5, np.tensordot(Q, x - 0.5, 1), atol=1e-14)
+    np.testing.assert_allclose(planes.join(planes.values), x, atol=1e-14)
     grey = np.repeat(x[:1], 3, 0)
-    np.testing.assert_allclose(colour.to_opponent(grey)[1:], 0.5, atol=1e-14)  # no difference of colour
-    assert colour.to_opponent(x.astype(np.float32)).dtype == np.float32
+    grey[2] += 1e-15  # or else its channels stay what they are
+    np.testing.assert_allclose(opponent(grey).values[1:], 0.5, atol=1e-14)  # no difference of colour
+    assert opponent(x.astype(np.float32)).values.dtype == np.float32
 
 
 def test_white_noise_stays_white_and_of_one_level():
     z = np.random.default_rng(1).standard_normal((3, 200, 200))
-    planes = colour.to_opponent(z) - 0.5
+    planes = opponent(z).values - 0.5
     covariance = np.cov(planes.reshape(3, -1))
     np.testing.assert_allclose(covariance, np.eye(3), atol=6 / 200)  # 6 standard errors
 
@@ -56,18 +62,18 @@ def test_white_noise_stays_white_and_of_one_level():
 @pytest.mark.parametrize("count", [1, 2, 4])
 def test_only_three_different_channels_are_mixed(count):
     channels = np.random.default_rng(0).random((count, 4, 4))
-    assert colour.split(channels)[0] is channels
+    assert opponent(channels).values is channels
     grey = np.repeat(channels[:1], 3, 0)
-    assert colour.split(grey)[0] is grey  # their noise would be the same, too
-    with pytest.raises(ValueError, match=r"opponent or channels, got 'lab'"):
-        colour.split(channels, "lab")
+    assert opponent(grey).values is grey  # their noise would be the same, too
+    with pytest.raises(ValueError, match=r"auto, opponent, channels, got 'lab'"):
+        choose_planes(channels, SIGMA, "lab")
 
 
 def test_denoising_in_opponent_colours_is_denoising_the_planes():
     y = cat()
-    planes = [denoise_gnc(plane, SIGMA, **QUICK) for plane in colour.to_opponent(y)]
+    planes = [denoise_gnc(plane, SIGMA, **QUICK) for plane in opponent(y).values]
     found = denoise_gnc(y, SIGMA, channel_axis=0, **QUICK)
-    np.testing.assert_allclose(found, colour.from_opponent(np.stack(planes)), atol=1e-6)
+    np.testing.assert_allclose(found, opponent(y).join(np.stack(planes)), atol=1e-6)
     alone = denoise_gnc(y, SIGMA, channel_axis=0, colour="channels", **QUICK)
     np.testing.assert_array_equal(alone, np.stack([denoise_gnc(channel, SIGMA, **QUICK) for channel in y]))
 
@@ -101,7 +107,7 @@ def correlated(rho, sigmas=(25, 25, 25)):
 def gains(y, x, sigma=None):
     """Decibels gained over channel by channel, and the planes."""
     one_by_one, found = (denoise_gnc(y, sigma, channel_axis=0, colour=c) for c in ("channels", "auto"))
-    return in_decibels(error(one_by_one, x) / error(found, x)), colour.choose_planes(y, sigma)
+    return in_decibels(error(one_by_one, x) / error(found, x)), choose_planes(y, sigma)
 
 
 @pytest.mark.filterwarnings("ignore:what varies")
@@ -127,7 +133,7 @@ def test_the_noise_of_the_planes_is_independent_and_of_their_levels(rho):
     """Noise on a smooth image: the covariance of the planes' noise against the levels told."""
     noise = correlated(rho, (40, 20, 10))[1] - cat(0, size=128)
     smooth = 0.5 + np.outer(np.linspace(-0.2, 0.2, 128), np.ones(128)).astype(np.float32)
-    planes, clean = colour.choose_planes(smooth + noise), np.stack([smooth] * 3)
+    planes, clean = choose_planes(smooth + noise), np.stack([smooth] * 3)
     assert planes.basis == "whitened"
     matrix = np.linalg.inv([planes.join(0.5 + e[:, None, None])[:, 0, 0] - 0.5 for e in np.eye(3)]).T
     of_planes = planes.values - (np.tensordot(matrix, clean - 0.5, 1) + 0.5)
@@ -184,7 +190,7 @@ def test_where_colour_is_stored_with_fewer_pixels_the_channels_are_taken():
     noisy = np.rint(cat(30 / 255, size=160).clip(0, 1) * 255).astype(np.uint8)
     Image.fromarray(np.moveaxis(noisy, 0, -1)).save(written, "JPEG", quality=92)
     channels = np.moveaxis(np.asarray(Image.open(written)) / np.float32(255), -1, 0)
-    planes = colour.choose_planes(channels)
+    planes = choose_planes(channels)
     assert planes.values is channels
     assert planes.basis == "channels"
     assert all(planes.levels)
@@ -198,7 +204,7 @@ def test_clipped_pixels_are_left_out_of_the_estimate_in_the_planes():
     x, noise = cat(0, size=200), cat(20 / 255, size=200) - cat(0, size=200)
     x[:, :, :60], x[:, :, 140:] = 0.0, 1.0
     y = np.rint((x + noise).clip(0, 1) * 255).astype(np.float32) / 255
-    planes = colour.choose_planes(y)
+    planes = choose_planes(y)
     assert planes.basis == "opponent"
     np.testing.assert_allclose(planes.levels, 20 / 255, rtol=0.07)
 

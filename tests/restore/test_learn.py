@@ -138,6 +138,29 @@ def test_fine_tuning_lowers_the_loss_and_leaves_a_prior(prior, tmp_path):
     assert f"| weights of the prior | SHA-256 {weights_sha256(tuned)} |" in page
 
 
+def test_fine_tuning_leaves_free_kernels_free(prior, tmp_path):
+    """Those of a prior trained by the restored recipe are not put back to zero mean and norm 1."""
+    free = FieldsOfExperts.from_pretrained(prior)
+    free.kernels[0] += 0.3
+    free.save_pretrained(tmp_path / "free")
+    state = learn.start(tmp_path / "free", NOISE, replace(TUNING, iterations=2), steps=3)
+    assert not state.model.projected
+    run(state, tmp_path / "tuned")
+    assert FieldsOfExperts.from_pretrained(tmp_path / "tuned").kernels[0].mean((-1, -2)).min() > 0.2
+
+
+def test_fine_tuning_leaves_a_convex_prior_convex(tmp_path):
+    convex = FieldsOfExperts(replace(child_runs.PRIORS["R1"], convex_from=0.2))
+    convex.make_convex()
+    convex.save_pretrained(tmp_path / "convex")
+    assert convex.certify(0.5).convex
+    state = learn.start(tmp_path / "convex", NOISE, replace(TUNING, iterations=4, lr_prior=0.05), steps=3)
+    run(state, tmp_path / "tuned")
+    tuned = FieldsOfExperts.from_pretrained(tmp_path / "tuned")
+    assert tuned.certify(0.5).convex
+    assert not torch.equal(tuned.weights[0], convex.weights[0])
+
+
 @pytest.mark.parametrize("name", ["R1", "mine"])
 def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, name):
     shutil.copytree(prior, tmp_path / name)

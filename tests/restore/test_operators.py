@@ -126,6 +126,11 @@ def test_bad_sigma(sigma):
         Denoising(images(0), sigma)
 
 
+def test_a_sigma_for_each_image_is_refused():
+    with pytest.raises(ValueError, match=r"one number, or one for each pixel, shaped like y .*: got \(2,\)"):
+        Denoising(images(0), torch.tensor([0.1, 0.2]))
+
+
 def test_bad_measurements():
     with pytest.raises(ValueError, match="shape"):
         Denoising(torch.zeros(4, 4), 0.1)

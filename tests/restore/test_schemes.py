@@ -118,6 +118,18 @@ def test_learned_scheme_takes_the_schedule_of_prior_and_task(folder):
     torch.testing.assert_close(last(scheme.states(Denoising(y, sigma))).x, x, rtol=1e-4, atol=1e-5)
 
 
+def test_a_fine_tuned_schedule_serves_its_own_level_only(folder):
+    """Its prior was learned with it: there is none for the levels around."""
+    tuned = f"{folder}-finetuned-denoise-25"
+    prior = FieldsOfExperts.from_pretrained(folder)
+    prior.save_pretrained(tuned)
+    like = LearnedSchedule.from_pretrained(f"{folder}-denoise-25")
+    like.save_pretrained(tuned)
+    assert schemes.load("finetuned", folder, DENOISE).steps == 2
+    with pytest.raises(FileNotFoundError, match="learned for"):
+        schemes.load("finetuned", folder, Task("denoise", 24))
+
+
 def test_between_two_noise_levels_the_schedule_is_a_geometric_mean(folder):
     low = LearnedSchedule.from_pretrained(f"{folder}-denoise-25")
     high = LearnedSchedule(

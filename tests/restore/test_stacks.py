@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import tifffile
 
-from gnclib.images import Stack, data, is_stack
+from gnclib.images import Stack, data, layout
 from gnclib.restore import NoiseCurve, denoise_gnc, denoise_stack, stacks
 from tests.cli.test_main import gnc
 
@@ -56,7 +56,7 @@ KINDS = {
 @pytest.mark.parametrize("kind", KINDS)
 def test_frames_are_denoised_and_all_else_in_the_file_stays(tmp_path, kind):
     tifffile.imwrite(tmp_path / "a.tif", STACK, **KINDS[kind])
-    assert is_stack(tmp_path / "a.tif")
+    assert layout(tmp_path / "a.tif") == "stack"
     denoise_stack(tmp_path / "a.tif", tmp_path / "b.tif", 20 / 255, limits=(None, 4095), **FAST)
     assert told(tmp_path / "b.tif") == told(tmp_path / "a.tif")
     found = tifffile.imread(tmp_path / "b.tif").reshape(STACK.shape)
@@ -190,7 +190,7 @@ def test_previews_and_constants_are_named(tmp_path):
     with tifffile.TiffWriter(tmp_path / "pyramid.tif") as file:
         file.write(whole(1, 255, np.uint8)[0], subifds=1, metadata=None)
         file.write(whole(1, 255, np.uint8)[0][::2, ::2], subfiletype=1, metadata=None)
-    assert is_stack(tmp_path / "pyramid.tif")
+    assert layout(tmp_path / "pyramid.tif") == "stack"
     with pytest.raises(ValueError, match="several sizes"):
         denoise_stack(tmp_path / "pyramid.tif", tmp_path / "b.tif")
     tifffile.imwrite(tmp_path / "c.tif", np.full((2, 40, 40), 7, np.float32))
@@ -243,6 +243,6 @@ def test_what_is_no_stack_is_refused(tmp_path):
         with pytest.raises(ValueError, match=r"a\.tif"):
             Stack.open(a)
     tifffile.imwrite(a, np.zeros((30, 30), np.uint8))
-    assert not is_stack(a)
+    assert layout(a) != "stack"
     with pytest.raises(ValueError, match="cannot write"):
         denoise_stack(a, tmp_path / "b.png")

@@ -127,11 +127,15 @@ def test_nothing_departs_from_eq_7_unless_it_is_asked_for():
         (TrainConfig, {"fraction": 1e-300}, {"fraction": 1.001}),
         (TrainConfig, {"batch": 2}, {"batch": 1}),  # the boundary term takes pairs
         (TrainConfig, {"batch": 1, "smoothing": 0.0}, {"batch": 1, "smoothing": 1e-9}),
+        (TrainConfig, {"wide": 0.5, "objective": "denoising"}, {"wide": 0.5, "objective": "corrected"}),
+        (TrainConfig, {"wide": 0.5, "smoothing": 0.0}, {"wide": 0.5, "objective": "vanishing"}),
         (LearnConfig, {"iterations": 1, "lr_prior": 0.0}, {"lr_prior": -1e-300}),
     ],
     ids=str,
 )
 def test_settings_at_their_limits(kind, inside, outside):
     assert {name: getattr(kind(**inside), name) for name in inside} == inside
-    with pytest.raises(ValueError, match=f"{[*outside][-1]} must|batch must be >= 2"):
+    with pytest.raises(
+        ValueError, match=f"{[*outside][-1]} must|batch must be >= 2|choose the objective denoising"
+    ):
         kind(**outside)

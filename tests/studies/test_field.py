@@ -339,6 +339,7 @@ def test_the_command_refuses_nonsense(calls, folder, tmp_path, capsys):
         ([*good, "--sigma", 0], 2, "must lie in"),
         ([*good, "--sigma", "nan"], 2, "must lie in"),
         ([*good, "--missing", 100], 2, "must lie in"),
+        ([*good, "--missing", 0.8], 2, "--missing is in percent here: 0.8 of the pixels is --missing 80"),
         ([*good, "--limit", 0], 2, "--limit"),
         ([*good, "--timing", 0], 2, "--timing"),
         ([*good, "--only", "BM4D"], 2, "no method 'BM4D' for these problems: choose one of BM3D, other"),

@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 
+from gnclib.deep import load_prior
 from gnclib.foe import FieldsOfExperts
 from gnclib.gmm import bounds
 from gnclib.images import data, psnr
@@ -165,7 +166,7 @@ def test_a_tuning_is_what_its_setting_gives():
     """One setting of one grid, on the training crops that the row names."""
     rng = draw("tuning")
     row = rng.choice([row for row in problems.load().rows["tuned"] if "long" not in row.method])
-    kind, (prior, _) = problems._parts(row.method)[1], problems._prior(row.method)
+    kind, prior, _ = problems._parts(row.method)
     k = rng.randrange(len(row.grid))
     training, found = data.training_images(), []
     for seed, name in enumerate(row.on):
@@ -327,7 +328,9 @@ def test_two_images_under_each_density():
     for prior in entropy.PRIORS:
         row = chance.choice([r for r in stored.rows["levels"] if r.prior == prior])
         x = torch.cat([data.middle(images[name], about.side) for name in about.images[:2]])
-        found = entropy.measured(entropy.density(prior, about.mean, about.brightness), x, row.sigma)
+        found = entropy.measured(
+            entropy.density(load_prior(prior), about.mean, about.brightness), x, row.sigma
+        )
         for name in ("energy", "left"):
             for now, then in zip(found[name], getattr(row, name), strict=False):
                 assert math.isclose(now, then, rel_tol=1e-4, abs_tol=1e-3), (prior, row.sigma, name)
