@@ -17,9 +17,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from gnclib import spline
-from gnclib.foe import experts
 from gnclib.foe.config import FoEConfig
-from gnclib.foe.filters import convolve, convolve_adjoint, dct_kernels, reflect, reflect_adjoint
+from gnclib.foe.filters import convolve, dct_kernels, reflect, reflect_adjoint
+from gnclib.foe.layers import Layers
 
 #: gain of the quadratic start relative to that of the fine scale: small, since the fine scale denoises already
 START = 0.2
@@ -68,35 +68,18 @@ class CoarseExperts(nn.Module):
 
     def value(self, y: Tensor, tau: Tensor) -> Tensor:
         """R_coarse: (B,)."""
-        total = torch.zeros_like(tau)
-        for l, z, coefficients in self._scaled(y, tau):
-            if experts.usable(z, self.kernels[l], coefficients) and not torch.is_grad_enabled():
-                total = total + experts.value(z, self.kernels[l], coefficients, self.config.coarse_grid)
-            else:
-                (f,) = spline.evaluate(convolve(z, self.kernels[l]), coefficients, self.config.coarse_grid)
-                total = total + f.sum((1, 2, 3))
-        return total
+        parts = (self._layer(l, tau).value(z) for l, z in enumerate(self.inputs(y, tau)))
+        return sum(parts, torch.zeros_like(tau))
 
     def slope(self, y: Tensor, tau: Tensor) -> Tensor:
         """The gradient in y: sum_l (D^l)^T s_l P^T K_l^T psi_l'."""
-        slopes = []
-        for l, z, coefficients in self._scaled(y, tau):
-            if experts.usable(z, self.kernels[l], coefficients):
-                slopes.append(experts.slope(z, self.kernels[l], coefficients, self.config.coarse_grid))
-            else:
-                x = convolve(z, self.kernels[l])
-                (fx,) = spline.evaluate(x, coefficients, self.config.coarse_grid, (1,))
-                slopes.append(convolve_adjoint(fx, self.kernels[l]))
-        return self._gather(slopes, y, tau)
+        parts = [self._layer(l, tau).slope(z) for l, z in enumerate(self.inputs(y, tau))]
+        return self._gather(parts, y, tau)
 
     def curved(self, y: Tensor, tau: Tensor, v: Tensor) -> Tensor:
         """The Hessian times v, shaped like y."""
-        found = []
-        for (l, z, coefficients), (_, w, _) in zip(self._scaled(y, tau), self._scaled(v, tau), strict=True):
-            x = convolve(z, self.kernels[l])
-            (fxx,) = spline.evaluate(x, coefficients, self.config.coarse_grid, (2,))
-            found.append(convolve_adjoint(fxx * convolve(w, self.kernels[l]), self.kernels[l]))
-        return self._gather(found, y, tau)
+        pairs = enumerate(zip(self.inputs(y, tau), self.inputs(v, tau), strict=True))
+        return self._gather([self._layer(l, tau).curved(z, w) for l, (z, w) in pairs], y, tau)
 
     def dtau(self, y: Tensor, tau: Tensor, order: int) -> tuple[Tensor, ...]:
         """The derivatives in tau at fixed y up to ``order``, 1 or 2: each (B,)."""
@@ -134,16 +117,13 @@ class CoarseExperts(nn.Module):
     def _coefficients(self, tau: Tensor, l: int, derivative: int = 0) -> Tensor:
         return spline.contract(self.weights[l], tau, self.config.grid_tau, derivative)
 
-    def _scaled(self, y: Tensor, tau: Tensor) -> list[tuple[int, Tensor, Tensor]]:
-        """(l - 1, s_l P D^l y, coefficients of psi_l) of each scale."""
-        return [
-            (
-                l,
-                self._scale(tau, l)[0][:, None, None, None] * reflect(u, self._margin),
-                self._coefficients(tau, l),
-            )
-            for l, u in enumerate(self._pyramid(y))
-        ]
+    def _layer(self, l: int, tau: Tensor) -> Layers:
+        return Layers([self.kernels[l]], (1,), [self._coefficients(tau, l)], self.config.coarse_grid)
+
+    def inputs(self, y: Tensor, tau: Tensor) -> list[Tensor]:
+        """s_l P D^l y, what the kernels of each scale see."""
+        scaled = enumerate(self._pyramid(y))
+        return [self._scale(tau, l)[0][:, None, None, None] * reflect(u, self._margin) for l, u in scaled]
 
     def _gather(self, parts: list[Tensor], y: Tensor, tau: Tensor) -> Tensor:
         """sum_l (D^l)^T s_l P^T parts_l, from the coarsest scale on."""

@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from gnclib import spline
-from gnclib.foe import FoEConfig, convexity, demand_shape, read_prior, starts
+from gnclib.foe import FoEConfig, LearnedEnergy, convexity, demand_shape, read_prior, starts
 from gnclib.foe.coarse import CoarseExperts, scale
 from gnclib.foe.filters import convolve, dct_kernels, reflect, reflect_adjoint
 from gnclib.foe.layers import Layers
@@ -50,7 +50,7 @@ def _in_full_precision(method):
     return exact
 
 
-class FieldsOfExperts(Layers):
+class FieldsOfExperts(LearnedEnergy):
     """R_L(y, t) of Kobler & Pock 2023, eqs. (2) and (3); see the module for the formula and our choices.
 
     A new one starts as the paper describes: DCT kernels in K_1, Kaiming-normal K_l, identity activations, and a
@@ -206,14 +206,14 @@ class FieldsOfExperts(Layers):
             Bad shapes, non-finite images, images smaller than the continuation, t outside of its range.
         """
         y, tau = self._check(y, t, border)
-        z, coefficients = self._input(y, tau, border), self._coefficients(tau)
-        value = self._value(z, coefficients) + self._count(z) * self._constant(tau)[0]
+        z = self._input(y, tau, border)
+        value = self._layers(tau).value(z) + self._count(z) * self._constant(tau)[0]
         return value + self.coarse.value(y, tau) if self.coarse else value
 
     def grad(self, y: Tensor, t: float | Tensor, *, border: str = "reflect") -> Tensor:
         """The exact gradient of :meth:`energy` in y, shaped like y: s pad^T K_1^T phi_1' K_2^T ... phi_L'."""
         y, tau = self._check(y, t, border)
-        g = self._output(self._slope(self._input(y, tau, border), self._coefficients(tau)), tau, border)
+        g = self._output(self._layers(tau).slope(self._input(y, tau, border)), tau, border)
         return g + self.coarse.slope(y, tau) if self.coarse else g
 
     def energy_and_grad(
@@ -221,8 +221,8 @@ class FieldsOfExperts(Layers):
     ) -> tuple[Tensor, Tensor]:
         """:meth:`energy` and :meth:`grad` in little more time than the gradient alone."""
         y, tau = self._check(y, t, border)
-        z, coefficients = self._input(y, tau, border), self._coefficients(tau)
-        value, slope = self._value_and_slope(z, coefficients)
+        z = self._input(y, tau, border)
+        value, slope = self._layers(tau).value_and_slope(z)
         value, slope = value + self._count(z) * self._constant(tau)[0], self._output(slope, tau, border)
         if self.coarse:
             value, slope = value + self.coarse.value(y, tau), slope + self.coarse.slope(y, tau)
@@ -240,8 +240,7 @@ class FieldsOfExperts(Layers):
                 f" {4 * self.config.margin} in each direction"
             )
         y, tau = self._check(y, t, "valid")
-        z, coefficients = self._input(y, tau, "valid"), self._coefficients(tau)
-        return self._output(self._inner_slope(z, coefficients), tau, "valid")
+        return self._output(self._layers(tau).inner_slope(self._input(y, tau, "valid")), tau, "valid")
 
     @_in_full_precision
     def dtau(
@@ -277,15 +276,12 @@ class FieldsOfExperts(Layers):
 
     @_in_full_precision
     def hvp(self, y: Tensor, t: float | Tensor, v: Tensor, *, border: str = "reflect") -> Tensor:
-        """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of :meth:`grad` along v.
-
-        Features x_l and adjoints g_l carry their derivatives x_l', g_l' along v with them.
-        """
+        """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of :meth:`grad` along v."""
         y, tau = self._check(y, t, border)
         demand_shape(v, y)
         far = self.coarse.curved(y, tau, v) if self.coarse else None
-        z, v, coefficients = self._input(y, tau, border), self._input(v, tau, border), self._coefficients(tau)
-        near = self._output(self._curved(z, v, coefficients), tau, border)
+        z, v = self._input(y, tau, border), self._input(v, tau, border)
+        near = self._output(self._layers(tau).curved(z, v), tau, border)
         return near if far is None else near + far
 
     # parts ---------------------------------------------------------------------------------------------------------
@@ -299,6 +295,15 @@ class FieldsOfExperts(Layers):
             )
         self._demand_images(y, self.smallest if border == "reflect" else 2 * self.config.margin + 1)
         return y, self._range(t, y.shape[0], y)
+
+    def _coefficients(self, tau: Tensor, derivative: int = 0) -> list[Tensor]:
+        """Of phi_1 ... phi_L at each tau, or of a derivative in tau: each (B, C, N_x)."""
+        return [spline.contract(w, tau, self.config.grid_tau, derivative) for w in self.weights]
+
+    def _layers(self, tau: Tensor) -> Layers:
+        return Layers(
+            self.kernels, self.config.dilations, self._coefficients(tau), self.config.grid_x, self.bf16
+        )
 
     def _scale(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s(tau) and its first two derivatives, each (B,)."""

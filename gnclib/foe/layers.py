@@ -13,7 +13,8 @@ from __future__ import annotations
 import json
 import math
 import os
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Self
 
@@ -116,91 +117,115 @@ def recorded(*tensors: Tensor) -> bool:
     return torch.is_grad_enabled() and any(v.requires_grad for v in tensors)
 
 
-class Layers(LearnedEnergy):
-    """Base of the energies with filters ``kernels``, splines ``weights`` (C, N_x, N_tau) and a :class:`FoEConfig`."""
+@dataclass(frozen=True)
+class Layers:
+    """The layers at given smoothing: what a Field of Experts is for images whose tau has been put in.
 
-    def _coefficients(self, tau: Tensor, derivative: int = 0) -> list[Tensor]:
-        return [
-            spline.contract(w, tau, self.config.grid_tau, derivative) for w in self.weights
-        ]  # each (B, C, N_x)
+    ``kernels`` and ``dilations`` of K_1 ... K_L, ``coefficients`` (B, C, N_x) of the splines on ``grid``, one per
+    layer. With ``bf16`` the gradient's convolutions between channels are computed in bfloat16.
+    """
 
-    def _fused(self, z: Tensor, coefficients: list[Tensor]) -> bool:
-        """Whether :mod:`gnclib.foe.experts` serves this energy and these tensors."""
-        return self.config.layers == 1 and experts.usable(z, self.kernels[0], coefficients[0])
+    kernels: Sequence[Tensor]
+    dilations: Sequence[int]
+    coefficients: Sequence[Tensor]
+    grid: spline.SplineGrid
+    bf16: bool = False
 
-    def _value(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
+    def _fused(self, z: Tensor, *recorded_too: Tensor) -> bool:
+        """Whether :mod:`gnclib.foe.experts` serves these tensors, none of the latter being recorded."""
+        inputs = self.kernels[0], self.coefficients[0]
+        return len(self.kernels) == 1 and experts.usable(z, *inputs) and not recorded(*recorded_too)
+
+    def value(self, z: Tensor) -> Tensor:
         """< phi_L(x_L), 1 >: (B,)."""
-        if self._fused(z, coefficients) and not recorded(*self.kernels, *coefficients):
-            return experts.value(z, self.kernels[0], coefficients[0], self.config.grid_x)
-        for l in range(self.config.layers):
-            x = convolve(z, self.kernels[l], self.config.dilations[l])
-            (z,) = spline.evaluate(x, coefficients[l], self.config.grid_x)
+        if self._fused(z, *self.kernels, *self.coefficients):
+            return experts.value(z, self.kernels[0], self.coefficients[0], self.grid)
+        for kernel, dilation, c in zip(self.kernels, self.dilations, self.coefficients, strict=True):
+            (z,) = spline.evaluate(convolve(z, kernel, dilation), c, self.grid)
         return z.sum((1, 2, 3))
 
-    def _slope(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
+    def slope(self, z: Tensor) -> Tensor:
         """K_1^T phi_1' K_2^T ... phi_L', shaped like z."""
-        if self._fused(z, coefficients):
-            return experts.slope(z, self.kernels[0], coefficients[0], self.config.grid_x)
-        return self._backward(self._slopes(z, coefficients))
+        if self._fused(z):
+            return experts.slope(z, self.kernels[0], self.coefficients[0], self.grid)
+        return self._backward(self._slopes(z)[1])
 
-    def _value_and_slope(self, z: Tensor, coefficients: list[Tensor]) -> tuple[Tensor, Tensor]:
-        if self._fused(z, coefficients) and not recorded(z, *self.kernels, *coefficients):
-            return experts.value_and_slope(z, self.kernels[0], coefficients[0], self.config.grid_x)
-        value, slopes = self._slopes(z, coefficients, value=True)
+    def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
+        """:meth:`value` and :meth:`slope` at once."""
+        if self._fused(z, z, *self.kernels, *self.coefficients):
+            return experts.value_and_slope(z, self.kernels[0], self.coefficients[0], self.grid)
+        value, slopes = self._slopes(z, value=True)
         return value.sum((1, 2, 3)), self._backward(slopes)
 
-    def _layers(self) -> list[tuple[Tensor, int]]:
-        """Kernel and dilation of each layer for the gradient; kernels between channels in bfloat16 where chosen."""
-        kernels = (k.bfloat16() if self.bf16 and k.shape[1] > 1 else k for k in self.kernels)
-        return list(zip(kernels, self.config.dilations, strict=True))
+    def inner_slope(self, z: Tensor) -> Tensor:
+        """:meth:`slope` at the pixels all of whose features lie inside of z."""
+        if self._fused(z):
+            edge = self.kernels[0].shape[-1] - 1
+            return self.slope(z)[..., edge:-edge, edge:-edge]
+        *slopes, g = self._slopes(z)[1]
+        for l in reversed(range(1, len(self.kernels))):
+            g = convolve_adjoint_inner(g, self.kernels[l], self.dilations[l])
+            g = g * crop_to(slopes[l - 1], g)
+        return convolve_adjoint_inner(g, self.kernels[0])
 
-    def _slopes(self, z: Tensor, coefficients: list[Tensor], value: bool = False):
-        """phi_1'(x_1) ... phi_L'(x_L); with ``value`` phi_L(x_L) before them."""
-        slopes, last = [], self.config.layers - 1
-        for l, (kernel, dilation) in enumerate(self._layers()):
-            x = convolve(z, kernel, dilation)
-            orders = (0, 1) if l < last or value else (1,)
-            *values, slope = spline.evaluate(x, coefficients[l], self.config.grid_x, orders)
+    def curved(self, z: Tensor, v: Tensor) -> Tensor:
+        """The derivative of :meth:`slope` in z along v: the Hessian of :meth:`value` times v."""
+        if self._fused(z, z, v, *self.kernels, *self.coefficients):
+            return experts.curved(z, v, self.kernels[0], self.coefficients[0], self.grid)
+        return self.bent(v, *self.taken_apart(z)[1:])
+
+    def taken_apart(self, z: Tensor) -> tuple[list[Tensor], list[Tensor], list[Tensor]]:
+        """x_l, phi_l'(x_l) and g_l phi_l''(x_l) of all layers, g_l the derivative of the value in phi_l."""
+        features, slopes, bends, last = [], [], [], len(self.kernels) - 1
+        for kernel, dilation, c in zip(self.kernels, self.dilations, self.coefficients, strict=True):
+            features.append(convolve(z, kernel, dilation))
+            orders = (0, 1, 2) if len(features) <= last else (1, 2)
+            *values, slope, bend = spline.evaluate(features[-1], c, self.grid, orders)
             z = values[0] if values else None
             slopes.append(slope)
-        return (z, slopes) if value else slopes
+            bends.append(bend)
+        g = slopes[last]
+        for l in reversed(range(last)):
+            g = convolve_adjoint(g, self.kernels[l + 1], self.dilations[l + 1])
+            bends[l] = g * bends[l]
+            g = g * slopes[l]
+        return features, slopes, bends
+
+    def tangents(self, v: Tensor, slopes: list[Tensor]) -> list[Tensor]:
+        """The derivatives of x_1 ... x_L along v, by the slopes of :meth:`taken_apart`."""
+        found = []
+        for kernel, dilation, slope in zip(self.kernels, self.dilations, slopes, strict=True):
+            found.append(convolve(v, kernel, dilation))
+            v = slope * found[-1]
+        return found
+
+    def bent(self, v: Tensor, slopes: list[Tensor], bends: list[Tensor]) -> Tensor:
+        """The Hessian times v from the slopes and bends of :meth:`taken_apart`: sum_l J_l^T diag(bends_l) J_l v."""
+        moved, g = self.tangents(v, slopes), 0.0
+        for l in reversed(range(len(bends))):
+            g = convolve_adjoint(bends[l] * moved[l] + slopes[l] * g, self.kernels[l], self.dilations[l])
+        return g
+
+    def _steps(self) -> list[tuple[Tensor, int]]:
+        """Kernel and dilation of each layer for the gradient; kernels between channels in bfloat16 where chosen."""
+        kernels = (k.bfloat16() if self.bf16 and k.shape[1] > 1 else k for k in self.kernels)
+        return list(zip(kernels, self.dilations, strict=True))
+
+    def _slopes(self, z: Tensor, value: bool = False) -> tuple[Tensor | None, list[Tensor]]:
+        """phi_L(x_L) if ``value``, and phi_1'(x_1) ... phi_L'(x_L)."""
+        slopes, last = [], len(self.kernels) - 1
+        for l, (kernel, dilation) in enumerate(self._steps()):
+            orders = (0, 1) if l < last or value else (1,)
+            x = convolve(z, kernel, dilation)
+            *values, slope = spline.evaluate(x, self.coefficients[l], self.grid, orders)
+            z = values[0] if values else None
+            slopes.append(slope)
+        return z, slopes
 
     def _backward(self, slopes: list[Tensor]) -> Tensor:
-        g, layers = slopes[-1], self._layers()
-        for l in reversed(range(self.config.layers)):
-            g = convolve_adjoint(g, *layers[l])
+        g, steps = slopes[-1], self._steps()
+        for l in reversed(range(len(steps))):
+            g = convolve_adjoint(g, *steps[l])
             if l:
                 g = g * slopes[l - 1]
         return g
-
-    def _curved(self, z: Tensor, v: Tensor, coefficients: list[Tensor]) -> Tensor:
-        """The derivative of :meth:`_slope` in z along v."""
-        if self._fused(z, coefficients) and not recorded(z, v, *self.kernels, *coefficients):
-            return experts.curved(z, v, self.kernels[0], coefficients[0], self.config.grid_x)
-        kept, last = [], self.config.layers - 1
-        for l, (kernel, dilation) in enumerate(zip(self.kernels, self.config.dilations, strict=True)):
-            x, v = convolve(z, kernel, dilation), convolve(v, kernel, dilation)
-            orders = (0, 1, 2) if l < last else (1, 2)
-            *values, slope, curvature = spline.evaluate(x, coefficients[l], self.config.grid_x, orders)
-            kept.append((slope, curvature * v))
-            z, v = values[0] if values else None, slope * v
-        g, g_v = kept[-1]
-        for l in reversed(range(self.config.layers)):
-            g_v = convolve_adjoint(g_v, self.kernels[l], self.config.dilations[l])
-            if l:
-                g = convolve_adjoint(g, self.kernels[l], self.config.dilations[l])
-                slope, bent = kept[l - 1]
-                g, g_v = g * slope, g_v * slope + g * bent
-        return g_v
-
-    def _inner_slope(self, z: Tensor, coefficients: list[Tensor]) -> Tensor:
-        """:meth:`_slope` at the pixels all of whose features lie inside of z."""
-        if self._fused(z, coefficients):
-            edge = 2 * self.config.margin
-            return self._slope(z, coefficients)[..., edge:-edge, edge:-edge]
-        slopes = self._slopes(z, coefficients)
-        g = slopes[-1]
-        for l in reversed(range(1, self.config.layers)):
-            g = convolve_adjoint_inner(g, self.kernels[l], self.config.dilations[l])
-            g = g * crop_to(slopes[l - 1], g)
-        return convolve_adjoint_inner(g, self.kernels[0])

@@ -13,6 +13,7 @@ begins anew for each. And it says which layer bends the energy.
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -20,8 +21,7 @@ from scipy.sparse.linalg import LinearOperator, eigsh
 from torch import Tensor
 
 from gnclib.foe import FieldsOfExperts
-from gnclib.foe.curves import input_scale, layers
-from gnclib.foe.filters import convolve, convolve_adjoint, reflect, reflect_adjoint
+from gnclib.foe.filters import reflect, reflect_adjoint
 
 
 class PointHessian:
@@ -38,37 +38,21 @@ class PointHessian:
         if prior.coarse:
             raise ValueError("this takes one scale apart: for a prior with coarser scales use its hvp")
         self.t, self.margin, self.shape = sigma**2, prior.config.margin, tuple(y.shape)
-        self.kernels, self.dilations = [k.detach() for k in prior.kernels], prior.config.dilations
-        self.scale = input_scale(prior.config, sigma)
-        passed = layers(prior, y, sigma, (0, 1, 2))
-        self.features = [x for x, _ in passed]
-        self.slopes = [values[1] for _, values in passed]
-        self.curvatures = [values[2] for _, values in passed]
-        g = torch.ones_like(self.features[-1])
-        for l in reversed(range(len(self.kernels))):
-            self.curvatures[l] = g * self.curvatures[l]
-            g = convolve_adjoint(g * self.slopes[l], self.kernels[l], self.dilations[l])
-
-    def _tangents(self, v: Tensor) -> list[Tensor]:
-        """J_1 v ... J_L v."""
-        h, found = self.scale * reflect(v, self.margin), []
-        for kernel, dilation, slope in zip(self.kernels, self.dilations, self.slopes, strict=True):
-            found.append(convolve(h, kernel, dilation))
-            h = slope * found[-1]
-        return found
+        tau = prior._range(self.t, 1, y)
+        self._scale, layers = prior._scale(tau)[0], prior._layers(tau)
+        self._layers = replace(layers, kernels=[k.detach() for k in layers.kernels])
+        found = self._layers.taken_apart(prior._input(y, tau, "reflect"))
+        self.features, self._slopes, self.curvatures = found
 
     def __call__(self, v: Tensor) -> Tensor:
         """t Hess R v, shaped like v = (1, 1, H, W)."""
-        tangents, g = self._tangents(v), None
-        for l in reversed(range(len(self.kernels))):
-            q = self.curvatures[l] * tangents[l]
-            q = q if g is None else q + self.slopes[l] * g
-            g = convolve_adjoint(q, self.kernels[l], self.dilations[l])
-        return self.t * reflect_adjoint(self.scale * g, self.margin)
+        bent = self._layers.bent(self._scale * reflect(v, self.margin), self._slopes, self.curvatures)
+        return self.t * reflect_adjoint(self._scale * bent, self.margin)
 
     def by_layer(self, v: Tensor) -> list[float]:
         """t <J_l v, diag(g_l phi_l'') J_l v> for l = 1 ... L: the parts whose sum is t <v, Hess R v>."""
-        pairs = zip(self.curvatures, self._tangents(v), strict=True)
+        moved = self._layers.tangents(self._scale * reflect(v, self.margin), self._slopes)
+        pairs = zip(self.curvatures, moved, strict=True)
         return [self.t * float((c.double() * x.double() ** 2).sum()) for c, x in pairs]
 
 

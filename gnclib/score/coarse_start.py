@@ -125,7 +125,7 @@ def _scores(model: FieldsOfExperts, y: Tensor, tau: Tensor) -> Tensor:
         g = F.conv_transpose2d(g, model.kernels[0], groups=config.features)
         found.append(root * model._output(g, tau, "reflect")[0])
     sizes = [tuple(y.shape[-2:])]
-    for l, z, _ in coarse._scaled(y, tau):
+    for l, z in enumerate(coarse.inputs(y, tau)):
         x = convolve(z, coarse.kernels[l])
         sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
         for width in WIDTHS:

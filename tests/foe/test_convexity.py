@@ -232,3 +232,29 @@ def test_what_cannot_be_certified_is_said(energy):
     with pytest.raises(ValueError, match="one layer"):
         FieldsOfExperts(FoEConfig(layers=2)).certify(0.1)
     assert not FieldsOfExperts.from_pretrained("R1").certify(0.25).convex
+
+
+# --- repairs at one noise level -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("sigma", [0.02, 0.3, 1.0])
+@pytest.mark.parametrize("name", ["R1", "P1"])
+def test_a_repaired_energy_is_certified(name, sigma):
+    prior = FieldsOfExperts.from_pretrained(name)
+    free = prior.certify(sigma**2)
+    assert not free.convex
+    assert convexity.repaired(prior, sigma**2).certify(sigma**2).convex
+    for most in (0.9 * free.inner_curvature, 1.5):
+        found = convexity.repaired(prior, sigma**2, most).certify(sigma**2)
+        assert found.inner_curvature <= min(most * (1 + 1e-4), free.inner_curvature)
+    assert found.inner_curvature > 0.75  # not flattened: some potentials are as steep as they may be
+
+
+def test_a_bound_that_holds_anyway_changes_nothing():
+    prior, y = FieldsOfExperts.from_pretrained("R1"), torch.rand(1, 1, 30, 30)
+    t = 0.3**2
+    same = convexity.repaired(prior, t, 1e3)
+    torch.testing.assert_close(same.grad(y, t), prior.grad(y, t), rtol=1e-4, atol=1e-3)
+    for refused in ("R3", "M1"):
+        with pytest.raises(ValueError, match="one layer and one scale"):
+            convexity.repaired(FieldsOfExperts.from_pretrained(refused), t)
