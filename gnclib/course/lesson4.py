@@ -158,12 +158,17 @@ QUADRATIC = Exercise(
 # --- 4.4 potentials that know the noise level -----------------------------------------------------------------------
 
 
+def _within(nodes, share):
+    """Points of the complete range, from its lower end (share 0) to its upper end (share 1)."""
+    low, high = (nodes[1] + nodes[2]) / 2, (nodes[-3] + nodes[-2]) / 2
+    return low + (high - low) * share
+
+
 def _draw_potential(g):
     b, c, m, n, j = (g.integer(*r) for r in ((2, 4), (2, 4), (3, 6), (9, 12), (6, 8)))
     mu = -2.0 + g.number(0.3, 0.6) * torch.arange(n, **F64)
     nu = -4.0 + g.number(0.6, 0.9) * torch.arange(j, **F64)
-    x = -1.0 + 2.5 * g.rand(b, c, m)
-    tau = -2.5 + 1.5 * g.rand(b)
+    x, tau = _within(mu, g.rand(b, c, m)), _within(nu, g.rand(b))
     return x, g.randn(c, n, j), torch.exp(2 * tau), mu, nu
 
 
