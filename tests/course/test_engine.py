@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnclib.course import Exercise, engine, examine
+from gnclib.course import Exercise, engine, examine, exercise
 from gnclib.course.engine import RIGHT
 from gnclib.course.lesson import F64, Heading, hints, shaped, slip
 
@@ -174,6 +174,28 @@ def test_not_solved_yet_is_no_error():
         raise NotImplementedError
 
     assert str(examine(SCALE, stub)) == "0.1 rows scaled to sum t - to do"
+
+
+def test_a_dtype_that_torch_does_not_implement_is_an_error():
+    def abs_of_truths(x, mean, std, levels):
+        inside = ((x - mean) <= std).abs()
+        return inside.double().mean() * torch.ones_like(levels)
+
+    verdict = examine(exercise("6.3"), abs_of_truths)
+    assert verdict.status == "not yet"
+    assert "stopped with NotImplementedError in the line `inside =" in verdict.message
+
+
+def test_a_wrong_constant_is_not_taken_for_single_precision():
+    def energy(w, mu, v, y, t, pi=3.14):
+        s = v + t
+        logs = w.log() - (y[:, None] - mu) ** 2 / (2 * s) - 0.5 * torch.log(2 * pi * s)
+        return -torch.logsumexp(logs, 1)
+
+    assert examine(exercise("1.1"), lambda *a: energy(*a, pi=torch.pi)).status == RIGHT
+    verdict = examine(exercise("1.1"), energy)
+    assert verdict.status == "not yet"
+    assert "float64" not in verdict.message
 
 
 def test_an_answer_that_is_right_on_some_inputs_only_is_not_right():
