@@ -294,9 +294,7 @@ def _rounded(exercise: Exercise, results: list, truths: list) -> str:
 
     Entries near zero may be off by as much as others of the usual size; the largest would excuse wrong formulas, too.
     """
-    entries = [
-        part.abs().flatten() for truth in truths for part in map(_double, _parts(truth)) if part.ndim
-    ]
+    entries = [part.abs().flatten() for truth in truths for part in map(_double, _parts(truth)) if part.ndim]
     size = float(torch.cat(entries).median()) if entries else 0.0
     return ROUNDED if entries and _all_agree(exercise, results, truths, 1e-5, 1e-5 * size) else ""
 

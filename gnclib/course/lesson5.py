@@ -301,33 +301,27 @@ def _tau_step(t, slope, n):
     return (t.log() - 2 * slope / (2 * n)).exp()
 
 
-def _pixels(x):
-    return x[0].numel()
+def _joint(
+    grad,
+    dtau,
+    prox,
+    x,
+    t,
+    t_min,
+    t_max,
+    n=lambda x: x[0].numel(),
+    move=_tau_step,
+    wide=wide,
+    seen=lambda new, old: new,
+):
+    """One step in x, then one in tau at the image that is `seen`, the new one: x (B, 1, H, W) and t (B,)."""
+    new = _image_step(grad, prox, x, t, wide)
+    return new, move(t, dtau(seen(new, x), t), n(x)).clamp(t_min, t_max)
 
 
-def _literal(x):
-    """The paper's preconditioner, 48 n for the 48 channels of R_1, in units of ours, 2 n."""
-    return 24 * x[0].numel()
-
-
-def _joint(grad, dtau, prox, x, t, t_min, t_max, pixels=_pixels, move=_tau_step, wide=wide):
-    """One step in x, then one in tau at the new x: x (B, 1, H, W) and t (B,)."""
-    x = _image_step(grad, prox, x, t, wide)
-    return x, move(t, dtau(x, t), pixels(x)).clamp(t_min, t_max)
-
-
-def _old_image(grad, dtau, prox, x, t, t_min, t_max, pixels=_pixels):
-    return _image_step(grad, prox, x, t), _tau_step(t, dtau(x, t), pixels(x)).clamp(t_min, t_max)
-
-
-def _tau_first(grad, dtau, prox, x, t, t_min, t_max, pixels=_pixels):
-    t = _tau_step(t, dtau(x, t), pixels(x)).clamp(t_min, t_max)
+def _tau_first(grad, dtau, prox, x, t, t_min, t_max):
+    t = _tau_step(t, dtau(x, t), x[0].numel()).clamp(t_min, t_max)
     return _image_step(grad, prox, x, t), t
-
-
-def _twice(formula, **changes):
-    """A mistake with our preconditioner and with the paper's."""
-    return slip(formula, **changes), slip(formula, pixels=_literal, **changes)
 
 
 def _at_tau(function):
@@ -341,38 +335,36 @@ JOINT = Exercise(
     draw=_draw_joint,
     mistakes=hints(
         "the derivative in tau is taken at the old image: the two steps alternate, the second sees the first",
-        *_twice(_old_image),
+        slip(_joint, seen=lambda new, old: old),
         "t leaves the interval [t_min, t_max]: the step is a PROJECTED one, clipped AFTER it was made",
-        *_twice(_joint, t_min=0.0, t_max=math.inf),
+        slip(_joint, t_min=0.0, t_max=math.inf),
         "t is clipped at t_max only: it can leave the interval [t_min, t_max] at the lower end, too",
-        *_twice(_joint, t_min=0.0),
+        slip(_joint, t_min=0.0),
         "t is clipped at t_min only: it can leave the interval [t_min, t_max] at the upper end, too",
-        *_twice(_joint, t_max=math.inf),
+        slip(_joint, t_max=math.inf),
         "tau was clipped to log t_min and log t_max: its ends need the 1/2, too",
-        *_twice(_joint, t_min=lambda t: t**2, t_max=lambda t: t**2),
+        slip(_joint, t_min=lambda t: t**2, t_max=lambda t: t**2),
         "t moved before the image: the image has the first turn, with the old t",
-        *_twice(_tau_first),
+        _tau_first,
         "grad and dtau want the variance t, not tau",
-        *_twice(_joint, grad=_at_tau, dtau=_at_tau),
+        slip(_joint, grad=_at_tau, dtau=_at_tau),
         "dtau(x, t) wants the variance t, not tau",
-        *_twice(_joint, dtau=_at_tau),
+        slip(_joint, dtau=_at_tau),
         "the step in tau is twice as long as Newton's: see the second derivative of the Gaussian's energy",
-        slip(_joint, pixels=lambda x: x[0].numel() / 2),
+        slip(_joint, n=lambda x: x[0].numel() / 2),
         "n counts the pixels of ONE image: this step depends on the size of the batch",
-        slip(_joint, pixels=lambda x: x.numel()),
-        slip(_joint, pixels=lambda x: 24 * x.numel()),
+        slip(_joint, n=lambda x: x.numel()),
         "the step in tau is not preconditioned: R is a sum over pixels, and so is its derivative",
-        slip(_joint, pixels=lambda x: 0.5),
-        slip(_joint, pixels=lambda x: 1.0),
+        slip(_joint, n=lambda x: 0.5),
+        slip(_joint, n=lambda x: 1.0),
         "the step in tau climbs: it must go AGAINST the derivative",
-        *_twice(_joint, dtau=lambda dtau: lambda x, t: -dtau(x, t)),
+        slip(_joint, dtau=lambda dtau: lambda x, t: -dtau(x, t)),
         "this step was made in log t, which is 2 tau: go from t to tau = 0.5 log t, step, and come back",
-        slip(_joint, pixels=lambda x: 2 * x[0].numel()),
-        slip(_joint, pixels=lambda x: 48 * x[0].numel()),
+        slip(_joint, n=lambda x: 2 * x[0].numel()),
         "t itself was stepped with the derivative in tau: go from t to tau = 0.5 log t, step, and come back",
-        *_twice(_joint, move=lambda t, slope, n: t - slope / (2 * n)),
+        slip(_joint, move=lambda t, slope, n: t - slope / (2 * n)),
         "t (B,) was broadcast along the columns of the images: give it the shape (B, 1, 1, 1)",
-        *_twice(_joint, wide=lambda t: t),
+        slip(_joint, wide=lambda t: t),
     ),
     laws=hints(
         "grad(x, t) wants the variance t, not tau",
@@ -391,7 +383,7 @@ JOINT = Exercise(
     variants=hints(
         "with the paper's preconditioner read literally, 48 n for the 48 channels of R_1; its steps are 24 times as "
         "short, so that t has hardly moved at the end of the picture below",
-        slip(_joint, pixels=_literal),
+        slip(_joint, n=lambda x: 24 * x[0].numel()),
     ),
 )
 

@@ -227,13 +227,6 @@ def joint_one_end(grad, dtau, prox, x, t, t_min, t_max, lower=None, upper=None):
     return x, torch.exp(t.log() - dtau(x, t) / x[0].numel()).clamp(lower, upper)
 
 
-def joint_literal(grad, dtau, prox, x, t, t_min, t_max, lower=0.0, upper=math.inf, at=None):
-    """With the preconditioner of the paper, 48 n."""
-    x = _image_step(grad, prox, x, t)
-    tau = 0.5 * t.log() - dtau(x if at is None else at, t) / (48 * x[0].numel())
-    return x, (2 * tau).exp().clamp(lower, upper)
-
-
 def joint_asks_with_axes(grad, dtau, prox, x, t, t_min, t_max):
     wide = t[:, None, None, None]
     x = prox(x - wide * grad(x, wide), wide)
@@ -445,9 +438,6 @@ WRONG = {
         (joint_grad_at_tau, r"grad\(x, t\) wants"),
         (joint_both_at_tau, "grad and dtau want"),
         (joint_dtau_at_tau, r"dtau\(x, t\) wants"),
-        (lambda *a: joint_literal(*a), "PROJECTED"),
-        (lambda *a: joint_literal(*a, lower=a[5]), "clipped at t_min only"),
-        (lambda *a: joint_literal(*a, lower=a[5], upper=a[6], at=a[3]), "old image"),
         (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: was tau returned"),
     ],
 }
