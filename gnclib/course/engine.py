@@ -326,7 +326,8 @@ def _first_difference(exercise: Exercise, results: list, truths: list) -> str:
 EXERCISES: dict[str, Exercise] = {
     item.heading.id: item
     for lesson in (lesson1, lesson2, lesson3, lesson4, lesson5, lesson6)
-    for item in lesson.EXERCISES
+    for item in vars(lesson).values()
+    if isinstance(item, Exercise)
 }
 _latest: dict[str, Verdict] = {}  # the last verdict on each exercise in this process
 

@@ -372,5 +372,3 @@ FIT = Exercise(
         slip(_fit, ridge=0.0),
     ),
 )
-
-EXERCISES = (EXPLICIT, IMPLICIT, DENOISING, CHAIN, BOUNDARY, FIT)

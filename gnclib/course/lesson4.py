@@ -361,5 +361,3 @@ TRAINING = Exercise(
     ),
     keeps_graph=True,
 )
-
-EXERCISES = (DCT, BSPLINE, QUADRATIC, POTENTIAL, GRADIENT, TRAINING)

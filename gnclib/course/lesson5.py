@@ -386,5 +386,3 @@ JOINT = Exercise(
         slip(_joint, n=lambda x: 24 * x[0].numel()),
     ),
 )
-
-EXERCISES = (PSNR, DENOISING, MASKED, FLOW, SCHEDULE, JOINT)

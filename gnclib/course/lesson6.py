@@ -317,5 +317,3 @@ CONVEX = Exercise(
         lambda *a: False,
     ),
 )
-
-EXERCISES = (TWEEDIE, SURE, COVERAGE, CONVEX)
