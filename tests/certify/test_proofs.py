@@ -304,12 +304,12 @@ def test_already_convex_mixtures():
     assert (*enclosure, enclosure.witness) == (0, Fraction(1, 10), None)
 
 
-def test_fifty_random_mixtures_against_brute_force():
+def test_random_mixtures_against_brute_force():
     """Below the enclosure a dense grid sees a negative Hessian, at its upper end and above it sees none."""
     generator = torch.Generator().manual_seed(0)
     y = torch.linspace(-1, 1, 20_001, dtype=torch.float64)
     positive = 0
-    for k in range(50):
+    for k in range(15):
         mixture = random_mixture(generator)
         lo, hi = map(float, enclose_threshold(mixture, X, "1e-3"))
         positive += lo > 0
@@ -318,9 +318,9 @@ def test_fifty_random_mixtures_against_brute_force():
         if lo > 0:
             assert mixture.hessian(y, 0.999 * lo).min() < 0
             assert witness_nonconvex(mixture, X, Fraction(lo)) is not None
-        if lo > 0 and k < 10:
+        if lo > 0 and k < 3:
             assert not certify_convex(mixture, X, (Fraction(lo), None), max_boxes=3000).proved
-    assert positive > 40
+    assert positive > 12
 
 
 def test_the_bounds_of_theory_are_above_every_certified_threshold():

@@ -67,15 +67,6 @@ def test_tau_derivatives_against_autograd(layers, border, scaled):
         torch.testing.assert_close(found, exact.detach(), rtol=1e-9, atol=1e-9)
 
 
-def test_tau_derivatives_against_finite_differences():
-    """Central differences in tau at fixed y; step 1e-4, so errors of order 1e-8 and, divided by h^2, 1e-6."""
-    energy, y, h = random_energy(2), images(), 1e-4
-    low, here, high = (energy.energy(y, T * math.exp(2 * k * h)) for k in (-1, 0, 1))
-    first, second = energy.dtau(y, T)
-    torch.testing.assert_close(first, (high - low) / (2 * h), rtol=1e-6, atol=1e-6)
-    torch.testing.assert_close(second, (high - 2 * here + low) / h**2, rtol=1e-4, atol=1e-4)
-
-
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_hessian_vector_products(layers):
     """Against central differences of the gradient and against autograd's full Hessian; symmetric."""

@@ -62,18 +62,6 @@ def test_grad_and_hessian_match_autograd(d, full):
     torch.testing.assert_close(mixture.hvp(y, t, v), torch.einsum("bij,bj->bi", hess, v))
 
 
-@pytest.mark.parametrize(("d", "full"), CASES)
-def test_grad_and_hessian_match_central_differences(d, full):
-    mixture, t, step = random_mixture(d, full), 0.2, 1e-4
-    y = torch.randn(1, d, generator=generator(3), dtype=F64)
-    shifts = step * torch.eye(d, dtype=F64)
-    slope = (mixture.energy(y + shifts, t) - mixture.energy(y - shifts, t)) / (2 * step)
-    curvature = (mixture.grad(y + shifts, t) - mixture.grad(y - shifts, t)) / (2 * step)
-    # the error of a central difference is step^2/6 times a third derivative, here of order 1e2
-    assert torch.allclose(mixture.grad(y, t)[0], slope, atol=1e-6)
-    assert torch.allclose(mixture.hessian(y, t)[0], curvature, atol=1e-6)
-
-
 def test_line_and_one_dimensional_space_agree():
     line = figure1_mixture()
     space = GaussianMixture(line.weights, line.means[:, None], line.variances)

@@ -308,7 +308,6 @@ for name, read in everything.items():
     refused(name, b"[" * 1_000_000, read)
     refused(name, b'{"a":' * 100_000, read)
     refused(name, b"1" * 1_000_000, read)
-peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
 print(count, "refused")
 '''
 

@@ -6,7 +6,6 @@ import math
 import numpy as np
 import pytest
 import torch
-from scipy.integrate import quad
 
 from gnclib.gmm import GaussianMixture, figure1_mixture
 from gnclib.restore.flow import (
@@ -186,20 +185,11 @@ def test_without_data_eq_9_is_algorithm_1():
 
 
 def test_each_step_is_the_posterior_mean():
-    """Tweedie: a step equals `denoise` and equals E[X | Y = y] by quadrature over the mixture density."""
+    """Tweedie: a step equals `denoise`, which has a test against quadrature."""
     mixture = figure1_mixture()
-    w, mu, var = (np.asarray(v).reshape(-1) for v in (mixture.weights, mixture.means, mixture.variances))
     x = starts(7)
     for state in gnc_flow(mixture, log_schedule(1.0, 1e-2, 5), start=x):
         torch.testing.assert_close(state.x, mixture.denoise(x, state.t), rtol=1e-10, atol=1e-10)
-        for before, after in zip(x.tolist(), state.x.tolist(), strict=True):
-
-            def joint(z, power, y=before, t=state.t):
-                density = (w / np.sqrt(var) * np.exp(-((z - mu) ** 2) / (2 * var))).sum()
-                return z**power * density * math.exp(-((y - z) ** 2) / (2 * t))
-
-            moments = [quad(joint, -2, 2, args=(k,), points=mu, limit=400, epsabs=1e-13)[0] for k in (0, 1)]
-            assert after == pytest.approx(moments[1] / moments[0], abs=1e-8)
         x = state.x
 
 

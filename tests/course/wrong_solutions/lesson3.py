@@ -357,7 +357,7 @@ WRONG = {
     "3.1": [
         (explicit_score_sign, "MINUS the score"),
         (explicit_clean, "of the clean data"),
-        (explicit_unweighted, "t times too (small|large)"),
+        (explicit_unweighted, "is t times too small"),
         (explicit_no_half, "2 times the right one"),
         (explicit_no_density, "density of y there, too"),
         (explicit_mean, "not a mean over nodes"),
@@ -386,7 +386,7 @@ WRONG = {
         (implicit_score_form, "div s"),
         (implicit_sum_of_hessian, "diagonal only"),
         (implicit_no_second, "second derivative is missing"),
-        (implicit_no_weight, "t times too small|t times too large"),
+        (implicit_no_weight, "is t times too small"),
         (implicit_sum, "number of points B times too large"),
         (implicit_mean_over_axes, "dimension d times too small"),
         (implicit_no_half, "lost its factor 1/2"),

@@ -355,7 +355,10 @@ WRONG = {
         ),
         (lambda v, y, sigma, eta: (v + eta * y) / (1 + eta), "sigma is not used"),
         (lambda v, y, sigma, eta: (sigma**2 * v - eta * y) / (sigma**2 - eta), "leaves the interval"),
-        (lambda v, y, sigma, eta: ((sigma**2 * v + eta * y) / (sigma**2 + eta)).mean(), "shape|is wanted"),
+        (
+            lambda v, y, sigma, eta: ((sigma**2 * v + eta * y) / (sigma**2 + eta)).mean(),
+            r"has the shape \(\), \(3, 1, 5, 3\) is wanted",
+        ),
         (lambda v, y, s, eta: (v / eta**2 + y / s**2) / (1 / eta**2 + 1 / s**2), "eta enters squared"),
     ],
     "5.3": [
