@@ -4,65 +4,48 @@ import math
 
 import torch
 
+from gnclib.course.lesson import slip
+
 # --- 3.1 ----------------------------------------------------------------------------------------------------------
 
 
-def explicit_score_sign(grad, m, s2, t, y, q):
-    v = s2 + t
-    f = torch.exp(-((y - m) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v)
-    return (q * f * t / 2 * (grad(y) - (-(y - m) / v)) ** 2).sum().item()
+def noisy(s2, t):
+    return s2 + t
 
 
-def explicit_clean(grad, m, s2, t, y, q):
-    f = torch.distributions.Normal(m, s2**0.5).log_prob(y).exp()
-    return (q * f * t / 2 * (grad(y) - (y - m) / s2) ** 2).sum().item()
+def clean(s2, t):
+    return s2
 
 
-def explicit_unweighted(grad, m, s2, t, y, q):
-    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
-    return float((q * normal.log_prob(y).exp() * 0.5 * (grad(y) - (y - m) / (s2 + t)) ** 2).sum())
+def t_squared(s2, t):
+    return s2 + t**2
 
 
-def explicit_no_half(grad, m, s2, t, y, q):
-    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
-    return (q * normal.log_prob(y).exp() * t * (grad(y) - (y - m) / (s2 + t)) ** 2).sum()
+def both_squared(s2, t):
+    return s2**2 + t**2
 
 
-def explicit_no_density(grad, m, s2, t, y, q):
-    return 0.5 * t * torch.sum(q * (grad(y) - (y - m) / (s2 + t)) ** 2)
-
-
-def explicit_mean(grad, m, s2, t, y, q):
-    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
-    return torch.mean(normal.log_prob(y).exp() * t / 2 * (grad(y) - (y - m) / (s2 + t)) ** 2)
-
-
-def explicit_no_q(grad, m, s2, t, y, q):
-    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
-    return torch.sum(normal.log_prob(y).exp() * t / 2 * (grad(y) - (y - m) / (s2 + t)) ** 2)
+def explicit(
+    grad,
+    m,
+    s2,
+    t,
+    y,
+    q,
+    density=noisy,
+    score=noisy,
+    sign=1.0,
+    factor=lambda t: t / 2,
+    of_log=torch.exp,
+    total=torch.sum,
+):
+    """Right, with the variances of the noisy data in both density and score."""
+    f = of_log(torch.distributions.Normal(m, math.sqrt(density(s2, t))).log_prob(y))
+    return total(q * f * factor(t) * (grad(y) - sign * (y - m) / score(s2, t)) ** 2)
 
 
 def explicit_not_normalised(grad, m, s2, t, y, q):
-    v = s2 + t
-    return torch.sum(q * torch.exp(-((y - m) ** 2) / (2 * v)) * t / 2 * (grad(y) - (y - m) / v) ** 2)
-
-
-def explicit_per_node(grad, m, s2, t, y, q):
-    normal = torch.distributions.Normal(m, math.sqrt(s2 + t))
-    return q * normal.log_prob(y).exp() * t / 2 * (grad(y) - (y - m) / (s2 + t)) ** 2
-
-
-def explicit_t_squared(grad, m, s2, t, y, q):
-    v = s2 + t**2
-    f = torch.exp(-((y - m) ** 2) / (2 * v)) / math.sqrt(2 * math.pi * v)
-    return (q * f * t / 2 * (grad(y) - (y - m) / v) ** 2).sum()
-
-
-def explicit_mixed(grad, m, s2, t, y, q, density=None, score=None):
-    v = s2 + t
-    normal = torch.distributions.Normal(m, v**0.5 if density is None else density(s2, t))
-    s = (m - y) / (v if score is None else score(s2, t))
-    return (q * normal.log_prob(y).exp() * t / 2 * (grad(y) + s) ** 2).sum()
+    return explicit(grad, m, s2, t, y, q) * math.sqrt(2 * math.pi * (s2 + t))
 
 
 def explicit_keeps_the_graph(grad, m, s2, t, y, q):
@@ -85,9 +68,9 @@ def _trace(y, g):
     return sum(torch.autograd.grad(g[:, k].sum(), y, retain_graph=True)[0][:, k] for k in range(y.shape[1]))
 
 
-def implicit_score_form(energy, y, t):
+def implicit(energy, y, t, square=0.5, second=-1.0, average=torch.mean):
     y, g = _first(energy, y)
-    return t * (0.5 * (g**2).sum(1) + _trace(y, g)).mean().item()
+    return t * average(square * (g**2).sum(1) + second * _trace(y, g)).detach()
 
 
 def implicit_sum_of_hessian(energy, y, t):
@@ -96,34 +79,8 @@ def implicit_sum_of_hessian(energy, y, t):
     return t * (0.5 * (g**2).sum(1) - h.sum(1)).mean().item()
 
 
-def implicit_no_second(energy, y, t):
-    _, g = _first(energy, y)
-    return t * 0.5 * (g**2).sum(1).mean().item()
-
-
-def implicit_no_weight(energy, y, t):
-    y, g = _first(energy, y)
-    return (0.5 * (g**2).sum(1) - _trace(y, g)).mean().item()
-
-
-def implicit_sum(energy, y, t):
-    y, g = _first(energy, y)
-    return t * (0.5 * (g**2).sum(1) - _trace(y, g)).sum().item()
-
-
 def implicit_mean_over_axes(energy, y, t):
-    y, g = _first(energy, y)
-    return t * (0.5 * (g**2).mean(1) - _trace(y, g) / y.shape[1]).mean().item()
-
-
-def implicit_no_half(energy, y, t):
-    y, g = _first(energy, y)
-    return t * ((g**2).sum(1) - _trace(y, g)).mean().item()
-
-
-def implicit_half_of_both(energy, y, t):
-    y, g = _first(energy, y)
-    return t * (0.5 * (g**2).sum(1) - 0.5 * _trace(y, g)).mean().item()
+    return implicit(energy, y, t) / y.shape[1]
 
 
 def implicit_of_bare_points(energy, y, t):
@@ -141,77 +98,33 @@ def implicit_no_graph(energy, y, t):
     return t * (0.5 * (g**2).sum(1) - _trace(y, g)).mean().item()
 
 
-def implicit_per_point(energy, y, t):
-    y, g = _first(energy, y)
-    return t * (0.5 * (g**2).sum(1) - _trace(y, g))
-
-
 # --- 3.3 ----------------------------------------------------------------------------------------------------------
 
 
-def denoising_t_as_deviation(grad, x, z, t):
-    t_wide = t[:, None, None, None]
-    y = x + t_wide * z
-    return (0.5 * (t_wide.sqrt() * grad(y, t) - z) ** 2).mean().item()
+def as_it_is(t):
+    return t
 
 
-def denoising_plus(grad, x, z, t):
-    s = t.sqrt()[:, None, None, None]
-    return (0.5 * (s * grad(x + s * z, t) + z) ** 2).mean()
-
-
-def denoising_no_weight(grad, x, z, t):
-    s = t.sqrt()[:, None, None, None]
-    return (0.5 * (grad(x + s * z, t) - z) ** 2).mean()
-
-
-def denoising_t_weight(grad, x, z, t):
-    v = t[:, None, None, None]
-    return (0.5 * (v * grad(x + v.sqrt() * z, t) - z) ** 2).mean()
+def denoising(
+    grad,
+    x,
+    z,
+    t,
+    noise=torch.sqrt,
+    gain=torch.sqrt,
+    asked=as_it_is,
+    sign=-1.0,
+    noise_shape=(-1, 1, 1, 1),
+    gain_shape=(-1, 1, 1, 1),
+    average=torch.mean,
+):
+    y = x + noise(t).view(noise_shape) * z
+    return average(0.5 * (gain(t).view(gain_shape) * grad(y, asked(t)) + sign * z) ** 2)
 
 
 def denoising_unweighted_score(grad, x, z, t):
     s = t.sqrt()[:, None, None, None]
     return (0.5 * (grad(x + s * z, t) - z / s) ** 2).mean()
-
-
-def denoising_broadcast(grad, x, z, t):
-    return (0.5 * (t.sqrt() * grad(x + t.sqrt() * z, t) - z) ** 2).mean()
-
-
-def denoising_broadcast_rows(grad, x, z, t):
-    s = t.sqrt()[:, None]
-    return (0.5 * (s * grad(x + s * z, t) - z) ** 2).mean()
-
-
-def denoising_sum_over_pixels(grad, x, z, t):
-    s = t.sqrt()[:, None, None, None]
-    return (0.5 * (s * grad(x + s * z, t) - z) ** 2).sum((1, 2, 3)).mean()
-
-
-def denoising_mean_over_pixels_only(grad, x, z, t):
-    s = t.sqrt()[:, None, None, None]
-    return (0.5 * (s * grad(x + s * z, t) - z) ** 2).mean((1, 2, 3)).sum()
-
-
-def denoising_divides_by(grad, x, z, t, count=None):
-    s = t.sqrt()[:, None, None, None]
-    return ((s * grad(x + s * z, t) - z) ** 2).sum((1, 2, 3)).mean() / (2 * count(x))
-
-
-def denoising_t_for_sigma(grad, x, z, t):
-    v = t[:, None, None, None]
-    return (0.5 * (v * grad(x + v * z, t) - z) ** 2).mean()
-
-
-def denoising_asks_with_axes(grad, x, z, t):
-    v = t[:, None, None, None]
-    return (0.5 * (v.sqrt() * grad(x + v.sqrt() * z, v) - z) ** 2).mean()
-
-
-def denoising_at_clean(grad, x, z, t):
-    s = t.sqrt()[:, None, None, None]
-    return (0.5 * (s * grad(x, t) - z) ** 2).mean()
 
 
 def denoising_in_place(grad, x, z, t):
@@ -220,46 +133,27 @@ def denoising_in_place(grad, x, z, t):
     return (0.5 * (s * grad(x, t) - z) ** 2).mean()
 
 
-def denoising_two_shapes(grad, x, z, t, noise_shape=(-1, 1, 1, 1), weight_shape=(-1, 1, 1, 1)):
-    y = x + t.sqrt().view(noise_shape) * z
-    return 0.5 * ((t.sqrt().view(weight_shape) * grad(y, t) - z) ** 2).mean()
-
-
-def denoising_asks_for_sigma(grad, x, z, t):
-    sigma = t.sqrt()
-    wide = sigma[:, None, None, None]
-    return (0.5 * (wide * grad(x + wide * z, sigma) - z) ** 2).mean()
+def over_images(count):
+    """The sum over the pixels of an image, averaged over the images and divided by a count of its shape."""
+    return lambda squares: squares.sum((1, 2, 3)).mean() / count(squares.shape)
 
 
 # --- 3.5 ----------------------------------------------------------------------------------------------------------
 
 
-def tau_restored(first, second, first_high, first_low, tau_min, tau_max):
-    return (first**2 / 2 - second).mean().item()
+def tau(first, second, first_high, first_low, tau_min, tau_max, high=1.0, low=1.0, curve=1.0, end=torch.mean):
+    edges = (high * end(first_high) - low * end(first_low)) / (tau_max - tau_min)
+    return (first**2 / 2 - curve * second).mean() + edges
 
 
-def tau_edges_swapped(first, second, first_high, first_low, tau_min, tau_max):
-    edge = (first_low.mean() - first_high.mean()) / (tau_max - tau_min)
-    return (first**2 / 2 - second).mean() + edge
+def tau_all_divided(first, second, first_high, first_low, tau_min, tau_max):
+    inside = (first**2 / 2 - second).mean()
+    return (inside + first_high.mean() - first_low.mean()) / (tau_max - tau_min)
 
 
-def tau_no_length(first, second, first_high, first_low, tau_min, tau_max):
-    return (first**2 / 2 - second).mean() + first_high.mean() - first_low.mean()
-
-
-def tau_plus_second(first, second, first_high, first_low, tau_min, tau_max):
-    edge = (first_high.mean() - first_low.mean()) / (tau_max - tau_min)
-    return (first**2 / 2 + second).mean() + edge
-
-
-def tau_sum_of_ends(first, second, first_high, first_low, tau_min, tau_max):
-    edge = (first_high.mean() + first_low.mean()) / (tau_max - tau_min)
-    return (first**2 / 2 - second).mean() + edge
-
-
-def tau_sums(first, second, first_high, first_low, tau_min, tau_max):
-    edge = (first_high.sum() - first_low.sum()) / (tau_max - tau_min)
-    return (first**2 / 2 - second).mean() + edge
+def tau_square_of_a_mean(first, second, first_high, first_low, tau_min, tau_max):
+    edges = (first_high.mean() - first_low.mean()) / (tau_max - tau_min)
+    return first.mean() ** 2 / 2 - second.mean() + edges
 
 
 def tau_mixed_sizes(first, second, first_high, first_low, tau_min, tau_max):
@@ -279,146 +173,86 @@ def tau_one_count(first, second, first_high, first_low, tau_min, tau_max):
 # --- 3.6 ----------------------------------------------------------------------------------------------------------
 
 
-def _solve(a, b, ridge):
-    return torch.linalg.solve(a + ridge * torch.eye(len(b), dtype=b.dtype), b)
-
-
-def fit_target_sign(phi_y, phi_tau, z, t, lam, ridge):
-    b = len(z)
-    p = t.sqrt()[:, None] * phi_y
-    return _solve(
-        (p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + lam * phi_tau.T @ (z**2 - 1)) / b, ridge
-    )
-
-
-def fit_target_not_centred(phi_y, phi_tau, z, t, lam, ridge):
-    b = len(z)
-    p = t.sqrt()[:, None] * phi_y
-    return _solve((p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z - lam * phi_tau.T @ z**2) / b, ridge)
-
-
-def fit_no_root(phi_y, phi_tau, z, t, lam, ridge):
-    b = len(z)
-    a = (phi_y.T @ phi_y + lam * phi_tau.T @ phi_tau) / b
-    return _solve(a, (phi_y.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, ridge)
-
-
-def fit_image_only(phi_y, phi_tau, z, t, lam, ridge):
-    p = t.sqrt()[:, None] * phi_y
-    return _solve(p.T @ p / len(z), p.T @ z / len(z), ridge)
-
-
-def fit_stacked(phi_y, phi_tau, z, t, lam, ridge):
-    rows = torch.cat([t.sqrt()[:, None] * phi_y, lam * phi_tau])
-    right = torch.cat([z, lam * (1 - z**2)])
-    return _solve(rows.T @ rows / len(z), rows.T @ right / len(z), ridge)
-
-
-def fit_sums(phi_y, phi_tau, z, t, lam, ridge):
-    p = t.sqrt()[:, None] * phi_y
-    return _solve(p.T @ p + lam * phi_tau.T @ phi_tau, p.T @ z + lam * phi_tau.T @ (1 - z**2), ridge)
-
-
-def fit_column(phi_y, phi_tau, z, t, lam, ridge):
-    b = len(z)
-    p, z = t.sqrt()[:, None] * phi_y, z[:, None]
-    a = (p.T @ p + lam * phi_tau.T @ phi_tau) / b
-    return _solve(a, (p.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, ridge)
-
-
-def fit_no_ridge(phi_y, phi_tau, z, t, lam, ridge):
-    b = len(z)
-    p = t.sqrt()[:, None] * phi_y
-    return _solve((p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, 0)
-
-
-def fit_forgotten_factor(phi_y, phi_tau, z, t, lam, ridge):
-    b = len(z)
-    p = t.sqrt()[:, None] * phi_y
-    return _solve((p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + phi_tau.T @ (1 - z**2)) / b, ridge)
-
-
-def fit_times_t(phi_y, phi_tau, z, t, lam, ridge):
-    b = len(z)
-    p = t[:, None] * phi_y
-    return _solve(
-        (p.T @ p + lam * phi_tau.T @ phi_tau) / b, (p.T @ z + lam * phi_tau.T @ (1 - z**2)) / b, ridge
-    )
-
-
-def fit_normal(phi_y, phi_tau, z, t, lam, ridge, sign=1.0, power=0.5, divide=(True, True), times=1.0):
-    b = len(z)
-    a = phi_y.T @ torch.diag(t) @ phi_y + lam * phi_tau.T @ phi_tau
-    r = sign * phi_y.T @ (t**power * z) + lam * phi_tau.T @ (1 - z**2)
-    return _solve(a / b if divide[0] else a, r / b if divide[1] else r, times * ridge)
+def fit(
+    phi_y,
+    phi_tau,
+    z,
+    t,
+    lam,
+    ridge,
+    sign=1.0,
+    power=0.5,
+    aim=lambda z: 1 - z**2,
+    weigh_aim=True,
+    divide=(True, True),
+):
+    """The normal equations a w = r; `divide` says which of the two are means over the points."""
+    left, right = (t**p * phi_y.T for p in (0.5, power))
+    a = left @ left.T + lam * phi_tau.T @ phi_tau
+    r = sign * right @ z + (lam if weigh_aim else 1.0) * phi_tau.T @ aim(z)
+    a, r = (side / len(z) if mean else side for side, mean in zip((a, r), divide, strict=True))
+    return torch.linalg.solve(a + ridge * torch.eye(len(a), dtype=z.dtype), r)
 
 
 WRONG = {
     "3.1": [
-        (explicit_score_sign, "MINUS the score"),
-        (explicit_clean, "of the clean data"),
-        (explicit_unweighted, "is t times too small"),
-        (explicit_no_half, "2 times the right one"),
-        (explicit_no_density, "density of y there, too"),
-        (explicit_mean, "not a mean over nodes"),
-        (explicit_no_q, "not equally spaced"),
+        (slip(explicit, sign=-1.0), "MINUS the score"),
+        (slip(explicit, density=clean, score=clean), "of the clean data"),
+        (slip(explicit, factor=lambda t: 0.5), "is t times too small"),
+        (slip(explicit, factor=lambda t: t), "2 times the right one"),
+        (slip(explicit, of_log=torch.ones_like), "density of y there, too"),
+        (slip(explicit, q=lambda q: torch.ones_like(q) / len(q)), "not a mean over nodes"),
+        (slip(explicit, q=1.0), "not equally spaced"),
         (explicit_not_normalised, "do not sum to one"),
-        (explicit_per_node, "one number is wanted"),
-        (explicit_t_squared, "noise variance already"),
-        (lambda *a: explicit_mixed(*a, score=lambda s2, t: s2), "score still that of the clean"),
-        (lambda *a: explicit_mixed(*a, density=lambda s2, t: s2**0.5), "density still that of the clean"),
-        (
-            lambda *a: explicit_mixed(
-                *a, density=lambda s2, t: (s2**2 + t) ** 0.5, score=lambda s2, t: s2**2 + t
-            ),
-            "squared as if it were a deviation",
-        ),
-        (
-            lambda *a: explicit_mixed(
-                *a, density=lambda s2, t: math.hypot(s2, t), score=lambda s2, t: s2**2 + t**2
-            ),
-            "squared as if it were a deviation",
-        ),
-        (lambda *a: explicit_mixed(*a, density=lambda s2, t: s2 + t), "taken for a standard deviation"),
+        (slip(explicit, total=lambda terms: terms), "one number is wanted"),
+        (slip(explicit, density=t_squared, score=t_squared), "noise variance already"),
+        (slip(explicit, score=clean), "score still that of the clean"),
+        (slip(explicit, density=clean), "density still that of the clean"),
+        (slip(explicit, s2=lambda s2: s2**2), "squared as if it were a deviation"),
+        (slip(explicit, density=both_squared, score=both_squared), "squared as if it were a deviation"),
+        (slip(explicit, density=lambda s2, t: (s2 + t) ** 2), "taken for a standard deviation"),
         (explicit_keeps_the_graph, "carries the graph"),
     ],
     "3.2": [
-        (implicit_score_form, "div s"),
+        (slip(implicit, second=1.0), "div s"),
         (implicit_sum_of_hessian, "diagonal only"),
-        (implicit_no_second, "second derivative is missing"),
-        (implicit_no_weight, "is t times too small"),
-        (implicit_sum, "number of points B times too large"),
+        (slip(implicit, second=0.0), "second derivative is missing"),
+        (slip(implicit, t=1.0), "is t times too small"),
+        (slip(implicit, average=torch.sum), "number of points B times too large"),
         (implicit_mean_over_axes, "dimension d times too small"),
-        (implicit_no_half, "lost its factor 1/2"),
-        (implicit_half_of_both, "belongs to the square only"),
+        (slip(implicit, square=1.0), "lost its factor 1/2"),
+        (slip(implicit, second=-0.5), "belongs to the square only"),
         (implicit_of_bare_points, r"energy\(y\) wants points of the shape"),
         (implicit_no_graph, "stopped with RuntimeError"),
-        (implicit_per_point, "one number is wanted"),
+        (slip(implicit, average=lambda terms: terms), "one number is wanted"),
     ],
     "3.3": [
-        (denoising_t_as_deviation, "t is a variance"),
-        (denoising_plus, "sign of z"),
-        (denoising_no_weight, "different scales"),
-        (denoising_t_weight, "power of t"),
+        (slip(denoising, noise=as_it_is), "t is a variance"),
+        (slip(denoising, sign=1.0), "sign of z"),
+        (slip(denoising, gain=torch.ones_like), "different scales"),
+        (slip(denoising, gain=as_it_is), "power of t"),
         (denoising_unweighted_score, "weight t is missing"),
-        (denoising_broadcast, r"\(B, 1, 1, 1\)"),
-        (denoising_broadcast_rows, r"\(B, 1, 1, 1\)"),
-        (lambda *a: denoising_two_shapes(*a, weight_shape=(-1,)), "only one of the two factors"),
-        (lambda *a: denoising_two_shapes(*a, noise_shape=(-1, 1)), "only one of the two factors"),
+        (slip(denoising, noise_shape=(-1,), gain_shape=(-1,)), r"\(B, 1, 1, 1\)"),
+        (slip(denoising, noise_shape=(-1, 1), gain_shape=(-1, 1)), r"\(B, 1, 1, 1\)"),
+        (slip(denoising, gain_shape=(-1,)), "only one of the two factors"),
+        (slip(denoising, noise_shape=(-1, 1)), "only one of the two factors"),
+        (slip(denoising, noise_shape=(-1, 1, 1), gain_shape=(-1, 1, 1)), "meets every noise level"),
+        (slip(denoising, gain_shape=(-1, 1, 1)), "meets every noise level"),
+        (slip(denoising, noise_shape=(-1, 1, 1)), "meets every noise level"),
+        (slip(denoising, asked=torch.sqrt), "not sigma"),
+        (slip(denoising, average=over_images(lambda shape: 1)), "number of pixels n times too large"),
         (
-            lambda *a: denoising_two_shapes(*a, noise_shape=(-1, 1, 1), weight_shape=(-1, 1, 1)),
-            "meets every noise level",
+            slip(denoising, average=lambda squares: squares.mean((1, 2, 3)).sum()),
+            "batch size B times too large",
         ),
-        (lambda *a: denoising_two_shapes(*a, weight_shape=(-1, 1, 1)), "meets every noise level"),
-        (lambda *a: denoising_two_shapes(*a, noise_shape=(-1, 1, 1)), "meets every noise level"),
-        (denoising_asks_for_sigma, "not sigma"),
-        (denoising_sum_over_pixels, "number of pixels n times too large"),
-        (denoising_mean_over_pixels_only, "batch size B times too large"),
-        (denoising_at_clean, "clean image"),
-        (lambda *a: denoising_divides_by(*a, count=lambda x: x.shape[-1]), "one side of the images"),
-        (lambda *a: denoising_divides_by(*a, count=lambda x: x.shape[-2]), "one side of the images"),
-        (denoising_t_for_sigma, "t stands where sigma"),
-        (denoising_asks_with_axes, r"grad\(y, t\) wants the shape \(\d,\)"),
+        (slip(denoising, noise=torch.zeros_like), "clean image"),
+        (slip(denoising, average=over_images(lambda shape: shape[-1])), "one side of the images"),
+        (slip(denoising, average=over_images(lambda shape: shape[-2])), "one side of the images"),
+        (slip(denoising, noise=as_it_is, gain=as_it_is), "t stands where sigma"),
+        (
+            slip(denoising, asked=lambda t: t[:, None, None, None]),
+            r"grad\(y, t\) wants the shape \(\d,\)",
+        ),
         (denoising_in_place, "changes its argument number 2 in place"),
     ],
     "3.4": [
@@ -432,51 +266,40 @@ WRONG = {
         (lambda d_t, d_tt, t: 2 * t * d_t, "2 results are wanted"),
     ],
     "3.5": [
-        (tau_restored, r"eq. \(7\) alone"),
-        (tau_edges_swapped, "CHARGE"),
-        (tau_no_length, "lacks the density of tau"),
-        (tau_plus_second, "lowers the loss"),
-        (
-            lambda d, dd, *a: (
-                tau_restored(d, dd / 2, *a) + a[0].mean() / (a[3] - a[2]) - a[1].mean() / (a[3] - a[2])
-            ),
-            "square only",
-        ),
-        (tau_sum_of_ends, "leaves a difference"),
-        (
-            lambda d, dd, high, low, a, b: tau_restored(d, dd, high, low, a, b) + high.mean() / (b - a),
-            "lower end",
-        ),
-        (lambda *a: (tau_restored(*a) + a[2].mean() - a[3].mean()) / (a[5] - a[4]), "everything was divided"),
-        (lambda *a: tau_restored(*a) + (a[2].mean() - a[3].mean()) / 2 / (a[5] - a[4]), "term is halved"),
-        (
-            lambda d, dd, *a: d.mean() ** 2 / 2 - dd.mean() + (a[0].mean() - a[1].mean()) / (a[3] - a[2]),
-            "square of a mean",
-        ),
-        (tau_sums, "at the two ends sums"),
+        (slip(tau, high=0.0, low=0.0), r"eq. \(7\) alone"),
+        (slip(tau, high=-1.0, low=-1.0), "CHARGE"),
+        (slip(tau, tau_min=0.0, tau_max=1.0), "lacks the density of tau"),
+        (slip(tau, curve=-1.0), "lowers the loss"),
+        (slip(tau, curve=0.5), "square only"),
+        (slip(tau, low=-1.0), "leaves a difference"),
+        (slip(tau, low=0.0), "lower end"),
+        (tau_all_divided, "everything was divided"),
+        (slip(tau, high=0.5, low=0.5), "term is halved"),
+        (tau_square_of_a_mean, "square of a mean"),
+        (slip(tau, end=torch.sum), "at the two ends sums"),
         (tau_mixed_sizes, "stopped with RuntimeError"),
         (tau_pairs_the_ends, "stopped with RuntimeError"),
         (tau_one_count, "at tau_min there are others"),
     ],
     "3.6": [
-        (fit_target_sign, "should FALL"),
-        (fit_target_not_centred, "mean must be zero"),
-        (fit_no_root, "sqrt.t. is missing"),
-        (fit_image_only, "smoothing part is missing"),
-        (fit_stacked, "enters squared"),
-        (lambda p, q, z, t, lam, rho: fit_normal(p, q, z, t, 2 * lam, rho), "lambda is twice too large"),
-        (lambda p, q, z, t, lam, rho: fit_normal(p, q, z, t, lam / 2, rho), "lambda is half"),
-        (fit_sums, "B times too little"),
-        (fit_column, "shape"),
-        (fit_no_ridge, "ridge is missing"),
-        (fit_forgotten_factor, "not in the right-hand side"),
-        (fit_times_t, "standard deviation there"),
-        (lambda *a: fit_normal(*a, sign=-1.0), "is z, not -z"),
-        (lambda *a: fit_normal(*a, power=0.0), "in the right-hand side sqrt.t. is missing"),
-        (lambda *a: fit_normal(*a, power=1.0), "only one of them has a sqrt"),
-        (lambda *a: fit_normal(*a, divide=(True, False)), "right-hand side a sum"),
-        (lambda *a: fit_normal(*a, divide=(False, True)), "right-hand side a mean"),
-        (lambda *a: fit_normal(*a, times=2.0), "twice too large"),
-        (lambda *a: fit_normal(*a, times=0.5), "half of what it should be"),
+        (slip(fit, aim=lambda z: z**2 - 1), "should FALL"),
+        (slip(fit, aim=lambda z: -(z**2)), "mean must be zero"),
+        (slip(fit, t=torch.ones_like), "sqrt.t. is missing"),
+        (slip(fit, lam=0.0), "smoothing part is missing"),
+        (slip(fit, lam=lambda lam: lam**2), "enters squared"),
+        (slip(fit, lam=lambda lam: 2 * lam), "lambda is twice too large"),
+        (slip(fit, lam=lambda lam: lam / 2), "lambda is half"),
+        (slip(fit, divide=(False, False)), "B times too little"),
+        (slip(fit, z=lambda z: z[:, None]), "shape"),
+        (slip(fit, ridge=0.0), "ridge is missing"),
+        (slip(fit, weigh_aim=False), "not in the right-hand side"),
+        (slip(fit, t=torch.square), "standard deviation there"),
+        (slip(fit, sign=-1.0), "is z, not -z"),
+        (slip(fit, power=0.0), "in the right-hand side sqrt.t. is missing"),
+        (slip(fit, power=1.0), "only one of them has a sqrt"),
+        (slip(fit, divide=(True, False)), "right-hand side a sum"),
+        (slip(fit, divide=(False, True)), "right-hand side a mean"),
+        (slip(fit, ridge=lambda ridge: 2 * ridge), "twice too large"),
+        (slip(fit, ridge=lambda ridge: ridge / 2), "half of what it should be"),
     ],
 }
