@@ -4,6 +4,8 @@ import math
 
 import torch
 
+from gnclib.course.lesson import slip
+
 # --- 5.1 ----------------------------------------------------------------------------------------------------------
 
 
@@ -19,21 +21,8 @@ def psnr_norm(x, reference):
     return -20 * torch.log10((x - reference).flatten(1).norm(dim=1))
 
 
-def psnr_peak_of_image(x, reference):
-    peak = reference.flatten(1).max(dim=1).values
-    return 20 * torch.log10(peak / ((x - reference) ** 2).flatten(1).mean(1).sqrt())
-
-
-def psnr_peak_of_batch(x, reference):
-    return 20 * torch.log10(reference.max() / ((x - reference) ** 2).flatten(1).mean(1).sqrt())
-
-
-def psnr_peak_of_x(x, reference):
-    return 10 * torch.log10(x.max() ** 2 / ((x - reference) ** 2).mean(dim=(1, 2, 3)))
-
-
-def psnr_peak_of_each_x(x, reference):
-    return 10 * torch.log10(x.flatten(1).amax(1) ** 2 / ((x - reference) ** 2).mean(dim=(1, 2, 3)))
+def psnr_of_peak(x, reference, peak=lambda x, reference: 1.0):
+    return 20 * torch.log10(peak(x, reference) / ((x - reference) ** 2).flatten(1).mean(1).sqrt())
 
 
 def psnr_mean_of_decibels(x, reference):
@@ -64,57 +53,29 @@ def masked_two_cases_halves(v, y, mask, sigma, eta):
 # --- 5.4 ----------------------------------------------------------------------------------------------------------
 
 
-def flow_full_steps(grad, prox, t, eta, x0):
-    x = x0
-    for ti in t.tolist():
-        x = prox(x - ti * grad(x, ti), ti)
-    return x
+def its_t(t, eta):
+    return t
 
 
-def flow_at_once(grad, prox, t, eta, x0):
-    """Right, if it is given the right functions."""
-    return [x0 := prox(x0 - e * grad(x0, s), e) for s, e in zip(t.tolist(), eta.tolist(), strict=True)][-1]
+def its_eta(t, eta):
+    return eta
 
 
-def flow_prox_with_t(grad, prox, t, eta, x0):
-    x = x0
-    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
-        x = prox(x - ei * grad(x, ti), ti)
-    return x
+def flow(grad, prox, t, eta, x0, at=its_t, step=its_eta, back=its_eta):
+    """Right, with the gradient at t_i, its step and that of the prox of length eta_i."""
+    for s, e in zip(t.tolist(), eta.tolist(), strict=True):
+        x0 = prox(x0 - step(s, e) * grad(x0, at(s, e)), back(s, e))
+    return x0
 
 
-def flow_gradient_with_t(grad, prox, t, eta, x0):
-    x = x0
-    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
-        x = prox(x - ti * grad(x, ti), ei)
-    return x
-
-
-def flow_exchanged(grad, prox, t, eta, x0):
-    x = x0
-    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
-        x = prox(x - ti * grad(x, ei), ti)
-    return x
+def flow_some(which):
+    """Only some of the steps."""
+    return slip(flow, t=lambda t: t[which], eta=lambda eta: eta[which])
 
 
 def flow_sorts(grad, prox, t, eta, x0):
-    x = x0
-    for i in t.argsort(descending=True):
-        x = prox(x - eta[i] * grad(x, t[i]), eta[i])
-    return x
-
-
-def flow_off_by_one(grad, prox, t, eta, x0):
-    x = x0
-    for i in range(1, len(t)):
-        x = prox(x - eta[i] * grad(x, t[i]), eta[i])
-    return x
-
-
-def flow_never_updated(grad, prox, t, eta, x0):
-    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
-        x = prox(x0 - ei * grad(x0, ti), ei)
-    return x
+    order = t.argsort(descending=True)
+    return flow(grad, prox, t[order], eta[order], x0)
 
 
 def flow_in_place(grad, prox, t, eta, x0):
@@ -133,25 +94,16 @@ def flow_prox_first(grad, prox, t, eta, x0):
     return x
 
 
-def flow_no_data(grad, prox, t, eta, x0):
-    x = x0
-    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
-        x = x - ei * grad(x, ti)
-    return x
-
-
-def flow_returns_in_loop(grad, prox, t, eta, x0):
-    x = x0
-    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
-        x = prox(x - ei * grad(x, ti), ei)
-        return x
-
-
 def flow_old_gradient(grad, prox, t, eta, x0):
-    x = x0
-    for ti, ei in zip(t.tolist(), eta.tolist(), strict=True):
-        x = prox(x - ei * grad(x0, ti), ei)
-    return x
+    return flow(lambda x, s: grad(x0, s), prox, t, eta, x0)
+
+
+def flow_first_t(grad, prox, t, eta, x0):
+    return flow(lambda x, s: grad(x, t[0]), prox, t, eta, x0)
+
+
+def without_data(prox):
+    return lambda v, step: v
 
 
 # --- 5.5 ----------------------------------------------------------------------------------------------------------
@@ -208,122 +160,71 @@ def schedule_negative_lengths(t_first, t_last, steps):
 # --- 5.6 ----------------------------------------------------------------------------------------------------------
 
 
-def _image_step(grad, prox, x, t):
-    return prox(x - t.reshape(-1, 1, 1, 1) * grad(x, t), t)
+def back_from(tau, t_min, t_max):
+    return (2 * tau).exp().clamp(t_min, t_max)
 
 
-def joint_old_image(grad, dtau, prox, x, t, t_min, t_max):
-    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
-    return _image_step(grad, prox, x, t), (2 * tau).exp().clamp(t_min, t_max)
-
-
-def joint_no_ends(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    return x, torch.exp(2 * (0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())))
-
-
-def joint_one_end(grad, dtau, prox, x, t, t_min, t_max, lower=None, upper=None):
-    x = _image_step(grad, prox, x, t)
-    return x, torch.exp(t.log() - dtau(x, t) / x[0].numel()).clamp(lower, upper)
-
-
-def joint_asks_with_axes(grad, dtau, prox, x, t, t_min, t_max):
-    wide = t[:, None, None, None]
-    x = prox(x - wide * grad(x, wide), wide)
-    return x, torch.exp(t.log() - dtau(x, t) / x[0].numel()).clamp(t_min, t_max)
-
-
-def joint_n_only(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = 0.5 * t.log() - dtau(x, t) / x[0].numel()
-    return x, tau.clamp(0.5 * math.log(t_min), 0.5 * math.log(t_max)).mul(2).exp()
-
-
-def joint_whole_batch(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = 0.5 * t.log() - dtau(x, t) / (2 * x.numel())
-    return x, (2 * tau).exp().clamp(t_min, t_max)
+def joint(
+    grad,
+    dtau,
+    prox,
+    x,
+    t,
+    t_min,
+    t_max,
+    n=lambda x: x[0].numel(),
+    shape=(-1, 1, 1, 1),
+    seen=lambda new, old: new,
+    clip=back_from,
+):
+    """Right, with n pixels, the derivative in tau at the new image and the ends of t."""
+    new = prox(x - t.reshape(shape) * grad(x, t), t)
+    tau = 0.5 * t.log() - dtau(seen(new, x), t) / (2 * n(new))
+    return new, clip(tau, t_min, t_max)
 
 
 def joint_steps_t(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
+    x = prox(x - t.reshape(-1, 1, 1, 1) * grad(x, t), t)
     return x, (t - dtau(x, t) / (2 * x[0].numel())).clamp(t_min, t_max)
 
 
 def joint_log_t(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
+    x = prox(x - t.reshape(-1, 1, 1, 1) * grad(x, t), t)
     return x, (t.log() - dtau(x, t) / (2 * x[0].numel())).exp().clamp(t_min, t_max)
 
 
-def joint_clips_tau_with_t(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = (0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())).clamp(t_min, t_max)
-    return x, (2 * tau).exp()
-
-
-def joint_columns(grad, dtau, prox, x, t, t_min, t_max):
-    x = prox(x - t * grad(x, t), t)
-    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
-    return x, (2 * tau).exp().clamp(t_min, t_max)
-
-
-def joint_no_prox(grad, dtau, prox, x, t, t_min, t_max):
-    x = x - t[:, None, None, None] * grad(x, t)
-    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
-    return x, (2 * tau).exp().clamp(t_min, t_max)
-
-
-def joint_ascends(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = 0.5 * t.log() + dtau(x, t) / (2 * x[0].numel())
-    return x, (2 * tau).exp().clamp(t_min, t_max)
-
-
-def joint_columns_of_pixels(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = 0.5 * t.log() - dtau(x, t) / (2 * x.shape[-1])
-    return x, (2 * tau).exp().clamp(t_min, t_max)
-
-
-def joint_ends_without_half(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
-    return x, tau.clamp(math.log(t_min), math.log(t_max)).mul(2).exp()
-
-
 def joint_clips_before(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = (0.5 * t.log()).clamp(0.5 * math.log(t_min), 0.5 * math.log(t_max))
-    return x, (2 * (tau - dtau(x, t) / (2 * x[0].numel()))).exp()
+    return joint(grad, dtau, prox, x, t.clamp(t_min, t_max), 0.0, math.inf)
 
 
 def joint_tau_first(grad, dtau, prox, x, t, t_min, t_max):
     tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
-    t = (2 * tau).exp().clamp(t_min, t_max)
-    return _image_step(grad, prox, x, t), t
+    t = back_from(tau, t_min, t_max)
+    return prox(x - t.reshape(-1, 1, 1, 1) * grad(x, t), t), t
 
 
-def joint_grad_at_tau(grad, dtau, prox, x, t, t_min, t_max):
-    tau = 0.5 * t.log()
-    x = prox(x - t.reshape(-1, 1, 1, 1) * grad(x, tau), t)
-    return x, (2 * (tau - dtau(x, t) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
+def clips_tau_with_t(tau, t_min, t_max):
+    return (2 * tau.clamp(t_min, t_max)).exp()
 
 
-def joint_both_at_tau(grad, dtau, prox, x, t, t_min, t_max):
-    tau = 0.5 * t.log()
-    x = prox(x - t.reshape(-1, 1, 1, 1) * grad(x, tau), t)
-    return x, (2 * (tau - dtau(x, tau) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
+def clips_without_half(tau, t_min, t_max):
+    return (2 * tau.clamp(math.log(t_min), math.log(t_max))).exp()
 
 
-def joint_dtau_at_tau(grad, dtau, prox, x, t, t_min, t_max):
-    x, tau = _image_step(grad, prox, x, t), 0.5 * t.log()
-    return x, (2 * (tau - dtau(x, tau) / (2 * x[0].numel()))).exp().clamp(t_min, t_max)
+def sigma_from(tau, t_min, t_max):
+    return back_from(tau, t_min, t_max).sqrt()
 
 
-def joint_returns_sigma(grad, dtau, prox, x, t, t_min, t_max):
-    x = _image_step(grad, prox, x, t)
-    tau = 0.5 * t.log() - dtau(x, t) / (2 * x[0].numel())
-    return x, tau.clamp(0.5 * math.log(t_min), 0.5 * math.log(t_max)).exp()
+def at_tau(function):
+    return lambda x, t: function(x, 0.5 * t.log())
+
+
+def with_axes(function):
+    return lambda x, t: function(x, t[:, None, None, None])
+
+
+def negative(function):
+    return lambda x, t: -function(x, t)
 
 
 WRONG = {
@@ -331,10 +232,10 @@ WRONG = {
         (psnr_clipped, "clipped"),
         (psnr_root_and_ten, "0.5 times the right one"),
         (psnr_norm, "summed, not averaged"),
-        (psnr_peak_of_image, "brightest pixel of the reference"),
-        (psnr_peak_of_batch, "brightest pixel of the reference"),
-        (psnr_peak_of_x, "brightest pixel of x"),
-        (psnr_peak_of_each_x, "brightest pixel of x"),
+        (slip(psnr_of_peak, peak=lambda x, ref: ref.amax((1, 2, 3))), "brightest pixel of the reference"),
+        (slip(psnr_of_peak, peak=lambda x, ref: ref.max()), "brightest pixel of the reference"),
+        (slip(psnr_of_peak, peak=lambda x, ref: x.max()), "brightest pixel of x"),
+        (slip(psnr_of_peak, peak=lambda x, ref: x.amax((1, 2, 3))), "brightest pixel of x"),
         (psnr_mean_of_decibels, "first the mean"),
         (lambda x, ref: 10 * torch.log10(((x - ref) ** 2).mean((1, 2, 3))), "sign is wrong"),
         (lambda x, ref: -10 * torch.log(((x - ref) ** 2).mean((1, 2, 3))), "natural logarithm"),
@@ -390,24 +291,21 @@ WRONG = {
         (lambda v, y, mask, sigma, eta: mask * y + (1 - mask) * v, "stopped with RuntimeError"),
     ],
     "5.4": [
-        (flow_full_steps, "how smooth"),
-        (flow_prox_with_t, "two halves"),
-        (flow_gradient_with_t, "two halves"),
-        (flow_exchanged, "t_i and eta_i are exchanged"),
+        (slip(flow, step=its_t, back=its_t), "how smooth"),
+        (slip(flow, back=its_t), "two halves"),
+        (slip(flow, step=its_t), "two halves"),
+        (slip(flow, at=its_eta, step=its_t, back=its_t), "t_i and eta_i are exchanged"),
         (flow_sorts, "sorted first"),
-        (flow_off_by_one, "never used"),
-        (flow_never_updated, "only the last one counts"),
+        (flow_some(slice(1, None)), "never used"),
+        (flow_some(slice(-1, None)), "only the last one counts"),
         (flow_in_place, "changes its argument number 5"),
         (flow_prox_first, "other order"),
-        (flow_no_data, "data term is missing"),
-        (flow_returns_in_loop, "only one step"),
+        (slip(flow, prox=without_data), "data term is missing"),
+        (flow_some(slice(1)), "only one step"),
         (flow_old_gradient, "current x"),
-        (lambda grad, *a: flow_at_once(lambda x, t: grad(x, t**0.5), *a), "not its root"),
-        (
-            lambda grad, p, t, *a: flow_at_once(lambda x, _: grad(x, t[0]), p, t, *a),
-            "always taken at the first t",
-        ),
-        (lambda grad, *a: flow_at_once(lambda x, t: t * grad(x, t), *a), "eta_i alone"),
+        (slip(flow, at=lambda t, eta: t**0.5), "not its root"),
+        (flow_first_t, "always taken at the first t"),
+        (slip(flow, step=lambda t, eta: t * eta), "eta_i alone"),
     ],
     "5.5": [
         (schedule_linear, "linear"),
@@ -421,26 +319,26 @@ WRONG = {
         (schedule_negative_lengths, "wrong sign"),
     ],
     "5.6": [
-        (joint_old_image, "old image"),
-        (joint_no_ends, "PROJECTED"),
-        (lambda *a: joint_one_end(*a, upper=a[6]), "clipped at t_max only"),
-        (lambda *a: joint_one_end(*a, lower=a[5]), "clipped at t_min only"),
-        (joint_asks_with_axes, r"grad\(x, t\) wants one number or the shape \(\d,\)"),
-        (joint_n_only, "twice as long"),
-        (joint_whole_batch, "size of the batch"),
+        (slip(joint, seen=lambda new, old: old), "old image"),
+        (slip(joint, t_min=0.0, t_max=math.inf), "PROJECTED"),
+        (slip(joint, t_min=0.0), "clipped at t_max only"),
+        (slip(joint, t_max=math.inf), "clipped at t_min only"),
+        (slip(joint, grad=with_axes), r"grad\(x, t\) wants one number or the shape \(\d,\)"),
+        (slip(joint, n=lambda x: x[0].numel() / 2), "twice as long"),
+        (slip(joint, n=lambda x: x.numel()), "size of the batch"),
         (joint_steps_t, "t itself was stepped"),
         (joint_log_t, "log t"),
-        (joint_clips_tau_with_t, "compared with the ends"),
-        (joint_columns, r"\(B, 1, 1, 1\)"),
-        (joint_no_prox, "has not met its data"),
-        (joint_ascends, "climbs"),
-        (joint_columns_of_pixels, "check n, the 1/2 of tau"),
-        (joint_ends_without_half, "ends need the 1/2"),
+        (slip(joint, clip=clips_tau_with_t), "compared with the ends"),
+        (slip(joint, shape=(-1,)), r"\(B, 1, 1, 1\)"),
+        (slip(joint, prox=without_data), "has not met its data"),
+        (slip(joint, dtau=negative), "climbs"),
+        (slip(joint, n=lambda x: x.shape[-1]), "check n, the 1/2 of tau"),
+        (slip(joint, clip=clips_without_half), "ends need the 1/2"),
         (joint_clips_before, "clipped AFTER"),
         (joint_tau_first, "t moved before the image"),
-        (joint_grad_at_tau, r"grad\(x, t\) wants"),
-        (joint_both_at_tau, "grad and dtau want"),
-        (joint_dtau_at_tau, r"dtau\(x, t\) wants"),
-        (joint_returns_sigma, r"leaves the interval \[t_min, t_max\]: was tau returned"),
+        (slip(joint, grad=at_tau), r"grad\(x, t\) wants"),
+        (slip(joint, grad=at_tau, dtau=at_tau), "grad and dtau want"),
+        (slip(joint, dtau=at_tau), r"dtau\(x, t\) wants"),
+        (slip(joint, clip=sigma_from), r"leaves the interval \[t_min, t_max\]: was tau returned"),
     ],
 }
