@@ -5,57 +5,41 @@ import math
 import torch
 import torch.nn.functional as F
 
+from gnclib.course.lesson import slip
 from gnclib.spline import quartic_bspline
 
 # --- 4.1 cosine filters ---------------------------------------------------------------------------------------------
 
 
-def dct_same_factor(s):
+def rows(s, first=0.5**0.5, centre=0.5, gain=lambda s: math.sqrt(2 / s)):
     k = torch.arange(s, dtype=torch.float64)
-    rows = math.sqrt(2 / s) * torch.cos(math.pi * torch.outer(k, k + 0.5) / s)
-    return torch.einsum("ax,by->abxy", rows, rows).reshape(s * s, s, s)[1:]
+    values = gain(s) * torch.cos(math.pi * torch.outer(k, k + centre) / s)
+    values[0] *= first
+    return values
 
 
-def dct_not_scaled(s):
-    k = torch.arange(s, dtype=torch.float64)
-    rows = torch.cos(math.pi * torch.outer(k, k + 0.5) / s)
-    return torch.einsum("ax,by->abxy", rows, rows).reshape(s * s, s, s)[1:]
-
-
-def dct_at_corners(s):
-    k = torch.arange(s, dtype=torch.float64)
-    rows = math.sqrt(2 / s) * torch.cos(math.pi * torch.outer(k, k) / s)
-    rows[0] /= math.sqrt(2)
-    return torch.einsum("ax,by->abxy", rows, rows).reshape(s * s, s, s)[1:]
-
-
-def _rows(s):
-    k = torch.arange(s, dtype=torch.float64)
-    rows = math.sqrt(2 / s) * torch.cos(math.pi * torch.outer(k, k + 0.5) / s)
-    rows[0] = 1 / math.sqrt(s)
-    return rows
+def dct(s, **changes):
+    return torch.stack([torch.outer(a, b) for a in rows(s, **changes) for b in rows(s, **changes)][1:])
 
 
 def dct_transposed(s):
-    filters = [torch.outer(b, a) for a in _rows(s) for b in _rows(s)]
-    return torch.stack(filters[1:])
+    return torch.stack([torch.outer(b, a) for a in rows(s) for b in rows(s)][1:])
 
 
 def dct_with_constant(s):
-    return torch.stack([torch.outer(a, b) for a in _rows(s) for b in _rows(s)])
+    return torch.stack([torch.outer(a, b) for a in rows(s) for b in rows(s)])
 
 
 def dct_last_left_out(s):
-    return torch.stack([torch.outer(a, b) for a in _rows(s) for b in _rows(s)][:-1])
+    return dct_with_constant(s)[:-1]
 
 
 def dct_as_a_list(s):
-    return [torch.outer(a, b) for a in _rows(s) for b in _rows(s)][1:]
+    return list(dct(s))
 
 
 def dct_normalised_twice(s):
-    filters = torch.stack([torch.outer(a, b) for a in _rows(s) for b in _rows(s)][1:])
-    return filters / filters.abs().amax((1, 2), keepdim=True)
+    return dct(s) / dct(s).abs().amax((1, 2), keepdim=True)
 
 
 def dct_of_integers(s):
@@ -72,39 +56,17 @@ def dct_cast_at_the_end(s):
 # --- 4.2 B-splines --------------------------------------------------------------------------------------------------
 
 
-def spline_not_divided(u, degree):
+def half_open(u):
+    return (u >= -0.5) & (u < 0.5)
+
+
+def spline(u, degree, box=half_open, shift=0.5, wider=1, sign=1, divisor=lambda degree: degree):
+    """Right, with a half-open box and weights that vanish at +-(degree + 1) / 2."""
     if degree == 0:
-        return ((u >= -0.5) & (u < 0.5)).double()
-    left, right = spline_not_divided(u + 0.5, degree - 1), spline_not_divided(u - 0.5, degree - 1)
-    return ((degree + 1) / 2 + u) * left + ((degree + 1) / 2 - u) * right
-
-
-def spline_shifted_by_one(u, degree):
-    if degree == 0:
-        return ((u >= -0.5) & (u < 0.5)).double()
-    left, right = spline_shifted_by_one(u + 1, degree - 1), spline_shifted_by_one(u - 1, degree - 1)
-    return (((degree + 1) / 2 + u) * left + ((degree + 1) / 2 - u) * right) / degree
-
-
-def spline_exchanged(u, degree):
-    if degree == 0:
-        return ((u >= -0.5) & (u < 0.5)).double()
-    left, right = spline_exchanged(u + 0.5, degree - 1), spline_exchanged(u - 0.5, degree - 1)
-    return (((degree + 1) / 2 - u) * left + ((degree + 1) / 2 + u) * right) / degree
-
-
-def spline_of_a_box_at_zero(u, degree):
-    if degree == 0:
-        return ((u >= 0) & (u < 1)).double()
-    left, right = spline_of_a_box_at_zero(u + 0.5, degree - 1), spline_of_a_box_at_zero(u - 0.5, degree - 1)
-    return (((degree + 1) / 2 + u) * left + ((degree + 1) / 2 - u) * right) / degree
-
-
-def spline_narrow_weights(u, degree):
-    if degree == 0:
-        return ((u >= -0.5) & (u < 0.5)).double()
-    left, right = spline_narrow_weights(u + 0.5, degree - 1), spline_narrow_weights(u - 0.5, degree - 1)
-    return ((degree / 2 + u) * left + (degree / 2 - u) * right) / degree
+        return box(u).double()
+    left, right = (spline(u + s, degree - 1, box, shift, wider, sign, divisor) for s in (shift, -shift))
+    end = (degree + wider) / 2
+    return ((end + sign * u) * left + (end - sign * u) * right) / divisor(degree)
 
 
 def spline_always_quartic(u, degree):
@@ -125,20 +87,6 @@ def spline_powers_of_the_other_side(u, degree):
     half = (degree + 1) / 2
     terms = [(-1) ** k * math.comb(degree + 1, k) * (u + half - k) ** degree for k in range(degree + 1)]
     return sum(terms) / math.factorial(degree)
-
-
-def spline_of_a_closed_box(u, degree):
-    if degree == 0:
-        return (u.abs() <= 0.5).double()
-    left, right = spline_of_a_closed_box(u + 0.5, degree - 1), spline_of_a_closed_box(u - 0.5, degree - 1)
-    return (((degree + 1) / 2 + u) * left + ((degree + 1) / 2 - u) * right) / degree
-
-
-def spline_of_an_open_box(u, degree):
-    if degree == 0:
-        return (u.abs() < 0.5).double()
-    left, right = spline_of_an_open_box(u + 0.5, degree - 1), spline_of_an_open_box(u - 0.5, degree - 1)
-    return (((degree + 1) / 2 + u) * left + ((degree + 1) / 2 - u) * right) / degree
 
 
 def spline_of_clamped_powers(u, degree):
@@ -176,76 +124,36 @@ WRONG_PARABOLAS = [
 # --- 4.4 potentials -------------------------------------------------------------------------------------------------
 
 
-def basis(x, nodes):
-    return quartic_bspline((x[..., None] - nodes) / (nodes[1] - nodes[0]))
+def of_mu(mu, nu):
+    return mu[1] - mu[0]
 
 
-def potential_of_log_t(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, basis(t.log(), nu))
+def of_nu(mu, nu):
+    return nu[1] - nu[0]
 
 
-def potential_of_sigma(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, basis(t.sqrt(), nu))
+def none(mu, nu):
+    return 1.0
 
 
-def potential_one_spacing(x, w, t, mu, nu):
-    h = mu[1] - mu[0]
-    b_x, b_tau = quartic_bspline((x[..., None] - mu) / h), quartic_bspline((t.log()[:, None] / 2 - nu) / h)
-    return torch.einsum("bcmn,cnj,bj->bcm", b_x, w, b_tau)
-
-
-def potential_without_spacing(x, w, t, mu, nu):
-    b_x, b_tau = quartic_bspline(x[..., None] - mu), quartic_bspline(t.log()[:, None] / 2 - nu)
-    return torch.einsum("bcmn,cnj,bj->bcm", b_x, w, b_tau)
-
-
-def potential_at_the_first_level(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,j->bcm", basis(x, mu), w, basis(0.5 * t[0].log(), nu))
-
-
-def potential_of_the_first_channel(x, w, t, mu, nu):
-    return torch.einsum("bcmn,nj,bj->bcm", basis(x, mu), w[0], basis(0.5 * t.log(), nu))
-
-
-def potential_summed(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,bj->b", basis(x, mu), w, basis(0.5 * t.log(), nu))
+def potential(x, w, t, mu, nu, tau=lambda t: 0.5 * t.log(), dx=of_mu, dtau=of_nu, sums="bcmn,cnj,bj->bcm"):
+    """Right, with distances in x and tau in spacings of the own nodes."""
+    in_x = quartic_bspline((x[..., None] - mu) / dx(mu, nu))
+    in_tau = quartic_bspline((tau(t)[:, None] - nu) / dtau(mu, nu))
+    return torch.einsum(sums, in_x, w, in_tau)
 
 
 def potential_divided(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, basis(0.5 * t.log(), nu)) / (mu[1] - mu[0])
+    return potential(x, w, t, mu, nu) / of_mu(mu, nu)
 
 
-def potential_divides_in_place(x, w, t, mu, nu):
+def potential_divided_twice(x, w, t, mu, nu):
+    return potential_divided(x, w, t, mu, nu) / of_nu(mu, nu)
+
+
+def potential_in_place(x, w, t, mu, nu):
     x -= mu[0]
-    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu - mu[0]), w, basis(0.5 * t.log(), nu))
-
-
-def potential_decimal(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, basis(t.sqrt().log10(), nu))
-
-
-def potential_decimal_of_t(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, basis(t.log10(), nu))
-
-
-def potential_without_dtau(x, w, t, mu, nu):
-    b_tau = quartic_bspline(0.5 * t.log()[:, None] - nu)
-    return torch.einsum("bcmn,cnj,bj->bcm", basis(x, mu), w, b_tau)
-
-
-def potential_without_dx(x, w, t, mu, nu):
-    return torch.einsum("bcmn,cnj,bj->bcm", quartic_bspline(x[..., None] - mu), w, basis(0.5 * t.log(), nu))
-
-
-def potential_spacing_of_nu(x, w, t, mu, nu):
-    b_x = quartic_bspline((x[..., None] - mu) / (nu[1] - nu[0]))
-    return torch.einsum("bcmn,cnj,bj->bcm", b_x, w, basis(0.5 * t.log(), nu))
-
-
-def potential_of_exchanged_spacings(x, w, t, mu, nu):
-    b_x = quartic_bspline((x[..., None] - mu) / (nu[1] - nu[0]))
-    b_tau = quartic_bspline((0.5 * t.log()[:, None] - nu) / (mu[1] - mu[0]))
-    return torch.einsum("bcmn,cnj,bj->bcm", b_x, w, b_tau)
+    return potential(x, w, t, mu - mu[0], nu)
 
 
 # --- 4.5 the gradient -----------------------------------------------------------------------------------------------
@@ -329,117 +237,50 @@ def grad_of_bare_images(y, kernels, slope):
 # --- 4.6 one step of training ---------------------------------------------------------------------------------------
 
 
-def loss(a, x, z, t, kernels, mu, noise=None, gain=None, sign=-1, spacing=None):
-    y = x + (math.sqrt(t) if noise is None else noise) * z
+def loss(a, x, z, t, kernels, mu, noise=math.sqrt, gain=math.sqrt, sign=-1.0, spacing=None):
+    """Its summands, of which the mean is right."""
     h = mu[1] - mu[0]
-    features = F.conv2d(y, kernels)
-    basis = quartic_bspline((features[..., None] - mu) / h, 1) / (h if spacing is None else spacing)
-    slope = (basis * a[:, None, None, :]).sum(-1)
-    grad = F.conv_transpose2d(slope, kernels)
-    return 0.5 * ((math.sqrt(t) if gain is None else gain) * grad + sign * z) ** 2
+    features = F.conv2d(x + noise(t) * z, kernels)
+    basis = quartic_bspline((features[..., None] - mu) / h, 1) / (spacing or h)
+    grad = F.conv_transpose2d((basis * a[:, None, None, :]).sum(-1), kernels)
+    return 0.5 * (gain(t) * grad + sign * z) ** 2
 
 
-def descend(a, rate, value):
-    return a.detach() - rate * torch.autograd.grad(value, a)[0]
+def step(a, x, z, t, kernels, mu, rate, average=torch.mean, **changes):
+    b = a.clone().requires_grad_()
+    value = average(loss(b, x, z, t, kernels, mu, **changes))
+    return a - rate * torch.autograd.grad(value, b)[0]
 
 
-def step_up(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return a + rate * torch.autograd.grad(loss(a, x, z, t, kernels, mu).mean(), a)[0]
-
-
-def step_plus(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, loss(a, x, z, t, kernels, mu, sign=1).mean())
-
-
-def step_t_is_sigma(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, loss(a, x, z, t, kernels, mu, noise=t).mean())
-
-
-def step_without_noise(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, loss(a, x, z, t, kernels, mu, noise=0).mean())
-
-
-def step_t_grad(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, loss(a, x, z, t, kernels, mu, gain=t).mean())
-
-
-def step_without_half(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, 2 * loss(a, x, z, t, kernels, mu).mean())
-
-
-def step_sum(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, loss(a, x, z, t, kernels, mu).sum())
-
-
-def step_mean_of_images(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, loss(a, x, z, t, kernels, mu).sum((1, 2, 3)).mean())
-
-
-def step_no_spacing(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return descend(a, rate, loss(a, x, z, t, kernels, mu, spacing=1).mean())
-
-
-def by_hand(a, x, z, t, kernels, mu, rate, n=None, front=None, inside=1, outside=1):
+def by_hand(
+    a,
+    x,
+    z,
+    t,
+    kernels,
+    mu,
+    rate,
+    count=lambda x, features: x.numel(),
+    front=math.sqrt,
+    inside=1,
+    outside=1,
+):
+    """Right, with the derivatives of the splines that are `inside` grad R and `outside`, in the derivative of J."""
     h = mu[1] - mu[0]
-    y = x + math.sqrt(t) * z
-    u = (F.conv2d(y, kernels)[..., None] - mu) / h
+    features = F.conv2d(x + math.sqrt(t) * z, kernels)
+    u = (features[..., None] - mu) / h
     slope = (quartic_bspline(u, inside) / h * a[:, None, None, :]).sum(-1)
-    r = math.sqrt(t) * F.conv_transpose2d(slope, kernels) - z
-    kr = F.conv2d(r, kernels)
-    total = (kr[..., None] * quartic_bspline(u, outside) / h).sum((0, 2, 3))
-    return a - rate * (math.sqrt(t) if front is None else front) / (n or x.numel()) * total
-
-
-def step_one_image(a, x, z, t, kernels, mu, rate):
-    return by_hand(a, x, z, t, kernels, mu, rate, n=x[0].numel())
-
-
-def step_positions(a, x, z, t, kernels, mu, rate):
-    return by_hand(a, x, z, t, kernels, mu, rate, n=F.conv2d(x, kernels)[:, 0].numel())
-
-
-def step_positions_of_one(a, x, z, t, kernels, mu, rate):
-    h, w = F.conv2d(x, kernels).shape[-2:]
-    return by_hand(a, x, z, t, kernels, mu, rate, n=h * w)
-
-
-def step_features(a, x, z, t, kernels, mu, rate):
-    return by_hand(a, x, z, t, kernels, mu, rate, n=F.conv2d(x, kernels).numel())
-
-
-def step_no_root_in_front(a, x, z, t, kernels, mu, rate):
-    return by_hand(a, x, z, t, kernels, mu, rate, front=1.0)
-
-
-def step_beta_inside(a, x, z, t, kernels, mu, rate):
-    return by_hand(a, x, z, t, kernels, mu, rate, inside=0)
-
-
-def step_beta_outside(a, x, z, t, kernels, mu, rate):
-    return by_hand(a, x, z, t, kernels, mu, rate, outside=0)
-
-
-def step_beta_everywhere(a, x, z, t, kernels, mu, rate):
-    return by_hand(a, x, z, t, kernels, mu, rate, inside=0, outside=0)
+    rest = F.conv2d(math.sqrt(t) * F.conv_transpose2d(slope, kernels) - z, kernels)
+    total = (rest[..., None] * quartic_bspline(u, outside) / h).sum((0, 2, 3))
+    return a - rate * front(t) / count(x, features) * total
 
 
 def step_gradient(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    return torch.autograd.grad(loss(a, x, z, t, kernels, mu).mean(), a)[0]
+    return a - step(a, x, z, t, kernels, mu, 1.0)
 
 
-def step_in_place(a, x, z, t, kernels, mu, rate):
-    b = a.clone().requires_grad_()
-    a -= rate * torch.autograd.grad(loss(b, x, z, t, kernels, mu).mean(), b)[0]
+def step_in_place(a, *others):
+    a.copy_(step(a, *others))
     return a
 
 
@@ -447,16 +288,15 @@ def step_not_a_leaf(a, x, z, t, kernels, mu, rate):
     return a - rate * torch.autograd.grad(loss(a, x, z, t, kernels, mu).mean(), a)[0]
 
 
-def step_forgets_to_return(a, x, z, t, kernels, mu, rate):
-    a = a.clone().requires_grad_()
-    a = descend(a, rate, loss(a, x, z, t, kernels, mu).mean())
+def step_forgets_to_return(*arguments):
+    step(*arguments)
 
 
 WRONG = {
     "4.1": [
-        (dct_same_factor, r"row k = 0 has norm sqrt\(2\)"),
-        (dct_not_scaled, "bare cosines"),
-        (dct_at_corners, "middle n"),
+        (slip(dct, first=1.0), r"row k = 0 has norm sqrt\(2\)"),
+        (slip(dct, first=1.0, gain=lambda s: 1.0), "bare cosines"),
+        (slip(dct, centre=0.0), "middle n"),
         (dct_transposed, "rows and columns are exchanged"),
         (dct_with_constant, r"has the shape \(25, 5, 5\), \(24, 5, 5\) is wanted"),
         (dct_last_left_out, "constant one still among them"),
@@ -466,39 +306,36 @@ WRONG = {
         (dct_cast_at_the_end, "right to some digits only: a tensor on the way"),
     ],
     "4.2": [
-        (spline_not_divided, "degree! times too large"),
-        (spline_shifted_by_one, "shift u by 1/2"),
-        (spline_exchanged, "weights are exchanged"),
-        (spline_of_a_box_at_zero, "box is not centred"),
-        (spline_narrow_weights, "vanish at the ends"),
+        (slip(spline, divisor=lambda degree: 1), "degree! times too large"),
+        (slip(spline, shift=1.0), "shift u by 1/2"),
+        (slip(spline, sign=-1), "weights are exchanged"),
+        (slip(spline, box=lambda u: (u >= 0) & (u < 1)), "box is not centred"),
+        (slip(spline, wider=0), "vanish at the ends"),
         (spline_always_quartic, "degree is not used"),
         (spline_of_booleans, "floating-point"),
         (spline_powers_of_the_other_side, "values are negative"),
-        (spline_of_a_closed_box, "half-open, count its ends once"),
-        (spline_of_an_open_box, "half-open, count its ends once"),
+        (slip(spline, box=lambda u: u.abs() <= 0.5), "half-open, count its ends once"),
+        (slip(spline, box=lambda u: u.abs() < 0.5), "half-open, count its ends once"),
         (spline_of_clamped_powers, "degree 0"),
     ],
     "4.3": WRONG_PARABOLAS,
     "4.4": [
-        (potential_of_exchanged_spacings, "spacings are exchanged"),
-        (
-            lambda x, w, t, mu, nu: potential_divided(x, w, t, mu, nu) / (nu[1] - nu[0]),
-            "divided by their spacings",
-        ),
-        (potential_of_log_t, "twice the right tau"),
-        (potential_of_sigma, "not in sigma"),
-        (potential_one_spacing, "their own spacing"),
-        (potential_without_spacing, "measured in spacings"),
-        (potential_at_the_first_level, "noise level of the first"),
-        (potential_of_the_first_channel, "coefficients of its own"),
-        (potential_summed, "shape"),
+        (slip(potential, dx=of_nu, dtau=of_mu), "spacings are exchanged"),
+        (potential_divided_twice, "divided by their spacings"),
+        (slip(potential, tau=torch.log), "twice the right tau"),
+        (slip(potential, tau=torch.sqrt), "not in sigma"),
+        (slip(potential, dtau=of_mu), "their own spacing"),
+        (slip(potential, dx=none, dtau=none), "measured in spacings"),
+        (slip(potential, t=lambda t: t[0].expand(len(t))), "noise level of the first"),
+        (slip(potential, w=lambda w: w[0].expand_as(w)), "coefficients of its own"),
+        (slip(potential, sums="bcmn,cnj,bj->b"), "shape"),
         (potential_divided, "the spacing of mu times too small"),
-        (potential_decimal, "NATURAL"),
-        (potential_decimal_of_t, "decimal one of t"),
-        (potential_without_dtau, "distances in tau"),
-        (potential_without_dx, "distances in x"),
-        (potential_spacing_of_nu, "not that of nu"),
-        (potential_divides_in_place, "argument number 1 in place"),
+        (slip(potential, tau=lambda t: t.sqrt().log10()), "NATURAL"),
+        (slip(potential, tau=torch.log10), "decimal one of t"),
+        (slip(potential, dtau=none), "distances in tau"),
+        (slip(potential, dx=none), "distances in x"),
+        (slip(potential, dx=of_nu), "not that of nu"),
+        (potential_in_place, "argument number 1 in place"),
     ],
     "4.5": [
         (grad_filtered_twice, "upside down"),
@@ -519,23 +356,32 @@ WRONG = {
         (grad_of_bare_images, r"slope\(x\) wants features of the shape"),
     ],
     "4.6": [
-        (step_up, "goes UP"),
-        (step_plus, "MINUS the score"),
-        (step_t_is_sigma, "t is the variance"),
-        (step_without_noise, "noisy image y"),
-        (step_t_grad, "not t grad R"),
-        (step_without_half, "twice too long"),
-        (step_sum, "here it is their sum"),
-        (step_mean_of_images, "not only over the images"),
-        (step_no_spacing, "1/h is missing"),
-        (step_one_image, "those of ONE image"),
-        (step_positions, "not the positions of a kernel"),
-        (step_positions_of_one, "not the positions of a kernel"),
-        (step_features, "not the positions of a kernel"),
-        (step_no_root_in_front, r"sqrt\(t\) is missing in front"),
-        (step_beta_inside, "in grad R"),
-        (step_beta_outside, "in the derivative of J"),
-        (step_beta_everywhere, "where its slope beta' belongs$"),
+        (slip(step, rate=lambda rate: -rate), "goes UP"),
+        (slip(step, sign=1.0), "MINUS the score"),
+        (slip(step, noise=lambda t: t), "t is the variance"),
+        (slip(step, noise=lambda t: 0.0), "noisy image y"),
+        (slip(step, gain=lambda t: t), "not t grad R"),
+        (slip(step, average=lambda summands: 2 * summands.mean()), "twice too long"),
+        (slip(step, average=torch.sum), "here it is their sum"),
+        (
+            slip(step, average=lambda summands: summands.sum((1, 2, 3)).mean()),
+            "not only over the images",
+        ),
+        (slip(step, spacing=1.0), "1/h is missing"),
+        (slip(by_hand, count=lambda x, features: x[0].numel()), "those of ONE image"),
+        (
+            slip(by_hand, count=lambda x, features: features[:, 0].numel()),
+            "not the positions of a kernel",
+        ),
+        (
+            slip(by_hand, count=lambda x, features: features[0, 0].numel()),
+            "not the positions of a kernel",
+        ),
+        (slip(by_hand, count=lambda x, features: features.numel()), "not the positions of a kernel"),
+        (slip(by_hand, front=lambda t: 1.0), r"sqrt\(t\) is missing in front"),
+        (slip(by_hand, inside=0), "in grad R"),
+        (slip(by_hand, outside=0), "in the derivative of J"),
+        (slip(by_hand, inside=0, outside=0), "where its slope beta' belongs$"),
         (step_gradient, "new coefficients are wanted"),
         (step_in_place, "argument number 1 in place"),
         (step_not_a_leaf, "does not require grad"),
