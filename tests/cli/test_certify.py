@@ -7,7 +7,7 @@ from PIL import Image
 
 from gnclib.foe import FieldsOfExperts
 from gnclib.images import data
-from tests.cli.test_main import gnc
+from tests.commands import gnc
 
 
 def test_the_shipped_convex_prior_is_proved_convex(capsys):

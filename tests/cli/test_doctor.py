@@ -7,7 +7,7 @@ import torch
 
 from gnclib.foe import WEIGHTS, FieldsOfExperts
 from gnclib.io import sha256
-from tests.cli.test_main import gnc
+from tests.commands import gnc
 
 
 def test_all_is_well_here(capsys):

@@ -12,12 +12,7 @@ from PIL import Image
 from gnclib.cli import main as cli
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
-
-
-def gnc(capsys, *words) -> tuple[int, str, str]:
-    status = cli.main([str(word) for word in words])
-    captured = capsys.readouterr()
-    return status, captured.out, captured.err
+from tests.commands import gnc
 
 
 @pytest.fixture(scope="module")

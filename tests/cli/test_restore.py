@@ -13,7 +13,7 @@ from PIL import Image
 
 from gnclib.images import data
 from gnclib.restore import restoration
-from tests.cli.test_main import gnc
+from tests.commands import gnc
 
 
 def grey(height=64, width=80, sigma=0.0, seed=0):

@@ -7,11 +7,11 @@ import nbformat
 import pytest
 from nbformat.v4 import new_code_cell, new_markdown_cell, new_notebook, new_output
 
-from gnclib.cli import main as cli
 from gnclib.course import EXERCISES, Exercise
 from gnclib.course import copies as course
 from gnclib.course.lesson import Heading
 from gnclib.suite import notebooks
+from tests.commands import gnc
 
 SOLUTION = '''\
 def double(x: float) -> float:
@@ -278,16 +278,11 @@ def test_the_committed_copies_are_what_the_source_makes():
 # --- the command --------------------------------------------------------------------------------------------
 
 
-def gnc(capsys, *words) -> tuple[int, str, str]:
-    status = cli.main(["course", *map(str, words)])
-    return status, *capsys.readouterr()
-
-
 def test_the_command_refuses_before_it_writes(capsys, tmp_path, monkeypatch):
     monkeypatch.setattr(course, "folder", lambda: tmp_path)
     (tmp_path / "source").mkdir()
     nbformat.write(tiny(), tmp_path / "source" / "8_tiny.ipynb")  # 8.1 is no exercise of the library
-    status, out, err = gnc(capsys, "--nbgrader", tmp_path / "out")
+    status, out, err = gnc(capsys, "course", "--nbgrader", tmp_path / "out")
     assert (status, out) == (1, "")
     assert err.startswith(
         "gnc: error: the source is wrong, nothing was written:\n  8_tiny: there is the solution cell"
@@ -298,12 +293,12 @@ def test_the_command_refuses_before_it_writes(capsys, tmp_path, monkeypatch):
         (["--instructor", tmp_path], "holds the notebooks themselves"),
         (["--check", "--only", "8"], "--only cannot go with"),
     ):
-        status, _, err = gnc(capsys, *words)
+        status, _, err = gnc(capsys, "course", *words)
         assert (status, message in err) == (2, True), err
 
 
 def test_the_table_adds_up(capsys):
-    status, out, _ = gnc(capsys, "--table")
+    status, out, _ = gnc(capsys, "course", "--table")
     assert status == 0
     rows = [[word.strip(" *") for word in line.strip("|").split("|")] for line in out.splitlines()[2:]]
     single = [row for row in rows if row[0][0].isdigit()]

@@ -12,15 +12,12 @@ from gnclib.foe.filters import reflect
 from gnclib.foe.starts import refit
 from gnclib.restore.tiles import Tiled
 from gnclib.spline import SplineGrid, contract, evaluate
+from tests.draws import generator
 
 f64 = {"dtype": torch.float64}
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7, "scales": 2}
 COARSE = {"coarse_features": 3, "coarse_nodes": 11}
 T = torch.tensor([0.003, 0.4], **f64)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_energy(**changes):

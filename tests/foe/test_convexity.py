@@ -11,15 +11,12 @@ from gnclib.foe import FieldsOfExperts, FoEConfig, convexity
 from gnclib.foe.coarse import down
 from gnclib.foe.spectra import extreme_eigenvalues
 from gnclib.spline import SplineGrid, contract, evaluate
+from tests.draws import generator
 
 f64 = {"dtype": torch.float64}
 CONFIG = FoEConfig(
     features=6, nodes_x=21, nodes_tau=12, sigma_max=2.0, scales=2, coarse_features=4, coarse_nodes=17, convex_from=0.6
 )  # fmt: skip
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def bent_energy(seed=0, size=0.1):

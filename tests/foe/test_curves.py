@@ -10,12 +10,9 @@ from gnclib.foe import FieldsOfExperts, FoEConfig, spectra
 from gnclib.foe import curves as inspect_foe
 from gnclib.foe.filters import convolve, reflect
 from gnclib.suite import plots
+from tests.draws import generator
 
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_energy(layers, scaled=True, dilation=1):

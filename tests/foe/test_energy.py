@@ -11,6 +11,7 @@ from torch.autograd.functional import hessian
 
 from gnclib.foe import FieldsOfExperts, FoEConfig, hub
 from gnclib.foe.filters import dct_kernels, dilate, reflect, reflect_adjoint
+from tests.draws import generator
 
 f64 = {"dtype": torch.float64}
 SMALL = {"features": 4, "kernel_size": 3, "nodes_x": 15, "range": 3.0, "nodes_tau": 7}
@@ -20,10 +21,6 @@ KINDS = [
     for border in ("reflect", "valid")
     for scaled in (True, False)
 ]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_energy(layers=1, scaled=True, seed=0, dilation=1):

@@ -8,14 +8,11 @@ import torch
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe.filters import convolve_adjoint, convolve_adjoint_inner, crop_to, reflect
+from tests.draws import generator
 
 f64 = {"dtype": torch.float64}
 SMALL = FoEConfig(features=4, kernel_size=3, nodes_x=15, range=3.0, nodes_tau=7)
 T = torch.tensor([0.003, 0.4], **f64)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def random_energy(config, seed=0, spread=0.2):

@@ -15,12 +15,9 @@ from gnclib.foe.filters import (
     reflect,
     reflect_adjoint,
 )
+from tests.draws import generator
 
 f64 = {"dtype": torch.float64}
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 @pytest.mark.parametrize("size", [3, 7])

@@ -10,12 +10,9 @@ from scipy.stats import norm
 from torch.autograd.functional import hessian as autograd_hessian
 
 from gnclib.gmm import GaussianMixture, empirical, figure1_mixture, threshold
+from tests.draws import generator
 
 F64 = torch.float64
-
-
-def generator(seed: int = 0) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
 
 
 def random_mixture(d: int, full: bool, seed: int = 0, k: int = 4) -> GaussianMixture:

@@ -11,15 +11,11 @@ import torch
 from PIL import Image
 
 from gnclib.images import data
+from tests.draws import generator
 
 needs_bsds500 = pytest.mark.skipif(
     not data.available(), reason="the images of BSDS500 are not at hand (set GNC_DATA_DIR to test with them)"
 )
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
-
 
 # --- the lists -------------------------------------------------------------------------------------------
 

@@ -94,10 +94,7 @@ def test_names_that_are_no_text(tmp_path):
     assert os.fsencode(json.loads(out.read_text(encoding="utf-8"))["set"]) == folder
 
 
-def test_a_training_in_a_folder_with_an_odd_name(tmp_path, monkeypatch):
-    for name in ("training_images", "validation_images"):
-        monkeypatch.setattr(data, name, getattr(data, name))
-    child_runs.offline()
+def test_a_training_in_a_folder_with_an_odd_name(tmp_path, monkeypatch, drawn_images):
     monkeypatch.setitem(training_run.PRIORS, "R1", child_runs.PRIORS["R1"])
     folder = tmp_path / ODD / "R1 neu"
     options = ["--steps", "4", "--batch", "4", "--patch", "18", "--every", "2", "--out", str(folder)]

@@ -12,12 +12,9 @@ from gnclib.deep.config import NetworkConfig
 from gnclib.gmm import GaussianMixture
 from gnclib.images import data
 from gnclib.restore.evidence import Gaussian, WithBrightness, _bennett, annealed_constant, quadratic_constant
+from tests.draws import generator
 
 F64 = torch.float64
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def mixture(d):

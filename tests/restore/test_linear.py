@@ -17,13 +17,10 @@ from gnclib.restore.linear import (
     SampledTransform,
     gaussian_kernel,
 )
+from tests.draws import generator
 
 F64 = {"dtype": torch.float64}
 SIZE = (11, 14)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def operators():

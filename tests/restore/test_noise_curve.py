@@ -7,10 +7,10 @@ from PIL import Image
 from skimage import data as samples
 
 from benchmarks.noise_maps import READ, by_anscombe, counted, crop, psnr
-from gnclib.cli import main as cli
 from gnclib.restore import Denoising, NoiseCurve, denoise_gnc
 from gnclib.restore.colour import choose_planes
 from gnclib.restore.noise_level import GROWING
+from tests.commands import gnc
 
 #: brightness from 0.05 to 0.95
 IMAGES = {name: crop(name, 112) for name in ("coins", "cell", "camera")}
@@ -150,9 +150,7 @@ def test_gnc_denoise_with_a_gain(capsys, tmp_path):
     y = np.rint(numbers.clip(0, top)) / top
 
     def run(*words):
-        words = ["denoise", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--force", *words]
-        status = cli.main([str(word) for word in words])
-        return status, *capsys.readouterr()
+        return gnc(capsys, "denoise", tmp_path / "in.tif", "-o", tmp_path / "out.tif", "--force", *words)
 
     assert run("--gain", 400, "--offset", 1000, "--read-noise", 80)[0] == 0
     written = np.asarray(Image.open(tmp_path / "out.tif")) / top

@@ -8,12 +8,9 @@ import torch
 from gnclib.gmm import GaussianMixture, figure1_mixture
 from gnclib.restore.evidence import Gaussian
 from gnclib.restore.sampling import ACCEPTED, annealed_mala, cosines, effective_size, mala, r_hat
+from tests.draws import generator
 
 F64 = torch.float64
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 class Fit:

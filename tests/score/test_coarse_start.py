@@ -7,11 +7,8 @@ import torch
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.score import coarse_start
+from tests.draws import generator
 from tests.leaves import dead_leaves
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def test_scores_of_single_experts_sum_to_the_gradient():

@@ -141,7 +141,7 @@ sys.exit(status)
 """
 
 
-def test_torchrun(tmp_path, monkeypatch):
+def test_torchrun(tmp_path, drawn_images):
     """The command under torchrun with two processes: one log and one card, weights those of one process."""
     script = tmp_path / "script.py"
     script.write_text(TORCHRUN)
@@ -185,9 +185,6 @@ def test_torchrun(tmp_path, monkeypatch):
     first, second = (load_file(tmp_path / f"rank{rank}.safetensors") for rank in range(2))
     shipped = load_file(tmp_path / "two" / "model.safetensors")
     assert all(torch.equal(first[k], second[k]) and torch.equal(first[k], shipped[k]) for k in first)
-    for name in ("training_images", "validation_images"):
-        monkeypatch.setattr(child_runs.data, name, getattr(child_runs.data, name))
-    child_runs.offline()
     recipe = RECIPES["R1"]
     config = replace(recipe, steps=3, batch=4, patch=18, fraction=0.5, averaging=0.0)
     alone = training_run.run(training_run.start("R1", config), tmp_path / "one").state_dict()

@@ -12,14 +12,10 @@ from gnclib.score import LEARN_RECIPES, PRIORS, RECIPES, LearnConfig, TrainConfi
 from gnclib.score import run as training_run
 from gnclib.score.recipes import variants
 from gnclib.studies import ablations
-from tests import child_runs
 
 
 @pytest.mark.parametrize("name", PRIORS)
-def test_a_few_iterations(name, tmp_path, monkeypatch):
-    for function in ("training_images", "validation_images"):
-        monkeypatch.setattr(child_runs.data, function, None)  # put back afterwards
-    child_runs.offline()
+def test_a_few_iterations(name, tmp_path, drawn_images):
     small = replace(RECIPES[name], steps=3, batch=4, patch=32, wide=0.0, lr=0.01)
     trained = training_run.run(training_run.start(name, small), tmp_path)
     again = load_prior(tmp_path)

@@ -29,23 +29,12 @@ from gnclib.score import run as training_run
 from gnclib.score import training as train
 from gnclib.score.recipes import PRIORS, RECIPES
 from tests import child_runs
+from tests.commands import gnc
 
 SMALL = replace(RECIPES["R1"], steps=4, batch=2, patch=20)
 quick = ("--batch", "2", "--patch", "20", "--steps", "4")
 CARD = ["README.md", "checkpoint.safetensors", "config.json", "log.csv", "model.safetensors", "training.json"]
-
-
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch):
-    """Training and validation on drawn images instead of BSDS500."""
-    for name in ("training_images", "validation_images"):
-        monkeypatch.setattr(data, name, getattr(data, name))
-    child_runs.offline()
-
-
-def gnc(capsys, *words):
-    status = cli.main([str(w) for w in words])
-    return status, *capsys.readouterr()
+pytestmark = pytest.mark.usefixtures("drawn_images")
 
 
 def equal_weights(a, b):

@@ -11,15 +11,12 @@ from gnclib.score import losses as sm
 from gnclib.score import toy
 from gnclib.spline import SplineGrid
 from gnclib.spline import splines as spline
+from tests.draws import generator
 
 LOW, HIGH = math.log(0.1), 0.0
 MIXTURE = figure1_mixture()
 BASIS = toy.SplineBasis(SplineGrid(44, -3.0, 3.0), SplineGrid(9, LOW, HIGH))
 UNIFORM, SINE = toy.UniformTau(LOW, HIGH), toy.SineTau(LOW, HIGH)
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def energy(seed=0, basis=BASIS):

@@ -12,7 +12,6 @@ import tifffile
 import torch
 from PIL import Image
 
-from gnclib.cli import main as cli
 from gnclib.images import data
 from gnclib.restore import learn
 from gnclib.restore.learned import Task
@@ -21,6 +20,7 @@ from gnclib.score import run as training_run
 from gnclib.score.recipes import RECIPES
 from gnclib.score.training_set import EMBEDDED
 from tests import child_runs
+from tests.commands import gnc
 
 SMALL = replace(RECIPES["R1"], steps=4, batch=2, patch=20)
 
@@ -42,11 +42,6 @@ def no_bsds(monkeypatch):
     """A machine that has neither BSDS500 nor a network."""
     for name in ("training_images", "validation_images"):
         monkeypatch.setattr(data, name, lambda: pytest.fail("BSDS500 is not needed"))
-
-
-def gnc(capsys, *words):
-    status = cli.main([str(word) for word in words])
-    return status, *capsys.readouterr()
 
 
 def config(folder, **settings):
@@ -222,10 +217,7 @@ def test_train_on_a_folder_and_resume(photos, tmp_path, capsys, no_bsds):
 
 
 @pytest.mark.parametrize("began_with", ["", "photos"])
-def test_no_resumption_on_other_images(photos, tmp_path, capsys, monkeypatch, began_with):
-    for name in ("training_images", "validation_images"):
-        monkeypatch.setattr(data, name, getattr(data, name))
-    child_runs.offline()
+def test_no_resumption_on_other_images(photos, tmp_path, capsys, drawn_images, began_with):
     began = config(photos) if began_with else SMALL
     for step, _ in training_run.drive(training_run.start("R1", began), tmp_path / "run"):
         if step.step == 2:

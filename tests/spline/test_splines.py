@@ -18,14 +18,11 @@ from gnclib.spline import native as spline_native
 from gnclib.spline import reference as spline_reference
 from gnclib.spline import splines as spline
 from gnclib.spline.reference import evaluate as evaluate_reference
+from tests.draws import generator
 
 f64 = {"dtype": torch.float64}
 KNOTS = np.arange(6) - 2.5  # of the centred basis function, where its pieces meet
 ORDERS = [orders for k in (1, 2, 3) for orders in itertools.combinations((0, 1, 2), k)]
-
-
-def generator(seed=0):
-    return torch.Generator().manual_seed(seed)
 
 
 def scipy_spline(grid, coefficients):
