@@ -16,20 +16,20 @@ from tests import child_runs, kill_runs
 KILLED = -9
 
 
-@pytest.fixture(scope="module", params=["R1", "R3"])
-def whole(request, tmp_path_factory):
-    """A run that nobody has stopped: its prior, its weights, its log."""
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+    """A run that nobody has stopped: its weights and its log."""
     folder = tmp_path_factory.mktemp("whole")
-    process = child_runs.child(child_runs.finish, request.param, folder, 4)
+    process = child_runs.child(child_runs.finish, "R1", folder, 4)
     process.join(600)
     assert process.exitcode == 0
-    return request.param, load_file(folder / "model.safetensors"), child_runs.rows(folder)
+    return load_file(folder / "model.safetensors"), child_runs.rows(folder)
 
 
 def ends_like(whole, folder):
     """Resume until the end: the weights are those of the whole run to the bit, the log is the same but for seconds."""
-    prior, weights, log = whole
-    process = child_runs.child(child_runs.finish, prior, folder, 4)
+    weights, log = whole
+    process = child_runs.child(child_runs.finish, "R1", folder, 4)
     process.join(600)
     assert process.exitcode == 0
     found = load_file(folder / "model.safetensors")
@@ -43,7 +43,7 @@ def ends_like(whole, folder):
 @pytest.mark.parametrize(("name", "number"), [(CHECKPOINT, 3), ("log.csv", 2)])
 def test_killed_while_writing(whole, tmp_path, name, number, phase):
     """The checkpoint that is there is whole: the new one after its write, the old one before."""
-    process = child_runs.child(child_runs.finish, whole[0], tmp_path, 4, ("write", number, name, phase))
+    process = child_runs.child(child_runs.finish, "R1", tmp_path, 4, ("write", number, name, phase))
     process.join(600)
     assert process.exitcode == KILLED
     step = load_checkpoint(tmp_path).step
@@ -52,7 +52,7 @@ def test_killed_while_writing(whole, tmp_path, name, number, phase):
 
 
 def test_killed_in_the_midst_of_an_update(whole, tmp_path):
-    process = child_runs.child(child_runs.finish, whole[0], tmp_path, 4, ("step", 8))
+    process = child_runs.child(child_runs.finish, "R1", tmp_path, 4, ("step", 8))
     process.join(600)
     assert process.exitcode == KILLED
     assert load_checkpoint(tmp_path).step == 4
@@ -70,7 +70,7 @@ def test_killed_at_random_moments_again_and_again(whole, tmp_path):
             shutil.rmtree(tmp_path / "run")
             longest /= 2
         fault = ("seconds", draw.uniform(0.02, 1) * longest)
-        process = child_runs.child(child_runs.finish, whole[0], tmp_path / "run", 4, fault)
+        process = child_runs.child(child_runs.finish, "R1", tmp_path / "run", 4, fault)
         process.join(600)
         codes.append(process.exitcode)
         assert codes[-1] in (KILLED, 0)

@@ -1,11 +1,10 @@
-"""gnc learn on small runs: what is learned and left, stopping and going on, kills, fine-tuning, bad input."""
+"""gnc learn on small runs: what is learned and left, stopping and going on, fine-tuning, bad input."""
 
 import json
 import shutil
 import signal
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 import pytest
 import torch
@@ -23,19 +22,12 @@ from gnclib.restore.learn import load_checkpoint
 from gnclib.restore.learned import LearnedSchedule, Task, weights_sha256
 from gnclib.score import LearnConfig, denoising_psnr
 from tests import child_runs
+from tests.commands import gnc
 
 NOISE = Task("denoise", 25)
 SMALL = LearnConfig(iterations=6, patch=16)
 TUNING = replace(SMALL, lr=0.02, lr_prior=0.01)
-KILLED = -9
-
-
-@pytest.fixture(autouse=True)
-def few_images(monkeypatch):
-    """Learning and validation on drawn images instead of BSDS500."""
-    for name in ("training_images", "validation_images"):
-        monkeypatch.setattr(data, name, getattr(data, name))
-    child_runs.offline()
+pytestmark = pytest.mark.usefixtures("drawn_images")
 
 
 @pytest.fixture(scope="module")
@@ -209,37 +201,6 @@ def test_a_resumed_run_ends_like_a_whole_one(prior, tmp_path, config):
     assert same(tmp_path / "whole", tmp_path / "cut")
 
 
-def finish(prior, folder, config, fault=()):
-    """Begin or resume a run and end it, unless it is killed."""
-    torch.set_num_threads(1)
-    child_runs.offline()
-    state = load_checkpoint(folder) if (Path(folder) / CHECKPOINT).exists() else begin(prior, config)
-    if fault:
-        child_runs.FAULTS[fault[0]](*fault[1:])
-    run(state, folder, every=2)
-
-
-@pytest.mark.parametrize(
-    ("fault", "step"),
-    [
-        (("write", 3, CHECKPOINT, "middle"), 2),
-        (("write", 3, CHECKPOINT, "after"), 4),
-        (("write", 3, "log.csv", "after"), 2),
-        (("step", 6), 4),
-    ],
-    ids=["in the checkpoint", "after the checkpoint", "after the log", "in an update"],
-)
-def test_killed_and_resumed(prior, tmp_path, fault, step):
-    finish(prior, tmp_path / "whole", TUNING)
-    process = child_runs.child(finish, prior, tmp_path / "killed", TUNING, fault)
-    process.join(600)
-    assert process.exitcode == KILLED
-    assert load_checkpoint(tmp_path / "killed").step == step
-    finish(prior, tmp_path / "killed", TUNING)
-    assert same(tmp_path / "whole", tmp_path / "killed")
-    assert not list((tmp_path / "killed").glob(".*.tmp"))
-
-
 def test_what_is_not_finite_stops_the_run_and_spares_the_checkpoint(prior, tmp_path, monkeypatch):
     forward, calls = LearnedSchedule.forward, []
 
@@ -332,11 +293,6 @@ def test_fine_tuning_starts_from_a_schedule_that_fits(prior, tmp_path):
 # --- the command -------------------------------------------------------------------------------------------
 
 QUICK = ("--iterations", 6, "--patch", 16, "--every", 2)
-
-
-def gnc(capsys, *words):
-    status = cli.main([str(w) for w in words])
-    return status, *capsys.readouterr()
 
 
 def test_the_command(prior, tmp_path, capsys):
