@@ -13,7 +13,7 @@ from copy import deepcopy
 from pathlib import Path
 from typing import NamedTuple
 
-import matplotlib
+import matplotlib.pyplot
 import nbformat
 import numpy as np
 import pytest
