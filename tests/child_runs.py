@@ -10,6 +10,7 @@ import signal
 import socket
 import tempfile
 import threading
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -26,6 +27,7 @@ from gnclib.score.training import training
 from tests.leaves import dead_leaves
 
 PRIORS = {"R1": FoEConfig(features=6, kernel_size=3, nodes_x=31, nodes_tau=7)}
+PRIORS["R3"] = replace(PRIORS["R1"], layers=3)
 SETTINGS = TrainConfig(steps=20, batch=6, patch=18, fraction=0.5, roughness=1.0)
 
 context = multiprocessing.get_context("forkserver")

@@ -14,7 +14,7 @@ tau = 0.5 log t. Our choices, each a field of :class:`FoEConfig` or said here:
   feature per pixel and channel, and the energy is the sum over exactly these. ``grad`` is its exact gradient.
 * *Dilation.* The taps of ``K_2 ... K_L`` are ``dilation`` pixels apart, for the farther sight that strong noise asks
   for at the cost of 3 x 3 kernels.
-* *Coarser scales.* With ``scales`` > 0 the energy of :class:`gnclib.foe.coarse.CoarseExperts` is added.
+* *Coarser scales.* With ``scales`` > 0 the energy of :class:`gnclib.foe.layers.CoarseExperts` is added.
 * *Convexity.* With ``convex_from`` the training keeps the potentials convex from that noise level on, and
   :meth:`FieldsOfExperts.certify` proves that the energy is (:mod:`gnclib.foe.convexity`).
 * *Range ends.* Potentials are continued linearly outside of their nodes (:mod:`gnclib.spline`).
@@ -34,9 +34,8 @@ from torch import Tensor, nn
 
 from gnclib import spline
 from gnclib.foe import FoEConfig, LearnedEnergy, convexity, demand_shape, read_prior, starts
-from gnclib.foe.coarse import CoarseExperts, scale
 from gnclib.foe.filters import convolve, dct_kernels, reflect, reflect_adjoint
-from gnclib.foe.layers import Layers
+from gnclib.foe.layers import CoarseExperts, Layers, scale
 
 
 def _in_full_precision(method):

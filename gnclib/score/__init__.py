@@ -13,10 +13,10 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "recipes": [
             *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),
-            *("Variant", "variants"),
+            *("Variant", "learning_rate", "variants"),
         ],
         "distributed": ["ALONE", "Group"],
         "training_set": ["HELD_OUT", "denoising_psnr", "mmse"],
-        "training": ["Step", "TrainState", "learning_rate", "load_checkpoint", "small_prior"],
+        "training": ["Step", "TrainState", "load_checkpoint", "small_prior"],
     },
 )

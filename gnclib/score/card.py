@@ -244,7 +244,7 @@ def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str
     if config.scales:
         levels = ", ".join(str(2 ** (k + 1)) for k in range(config.scales))
         scales = (
-            f"{config.coarse_features} experts at each of the scales {levels}, as `gnclib.foe.coarse` says (ours);"
+            f"{config.coarse_features} experts at each of the scales {levels}, as `gnclib.foe.layers` says (ours);"
             f" started by least squares, first learning rate {settings.lr_coarse:g}"
         )
     if config.convex_from is not None:

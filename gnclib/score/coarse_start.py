@@ -19,8 +19,8 @@ from scipy.optimize import nnls
 from torch import Tensor
 
 from gnclib.foe import FieldsOfExperts
-from gnclib.foe.coarse import down_adjoint
 from gnclib.foe.filters import convolve, reflect_adjoint
+from gnclib.foe.layers import down_adjoint
 from gnclib.images import PatchSampler
 from gnclib.spline import contract, evaluate
 

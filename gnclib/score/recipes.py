@@ -5,6 +5,7 @@ No torch is loaded for them.
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field, replace
 from typing import Annotated, Literal, get_args
 
@@ -181,6 +182,11 @@ class LearnConfig:
     seed: int = 0
     images: str = ""
     images_sha256: str = ""
+
+
+def learning_rate(first: float, last: float, step: int, steps: int) -> float:
+    """Cosine annealing: ``first`` at step 0, ``last`` at the end."""
+    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * step / steps))
 
 
 # recipes --------------------------------------------------------------------------------------------------------------

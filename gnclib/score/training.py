@@ -35,7 +35,7 @@ from gnclib import io
 from gnclib.deep import NetworkEnergy, configuration, kind_of
 from gnclib.foe import FieldsOfExperts, FoEConfig, LearnedEnergy
 from gnclib.images import PatchSampler, refuse_validation
-from gnclib.score import ALONE, Group, TrainConfig
+from gnclib.score import ALONE, Group, TrainConfig, learning_rate
 from gnclib.score import losses as sm
 
 # the state -----------------------------------------------------------------------------------------------------------
@@ -249,11 +249,6 @@ def loss_parts(
 def _noisy(x: Tensor, tau: Tensor, z: Tensor) -> Tensor:
     """y = x + e^tau z, (B, 1, H, W)."""
     return x + tau.exp()[:, None, None, None] * z
-
-
-def learning_rate(first: float, last: float, step: int, steps: int) -> float:
-    """Cosine annealing: ``first`` at step 0, ``last`` at the end."""
-    return last + 0.5 * (first - last) * (1 + math.cos(math.pi * step / steps))
 
 
 def training(state: TrainState, images, group: Group = ALONE) -> Iterator[Step]:

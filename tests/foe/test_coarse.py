@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.foe.coarse import down, down_adjoint
 from gnclib.foe.filters import reflect
+from gnclib.foe.layers import down, down_adjoint
 from gnclib.foe.starts import refit
 from gnclib.restore.tiles import Tiled
 from gnclib.spline import SplineGrid, contract, evaluate

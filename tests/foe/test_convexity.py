@@ -8,7 +8,7 @@ import torch
 from scipy.optimize import minimize
 
 from gnclib.foe import FieldsOfExperts, FoEConfig, convexity
-from gnclib.foe.coarse import down
+from gnclib.foe.layers import down
 from gnclib.foe.spectra import extreme_eigenvalues
 from gnclib.spline import SplineGrid, contract, evaluate
 from tests.draws import generator

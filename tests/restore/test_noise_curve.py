@@ -5,8 +5,9 @@ import pytest
 import torch
 from PIL import Image
 from skimage import data as samples
+from skimage.metrics import peak_signal_noise_ratio
 
-from benchmarks.noise_maps import READ, by_anscombe, counted, crop, psnr
+from benchmarks.noise_maps import READ, by_anscombe, counted, crop
 from gnclib.restore import Denoising, NoiseCurve, denoise_gnc
 from gnclib.restore.colour import choose_planes
 from gnclib.restore.noise_level import GROWING
@@ -14,6 +15,10 @@ from tests.commands import gnc
 
 #: brightness from 0.05 to 0.95
 IMAGES = {name: crop(name, 112) for name in ("coins", "cell", "camera")}
+
+
+def psnr(found, x):
+    return peak_signal_noise_ratio(x, found, data_range=1)
 
 
 def truth(x, peak, read=READ):
