@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from benchmarks import engine
-from gnclib import denoise_gnc
+from gnclib import denoise_gnc, load_prior
 from gnclib.images import data
 from gnclib.studies import field, problems
 
@@ -100,7 +100,11 @@ def test_the_proof_of_the_guide_is_one():
 
 def test_the_page_on_speed_shows_what_was_measured():
     table = json.loads((ROOT / "benchmarks" / "engine.json").read_text(encoding="utf-8"))
-    assert engine.report(table) in text(GUIDE / "speed.md")
+    page = text(GUIDE / "speed.md")
+    assert engine.report(table) in page
+    seconds = {name: row["seconds"]["ours"] for name, row in table["rows"].items()}
+    single, half = (seconds[f"R3 learned schedule{k}"] / seconds["BM3D"] for k in ("", ", bfloat16"))
+    assert f"falls from {single:.2f} to {half:.2f} of that of BM3D" in " ".join(page.split())
 
 
 @pytest.mark.parametrize("name", ["add_a_prior", "add_an_operator", "add_a_figure", "add_a_claim"])
@@ -141,6 +145,16 @@ def test_makefile_has_the_targets_that_are_named():
 def test_the_tables_are_those_of_the_shipped_results():
     assert field.table(field.load()) in text(GUIDE / "priors.md")
     assert problems.table(problems.load()) in text(GUIDE / "pipelines.md")
+
+
+def test_the_price_of_a_proved_bound_is_that_of_the_figure():
+    stored = json.loads((ROOT / "figures" / "price_of_convexity.json").read_text(encoding="utf-8"))
+    price = dict(zip(stored["bounds"], stored["proved"], strict=True))
+    said = " ".join(text(GUIDE / "priors.md").split())
+    assert f"at most 8 away from the border for {max(price[8]):.4f} dB or less" in said
+    assert f"at most 4 for {min(price[4]):.2f} to {max(price[4]):.2f} dB, and at most 2" in said
+    assert f"for {min(price[2]):.1f} to {max(price[2]):.1f} dB (eight crops" in said
+    assert f"R_1 itself has {load_prior('R1').certify(1.0).inner_curvature:.1f} at sigma = 1" in said
 
 
 def test_the_table_of_noise_levels_is_that_of_the_shipped_results():

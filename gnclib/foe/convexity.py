@@ -88,21 +88,26 @@ def repaired(prior: FieldsOfExperts, t: float, most: float | None = None) -> Fie
     With ``most`` > 0 they are the closest ones whose second differences are so small that t Hess R is certified to be
     at most that (``inner_curvature``): phi_c'' <= most / (t s^2 max_omega sum_c |K_c(omega)|^2). Closest as in
     :func:`project`, with the norms of the kernels for deviations. Raises ValueError: more than one layer, coarser
-    scales, or t outside of the range of the prior.
+    scales, t outside of the range of the prior, or another bound.
     """
     config, kernels = prior.config, prior.kernels[0]
+    if most is not None and not 0 < most < math.inf:
+        raise ValueError(f"a bound of the curvature must be a finite number > 0, got {most}")
     if config.layers > 1 or config.scales:
         raise ValueError("only an energy of one layer and one scale is repaired, this one has more")
     tau = prior._range(t, 1, prior.offset.double())
     w = spline.contract(prior.weights[0].double(), tau, config.grid_tau)[0, ..., None]  # (C, N_x, 1)
-    bowl = torch.zeros(())
-    if most is not None:  # what is missing to the steepest parabola is convex
+    deviation = kernels.flatten(1).norm(dim=1)
+    if most is None:
+        project(w, 0, config.grid_x, deviation)
+    else:
         gain = (t * prior._scale(tau)[0] ** 2).item() * _spectrum(kernels, np.ones(len(kernels)))
-        bowl = most / gain / 2 * config.grid_x.nodes()[:, None] ** 2
-        w = bowl - w
-    project(w, 0, config.grid_x, kernels.flatten(1).norm(dim=1))
+        steepest = most / gain / 2 * config.grid_x.nodes()[:, None] ** 2
+        missing = steepest - w  # is convex where w bends less than the steepest parabola
+        project(missing, 0, config.grid_x, deviation)
+        w = steepest - missing
     made = prior.from_state(config, prior.state_dict()).requires_grad_(False)
-    made.weights[0].copy_(w if most is None else bowl - w)
+    made.weights[0].copy_(w)
     return made
 
 

@@ -52,29 +52,18 @@ def curves(
     return spline.evaluate(x, coefficients, prior.config.grid_x, (order,))[0]
 
 
-def layers(prior: FieldsOfExperts, y: Tensor, sigma: float, orders=(0,)) -> list[tuple[Tensor, list[Tensor]]]:
-    """The forward pass of eq. 3, layer by layer: x_l and the derivatives of phi_l there of these orders, 0 the first.
+def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
+    """The features x_1 ... x_L of eq. 3 at images (B, 1, H, W), continued by reflection as in the energy.
 
-    Parameters
-    ----------
-    y : (B, 1, H, W)
-        Images, continued by reflection as in the energy.
-    sigma : float
-        Noise level at which the prior is used.
+    Images are joined: each is (C, M), M the number of feature positions. Raises ValueError as :func:`curves`.
     """
     h, found = input_scale(prior.config, sigma) * reflect(y, prior.config.margin), []
     steps = zip(prior.kernels, prior.config.dilations, _coefficients(prior, sigma), strict=True)
     for kernel, dilation, coefficients in steps:
         x = convolve(h, kernel, dilation)
-        values = spline.evaluate(x, coefficients.expand(len(x), -1, -1), prior.config.grid_x, orders)
-        found.append((x, values))
-        h = values[0]
+        found.append(x.transpose(0, 1).flatten(1))
+        (h,) = spline.evaluate(x, coefficients.expand(len(x), -1, -1), prior.config.grid_x)
     return found
-
-
-def features(prior: FieldsOfExperts, y: Tensor, sigma: float) -> list[Tensor]:
-    """x_1 ... x_L of `layers`, images joined: each (C, M), M the number of feature positions."""
-    return [x.transpose(0, 1).flatten(1) for x, _ in layers(prior, y, sigma)]
 
 
 def feature_quantiles(x: Tensor, count: int = 197) -> Tensor:

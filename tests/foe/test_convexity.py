@@ -255,3 +255,6 @@ def test_a_bound_that_holds_anyway_changes_nothing():
     for refused in ("R3", "M1"):
         with pytest.raises(ValueError, match="one layer and one scale"):
             convexity.repaired(FieldsOfExperts.from_pretrained(refused), t)
+    for most in (0.0, -1.0, math.nan, math.inf):
+        with pytest.raises(ValueError, match="finite number > 0"):
+            convexity.repaired(prior, t, most)
