@@ -253,9 +253,8 @@ def collect(found: dict[str, dict], threads: dict[str, float] | None = None) -> 
                 rows[name]["operations"] = row["operations"]
     for name, row in rows.items():
         task, _, size = name.partition(", ")
-        if size and "operations" in rows.get(
-            task, {}
-        ):  # the same task on other pixels, or in another arithmetic
+        # the same task on other pixels, or in another arithmetic
+        if size and "operations" in rows.get(task, {}):
             height, width = map(int, size.split(" x ")) if " x " in size else (HEIGHT, WIDTH)
             row["operations"] = round(rows[task]["operations"] * height * width / (HEIGHT * WIDTH))
         if row.get("operations"):
