@@ -93,8 +93,8 @@ class FoEConfig(Architecture):
                 raise ValueError(
                     f"{name} must lie in 1..{most} (kernel_size^2 - 1), got {getattr(self, name)}"
                 )
-        if self.layers > 1 and (self.scales or self.convex_from is not None):
-            raise ValueError("scales and convex_from are for energies of one layer")
+        if self.layers > 1 and self.convex_from is not None:
+            raise ValueError("convex_from is for energies of one layer")
         if not self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min < sigma_max does not hold for {self.sigma_min}, {self.sigma_max}")
         return self

@@ -101,11 +101,11 @@ class FieldsOfExperts(LearnedEnergy):
     def margin(self) -> int:
         """How far a feature sees, in pixels; the gradient sees twice as far.
 
-        With coarser scales up to 2^L it is 2 (2^L - 1) for the low passes and 3 2^L for kernels of side 7, in whole
-        pixels of the coarsest scale.
+        With coarser scales up to 2^L it is 2 (2^L - 1) for the low passes and 3 2^L for kernels of side 7 where the
+        fine scale sees no farther, in whole pixels of the coarsest scale.
         """
         config, pixel = self.config, self.alignment
-        reach = 2 * (pixel - 1) + config.kernel_size // 2 * pixel
+        reach = max(2 * (pixel - 1) + config.kernel_size // 2 * pixel, config.margin)
         return -(-reach // pixel) * pixel if self.coarse else config.margin
 
     @property

@@ -167,14 +167,14 @@ class Layers:
         """K_1^T phi_1' K_2^T ... phi_L', shaped like z."""
         if self._fused(z):
             return experts.slope(z, self.kernels[0], self.coefficients[0], self.grid)
-        return self._backward(self._slopes(z)[1])
+        return self.backward(self._slopes(z)[1])
 
     def value_and_slope(self, z: Tensor) -> tuple[Tensor, Tensor]:
         """:meth:`value` and :meth:`slope` at once."""
         if self._fused(z, z, *self.kernels, *self.coefficients):
             return experts.value_and_slope(z, self.kernels[0], self.coefficients[0], self.grid)
         value, slopes = self._slopes(z, value=True)
-        return value.sum((1, 2, 3)), self._backward(slopes)
+        return value.sum((1, 2, 3)), self.backward(slopes)
 
     def inner_slope(self, z: Tensor) -> Tensor:
         """:meth:`slope` at the pixels all of whose features lie inside of z."""
@@ -241,7 +241,8 @@ class Layers:
             slopes.append(slope)
         return z, slopes
 
-    def _backward(self, slopes: list[Tensor]) -> Tensor:
+    def backward(self, slopes: list[Tensor]) -> Tensor:
+        """K_1^T phi_1' K_2^T ... phi_L' from the slopes phi_1'(x_1) ... phi_L'(x_L)."""
         g, steps = slopes[-1], self._steps()
         for l in reversed(range(len(steps))):
             g = convolve_adjoint(g, *steps[l])

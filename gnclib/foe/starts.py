@@ -32,7 +32,10 @@ if TYPE_CHECKING:
     from gnclib.foe.energy import FieldsOfExperts
 
 #: what a fine scale has in common with the energy that sets out from it
-SAME = ("layers", "features", "kernel_size", "nodes_x", "range", "sigma_0", "scaled_input", "constant")
+SAME = (
+    *("layers", "features", "kernel_size", "deep_kernel_size", "dilation"),
+    *("nodes_x", "range", "sigma_0", "scaled_input", "constant"),
+)
 
 
 @torch.no_grad()
@@ -80,8 +83,9 @@ def _beside_coarser_scales(prior: FieldsOfExperts, fine: FieldsOfExperts) -> Non
             f"a fine scale like that of {prior.config} is needed to set out from, got {fine.config}"
         )
     grids = fine.config.grid_tau, prior.config.grid_tau
-    prior.kernels[0].copy_(fine.kernels[0])
-    prior.weights[0].copy_(refit(fine.weights[0], *grids))
+    for l, (kernel, weights) in enumerate(zip(fine.kernels, fine.weights, strict=True)):
+        prior.kernels[l].copy_(kernel)
+        prior.weights[l].copy_(refit(weights, *grids))
     prior.offset.copy_(refit(fine.offset[None], *grids)[0])
     prior.make_convex()
 

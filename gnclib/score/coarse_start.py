@@ -5,8 +5,8 @@ problem of least squares. It is solved for gains that are not negative, at one n
 
     min_{a, b >= 0}  E || sqrt(t) ( sum_c a_c grad r_c + sum_{l,k,m} b_lkm grad r_lkm ) - z ||^2 + ridge,
 
-r_c the experts of the fine scale as they are and as quadratics, r_lkm those of scale l, kernel k and shape m: x^2 / 2,
-or w^2 (sqrt(1 + x^2 / w^2) - 1), which is linear far out. Sums of convex shapes are convex.
+r_c the experts of the fine scale, phi_L,c(x_L,c), as they are and as quadratics of x_L,c, r_lkm those of scale l, kernel k and shape m: x^2 / 2,
+or w^2 (sqrt(1 + x^2 / w^2) - 1), which is linear far out. Sums of convex shapes are convex in their argument.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from gnclib.foe import FieldsOfExperts
 from gnclib.foe.filters import convolve, reflect_adjoint
 from gnclib.foe.layers import down_adjoint
 from gnclib.images import PatchSampler
-from gnclib.spline import contract, evaluate
+from gnclib.spline import contract
 
 #: widths w of the shapes; infinite is the quadratic
 WIDTHS = (math.inf, 1.0, 0.25)
@@ -46,7 +46,7 @@ def begin(model: FieldsOfExperts, images, seed: int) -> None:
 def fit_coarse(model: FieldsOfExperts, images, generator: torch.Generator, crops: int = 6, side: int = 160):
     """Give the coarser scales of ``model`` fitted potentials and scale those of the fine one, in place.
 
-    The model has one layer and coarser scales, and set out from a trained fine scale. `crops` and `side` are number and
+    The model has coarser scales, and set out from a trained fine scale. `crops` and `side` are number and
     side of the crops of the images for each noise level; crops and noise are drawn from the generator.
     """
     config, grid = model.config, model.config.coarse_grid
@@ -59,8 +59,8 @@ def fit_coarse(model: FieldsOfExperts, images, generator: torch.Generator, crops
         gains[tau] = torch.from_numpy(_gains(model, sampler.sample(crops), tau, generator)).float()
     for j, tau in enumerate(levels):
         kept, bent, coarse = gains[tau].tensor_split([config.features, 2 * config.features])
-        model.weights[0][..., j] *= kept[:, None]
-        model.weights[0][..., j] += bent[:, None] * quadratic
+        model.weights[-1][..., j] *= kept[:, None]
+        model.weights[-1][..., j] += bent[:, None] * quadratic
         coarse = coarse.view(-1, len(WIDTHS), config.coarse_features)  # of the scales that fit into the crops
         for w, gain in zip(model.coarse.weights, coarse, strict=False):
             w[..., j] = torch.einsum("mk,mi->ki", gain, shapes)
@@ -118,19 +118,19 @@ def _gains(model: FieldsOfExperts, x: Tensor, tau: float, generator: torch.Gener
 def _scores(model: FieldsOfExperts, y: Tensor, tau: Tensor) -> Tensor:
     """sqrt(t) grad r of every expert with gain 1 at one image (1, 1, H, W): (experts, H, W)."""
     config, coarse, root = model.config, model.coarse, tau.exp()
-    x = convolve(model._input(y, tau, "reflect"), model.kernels[0])
-    (slope,) = evaluate(x, model._coefficients(tau)[0], config.grid_x, (1,))
-    found = []
-    for g in (slope, x):
-        g = F.conv_transpose2d(g, model.kernels[0], groups=config.features)
-        found.append(root * model._output(g, tau, "reflect")[0])
+    layers, found = model._layers(tau), []
+    features, slopes, _ = layers.taken_apart(model._input(y, tau, "reflect"))
+    each = torch.eye(config.features)[..., None, None]  # experts as a batch
+    for last in (slopes[-1], features[-1]):
+        g = layers.backward([*slopes[:-1], each * last])
+        found.append(root * model._output(g, tau, "reflect")[:, 0])
     sizes = [tuple(y.shape[-2:])]
     for l, z in enumerate(coarse.inputs(y, tau)):
         x = convolve(z, coarse.kernels[l])
         sizes.append(tuple((n + 1) // 2 for n in sizes[-1]))
         for width in WIDTHS:
             g = F.conv_transpose2d(_shape_slope(x, width), coarse.kernels[l], groups=config.coarse_features)
-            g = reflect_adjoint(g, config.kernel_size // 2).transpose(0, 1)  # experts as a batch
+            g = reflect_adjoint(g, config.kernel_size // 2).transpose(0, 1)
             for size in sizes[-2::-1]:
                 g = down_adjoint(g, *size)
             found.append(root * coarse._scale(tau, l)[0] * g[:, 0])

@@ -193,8 +193,8 @@ def learning_rate(first: float, last: float, step: int, steps: int) -> float:
 
 _PAPER = FoEConfig(scaled_input=False, range=4.0, nodes_x=127, constant=False)
 _SCALES = FoEConfig(layers=1, sigma_max=2.0, nodes_tau=20, scales=4)
-#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, M1 with
-#: coarser scales, C1 the same and convex from sigma = 0.6 on, G1 with a network
+#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, M1 and M3 (one
+#: and three layers) with coarser scales, C1 as M1 and convex from sigma = 0.6 on, G1 with a network
 PRIORS = {
     "R1": FoEConfig(layers=1),
     "R2": FoEConfig(layers=2, dilation=2),
@@ -202,6 +202,7 @@ PRIORS = {
     **{f"P{layers}": replace(_PAPER, layers=layers) for layers in (1, 2, 3)},
     "G1": NetworkConfig(),
     "M1": _SCALES,
+    "M3": FoEConfig(layers=3, dilation=2, scales=4),
     "C1": replace(_SCALES, convex_from=0.6),
 }
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
@@ -247,6 +248,7 @@ RECIPES = {
         averaging=0.999,
     ),
     "M1": _SCALED,
+    "M3": replace(_SCALED, roughness_hidden=0.1),
     "C1": _SCALED,
 }
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:

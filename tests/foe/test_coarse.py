@@ -1,6 +1,7 @@
 """Experts on coarser scales: adjoints, derivatives against autograd, images of every size, tiles and files."""
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -46,9 +47,11 @@ def test_low_pass_keeps_constants_and_lines():
     torch.testing.assert_close(down(torch.ones_like(ramp)), torch.ones(1, 1, 10, 10, **f64))
 
 
-@pytest.mark.parametrize("size", [(13, 10), (8, 9), (5, 5), (3, 4), (2, 2)])
-def test_derivatives_against_autograd(size):
-    energy, y = random_energy(), images(*size).requires_grad_()
+@pytest.mark.parametrize(
+    ("layers", "size"), [(1, (13, 10)), (1, (8, 9)), (1, (5, 5)), (1, (3, 4)), (1, (2, 2)), (2, (13, 10))]
+)
+def test_derivatives_against_autograd(layers, size):
+    energy, y = random_energy(layers=layers), images(*size).requires_grad_()
     tau = (0.5 * T.log()).requires_grad_()
     value = energy.energy(y, (2 * tau).exp())
     g, first = torch.autograd.grad(value.sum(), (y, tau), create_graph=True)
@@ -127,10 +130,18 @@ def test_small_images_go_without_the_scales_that_do_not_fit():
     assert (energy.coarse.slope(images(2, 2), 0.5 * T.log()) == 0).all()
 
 
-@pytest.mark.parametrize(("size", "tile"), [((70, 64), 20), ((90, 41), 30), ((30, 30), 8)])
-def test_tiles_give_the_gradient_and_the_energy_of_the_whole(size, tile):
-    energy, y = random_energy(), images(*size)
-    assert energy.margin == 12  # 2 (4 - 1) + 1 * 4, in whole pixels of scale 4
+@pytest.mark.parametrize(
+    ("deep", "size", "tile"),
+    [
+        ({}, (70, 64), 20),
+        ({}, (90, 41), 30),
+        ({}, (30, 30), 8),
+        ({"layers": 2, "dilation": 13}, (99, 60), 20),
+    ],
+)
+def test_tiles_give_the_gradient_and_the_energy_of_the_whole(deep, size, tile):
+    energy, y = random_energy(**deep), images(*size)
+    assert energy.margin == (16 if deep else 12)  # 1 + 13, or 2 (4 - 1) + 1 * 4, in whole pixels of scale 4
     tiles = Tiled(energy, tile)
     torch.testing.assert_close(tiles.grad(y, T), energy.grad(y, T), rtol=1e-10, atol=1e-10)
     torch.testing.assert_close(tiles.energy(y, T), energy.energy(y, T), rtol=1e-10, atol=1e-8)
@@ -139,8 +150,6 @@ def test_tiles_give_the_gradient_and_the_energy_of_the_whole(size, tile):
 def test_there_is_no_valid_part():
     with pytest.raises(ValueError, match="no valid part"):
         random_energy().energy(images(), 0.1, border="valid")
-    with pytest.raises(ValueError, match="energies of one layer"):
-        FoEConfig(layers=2, scales=1)
 
 
 def test_refit_is_the_same_function_on_other_nodes():
@@ -151,10 +160,12 @@ def test_refit_is_the_same_function_on_other_nodes():
     torch.testing.assert_close(found[:, 0, 0], 1 + 0.5 * tau + 0.25 * tau**2, rtol=0, atol=0.02)
 
 
-def test_a_start_from_a_fine_prior_and_files(tmp_path):
+@pytest.mark.parametrize("layers", [1, 2])
+def test_a_start_from_a_fine_prior_and_files(tmp_path, layers):
     """Without coarse potentials it is the prior that it set out from; saved and loaded it is itself."""
-    fine = FieldsOfExperts(FoEConfig(features=6), generator=generator()).requires_grad_(False)
-    config = FoEConfig(features=6, sigma_max=2.0, nodes_tau=12, scales=2)
+    fine = FoEConfig(features=6, layers=layers, dilation=layers)
+    config = replace(fine, sigma_max=2.0, nodes_tau=12, scales=2)
+    fine = FieldsOfExperts(fine, generator=generator()).requires_grad_(False)
     energy = FieldsOfExperts(config).requires_grad_(False)
     energy.warm_start(fine)
     for w in energy.coarse.weights:

@@ -11,9 +11,11 @@ from tests.draws import generator
 from tests.leaves import dead_leaves
 
 
-def test_scores_of_single_experts_sum_to_the_gradient():
+@pytest.mark.parametrize("layers", [1, 3])
+def test_scores_of_single_experts_sum_to_the_gradient(layers):
     """The columns of the least squares: gains 1 for the fine scale and for quadratics give the energy's gradient."""
-    energy = FieldsOfExperts(FoEConfig(scales=2, coarse_features=5, range=30.0)).requires_grad_(False)
+    config = FoEConfig(layers=layers, scales=2, coarse_features=5, range=30.0)
+    energy = FieldsOfExperts(config, generator=generator()).requires_grad_(False)
     quadratic = energy.config.coarse_grid.quadratic(c=0.5).float()
     for w in energy.coarse.weights:
         w.copy_(quadratic[None, :, None].expand_as(w))
