@@ -5,8 +5,9 @@ problem of least squares. It is solved for gains that are not negative, at one n
 
     min_{a, b >= 0}  E || sqrt(t) ( sum_c a_c grad r_c + sum_{l,k,m} b_lkm grad r_lkm ) - z ||^2 + ridge,
 
-r_c the experts of the fine scale, phi_L,c(x_L,c), as they are and as quadratics of x_L,c, r_lkm those of scale l, kernel k and shape m: x^2 / 2,
-or w^2 (sqrt(1 + x^2 / w^2) - 1), which is linear far out. Sums of convex shapes are convex in their argument.
+r_c the experts of the fine scale, phi_L,c(x_L,c), as they are and as quadratics of x_L,c, r_lkm those of scale l,
+kernel k and shape m: x^2 / 2, or w^2 (sqrt(1 + x^2 / w^2) - 1), which is linear far out. Sums of convex shapes are
+convex in their argument.
 """
 
 from __future__ import annotations

@@ -193,8 +193,8 @@ def learning_rate(first: float, last: float, step: int, steps: int) -> float:
 
 _PAPER = FoEConfig(scaled_input=False, range=4.0, nodes_x=127, constant=False)
 _SCALES = FoEConfig(layers=1, sigma_max=2.0, nodes_tau=20, scales=4)
-#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, M1 and M3 (one
-#: and three layers) with coarser scales, C1 as M1 and convex from sigma = 0.6 on, G1 with a network
+#: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, M1 and M3
+#: with coarser scales (one and three layers), C1 as M1 and convex from sigma = 0.6 on, G1 with a network
 PRIORS = {
     "R1": FoEConfig(layers=1),
     "R2": FoEConfig(layers=2, dilation=2),
