@@ -202,7 +202,7 @@ PRIORS = {
     **{f"P{layers}": replace(_PAPER, layers=layers) for layers in (1, 2, 3)},
     "G1": NetworkConfig(),
     "M1": _SCALES,
-    "M3": FoEConfig(layers=3, dilation=2, scales=4),
+    "M3": replace(_SCALES, layers=3, dilation=2),
     "C1": replace(_SCALES, convex_from=0.6),
 }
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
