@@ -126,7 +126,7 @@ def _consume(rows: Iterable[T], line: Callable[[T], str], total: int | None = No
     "--sigma", type=float, metavar="S", help="noise in grey levels of 0..255 (default: ten levels)"
 )
 def certify(prior, sigma):
-    """Certificates of a prior with one layer, the name of one of the package or a folder, that hold for all images: is
+    """Certificates of a prior, the name of one of the package or a folder, that hold for all images: is
     t Hess R proved to be positive semidefinite, and between which bounds lie its eigenvalues, with features at the
     border or without."""
     from gnclib.deep import load_prior

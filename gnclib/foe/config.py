@@ -78,7 +78,7 @@ class FoEConfig(Architecture):
     coarse_features: Features = 24  # channels at each of them
     coarse_nodes: Nodes = 63  # spline nodes per potential at each of them
     coarse_sigma_0: Level = 0.3  # sigma_0 of the input scaling at each of them
-    convex_from: Level | None = None  # noise level from which training keeps it convex (one layer; ours)
+    convex_from: Level | None = None  # noise level from which training keeps it convex (ours)
 
     later = (
         *("dilation", "constant", "scales"),
@@ -93,8 +93,6 @@ class FoEConfig(Architecture):
                 raise ValueError(
                     f"{name} must lie in 1..{most} (kernel_size^2 - 1), got {getattr(self, name)}"
                 )
-        if self.layers > 1 and self.convex_from is not None:
-            raise ValueError("convex_from is for energies of one layer")
         if not self.sigma_min < self.sigma_max:
             raise ValueError(f"sigma_min < sigma_max does not hold for {self.sigma_min}, {self.sigma_max}")
         return self

@@ -1,13 +1,15 @@
-r"""Convex potentials: the projection that keeps them so, and certificates of energies of one layer (not in the paper).
+r"""Convex potentials: the projections that keep them so, and certificates of energies (not in the paper).
 
 A quartic spline with coefficients a_i has the second derivative h^-2 sum_i (a_{i+1} - 2 a_i + a_{i-1}) B_i(x) with B_i
 quadratic B-splines. These are not negative and sum to 1, so second differences that are nowhere negative make it
 convex on its range, and the linear continuation keeps it convex on the whole line. In tau the coefficients are
 sum_j w_ij beta_j(tau), beta_j >= 0: it is enough that every node j with beta_j(tau) > 0 has such differences. The
 energy is then a sum of convex functions of linear maps of the image (continuation by reflection and low passes
-included), hence convex in y, for all images of all sizes.
+included), hence convex in y, for all images of all sizes. Coefficients that are arithmetic sequences make an activation
+affine; where all hidden ones are, features of the last layer are affine in y and the same holds for them.
 
-:func:`certify` also bounds the curvature of all images from both sides. With k_c = sup phi_c'' and K the filters,
+:func:`certify` also bounds the curvature of all images from both sides. With k_c = sup phi_c'' and K the filters (of
+several layers K_L diag(phi_{L-1}') ... K_1, where hidden activations are affine),
 
     t Hess R <= t s^2 || P ||^2 max_omega sum_c k_c |K_c(omega)|^2,
 
@@ -19,6 +21,7 @@ as small as the kernels allow; the lower bound has -inf phi_c'' for k_c, where t
 from __future__ import annotations
 
 import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cache
 from typing import TYPE_CHECKING
@@ -82,6 +85,31 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
 
 
 @torch.no_grad()
+def straighten(weights: Tensor, first: int, grid: spline.SplineGrid) -> None:
+    """Replace activations (C, N_x, N_tau) by straight lines at the nodes in tau from ``first`` on, in place.
+
+    Slope and height are the means of the steps from node to node and of what is left, which weigh as in :func:`project`
+    without deviations. They are rounded to so few digits that the coefficients are arithmetic sequences exactly, in
+    float32 too.
+    """
+    if first >= weights.shape[-1]:
+        return
+    v, x = weights[..., first:].double().cpu(), grid.nodes()
+    ramp = torch.arange(len(x), dtype=v.dtype) - len(x) // 2
+
+    def mean(values: Tensor, x: Tensor) -> Tensor:  # over the nodes: (C, J)
+        visits = (1 + x**2) ** -2
+        return torch.einsum("cij,i->cj", values, visits / visits.sum())
+
+    steps = mean(v.diff(dim=1), x[1:] - grid.spacing / 2)
+    heights = mean(v - steps[:, None] * ramp[:, None], x)
+    size = (heights.abs() + steps.abs() * len(x)).max().item()
+    unit = 2.0 ** (math.ceil(math.log2(size)) - 22) if size else 1.0
+    steps, heights = ((part / unit).round() * unit for part in (steps, heights))
+    weights[..., first:] = (heights[:, None] + steps[:, None] * ramp[:, None]).to(weights)
+
+
+@torch.no_grad()
 def repaired(prior: FieldsOfExperts, t: float, most: float | None = None) -> FieldsOfExperts:
     """A copy of an energy of one layer, for use at this t alone, with the closest potentials that are convex there.
 
@@ -101,7 +129,7 @@ def repaired(prior: FieldsOfExperts, t: float, most: float | None = None) -> Fie
     if most is None:
         project(w, 0, config.grid_x, deviation)
     else:
-        gain = (t * prior._scale(tau)[0] ** 2).item() * _spectrum(kernels, np.ones(len(kernels)))
+        gain = (t * prior._scale(tau)[0] ** 2).item() * _spectrum(kernels, 0.0, np.ones(len(kernels)))
         steepest = most / gain / 2 * config.grid_x.nodes()[:, None] ** 2
         missing = steepest - w  # is convex where w bends less than the steepest parabola
         project(missing, 0, config.grid_x, deviation)
@@ -136,34 +164,34 @@ class Certificate:
 
 @torch.no_grad()
 def certify(prior: FieldsOfExperts, t: float) -> Certificate:
-    """Prove bounds of the curvature of an energy of one layer, for all images at least 2 margin + 2 pixels wide.
+    """Prove bounds of the curvature of an energy, for all images at least 2 margin + 2 pixels wide.
 
     They hold for the function of real numbers that the stored weights define; rounding in its evaluation is not part of
     it. Suprema over x are taken piece by piece in closed form, the one over frequencies from a grid with a bound for
-    trigonometric polynomials in between; rounding errors are added outwards. Raises ValueError: more than one layer, or
-    t outside of the range of the prior.
+    trigonometric polynomials in between; rounding errors are added outwards. Of several layers nothing is proved where
+    a hidden activation is not affine: the bounds are infinite. Raises ValueError if t leaves the range of the prior.
     """
     config = prior.config
-    if config.layers > 1:
-        raise ValueError(f"certificates are for energies of one layer, this one has {config.layers}")
     low, high = config.sigma_min**2, config.sigma_max**2
     if not low * (1 - 1e-5) <= t <= high * (1 + 1e-5):
         raise ValueError(f"t = {t:.4g} leaves the range [{low:.4g}, {high:.4g}] of this energy")
     tau = min(max(0.5 * math.log(t), math.log(config.sigma_min)), math.log(config.sigma_max))
     s2 = 1 / (t + config.sigma_0**2) if config.scaled_input else 1.0
+    if (composed := _composed(prior, tau)) is None:
+        return Certificate(False, math.inf, -math.inf, math.inf, -math.inf)
     # factor, (bounds of the norm of what comes before the kernels, of all features and of inner ones), the experts
-    parts = [(t * s2, (4.0, 1.0), prior.kernels[0], prior.weights[0], config.grid_x)]
+    parts = [(t * s2, (4.0, 1.0), composed, prior.weights[-1], config.grid_x)]
     coarse = prior.coarse
     for l in range(config.scales):
         s2 = 1 / (0.25 ** (l + 1) * t + config.coarse_sigma_0**2)
         norms = 9 * low_pass_norm(l + 1, config.kernel_size // 2), 0.25 ** (l + 1)
-        parts.append((t * s2, norms, coarse.kernels[l], coarse.weights[l], config.coarse_grid))
+        parts.append((t * s2, norms, (coarse.kernels[l], 0.0), coarse.weights[l], config.coarse_grid))
     convex, bounds = True, np.zeros((2, 2))  # (upper, lower) x (any, inner)
     for gain, norms, kernels, weights, grid in parts:
-        convex &= _convex(weights, tau, config.grid_tau)
+        convex &= all(bend >= 0 for bend in _bends(weights, tau, config.grid_tau))
         lower, upper = _curvatures(weights, tau, config.grid_tau, grid)
         for row, k in enumerate((upper, -lower)):
-            bounds[row] += gain * _spectrum(kernels, k.clip(min=0)) * np.array(norms)
+            bounds[row] += gain * _spectrum(*kernels, k.clip(min=0)) * np.array(norms)
     if convex:
         bounds[1] = 0
     bounds *= 1 + 1e-9
@@ -171,18 +199,39 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     return Certificate(convex, *bounds.T.flatten().tolist())
 
 
-def _convex(weights: Tensor, tau: float, grid: spline.SplineGrid) -> bool:
-    """Whether no second difference is negative at any node in tau that counts, with exact signs.
+def _bends(weights: Tensor, tau: float, grid: spline.SplineGrid) -> Iterator[float]:
+    """The second differences at all nodes in tau that count, with exact signs.
 
     ``math.fsum`` rounds the exact sum of the floats once, which leaves its sign right.
     """
     distance = (grid.nodes() - tau).abs() / grid.spacing
-    used = weights[..., distance < 2.5 + 1e-9].double().transpose(1, 2).flatten(0, 1).tolist()
-    return all(
-        math.fsum((row[i], -row[i + 1], -row[i + 1], row[i + 2])) >= 0
-        for row in used
-        for i in range(len(row) - 2)
-    )
+    for row in weights[..., distance < 2.5 + 1e-9].double().transpose(1, 2).flatten(0, 1).tolist():
+        for i in range(len(row) - 2):
+            yield math.fsum((row[i], -row[i + 1], -row[i + 1], row[i + 2]))
+
+
+def _composed(prior: FieldsOfExperts, tau: float) -> tuple[Tensor, Tensor | float] | None:
+    """The kernels (C, 1, s, s) from the input to the features of the last layer and bounds of the rounding error of
+    their transforms, (C, 1, 1); None where a hidden activation is not affine."""
+    config, (kernels, *deeper) = prior.config, [k.double().cpu() for k in prior.kernels]
+    if any(any(_bends(w, tau, config.grid_tau)) for w in prior.weights[:-1]):
+        return None
+    basis = spline.quartic_bspline((tau - config.grid_tau.nodes()) / config.grid_tau.spacing)
+    sizes, error = kernels.abs(), 0.0
+    for kernel, w in zip(deeper, prior.weights, strict=False):
+        slope = w.diff(dim=1)[:, 0].double().cpu() @ basis / config.grid_x.spacing
+        steps = slope[:, None, None], kernel.transpose(0, 1), config.dilation
+        kernels, sizes = (
+            _after(kernels, *steps),
+            _after(sizes, *(s.abs() for s in steps[:2]), config.dilation),
+        )
+        error = ROUNDING * sizes.sum((2, 3))[..., None]
+    return kernels, error
+
+
+def _after(kernels: Tensor, slope: Tensor, kernel: Tensor, dilation: int) -> Tensor:
+    """The kernels (C, 1, s, s) of a layer (C_in, C_out, k, k) that sees slope x, x the features of the layer before."""
+    return torch.nn.functional.conv_transpose2d(slope * kernels[:, 0], kernel, dilation=dilation)[:, None]
 
 
 def _curvatures(weights: Tensor, tau: float, grid_tau: spline.SplineGrid, grid: spline.SplineGrid):
@@ -204,15 +253,16 @@ def _curvatures(weights: Tensor, tau: float, grid_tau: spline.SplineGrid, grid: 
     return lower.clamp(max=0).numpy(), upper.clamp(min=0).numpy()
 
 
-def _spectrum(kernels: Tensor, gains: np.ndarray, points: int = 128) -> float:
+def _spectrum(kernels: Tensor, error: Tensor | float, gains: np.ndarray, points: int = 128) -> float:
     """Upper bound of max_omega sum_c gains_c |K_c(omega)|^2: the largest value on a grid, divided by a cosine.
 
+    K_c may be off by ``error``, (C, 1, 1), at each frequency.
     The sum is a trigonometric polynomial of degree s - 1 in each direction, s the side of the kernels. Such a
     polynomial of degree d is at most its largest absolute value at N equidistant points over cos(pi d / N) in one
     dimension (Ehlich & Zeller 1964), twice that in two.
     """
     k = kernels.detach().double().cpu().numpy()[:, 0]
-    power = np.abs(np.fft.rfft2(k, (points, points))) ** 2
+    power = (np.abs(np.fft.rfft2(k, (points, points))) + np.asarray(error)) ** 2
     largest = np.tensordot(gains, power, 1).max()
     return float(largest / math.cos(math.pi * (k.shape[-1] - 1) / points) ** 2 * (1 + ROUNDING))
 

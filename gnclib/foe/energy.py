@@ -152,11 +152,18 @@ class FieldsOfExperts(LearnedEnergy):
         """Replace potentials by the closest ones that are as convex as ``convex_from`` demands, in place.
 
         Those of the fine scale from that noise level on, those of coarser scales at all
-        (:func:`gnclib.foe.convexity.project`).
+        (:func:`gnclib.foe.convexity.project`). Of several layers hidden activations become affine from there on
+        (:func:`gnclib.foe.convexity.straighten`), and the last potentials are free before.
         """
         if self.config.convex_from is not None:
-            first, norms = convexity.convex_nodes(self.config), self.kernels[0].flatten(1).norm(dim=1)
-            convexity.project(self.weights[0], first, self.config.grid_x, norms)
+            first, grid = convexity.convex_nodes(self.config), self.config.grid_x
+            *hidden, last = self.weights
+            if hidden:
+                convexity.project(last[..., first:], 0, grid)
+            else:
+                convexity.project(last, first, grid, self.kernels[0].flatten(1).norm(dim=1))
+            for w in hidden:
+                convexity.straighten(w, first, grid)
             for w in self.coarse.weights if self.coarse else ():
                 convexity.project(w, 0, self.config.coarse_grid)
 

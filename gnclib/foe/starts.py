@@ -14,7 +14,8 @@ lets the last hidden layer compute magnitudes, and the potentials undo it:
 rho R_1's potential, s = 0.3, and phi_L continued linearly to m < 0. It is the same energy for even rho, but K_L now
 pools magnitudes of neighbouring features, which potentials can use at once.
 
-*With coarser scales.* The fine scale is the trained one; its range of noise levels may end earlier.
+*With coarser scales.* The fine scale is the trained one; its range of noise levels may end earlier. Where several
+layers are to be convex, activations are the identity and last potentials quadratics as in an untrained energy.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ import torch
 from torch import Tensor
 
 from gnclib import spline
+from gnclib.foe import convexity
 from gnclib.foe.config import START_ACTIVATIONS
 
 if TYPE_CHECKING:
@@ -86,6 +88,10 @@ def _beside_coarser_scales(prior: FieldsOfExperts, fine: FieldsOfExperts) -> Non
     for l, (kernel, weights) in enumerate(zip(fine.kernels, fine.weights, strict=True)):
         prior.kernels[l].copy_(kernel)
         prior.weights[l].copy_(refit(weights, *grids))
+    if prior.config.layers > 1:
+        first, fresh = convexity.convex_nodes(prior.config), type(prior)(prior.config)
+        for weights, start in zip(prior.weights, fresh.weights, strict=True):
+            weights[..., first:] = start[..., first:]
     prior.offset.copy_(refit(fine.offset[None], *grids)[0])
     prior.make_convex()
 

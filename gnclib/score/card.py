@@ -248,8 +248,13 @@ def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str
             f" started by least squares, first learning rate {settings.lr_coarse:g}"
         )
     if config.convex_from is not None:
+        kept = (
+            "potentials are"
+            if config.layers == 1
+            else "hidden activations are affine and last potentials are"
+        )
         convex = (
-            f"potentials are kept convex for sigma >= {config.convex_from:g}, those of coarser scales everywhere;"
+            f"{kept} kept convex for sigma >= {config.convex_from:g}, those of coarser scales everywhere;"
             " `gnc certify` proves it (ours)"
         )
     return [("coarser scales", scales), ("convexity", convex)]

@@ -194,7 +194,7 @@ def learning_rate(first: float, last: float, step: int, steps: int) -> float:
 _PAPER = FoEConfig(scaled_input=False, range=4.0, nodes_x=127, constant=False)
 _SCALES = FoEConfig(layers=1, sigma_max=2.0, nodes_tau=20, scales=4)
 #: the priors that can be trained by name: R1 to R3 with our changes, P1 to P3 as restored from the paper, M1 and M3
-#: with coarser scales (one and three layers), C1 as M1 and convex from sigma = 0.6 on, G1 with a network
+#: with coarser scales (one and three layers), C1 and C3 the same and convex from sigma = 0.6 on, G1 with a network
 PRIORS = {
     "R1": FoEConfig(layers=1),
     "R2": FoEConfig(layers=2, dilation=2),
@@ -204,6 +204,7 @@ PRIORS = {
     "M1": _SCALES,
     "M3": replace(_SCALES, layers=3, dilation=2),
     "C1": replace(_SCALES, convex_from=0.6),
+    "C3": replace(_SCALES, layers=3, dilation=2, convex_from=0.6),
 }
 _SHIPPED = TrainConfig(objective="denoising", roughness=10.0, averaging=0.9995)
 _DEEP = {"lr": 5e-4, "smoothing": 1e-4, "roughness_hidden": 0.1, "warm_start_hidden": "magnitude"}
@@ -250,6 +251,7 @@ RECIPES = {
     "M1": _SCALED,
     "M3": replace(_SCALED, roughness_hidden=0.1),
     "C1": _SCALED,
+    "C3": replace(_SCALED, roughness_hidden=0.1),
 }
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
 #: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03

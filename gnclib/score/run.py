@@ -43,7 +43,7 @@ def start(
 ) -> TrainState:
     """A new run.
 
-    ``name`` is one of :data:`PRIORS`, ``warm_start`` a prior of one layer to set out from, a shipped name or a folder,
+    ``name`` is one of :data:`PRIORS`, ``warm_start`` a prior to set out from, a shipped name or a folder,
     which is noted in the settings. Raises ValueError: another name, or a warm start that does not fit;
     FileNotFoundError: there is no such prior to start from.
     """

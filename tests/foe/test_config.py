@@ -60,7 +60,6 @@ OUTSIDE = [
     ({"scales": -1}, "scales must be an integer from 0 to 10"),
     ({"scales": 11}, "scales must be an integer from 0 to 10"),
     ({"scales": 1, "coarse_features": 49}, "coarse_features must lie in"),
-    ({"layers": 2, "convex_from": 0.5}, "energies of one layer"),
 ]
 
 

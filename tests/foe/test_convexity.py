@@ -1,6 +1,7 @@
 """Convexity: the projection against brute force, certificates against Hessians, Lanczos, attacks and broken weights."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -19,9 +20,9 @@ CONFIG = FoEConfig(
 )  # fmt: skip
 
 
-def bent_energy(seed=0, size=0.1):
+def bent_energy(seed=0, size=0.1, layers=1):
     """An energy with random potentials, made convex where it should be."""
-    energy = FieldsOfExperts(CONFIG).requires_grad_(False)
+    energy = FieldsOfExperts(replace(CONFIG, layers=layers), generator=generator(seed)).requires_grad_(False)
     for w in [*energy.weights, *energy.coarse.weights]:
         w += size * torch.randn(w.shape, generator=generator(seed))
     energy.make_convex()
@@ -97,12 +98,14 @@ def test_projection_keeps_what_is_convex_and_lets_the_bend_only_fall():
     assert (bend[:4].diff() > -1e-5).all()  # up to rounding to float32
 
 
+@pytest.mark.parametrize("layers", [1, 2])
 @pytest.mark.parametrize("sigma", [0.02, 0.3, 0.6, 1.5])
-def test_bounds_hold_for_the_full_hessian(energy, sigma):
+def test_bounds_hold_for_the_full_hessian(sigma, layers):
     """On random, constant and checkered images, the border included, of several sizes."""
-    found, exact = energy.certify(sigma**2), bent_energy().double()
+    found, exact = bent_energy(layers=layers).certify(sigma**2), bent_energy(layers=layers).double()
+    assert found.convex == (sigma >= 0.6)
     assert found.modulus <= found.inner_modulus <= 0 <= found.inner_curvature <= found.curvature
-    for height, width in [(9, 8), (14, 9)]:
+    for height, width in [(9, 8), (14, 9)] if layers == 1 else [(10, 10), (12, 11)]:
         n = height * width
         checkers = ((torch.arange(height)[:, None] + torch.arange(width)) % 2).double()
         noise = torch.randn(height, width, generator=generator(1), **f64)
@@ -172,9 +175,10 @@ def attack(energy, sigma, steps=40):
     return min(worst, extreme_eigenvalues(product, (1, 1, 14, 14), torch.float64)[0])
 
 
-def test_lanczos_at_attacked_images_breaks_no_certificate(energy):
+@pytest.mark.parametrize("layers", [1, 2])
+def test_lanczos_at_attacked_images_breaks_no_certificate(layers):
     """It finds negative curvature where there is no proof, and none below the certified bound."""
-    exact = bent_energy().double()
+    energy, exact = bent_energy(layers=layers), bent_energy(layers=layers).double()
     free, convex = energy.certify(0.05**2), energy.certify(0.8**2)
     assert not free.convex
     assert free.modulus < attack(exact, 0.05) < -1e-3
@@ -193,6 +197,59 @@ def test_one_coefficient_that_is_not_convex_is_refused():
         w[2, 5, -2] = torch.nextafter(w[2, 5, -2], torch.tensor(9.0))
         assert not energy.certify(1.0).convex
         assert energy.certify(1.0).modulus < 0
+
+
+def test_a_hidden_activation_that_is_not_straight_is_refused():
+    """By the smallest step of float32 at one node that counts; at one that does not, nothing changes."""
+    energy = bent_energy(layers=2)
+    first = convexity.convex_nodes(energy.config)
+    for node, convex in [(first - 1, True), (first, False)]:
+        energy.weights[0][2, 5, node] = energy.weights[0][2, 5, node].nextafter(torch.tensor(9.0))
+        assert energy.certify(0.6**2).convex == convex
+    assert energy.certify(0.6**2).curvature == math.inf
+
+
+def test_kernels_of_several_layers_are_the_response_to_an_impulse():
+    energy = FieldsOfExperts(
+        FoEConfig(features=5, kernel_size=5, layers=3, dilation=2), generator=generator()
+    )
+    energy.requires_grad_(False)
+    for k, w in enumerate(energy.weights[:-1]):
+        w *= torch.linspace(0.5 - k, 1.5, w.shape[-1])  # slopes that depend on tau
+        convexity.straighten(w, 0, energy.config.grid_x)
+    tau = torch.tensor([-1.2])
+    (kernels, error), size = convexity._composed(energy, -1.2), 21
+    assert kernels.shape[-1] == 5 + 4 + 4
+    z = torch.zeros(1, 1, 2 * size + 1, 2 * size + 1)
+    at_rest = energy._layers(tau).taken_apart(z)[0][-1]
+    z[..., size, size] = 1
+    response = (energy._layers(tau).taken_apart(z)[0][-1] - at_rest)[0].flip(-1, -2)
+    middle = (response.shape[-1] - kernels.shape[-1]) // 2
+    cut = response[:, middle:-middle, middle:-middle]
+    torch.testing.assert_close(cut, kernels[:, 0].float(), rtol=1e-4, atol=1e-5)
+    assert response.square().sum() == pytest.approx(cut.square().sum().item(), rel=1e-5)  # nothing outside
+    assert (error >= 1e-12 * kernels.abs().sum((2, 3))[..., None]).all()
+
+
+def test_straight_activations():
+    """Arithmetic sequences to the last bit from a node on, nothing before it; lines stay as they are."""
+    grid, w = SplineGrid(95, -6.0, 6.0), torch.randn(4, 95, 7, generator=generator())
+    before, line = w.clone(), 0.3 - 0.7 * grid.nodes()
+    w[1, :, 5] = line
+    convexity.straighten(w, 3, grid)
+    assert torch.equal(w[..., :3], before[..., :3])
+    assert (w[..., 3:].double().diff(n=2, dim=1) == 0).all()
+    torch.testing.assert_close(w[1, :, 5], line.float(), rtol=0, atol=2e-4)
+    visits = (1 + grid.nodes() ** 2) ** -2
+    means = (visits[:, None] * before[0, :, 3:].double()).sum(0) / visits.sum()
+    torch.testing.assert_close(
+        (visits[:, None] * w[0, :, 3:].double()).sum(0) / visits.sum(), means, atol=1e-4, rtol=0
+    )
+    kept = w.clone()
+    convexity.straighten(w, 7, grid)
+    convexity.straighten(w.zero_(), 0, grid)
+    assert kept.any()
+    assert not w.any()
 
 
 def test_curvature_of_single_potentials():
@@ -215,7 +272,7 @@ def test_spectrum_and_low_pass_norm_are_bounds():
     gains = np.array([0.3, 1.0, 2.0])
     dense = np.abs(np.fft.fft2(kernels[:, 0].double().numpy(), (1024, 1024))) ** 2
     largest = np.tensordot(gains, dense, 1).max()
-    assert largest <= convexity._spectrum(kernels, gains) < 1.1 * largest
+    assert largest <= convexity._spectrum(kernels, 0.0, gains) < 1.1 * largest
     for height, width in [(13, 22), (17, 30), (61, 14)]:
         y = torch.eye(height * width, **f64).view(-1, 1, height, width)
         matrix = down(down(y)).flatten(1)
@@ -226,9 +283,10 @@ def test_spectrum_and_low_pass_norm_are_bounds():
 def test_what_cannot_be_certified_is_said(energy):
     with pytest.raises(ValueError, match="range"):
         energy.certify(9.0)
-    with pytest.raises(ValueError, match="one layer"):
-        FieldsOfExperts(FoEConfig(layers=2)).certify(0.1)
     assert not FieldsOfExperts.from_pretrained("R1").certify(0.25).convex
+    proof = FieldsOfExperts.from_pretrained("R3").certify(0.25)
+    assert not proof.convex
+    assert (proof.curvature, proof.modulus) == (math.inf, -math.inf)
 
 
 # --- repairs at one noise level -----------------------------------------------------------------------------
