@@ -98,7 +98,7 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
 def train(prior, out, resume, export_only, warm_start, every, device, images, **settings):
     """Train a prior on image patches by joint score matching (Kobler & Pock 2023, eq. 7). Fields of Experts: R1, R2 and
     R3 with our changes, P1, P2 and P3 as restored from the paper, the number being that of the layers, M1 and M3 with
-    coarser scales, C1 and C3 the same and convex for strong noise; G1 has a network. A run can be stopped at any moment:
+    coarser scales, C1 and C3 the same and convex for strong noise; G1 has a network. A run can be stopped any time:
     Ctrl-C and SIGTERM write a checkpoint first, after a kill the last one counts. A resumed run on the CPU ends with
     the same weights, bit for bit, as one that was never stopped. Under torchrun several processes share each batch."""
     import torch

@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "layers": ["LearnedEnergy", "demand_shape", "recorded"],
         "energy": ["FieldsOfExperts"],
-        "config": ["START_ACTIVATIONS", "FoEConfig", "StartActivation"],
+        "config": ["FoEConfig"],
         "convexity": ["Certificate"],
         "hub": ["WEIGHTS", "derived", "is_hub_name", "locate", "read_prior", "weights_sha256"],
         "spectra": ["PointHessian", "smallest_eigenvalue"],

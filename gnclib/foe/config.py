@@ -4,16 +4,11 @@ from __future__ import annotations
 
 import math
 from dataclasses import fields
-from typing import Annotated, Any, Literal, Self, get_args
+from typing import Annotated, Any, Self
 
 from pydantic import AfterValidator, Field, model_validator
 
 from gnclib import io, spline
-
-_Start = Literal["identity", "magnitude"]
-#: the last hidden activation at a warm start, see :meth:`gnclib.foe.FieldsOfExperts.warm_start`
-START_ACTIVATIONS: tuple[str, ...] = get_args(_Start)
-StartActivation = Annotated[_Start, Field(description=f"must be one of {', '.join(START_ACTIVATIONS)}")]
 
 
 def _odd(value: int) -> int:

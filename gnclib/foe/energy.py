@@ -33,7 +33,7 @@ import torch
 from torch import Tensor, nn
 
 from gnclib import spline
-from gnclib.foe import FoEConfig, LearnedEnergy, convexity, demand_shape, read_prior, starts
+from gnclib.foe import FoEConfig, LearnedEnergy, convexity, demand_shape, read_prior
 from gnclib.foe.filters import convolve, dct_kernels, reflect, reflect_adjoint
 from gnclib.foe.layers import CoarseExperts, Layers, scale
 
@@ -341,12 +341,6 @@ class FieldsOfExperts(LearnedEnergy):
     def _count(self, z: Tensor) -> int:
         """n, the number of features per channel."""
         return (z.shape[-2] - 2 * self.config.margin) * (z.shape[-1] - 2 * self.config.margin)
-
-    def warm_start(
-        self, shallow: FieldsOfExperts, generator: torch.Generator | None = None, *, hidden: str = "identity"
-    ) -> None:
-        """Become nearly the energy ``shallow`` of one layer, see :func:`gnclib.foe.starts.warm_start`."""
-        starts.warm_start(self, shallow, generator, hidden)
 
     # files ---------------------------------------------------------------------------------------------------------
 

@@ -10,9 +10,12 @@ With the energy U = R(., t) + D, gradient g = grad U and step h,
 accepted. Each sample of a batch is a chain of its own. The step is tuned during the first part of the budget so that
 :data:`ACCEPTED` of the proposals are accepted, the optimum in many dimensions (Roberts & Rosenthal 1998), then kept.
 
-*Annealed* (:func:`annealed_mala`): the chains follow R(., t) from sigma = 1, where energies are nearly convex and
-chains forget their starts, down to the t that is wanted. Images move along their cosines, each at its own scale: with
-p_k the inverse of the curvature of U along the cosine k, MALA runs on DCT(x)_k / p_k^(1/2).
+*Coordinates.* Images do not move pixel by pixel: MALA runs on u, x = A u, and A A^T is about the inverse of the
+curvature of U, which changes little along one cosine (p_k, measured where the chains stand): A = DCT^-1 diag(p)^(-1/2).
+Where some pixels are known, those that move have A = L^-T, L L^T the part of DCT^-1 diag(p) DCT that belongs to them.
+
+*Annealed*: with ``first`` the chains come down from a larger t, where energies are nearly convex and chains forget
+their starts, through :data:`LEVELS` noise levels to the t that is wanted.
 
 :func:`r_hat` and :func:`effective_size` say whether chains have mixed: near 1, and how many independent samples the
 chains are worth.
@@ -22,7 +25,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from scipy.fft import dctn, idctn
@@ -30,7 +34,7 @@ from torch import Tensor
 
 from gnclib.restore import DataTerm, Prior, as_count, checked_start, energy_and_grad, log_schedule, wide
 
-__all__ = ["ACCEPTED", "Sample", "annealed_mala", "cosines", "effective_size", "mala", "r_hat"]
+__all__ = ["ACCEPTED", "Sample", "cosines", "effective_size", "mala", "r_hat"]
 
 #: share of the proposals that the tuning aims at
 ACCEPTED = 0.574
@@ -38,13 +42,15 @@ ACCEPTED = 0.574
 TUNING = 0.3
 #: noise levels of an annealed chain, the part of the budget that the way down takes, and proposals for each at least
 LEVELS, DESCENT, LEAST = 16, 0.3, 10
+#: most pixels of an image of which only some move and have coordinates of their own: A is a dense matrix
+DENSE = 4096
 
 
 @dataclass(frozen=True)
 class Sample:
     """Where the chains stand after a proposal."""
 
-    step: int  # proposals since the tuning ended, from 1; while it lasts <= 0, and no sample of the posterior
+    step: int  # from 1, after the tuning
     x: Tensor  # (B, ...), one state per chain
     energy: Tensor  # (B,), R(x, t) + D(x)
     accepted: Tensor  # (B,), bool
@@ -61,6 +67,7 @@ def mala(
     generator: torch.Generator | None = None,
     free: Tensor | None = None,
     step: float | None = None,
+    first: float | None = None,
 ) -> Iterator[Sample]:
     """Chains with the density exp(-R(x, t) - D(x)), a Sample after each proposal.
 
@@ -72,66 +79,52 @@ def mala(
     data : data term, optional
         With ``energy(x)`` in operations that torch can differentiate; none for samples of the prior.
     start : (B, ...), floating, optional
-        B chains; data.start() by default. Chains that are to be compared should start far apart.
+        B chains; data.start() by default. Chains that are to be compared should start far apart. Images (B, 1, H, W)
+        have coordinates of their own, see the module, at t > 0.
     gradients : int >= 1
         The budget: gradients per chain, the first :data:`TUNING` of them for tuning the step.
     generator : of the noise; torch's own by default
-    free : bool, shaped like start, optional
+    free : bool, shaped like start or its first chain, optional
         What moves; the rest, the known pixels in inpainting, stays as in the start.
     step : float > 0, optional
-        The first h; t by default, or 1e-3.
+        The first h; 0.1 for images, else t or 1e-3.
+    first : float > 0, optional
+        A larger t to come down from; a share :data:`DESCENT` of the gradients is for the way down, which yields none.
 
-    Raises as the solvers in :mod:`gnclib.restore.flow`; ValueError: no gradients, a step that is not finite and > 0.
-    """
-    x = checked_start(prior, data, start)
-    budget = as_count(gradients)
-    h = (t or 1e-3) if step is None else step
-    if not (math.isfinite(h) and h > 0):
-        raise ValueError(f"the step must be finite and > 0, got {h}")
-    chain = _chain(_target(prior, t, data), x, h, budget, round(TUNING * budget), generator, free)
-    return (sample for sample in chain if sample.step > 0)
-
-
-def annealed_mala(
-    prior: Prior,
-    t: float,
-    data: DataTerm | None = None,
-    start: Tensor | None = None,
-    *,
-    gradients: int,
-    generator: torch.Generator | None = None,
-    first: float | None = None,
-) -> Iterator[Sample]:
-    """Chains that come down from sigma = 1 (or the prior's largest, or that of t) and end with exp(-R(x, t) - D(x)).
-
-    A Sample after each proposal: those on the way and while the step is tuned have a step <= 0, the others are draws.
-    Of the gradients per chain a share :data:`DESCENT` is for the way down, the rest for MALA at t > 0; ``first`` is
-    another t to come down from, for chains that have been there. Other arguments and errors as of :func:`mala`;
-    ValueError for fewer than LEAST LEVELS / DESCENT gradients.
+    Raises
+    ------
+    ValueError
+        As the solvers in :mod:`gnclib.restore.flow`; no gradients, or fewer than LEAST LEVELS / DESCENT for the way
+        down, a step that is not finite and > 0.
     """
     x, budget = checked_start(prior, data, start), as_count(gradients)
-    each = int(DESCENT * budget / LEVELS)
-    if each < LEAST:
-        raise ValueError(
-            f"annealing takes {math.ceil(LEAST * LEVELS / DESCENT)} gradients or more, got {budget}"
-        )
-    highest = first or max(t, min(1.0, getattr(prior, "sigma_max", 1.0)) ** 2)
-    levels = log_schedule(highest, t, LEVELS + 1).tolist()
-    return _annealed(prior, levels, data, x, each, budget, generator, 0 if first else each // 2)
+    if step is not None and not (math.isfinite(step) and step > 0):
+        raise ValueError(f"the step must be finite and > 0, got {step}")
+    levels, each = [t], 0
+    if first is not None:
+        levels, each = log_schedule(first, t, LEVELS + 1).tolist(), int(DESCENT * budget / LEVELS)
+        if each < LEAST:
+            raise ValueError(
+                f"annealing takes {math.ceil(LEAST * LEVELS / DESCENT)} gradients or more, got {budget}"
+            )
+    return _descended(prior, levels, data, x, each, budget, generator, free, step)
 
 
-def _annealed(prior, levels, data, x: Tensor, each: int, budget: int, generator, sure) -> Iterator[Sample]:
-    h, last = 0.1, budget - each * LEVELS
+def _descended(
+    prior, levels, data, x: Tensor, each: int, budget: int, generator, free, h
+) -> Iterator[Sample]:
     for k, t in enumerate(levels):
-        target, root = _target(prior, t, data), None
-        if x.ndim == 4:
-            root = _curvature(target, x, math.sqrt(t), generator).rsqrt()
-        else:
-            h *= t / levels[k - 1] if k else t / h
-        count, tuning = (each, each) if k < LEVELS else (last, round(TUNING * last))
-        rest = each * (LEVELS - 1 - k) + round(TUNING * last)
-        for sample in _chain(target, x, h, count - 2, tuning, generator, root=root, sure=0 if k else sure):
-            yield sample if k == LEVELS else replace(sample, step=sample.step - rest)
+        last, target = k == len(levels) - 1, _target(prior, t, data)
+        count = budget - each * k if last else each
+        made = _coordinates(target, x, t, generator, free)
+        if h is None:
+            h = 0.1 if made.own else t or 1e-3
+        elif k and not made.own:
+            h *= t / levels[k - 1]
+        tuning, sure = round(TUNING * count) if last else count, 0 if k else each // 2
+        for sample in _chain(target, made, h, count - 2 * made.own, tuning, generator, sure):
+            if sample.step > 0:
+                yield sample
         x, h = sample.x, sample.size
 
 
@@ -141,6 +134,40 @@ def cosines(y: Tensor, inverse: bool = False) -> Tensor:
         return y
     made = (idctn if inverse else dctn)(y.detach().cpu().numpy(), axes=(-2, -1), norm="ortho")
     return torch.from_numpy(made).to(y)
+
+
+class _Coordinates(NamedTuple):
+    """x = A u, on which a chain runs; ``own`` are those that the curvature gives."""
+
+    own: bool
+    u: Tensor  # of the start
+    image: Callable[[Tensor], Tensor]  # A
+    slope: Callable[[Tensor], Tensor]  # A^T
+
+
+def _coordinates(target, x: Tensor, t: float, generator, free: Tensor | None) -> _Coordinates:
+    shaped = x.ndim == 4 and t > 0
+    if free is None:
+        if not shaped:
+            return _Coordinates(False, x, lambda u: u, lambda g: g)
+        root = _curvature(target, x, math.sqrt(t), generator).rsqrt()
+        image = lambda u: cosines(root * u, inverse=True)  # noqa: E731
+        return _Coordinates(True, cosines(x) / root, image, lambda g: root * cosines(g))
+    free, n = free.expand_as(x), x[0].numel()
+    if not shaped or n > DENSE or not (free == free[:1]).all() or not free.any():
+        return _Coordinates(False, x, lambda u: torch.where(free, u, x), lambda g: torch.where(free, g, 0.0))
+    moves = free[0].flatten()
+    pixels = torch.eye(n, dtype=torch.float64, device=x.device)[moves].view(-1, *x.shape[1:])
+    p, basis = _curvature(target, x, math.sqrt(t), generator).double().flatten(), cosines(pixels).flatten(1)
+    lower = torch.linalg.cholesky((basis * p) @ basis.T)
+    unit = torch.eye(len(lower)).to(lower)
+    inverse = torch.linalg.solve_triangular(lower, unit, upper=False).to(x)  # A is its transpose
+    return _Coordinates(
+        True,
+        x.flatten(1)[:, moves] @ lower.to(x),
+        lambda u: x.flatten(1).index_copy(1, moves.nonzero()[:, 0], u @ inverse).view_as(x),
+        lambda g: g.flatten(1)[:, moves] @ inverse.T,
+    )
 
 
 def _curvature(target, x: Tensor, sigma: float, generator) -> Tensor:
@@ -174,40 +201,34 @@ def _target(prior: Prior, t: float, data: DataTerm | None) -> Callable[[Tensor],
 
 
 def _chain(
-    target, x: Tensor, h: float, budget: int, tuning: int, generator, free=None, root=None, sure: int = 0
+    target, coordinates: _Coordinates, h: float, budget: int, tuning: int, generator, sure: int = 0
 ) -> Iterator[Sample]:
-    """`budget` - 1 proposals; the chain runs on u with x = DCT^-1(root u), or on x where there is no root.
+    """`budget` - 1 proposals, those while it is tuned with steps <= 0.
 
-    The first `sure` proposals, on the way from a start far away, are accepted if their energy is finite.
+    The first `sure` ones, on the way from a start far away, are accepted if their energy is finite.
     """
-    if root is not None:
-        x, of_image = cosines(x) / root, target
-
-        def target(u: Tensor) -> tuple[Tensor, Tensor]:
-            found, slope = of_image(cosines(root * u, inverse=True))
-            return found, root * cosines(slope)
-
+    _, u, image, slope = coordinates
+    x = image(u)
     value, grad = target(x)
+    grad = slope(grad)
     for k in range(1, budget):
-        z = torch.randn(x.shape, generator=generator, dtype=x.dtype).to(x.device)
+        z = torch.randn(u.shape, generator=generator, dtype=u.dtype).to(u.device)
         move = -h * grad + math.sqrt(2 * h) * z
-        move = move if free is None else torch.where(free, move, 0.0)
-        proposal = x + move
+        proposal = image(u + move)
         new_value, new_grad = target(proposal)
-        back, ahead = -move + h * new_grad, move + h * grad  # for log q(x | x') and log q(x' | x)
-        if free is not None:
-            back, ahead = (torch.where(free, v, 0.0) for v in (back, ahead))
-        log_ratio = value - new_value + (_squared(ahead) - _squared(back)) / (4 * h)
-        u = torch.rand(len(x), generator=generator, dtype=torch.float64).to(x.device)
-        accepted = u.log() < log_ratio  # nan and far too large energies are never accepted
+        new_grad = slope(new_grad)
+        # log q(u | u') - log q(u' | u)
+        log_ratio = value - new_value + (_squared(move + h * grad) - _squared(h * new_grad - move)) / (4 * h)
+        dice = torch.rand(len(u), generator=generator, dtype=torch.float64).to(u.device)
+        accepted = dice.log() < log_ratio  # nan and far too large energies are never accepted
         accepted = torch.isfinite(new_value) if k <= sure else accepted
         value = torch.where(accepted, new_value, value)
-        x, grad = (torch.where(wide(accepted, x), a, b) for a, b in ((proposal, x), (new_grad, grad)))
+        x = torch.where(wide(accepted, x), proposal, x)
+        u, grad = (torch.where(wide(accepted, u), a, b) for a, b in ((u + move, u), (new_grad, grad)))
         if sure < k < tuning:
             rate = log_ratio.exp().clamp(max=1).nan_to_num().mean().item()
             h *= math.exp((rate - ACCEPTED) / (k - sure) ** 0.5)
-        image = x if root is None else cosines(root * x, inverse=True)
-        yield Sample(k - tuning if k < tuning else k - tuning + 1, image, value, accepted, h)
+        yield Sample(k - tuning if k < tuning else k - tuning + 1, x, value, accepted, h)
 
 
 def _squared(v: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from typing import Annotated, Literal, get_args
 from pydantic import Field, model_validator
 
 from gnclib.deep import NetworkConfig
-from gnclib.foe import FoEConfig, StartActivation
+from gnclib.foe import FoEConfig
 from gnclib.io import settings
 
 # settings -------------------------------------------------------------------------------------------------------------
@@ -20,6 +20,9 @@ from gnclib.io import settings
 Objective = Literal["corrected", "restored", "vanishing", "denoising"]
 #: what is minimised, see :mod:`gnclib.score.losses`
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
+StartActivation = Literal["identity", "magnitude"]
+#: the last hidden activation at a warm start, see :mod:`gnclib.score.starts`
+START_ACTIVATIONS: tuple[str, ...] = get_args(StartActivation)
 
 Count = Annotated[int, Field(ge=1, description="must be a positive integer")]
 Rate = Annotated[float, Field(gt=0, lt=1, description="must lie in (0, 1)")]
@@ -86,7 +89,7 @@ class TrainConfig:
     seed
         Of patches, noise levels and noise.
     warm_start, warm_start_sha256
-        Name of the prior that the run set out from (:meth:`FieldsOfExperts.warm_start`), "" for none, and SHA-256 of
+        Name of the prior that the run set out from (:mod:`gnclib.score.starts`), "" for none, and SHA-256 of
         its model.safetensors, both filled in by :func:`gnclib.score.run.start`.
     warm_start_hidden
         Last hidden activation at a warm start.
@@ -127,7 +130,9 @@ class TrainConfig:
     seed: int = 0
     warm_start: str = ""
     warm_start_sha256: str = ""
-    warm_start_hidden: StartActivation = "identity"
+    warm_start_hidden: Annotated[
+        StartActivation, Field(description=f"must be one of {', '.join(START_ACTIVATIONS)}")
+    ] = "identity"
     images: str = ""
     images_sha256: str = ""
 

@@ -29,9 +29,9 @@ from gnclib.score import (
     TrainConfig,
     TrainState,
     card,
-    coarse_start,
     denoising_psnr,
     load_checkpoint,
+    starts,
     training_set,
 )
 from gnclib.score.card import Row
@@ -55,7 +55,8 @@ def start(
         if not isinstance(model, FieldsOfExperts):
             raise ValueError(f"{name} is no Field of Experts: there is no warm start for it")
         shallow = FieldsOfExperts.from_pretrained(warm_start)
-        model.warm_start(shallow, torch.Generator().manual_seed(config.seed), hidden=config.warm_start_hidden)
+        generator = torch.Generator().manual_seed(config.seed)
+        starts.warm_start(model, shallow, generator, config.warm_start_hidden)
         config = replace(
             config, warm_start=Path(warm_start).resolve().name, warm_start_sha256=weights_sha256(warm_start)
         )
@@ -79,7 +80,7 @@ def drive(
     """
     images = training_set.of_run(state)
     if state.step == 0 and getattr(state.model, "coarse", None):
-        coarse_start.begin(state.model, images.train, state.config.seed)
+        starts.begin(state.model, images.train, state.config.seed)
     keeper = None
     if group.rank == 0:
         held_out = [x.to(state.model.offset) for x in images.held_out]

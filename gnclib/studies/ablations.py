@@ -33,7 +33,7 @@ from gnclib.foe import FieldsOfExperts, FoEConfig, PointHessian, smallest_eigenv
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
 from gnclib.io import Form, Job, Record, Row, Table, from_object, rounded
 from gnclib.restore import Denoising, joint_descent
-from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, variants  # noqa: F401  (notebook 08)
+from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, starts, variants  # noqa: F401  (notebook 08)
 from gnclib.score.training import training
 
 #: the results that come with the package
@@ -159,7 +159,7 @@ def train(
     generator = torch.Generator().manual_seed(seed)
     prior = FieldsOfExperts(variant.prior, generator=generator, kernels=variant.kernels)
     if start is not None:
-        prior.warm_start(start, generator, hidden=variant.config.warm_start_hidden)
+        starts.warm_start(prior, start, generator, variant.config.warm_start_hidden)
     state = TrainState(prior, replace(variant.config, seed=seed))
     for _ in training(state, images):
         pass

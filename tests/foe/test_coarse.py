@@ -1,7 +1,6 @@
 """Experts on coarser scales: adjoints, derivatives against autograd, images of every size, tiles and files."""
 
 import math
-from dataclasses import replace
 
 import pytest
 import torch
@@ -10,9 +9,8 @@ import torch.nn.functional as F
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.foe.filters import reflect
 from gnclib.foe.layers import down, down_adjoint
-from gnclib.foe.starts import refit
 from gnclib.restore.tiles import Tiled
-from gnclib.spline import SplineGrid, contract, evaluate
+from gnclib.spline import contract, evaluate
 from tests.draws import generator
 
 f64 = {"dtype": torch.float64}
@@ -150,31 +148,3 @@ def test_tiles_give_the_gradient_and_the_energy_of_the_whole(deep, size, tile):
 def test_there_is_no_valid_part():
     with pytest.raises(ValueError, match="no valid part"):
         random_energy().energy(images(), 0.1, border="valid")
-
-
-def test_refit_is_the_same_function_on_other_nodes():
-    before, after = SplineGrid(7, -3.0, 0.0), SplineGrid(9, -3.0, 1.0)
-    w = before.quadratic(1.0, 0.5, 0.25).expand(2, 3, -1)
-    tau = torch.linspace(-2.9, -1.0, 20, **f64)
-    found = contract(refit(w, before, after), tau, after)
-    torch.testing.assert_close(found[:, 0, 0], 1 + 0.5 * tau + 0.25 * tau**2, rtol=0, atol=0.02)
-
-
-@pytest.mark.parametrize("layers", [1, 2])
-def test_a_start_from_a_fine_prior_and_files(tmp_path, layers):
-    """Without coarse potentials it is the prior that it set out from; saved and loaded it is itself."""
-    fine = FoEConfig(features=6, layers=layers, dilation=layers)
-    config = replace(fine, sigma_max=2.0, nodes_tau=12, scales=2)
-    fine = FieldsOfExperts(fine, generator=generator()).requires_grad_(False)
-    energy = FieldsOfExperts(config).requires_grad_(False)
-    energy.warm_start(fine)
-    for w in energy.coarse.weights:
-        w.zero_()
-    y = images().float()
-    torch.testing.assert_close(energy.grad(y, 0.09), fine.grad(y, 0.09), rtol=1e-3, atol=1e-4)
-    energy.save_pretrained(tmp_path)
-    again = FieldsOfExperts.from_pretrained(tmp_path)
-    assert again.config == config
-    torch.testing.assert_close(again.grad(y, 0.5), energy.grad(y, 0.5))
-    with pytest.raises(ValueError, match="fine scale"):
-        energy.warm_start(energy)

@@ -1,4 +1,4 @@
-"""What training asks of an energy beyond the contract: inner gradients, first derivatives, smoothing, warm starts."""
+"""What training asks of an energy beyond the contract: inner gradients, first derivatives, smoothing."""
 
 import math
 from dataclasses import replace
@@ -7,21 +7,12 @@ import pytest
 import torch
 
 from gnclib.foe import FieldsOfExperts, FoEConfig
-from gnclib.foe.filters import convolve_adjoint, convolve_adjoint_inner, crop_to, reflect
-from tests.draws import generator
+from gnclib.foe.filters import convolve_adjoint, convolve_adjoint_inner, crop_to
+from tests.draws import generator, random_energy
 
 f64 = {"dtype": torch.float64}
 SMALL = FoEConfig(features=4, kernel_size=3, nodes_x=15, range=3.0, nodes_tau=7)
 T = torch.tensor([0.003, 0.4], **f64)
-
-
-def random_energy(config, seed=0, spread=0.2):
-    """A float64 energy whose every parameter is random."""
-    g = generator(seed)
-    energy = FieldsOfExperts(config, generator=g).double()
-    for p in energy.parameters():
-        p.data += spread * torch.randn(p.shape, generator=g, **f64)
-    return energy.requires_grad_(False)
 
 
 def images(height, width, batch=2, seed=1):
@@ -148,115 +139,3 @@ def test_smoothing_again_and_again_ends_in_quadratics():
     for amount in (-1e-3, math.inf, math.nan):
         with pytest.raises(ValueError, match="amount of smoothing"):
             energy.smooth(amount)
-
-
-# --- warm start -------------------------------------------------------------------------------------------
-
-
-def start_without_random_part(shallow, layers):
-    """A warm start whose random kernels are removed again."""
-    deep = FieldsOfExperts(replace(shallow.config, layers=layers)).double()
-    deep.warm_start(shallow, generator(5))
-    middle = shallow.config.deep_kernel_size // 2
-    for kernel in deep.kernels[1:]:
-        identity = torch.zeros_like(kernel)
-        identity[:, :, middle, middle] = torch.eye(shallow.config.features)
-        kernel.data = identity
-    return deep
-
-
-@pytest.mark.parametrize("layers", [2, 3])
-def test_without_its_random_part_a_warm_start_is_the_shallow_energy(layers):
-    """ "valid" sums over the features of the larger margin: the shallow energy of the image without the difference.
-
-    Features stay within the nodes, where the identity activations are exact (but for float32 coefficients).
-    """
-    shallow = random_energy(replace(SMALL, range=6.0), spread=0.05)
-    deep = start_without_random_part(shallow, layers)
-    y, cut = images(24, 22), layers - 1
-    inner = y[..., cut:-cut, cut:-cut]
-    expected = shallow.energy(inner, T, border="valid")
-    torch.testing.assert_close(deep.energy(y, T, border="valid"), expected, rtol=1e-5, atol=0)
-    found, exact = deep.inner_grad(y, T), shallow.grad(y, T)
-    torch.testing.assert_close(found, crop_to(exact, found), rtol=1e-4, atol=1e-5)
-    for a, b in zip(deep.dtau(y, T, border="valid"), shallow.dtau(inner, T, border="valid"), strict=True):
-        torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-3)
-
-
-def test_a_warm_start_adds_a_tenth_of_kaiming():
-    """K_l = identity + 0.1 Kaiming: entries of standard deviation 0.1 sqrt(2 / (C s^2)); the generator decides."""
-    config = FoEConfig()
-    shallow, deep = FieldsOfExperts(config), FieldsOfExperts(replace(config, layers=3))
-    before = {name: value.clone() for name, value in shallow.state_dict().items()}
-    deep.warm_start(shallow, generator(3))
-    assert all(torch.equal(before[name], value) for name, value in shallow.state_dict().items())
-    for kernel in deep.kernels[1:]:
-        rest = kernel.detach().clone()
-        rest[:, :, 1, 1] -= torch.eye(48)
-        assert rest.std().item() == pytest.approx(0.1 * math.sqrt(2 / (48 * 9)), rel=0.03)
-    again = FieldsOfExperts(replace(config, layers=3), generator=generator(99))
-    again.warm_start(shallow, generator(3))
-    assert all(torch.equal(a, b) for a, b in zip(deep.parameters(), again.parameters(), strict=True))
-    again.warm_start(shallow, generator(4))
-    assert not torch.equal(deep.kernels[1], again.kernels[1])
-
-
-def test_a_warm_start_from_the_shipped_prior_begins_near_its_gradient():
-    """The random part is small: a tenth of the gradient of R_1, roughly, at a high noise level."""
-    shallow = FieldsOfExperts.from_pretrained("R1")
-    deep = FieldsOfExperts(replace(shallow.config, layers=3))
-    deep.warm_start(shallow, generator(0))
-    y = reflect(images(24, 24, 1).float(), 8)
-    with torch.no_grad():
-        found, exact = deep.inner_grad(y, 0.25), shallow.grad(y, 0.25)
-    difference = found - crop_to(exact, found)
-    assert difference.norm() < 0.5 * crop_to(exact, found).norm()
-
-
-@pytest.mark.parametrize("layers", [2, 3])
-@pytest.mark.parametrize("dilation", [1, 2])
-def test_a_warm_start_with_magnitudes_is_the_energy_of_the_even_parts(layers, dilation):
-    """Its gradient and that of R_1 with (rho(x) + rho(-x)) / 2 for every potential, on features within the nodes."""
-    config = replace(SMALL, nodes_x=95, range=6.0)
-    g = generator(3)
-    shallow = FieldsOfExperts(config, generator=g).double().requires_grad_(False)
-    for bend in (0.03, 0.05):  # smooth potentials, neither even nor odd
-        x = shallow.config.grid_x.nodes()
-        shallow.weights[0] += (bend * torch.sin(x + torch.rand(4, 1, generator=g, **f64)))[:, :, None]
-    deep = FieldsOfExperts(replace(config, layers=layers, dilation=dilation)).double()
-    deep.warm_start(shallow, generator(5), hidden="magnitude")
-    for kernel in deep.kernels[1:]:
-        kernel.data = torch.zeros_like(kernel)
-        kernel.data[:, :, 1, 1] = torch.eye(4)
-    mirrored = FieldsOfExperts(config).double()
-    mirrored.load_state_dict(shallow.state_dict())
-    mirrored.weights[0].data = (shallow.weights[0] + shallow.weights[0].flip(1)) / 2
-    y, cut = images(40, 38), dilation * (layers - 1)
-    inner = y[..., cut:-cut, cut:-cut]
-    tight = {"rtol": 1e-3, "atol": 2e-3}
-    torch.testing.assert_close(
-        deep.energy(y, T, border="valid") / inner[0].numel(),
-        mirrored.energy(inner, T, border="valid") / inner[0].numel(),
-        **tight,
-    )
-    found, exact = deep.inner_grad(y, T), mirrored.grad(y, T)
-    exact = crop_to(exact, found)
-    assert (found - exact).norm() < 1e-3 * exact.norm()
-    assert (found - crop_to(shallow.grad(y, T), found)).norm() > 0.03 * exact.norm()  # odd parts are lost
-
-
-def test_magnitudes_need_a_hidden_layer_and_a_known_name():
-    shallow = FieldsOfExperts(SMALL)
-    with pytest.raises(ValueError, match="needs a hidden layer"):
-        FieldsOfExperts(SMALL).warm_start(shallow, hidden="magnitude")
-    with pytest.raises(ValueError, match="hidden must be one of identity, magnitude"):
-        FieldsOfExperts(replace(SMALL, layers=2)).warm_start(shallow, hidden="relu")
-
-
-def test_a_warm_start_that_does_not_fit():
-    deep = FieldsOfExperts(replace(SMALL, layers=3))
-    for other in (replace(SMALL, layers=2), replace(SMALL, nodes_x=17), replace(SMALL, kernel_size=5)):
-        with pytest.raises(
-            ValueError, match="needs a prior of one layer with the same configuration otherwise"
-        ):
-            deep.warm_start(FieldsOfExperts(other))

@@ -6,8 +6,9 @@ import pytest
 import torch
 
 from gnclib.gmm import GaussianMixture, figure1_mixture
+from gnclib.restore import sampling
 from gnclib.restore.evidence import Gaussian
-from gnclib.restore.sampling import ACCEPTED, annealed_mala, cosines, effective_size, mala, r_hat
+from gnclib.restore.sampling import ACCEPTED, cosines, effective_size, mala, r_hat
 from tests.draws import generator
 
 F64 = torch.float64
@@ -101,11 +102,7 @@ def test_annealing_finds_the_weights_of_modes_that_chains_do_not_cross():
     start = torch.full((400,), -1.0, dtype=F64)
     (*_, end) = mala(mixture, t, start=start, gradients=600, generator=generator(5))
     assert (end.x < 0).all()
-    draws = [
-        s
-        for s in annealed_mala(mixture, t, start=start, gradients=1200, generator=generator(6))
-        if s.step > 0
-    ]
+    draws = list(mala(mixture, t, start=start, gradients=1200, generator=generator(6), first=1.0))
     share = (draws[-1].x > 0).double().mean().item()
     assert abs(share - 0.7) < 5 * math.sqrt(0.21 / 400)
     right = torch.stack([s.x for s in draws])[:, draws[-1].x > 0]
@@ -118,13 +115,10 @@ def test_annealed_images_have_a_gaussian_posterior():
     base, t, s = Gaussian(0.4, variances), 1e-3, 0.2
     y = base.coloured(torch.randn(1, 1, 8, 8, generator=generator(7), dtype=F64), t)
     start = torch.rand(8, 1, 8, 8, generator=generator(8), dtype=F64)
-    chain = annealed_mala(base, t, Fit(y, s), start, gradients=3000, generator=generator(9))
-    found = list(chain)
-    steps = [sample.step for sample in found]
-    assert steps == sorted(steps)
-    assert len(found) <= 3000
-    draws = torch.stack([sample.x for sample in found if sample.step > 0])
-    assert len(draws) > 1400
+    found = list(mala(base, t, Fit(y, s), start, gradients=3000, generator=generator(9), first=1.0))
+    assert [sample.step for sample in found] == list(range(1, len(found) + 1))
+    draws = torch.stack([sample.x for sample in found])
+    assert 1400 < len(draws) < 3000
     draws = cosines(draws.flatten(0, 1)).view_as(draws)
     precision = 1 / (variances + t) + 1 / s**2
     prior_mean = cosines(torch.full_like(y, 0.4))
@@ -132,6 +126,42 @@ def test_annealed_images_have_a_gaussian_posterior():
     assert r_hat(draws).max() < 1.05
     within(draws.mean((0, 1)), mean[0], draws)
     within(((draws - mean) ** 2).mean((0, 1)), (1 / precision)[None], (draws - mean) ** 2)
+
+
+def test_known_pixels_of_images_stay_and_the_others_have_their_conditional_law():
+    """Against the dense Gaussian; in coordinates of their own the chains are soon worth many draws."""
+    k = torch.arange(8, dtype=F64)
+    variances, t = 1 / (0.1 + k[:, None] ** 2 + k**2) ** 1.5, 1e-3
+    base = Gaussian(0.4, variances)
+    y = base.coloured(torch.randn(1, 1, 8, 8, generator=generator(7), dtype=F64), t)
+    free = torch.rand(1, 1, 8, 8, generator=generator(8)) < 0.7
+    start = torch.where(free, torch.rand(8, 1, 8, 8, generator=generator(9), dtype=F64), y)
+    draws, _ = run(base, t, None, start, 1500, free=free)
+    moves = free.flatten()
+    assert (draws.flatten(2)[..., ~moves] == y.flatten()[~moves]).all()
+    basis = cosines(torch.eye(64, dtype=F64).view(64, 1, 8, 8)).view(64, 64)
+    precision = (basis / (variances + t).flatten()) @ basis.T
+    covariance = torch.linalg.inv(precision[moves][:, moves])
+    known = y.flatten()[~moves] - 0.4
+    mean = 0.4 - covariance @ precision[moves][:, ~moves] @ known
+    found = draws.flatten(2)[..., moves]
+    assert r_hat(found).max() < 1.03
+    assert effective_size(found).median() > 500
+    within(found.mean((0, 1)), mean, found)
+    within(((found - mean) ** 2).mean((0, 1)), covariance.diagonal(), (found - mean) ** 2)
+
+
+@pytest.mark.parametrize("limit", [10, 4096])
+def test_masks_that_differ_between_chains_and_large_images_move_pixel_by_pixel(limit, monkeypatch):
+    monkeypatch.setattr(sampling, "DENSE", limit)
+    base, t = Gaussian(0.4, torch.full((4, 4), 0.5, dtype=F64)), 1e-2
+    free = torch.rand(1 if limit == 10 else 20, 1, 4, 4, generator=generator(8)) < 0.7
+    start = torch.rand(20, 1, 4, 4, generator=generator(9), dtype=F64)
+    draws, _ = run(base, t, None, start, 1500, free=free)
+    free = free.expand_as(start)
+    assert (draws[:, ~free] == start[~free]).all()
+    squares = (draws[:, free] - 0.4) ** 2
+    within(squares.mean(), 0.5 + t, squares.mean(1, keepdim=True))
 
 
 def test_diagnostics_of_autoregressive_chains():
@@ -160,7 +190,7 @@ def test_bad_input():
     with pytest.raises(ValueError, match="integer"):
         mala(line, 0.0, start=start, gradients=0)
     with pytest.raises(ValueError, match="534 gradients or more, got 500"):
-        annealed_mala(line, 0.01, start=start, gradients=500)
+        mala(line, 0.01, start=start, gradients=500, first=1.0)
     with pytest.raises(ValueError, match="4 draws"):
         r_hat(torch.zeros(3, 2))
     with pytest.raises(ValueError, match="4 draws"):

@@ -24,7 +24,7 @@ from gnclib.foe import WEIGHTS, FieldsOfExperts, weights_sha256
 from gnclib.images import data, folder_images
 from gnclib.io import CHECKPOINT, files, provenance, save_checkpoint
 from gnclib.io import state as run_state
-from gnclib.score import TrainState, card, denoising_psnr, load_checkpoint
+from gnclib.score import TrainState, card, denoising_psnr, load_checkpoint, starts
 from gnclib.score import run as training_run
 from gnclib.score import training as train
 from gnclib.score.recipes import PRIORS, RECIPES
@@ -282,8 +282,8 @@ def test_a_warm_start_is_recorded(tmp_path, capsys):
     assert training_run.start("R2", SMALL, warm_start="R1").config == replace(config, warm_start="R1")
     for hidden in ("identity", "magnitude"):
         model = FieldsOfExperts(PRIORS["R2"])
-        model.warm_start(
-            FieldsOfExperts.from_pretrained("R1"), torch.Generator().manual_seed(0), hidden=hidden
+        starts.warm_start(
+            model, FieldsOfExperts.from_pretrained("R1"), torch.Generator().manual_seed(0), hidden=hidden
         )
         config = replace(SMALL, warm_start_hidden=hidden)
         started = training_run.start("R2", config, warm_start=tmp_path / "mine").model
