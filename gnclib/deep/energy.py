@@ -261,7 +261,7 @@ def load_prior(name: str | os.PathLike) -> LearnedEnergy:
     Parameters
     ----------
     name
-        A prior of the package ("C1", "G1", "M1", "P1", "P2", "P3", "R1", "R2", "R3"), the folder of one
+        A prior of the package ("C1", "C3", "G1", "M1", "M3", "P1" to "P3", "R1" to "R3"), the folder of one
         (``config.json`` and ``model.safetensors``, as ``gnc train`` and ``save_pretrained`` write it), or a repository
         of the Hugging Face hub: "hf:owner/name" or "hf:owner/name@revision". The package comes first: write "./R1" for
         a folder of that name.

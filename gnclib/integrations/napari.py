@@ -14,7 +14,9 @@ if TYPE_CHECKING:
 
 
 def denoise(
-    layer: napari.layers.Image, prior: Literal["R1", "R2", "R3", "M1", "C1", "G1"] = "R1", sigma: float = 0.0
+    layer: napari.layers.Image,
+    prior: Literal["R1", "R2", "R3", "M1", "M3", "C1", "C3", "G1"] = "R1",
+    sigma: float = 0.0,
 ) -> napari.types.LayerDataTuple:
     """The layer without its noise, frame by frame, as float32.
 

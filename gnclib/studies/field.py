@@ -53,7 +53,7 @@ SHIPPED, ALL_LEVELS = (Path(__file__).with_name(name) for name in ("field.json",
 TASKS = (Task("denoise", 25), Task("inpaint", 0.8), Task("denoise", 15), Task("denoise", 50))
 #: the task on which BM3D is the unit of time
 REFERENCE = Task("denoise", 25)
-PRIORS = ("P1", "P2", "P3", "R1", "C1", "M1", "R2", "R3", "G1")
+PRIORS = ("P1", "P2", "P3", "R1", "C1", "M1", "R2", "R3", "C3", "M3", "G1")
 #: every so many-th training image is used to tune TV
 TUNING_STEP = 20
 

@@ -55,7 +55,7 @@ def test_a_folder_as_text_or_path(tmp_path, monkeypatch):
 
 def test_what_is_no_prior_is_refused(tmp_path):
     with pytest.raises(
-        FileNotFoundError, match=r"no prior 'R99'.*shipped ones are C1, G1, M1, P1, P2, P3, R1"
+        FileNotFoundError, match=r"no prior 'R99'.*shipped ones are C1, C3, G1, M1, M3, P1, P2, P3, R1"
     ):
         load_prior("R99")
     with pytest.raises(ValueError, match="write hf:owner/name"):

@@ -111,7 +111,7 @@ def test_numbers_of_steps(prior, steps):
 def test_unknown_names(tmp_path):
     with pytest.raises(
         FileNotFoundError,
-        match=r"no prior 'R9': there is no folder .*R9; the shipped ones are C1, G1, M1, P1, P2, P3, R1",
+        match=r"no prior 'R9': there is no folder .*R9; the shipped ones are C1, C3, G1, M1, M3, P1, P2, P3, R1",
     ):
         FieldsOfExperts.from_pretrained("R9")
     with pytest.raises(FileNotFoundError, match="no learned schedule 'R1-denoise-33'"):

@@ -280,7 +280,7 @@ def test_bfloat16_rounds_the_convolutions_between_channels_only():
 
 
 def test_refuses_an_unknown_prior_and_data_of_another_task(folder):
-    with pytest.raises(FileNotFoundError, match="the shipped ones are C1, G1, M1, P1, P2, P3, R1"):
+    with pytest.raises(FileNotFoundError, match="the shipped ones are C1, C3, G1, M1, M3, P1, P2, P3, R1"):
         schemes.load("gnc", "R7", DENOISE)
     with pytest.raises(ValueError, match="for the task denoise-25, got Inpainting"):
         schemes.load("gnc", folder, DENOISE).states(Inpainting(image(), torch.ones(24, 24)))

@@ -56,7 +56,7 @@ def differing(stored, settings, apart=FILLED_IN):
     return {name: value for name, value in stored.items() if name not in apart and ours[name] != value}
 
 
-@pytest.mark.parametrize("name", ["R1", "R2", "R3", "M1", "P1", "P2", "P3"])
+@pytest.mark.parametrize("name", ["R1", "R2", "R3", "C3", "M1", "M3", "P1", "P2", "P3"])
 def test_the_recipes_are_those_of_the_shipped_priors(name):
     shipped = json.loads((WEIGHTS / name / "training.json").read_text())
     assert differing(shipped["settings"], RECIPES[name]) == {}
