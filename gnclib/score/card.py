@@ -202,10 +202,9 @@ def _training(
     of = "" if done == settings.steps else f" of {settings.steps} planned, each"
     start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
     if settings.warm_start:
-        start = (
-            f"`{settings.warm_start}`, SHA-256 of its weights {settings.warm_start_sha256},"
-            f" hidden activation {settings.warm_start_hidden} (our choice)"
-        )
+        hidden = "" if config.scales else f", hidden activation {settings.warm_start_hidden}"
+        digest = settings.warm_start_sha256
+        start = f"`{settings.warm_start}`, SHA-256 of its weights {digest}{hidden} (our choice)"
     return [
         ("parameters", run["parameters"]),
         ("noise levels", f"sigma in [{config.sigma_min}, {config.sigma_max}], grey values in [0, 1]"),
