@@ -90,8 +90,8 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
 @click.option(
     "--warm-start",
     metavar="PRIOR",
-    help="set out from this prior, a shipped name or a folder, R1 or R3 for the others (default: as in the paper, from"
-    " DCT and random kernels)",
+    help="set out from this prior, a shipped name or a folder: R1 for R2, R3, M1 and C1, R3 for M3 and C3 (default: as"
+    " in the paper, from DCT and random kernels)",
 )
 @_run_options(1000)
 @_settings_options(RECIPES)

@@ -37,9 +37,9 @@ from gnclib.foe.config import FoEConfig
 if TYPE_CHECKING:
     from gnclib.foe.energy import FieldsOfExperts
 
-#: what `project` keeps second differences above, so that rounding to float32 cannot make one negative
+#: what `project` keeps second differences above, so that rounding to float32 hardly makes one negative
 FLOOR = 2e-6
-#: bound of relative rounding errors of the sums below (a few hundred operations in float64)
+#: bound of relative rounding errors of sums of a few hundred numbers in float64
 ROUNDING = 1e-12
 
 
@@ -48,7 +48,7 @@ def convex_nodes(config: FoEConfig) -> int:
     if config.convex_from is None:
         return config.nodes_tau
     grid = config.grid_tau
-    return int((grid.nodes() + 2.5 * grid.spacing <= math.log(config.convex_from) + 1e-9).sum())
+    return int((grid.nodes() + 2.5 * grid.spacing < math.log(config.convex_from) - 1e-8).sum())
 
 
 @torch.no_grad()
@@ -60,7 +60,7 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
     features of noise is given, ``deviation`` (C,), else (1 + x_i^2)^-2. The coefficient in the middle stays. At the
     nodes in tau before, no second difference may be more negative than the most negative one of each earlier node: the
     curvature that is allowed falls from node to node. Second differences are kept above :data:`FLOOR`, or rather above
-    that curvature: rounding to float32 does not make one negative.
+    that curvature.
     """
     if first >= weights.shape[-1]:
         return
@@ -88,9 +88,9 @@ def project(weights: Tensor, first: int, grid: spline.SplineGrid, deviation: Ten
 def straighten(weights: Tensor, first: int, grid: spline.SplineGrid) -> None:
     """Replace activations (C, N_x, N_tau) by straight lines at the nodes in tau from ``first`` on, in place.
 
-    Slope and height are the means of the steps from node to node and of what is left, which weigh as in :func:`project`
-    without deviations. They are rounded to so few digits that the coefficients are arithmetic sequences exactly, in
-    float32 too.
+    The slope is the mean of the steps from node to node, the height that of what is left, with the weights of
+    :func:`project` without deviations. They are rounded to so few digits that the coefficients are arithmetic sequences
+    exactly, in float32 too.
     """
     if first >= weights.shape[-1]:
         return
@@ -103,8 +103,8 @@ def straighten(weights: Tensor, first: int, grid: spline.SplineGrid) -> None:
 
     steps = mean(v.diff(dim=1), x[1:] - grid.spacing / 2)
     heights = mean(v - steps[:, None] * ramp[:, None], x)
-    size = (heights.abs() + steps.abs() * len(x)).max().item()
-    unit = 2.0 ** (math.ceil(math.log2(size)) - 22) if size else 1.0
+    size = (heights.abs() + steps.abs() * (len(x) // 2 + 1)).max().item()
+    unit = 2.0 ** (math.ceil(math.log2(size)) - 23) if size else 1.0
     steps, heights = ((part / unit).round() * unit for part in (steps, heights))
     weights[..., first:] = (heights[:, None] + steps[:, None] * ramp[:, None]).to(weights)
 
@@ -129,7 +129,9 @@ def repaired(prior: FieldsOfExperts, t: float, most: float | None = None) -> Fie
     if most is None:
         project(w, 0, config.grid_x, deviation)
     else:
-        gain = (t * prior._scale(tau)[0] ** 2).item() * _spectrum(kernels, 0.0, np.ones(len(kernels)))
+        gain = (t * prior._scale(tau)[0] ** 2).item() * _spectrum(
+            kernels, torch.zeros(1), np.ones(len(kernels))
+        )
         steepest = most / gain / 2 * config.grid_x.nodes()[:, None] ** 2
         missing = steepest - w  # is convex where w bends less than the steepest parabola
         project(missing, 0, config.grid_x, deviation)
@@ -164,7 +166,7 @@ class Certificate:
 
 @torch.no_grad()
 def certify(prior: FieldsOfExperts, t: float) -> Certificate:
-    """Prove bounds of the curvature of an energy, for all images at least 2 margin + 2 pixels wide.
+    """Prove bounds of the curvature of an energy, for all images at least 2 ``config.margin`` + 2 pixels wide.
 
     They hold for the function of real numbers that the stored weights define; rounding in its evaluation is not part of
     it. Suprema over x are taken piece by piece in closed form, the one over frequencies from a grid with a bound for
@@ -177,6 +179,7 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
         raise ValueError(f"t = {t:.4g} leaves the range [{low:.4g}, {high:.4g}] of this energy")
     tau = min(max(0.5 * math.log(t), math.log(config.sigma_min)), math.log(config.sigma_max))
     s2 = 1 / (t + config.sigma_0**2) if config.scaled_input else 1.0
+    t = math.exp(2 * tau)
     if (composed := _composed(prior, tau)) is None:
         return Certificate(False, math.inf, -math.inf, math.inf, -math.inf)
     # factor, (bounds of the norm of what comes before the kernels, of all features and of inner ones), the experts
@@ -185,7 +188,8 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     for l in range(config.scales):
         s2 = 1 / (0.25 ** (l + 1) * t + config.coarse_sigma_0**2)
         norms = 9 * low_pass_norm(l + 1, config.kernel_size // 2), 0.25 ** (l + 1)
-        parts.append((t * s2, norms, (coarse.kernels[l], 0.0), coarse.weights[l], config.coarse_grid))
+        exact = coarse.kernels[l], torch.zeros(1)
+        parts.append((t * s2, norms, exact, coarse.weights[l], config.coarse_grid))
     convex, bounds = True, np.zeros((2, 2))  # (upper, lower) x (any, inner)
     for gain, norms, kernels, weights, grid in parts:
         convex &= all(bend >= 0 for bend in _bends(weights, tau, config.grid_tau))
@@ -210,28 +214,26 @@ def _bends(weights: Tensor, tau: float, grid: spline.SplineGrid) -> Iterator[flo
             yield math.fsum((row[i], -row[i + 1], -row[i + 1], row[i + 2]))
 
 
-def _composed(prior: FieldsOfExperts, tau: float) -> tuple[Tensor, Tensor | float] | None:
+def _composed(prior: FieldsOfExperts, tau: float) -> tuple[Tensor, Tensor] | None:
     """The kernels (C, 1, s, s) from the input to the features of the last layer and bounds of the rounding error of
     their transforms, (C, 1, 1); None where a hidden activation is not affine."""
     config, (kernels, *deeper) = prior.config, [k.double().cpu() for k in prior.kernels]
     if any(any(_bends(w, tau, config.grid_tau)) for w in prior.weights[:-1]):
         return None
     basis = spline.quartic_bspline((tau - config.grid_tau.nodes()) / config.grid_tau.spacing)
-    sizes, error = kernels.abs(), 0.0
+    sizes = kernels.abs()
     for kernel, w in zip(deeper, prior.weights, strict=False):
-        slope = w.diff(dim=1)[:, 0].double().cpu() @ basis / config.grid_x.spacing
-        steps = slope[:, None, None], kernel.transpose(0, 1), config.dilation
-        kernels, sizes = (
-            _after(kernels, *steps),
-            _after(sizes, *(s.abs() for s in steps[:2]), config.dilation),
-        )
-        error = ROUNDING * sizes.sum((2, 3))[..., None]
-    return kernels, error
+        slopes = w.diff(dim=1)[:, 0].double().cpu() / config.grid_x.spacing  # (C, N_tau)
+        kernels = _after(kernels, slopes @ basis, kernel, config.dilation)
+        sizes = _after(sizes, slopes[:, basis > 0].abs().sum(1), kernel.abs(), config.dilation)
+    operations = config.layers * config.features * config.deep_kernel_size**2 + 100
+    return kernels, operations * 2.0**-51 * sizes.sum((2, 3))[..., None]
 
 
-def _after(kernels: Tensor, slope: Tensor, kernel: Tensor, dilation: int) -> Tensor:
-    """The kernels (C, 1, s, s) of a layer (C_in, C_out, k, k) that sees slope x, x the features of the layer before."""
-    return torch.nn.functional.conv_transpose2d(slope * kernels[:, 0], kernel, dilation=dilation)[:, None]
+def _after(kernels: Tensor, slopes: Tensor, kernel: Tensor, dilation: int) -> Tensor:
+    """The kernels (C, 1, s, s) of a layer (C_out, C_in, k, k) that sees slopes (C_in,) times the features before."""
+    inner, kernel = slopes[:, None, None] * kernels[:, 0], kernel.transpose(0, 1)
+    return torch.nn.functional.conv_transpose2d(inner, kernel, dilation=dilation)[:, None]
 
 
 def _curvatures(weights: Tensor, tau: float, grid_tau: spline.SplineGrid, grid: spline.SplineGrid):
@@ -253,16 +255,16 @@ def _curvatures(weights: Tensor, tau: float, grid_tau: spline.SplineGrid, grid: 
     return lower.clamp(max=0).numpy(), upper.clamp(min=0).numpy()
 
 
-def _spectrum(kernels: Tensor, error: Tensor | float, gains: np.ndarray, points: int = 128) -> float:
+def _spectrum(kernels: Tensor, error: Tensor, gains: np.ndarray) -> float:
     """Upper bound of max_omega sum_c gains_c |K_c(omega)|^2: the largest value on a grid, divided by a cosine.
 
-    K_c may be off by ``error``, (C, 1, 1), at each frequency.
-    The sum is a trigonometric polynomial of degree s - 1 in each direction, s the side of the kernels. Such a
-    polynomial of degree d is at most its largest absolute value at N equidistant points over cos(pi d / N) in one
-    dimension (Ehlich & Zeller 1964), twice that in two.
+    K_c may be off by ``error``, (C, 1, 1), at each frequency. The sum is a trigonometric polynomial of degree s - 1 in
+    each direction, s the side of the kernels. Such a polynomial of degree d is at most its largest absolute value at
+    N > 2 d equidistant points over cos(pi d / N) in one dimension (Ehlich & Zeller 1964), twice that in two.
     """
     k = kernels.detach().double().cpu().numpy()[:, 0]
-    power = (np.abs(np.fft.rfft2(k, (points, points))) + np.asarray(error)) ** 2
+    points = max(128, 8 * k.shape[-1])
+    power = (np.abs(np.fft.rfft2(k, (points, points))) + error.numpy()) ** 2
     largest = np.tensordot(gains, power, 1).max()
     return float(largest / math.cos(math.pi * (k.shape[-1] - 1) / points) ** 2 * (1 + ROUNDING))
 

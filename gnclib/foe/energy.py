@@ -106,7 +106,7 @@ class FieldsOfExperts(LearnedEnergy):
         """
         config, pixel = self.config, self.alignment
         reach = max(2 * (pixel - 1) + config.kernel_size // 2 * pixel, config.margin)
-        return -(-reach // pixel) * pixel if self.coarse else config.margin
+        return -(-reach // pixel) * pixel
 
     @property
     def alignment(self) -> int:
@@ -151,7 +151,7 @@ class FieldsOfExperts(LearnedEnergy):
     def make_convex(self) -> None:
         """Replace potentials by the closest ones that are as convex as ``convex_from`` demands, in place.
 
-        Those of the fine scale from that noise level on, those of coarser scales at all
+        Those of the fine scale from that noise level on, those of coarser scales at all levels
         (:func:`gnclib.foe.convexity.project`). Of several layers hidden activations become affine from there on
         (:func:`gnclib.foe.convexity.straighten`), and the last potentials are free before.
         """

@@ -10,9 +10,10 @@ With the energy U = R(., t) + D, gradient g = grad U and step h,
 accepted. Each sample of a batch is a chain of its own. The step is tuned during the first part of the budget so that
 :data:`ACCEPTED` of the proposals are accepted, the optimum in many dimensions (Roberts & Rosenthal 1998), then kept.
 
-*Coordinates.* Images do not move pixel by pixel: MALA runs on u, x = A u, and A A^T is about the inverse of the
-curvature of U, which changes little along one cosine (p_k, measured where the chains stand): A = DCT^-1 diag(p)^(-1/2).
-Where some pixels are known, those that move have A = L^-T, L L^T the part of DCT^-1 diag(p) DCT that belongs to them.
+*Coordinates.* Images do not move pixel by pixel but at t = 0: MALA runs on u, x = A u, and A A^T is about the inverse
+of the curvature of U, which is about p_k along cosine k, measured where the chains stand: A = DCT^-1 diag(p)^(-1/2).
+Where some pixels are known, the same in all chains, those that move have A = L^-T, L L^T the part of
+DCT^-1 diag(p) DCT that belongs to them (in images of up to :data:`DENSE` pixels, since that matrix is dense).
 
 *Annealed*: with ``first`` the chains come down from a larger t, where energies are nearly convex and chains forget
 their starts, through :data:`LEVELS` noise levels to the t that is wanted.
@@ -40,9 +41,9 @@ __all__ = ["ACCEPTED", "Sample", "cosines", "effective_size", "mala", "r_hat"]
 ACCEPTED = 0.574
 #: part of the budget that is spent on tuning, which yields no samples
 TUNING = 0.3
-#: noise levels of an annealed chain, the part of the budget that the way down takes, and proposals for each at least
+#: noise levels of an annealed chain, the part of the budget that the way down takes, and gradients for each at least
 LEVELS, DESCENT, LEAST = 16, 0.3, 10
-#: most pixels of an image of which only some move and have coordinates of their own: A is a dense matrix
+#: pixels of the largest image with known pixels whose others have coordinates of their own
 DENSE = 4096
 
 
@@ -79,15 +80,15 @@ def mala(
     data : data term, optional
         With ``energy(x)`` in operations that torch can differentiate; none for samples of the prior.
     start : (B, ...), floating, optional
-        B chains; data.start() by default. Chains that are to be compared should start far apart. Images (B, 1, H, W)
-        have coordinates of their own, see the module, at t > 0.
+        B chains; data.start() by default. Chains that are to be compared should start far apart. Images, (B, 1, H, W),
+        have coordinates of their own; see the module.
     gradients : int >= 1
-        The budget: gradients per chain, the first :data:`TUNING` of them for tuning the step.
+        The budget: gradients per chain, a share :data:`TUNING` of those at t for tuning the step.
     generator : of the noise; torch's own by default
     free : bool, shaped like start or its first chain, optional
         What moves; the rest, the known pixels in inpainting, stays as in the start.
     step : float > 0, optional
-        The first h; 0.1 for images, else t or 1e-3.
+        The first h; 0.1 in coordinates of their own, else the first t, or 1e-3.
     first : float > 0, optional
         A larger t to come down from; a share :data:`DESCENT` of the gradients is for the way down, which yields none.
 
@@ -95,11 +96,15 @@ def mala(
     ------
     ValueError
         As the solvers in :mod:`gnclib.restore.flow`; no gradients, or fewer than LEAST LEVELS / DESCENT for the way
-        down, a step that is not finite and > 0.
+        down, a step that is not finite and > 0, t < 0, or a ``first`` that is not above t > 0.
     """
     x, budget = checked_start(prior, data, start), as_count(gradients)
     if step is not None and not (math.isfinite(step) and step > 0):
         raise ValueError(f"the step must be finite and > 0, got {step}")
+    if not (math.isfinite(t) and t >= 0 and (first is None or math.inf > first > t > 0)):
+        raise ValueError(
+            f"t must be finite and >= 0, and below a first t if there is one, got {t} and {first}"
+        )
     levels, each = [t], 0
     if first is not None:
         levels, each = log_schedule(first, t, LEVELS + 1).tolist(), int(DESCENT * budget / LEVELS)
@@ -123,9 +128,9 @@ def _descended(
             h *= t / levels[k - 1]
         tuning, sure = round(TUNING * count) if last else count, 0 if k else each // 2
         for sample in _chain(target, made, h, count - 2 * made.own, tuning, generator, sure):
+            x, h = sample.x, sample.size
             if sample.step > 0:
                 yield sample
-        x, h = sample.x, sample.size
 
 
 def cosines(y: Tensor, inverse: bool = False) -> Tensor:
@@ -146,28 +151,26 @@ class _Coordinates(NamedTuple):
 
 
 def _coordinates(target, x: Tensor, t: float, generator, free: Tensor | None) -> _Coordinates:
-    shaped = x.ndim == 4 and t > 0
-    if free is None:
-        if not shaped:
-            return _Coordinates(False, x, lambda u: u, lambda g: g)
+    free = torch.ones_like(x, dtype=torch.bool) if free is None else free.expand_as(x)
+    moves, n, shaped = free[0].flatten(), x[0].numel(), x.ndim == 4 and x.shape[1] == 1 and t > 0
+    if shaped and free.all():
         root = _curvature(target, x, math.sqrt(t), generator).rsqrt()
-        image = lambda u: cosines(root * u, inverse=True)  # noqa: E731
-        return _Coordinates(True, cosines(x) / root, image, lambda g: root * cosines(g))
-    free, n = free.expand_as(x), x[0].numel()
-    if not shaped or n > DENSE or not (free == free[:1]).all() or not free.any():
-        return _Coordinates(False, x, lambda u: torch.where(free, u, x), lambda g: torch.where(free, g, 0.0))
-    moves = free[0].flatten()
-    pixels = torch.eye(n, dtype=torch.float64, device=x.device)[moves].view(-1, *x.shape[1:])
-    p, basis = _curvature(target, x, math.sqrt(t), generator).double().flatten(), cosines(pixels).flatten(1)
-    lower = torch.linalg.cholesky((basis * p) @ basis.T)
-    unit = torch.eye(len(lower)).to(lower)
-    inverse = torch.linalg.solve_triangular(lower, unit, upper=False).to(x)  # A is its transpose
-    return _Coordinates(
-        True,
-        x.flatten(1)[:, moves] @ lower.to(x),
-        lambda u: x.flatten(1).index_copy(1, moves.nonzero()[:, 0], u @ inverse).view_as(x),
-        lambda g: g.flatten(1)[:, moves] @ inverse.T,
-    )
+        return _Coordinates(
+            True, cosines(x) / root, lambda u: cosines(root * u, inverse=True), lambda g: root * cosines(g)
+        )
+    if shaped and n <= DENSE and moves.any() and (free == free[:1]).all():
+        pixels = torch.eye(n, dtype=torch.float64, device=x.device)[moves].view(-1, *x.shape[1:])
+        p, basis = _curvature(target, x, math.sqrt(t), generator).double(), cosines(pixels).flatten(1)
+        lower = torch.linalg.cholesky((basis * p.flatten()) @ basis.T)
+        unit = torch.eye(len(lower)).to(lower)
+        inverse = torch.linalg.solve_triangular(lower, unit, upper=False).to(x)  # A is its transpose
+        return _Coordinates(
+            True,
+            x.flatten(1)[:, moves] @ lower.to(x),
+            lambda u: x.flatten(1).index_copy(1, moves.nonzero()[:, 0], u @ inverse).view_as(x),
+            lambda g: g.flatten(1)[:, moves] @ inverse.T,
+        )
+    return _Coordinates(False, x, lambda u: torch.where(free, u, x), lambda g: torch.where(free, g, 0.0))
 
 
 def _curvature(target, x: Tensor, sigma: float, generator) -> Tensor:

@@ -274,7 +274,7 @@ STEPS = 1000
 class Variant:
     """One way to build and train a prior: a name, the architecture, the training and the start.
 
-    ``warm``, what a deeper prior sets out from (:meth:`gnclib.foe.FieldsOfExperts.warm_start`), is a variant of one
+    ``warm``, what a deeper prior sets out from (:func:`gnclib.score.starts.warm_start`), is a variant of one
     layer, which is trained first with the same seed, or None for the cold start.
     """
 

@@ -96,6 +96,7 @@ def run(state: TrainState, folder: str | Path, **options) -> LearnedEnergy:
     """:func:`drive` to the end: the trained prior."""
     for _ in drive(state, folder, **options):
         pass
+    state.prior.make_convex()  # as in the file
     return state.prior
 
 

@@ -15,7 +15,8 @@ rho R_1's potential, s = 0.3, and phi_L continued linearly to m < 0. It is the s
 pools magnitudes of neighbouring features, which potentials can use at once.
 
 *An energy with coarser scales* begins with a trained fine scale, whose range of noise levels may end earlier. Where
-several layers are to be convex, activations are the identity and last potentials quadratics as in an untrained energy.
+several layers are to be convex, at the nodes in tau that count, activations are the identity and last potentials
+quadratics as in an untrained energy.
 Experts of coarser scales begin by least squares: with kernels and shapes of potentials given, the score is linear in
 their gains, so that the image part of eq. (7) is solved for gains that are not negative, at one noise level per node in
 tau:
@@ -67,15 +68,27 @@ def warm_start(
 ) -> None:
     """Make ``prior`` nearly the energy ``shallow``, in place; see the module.
 
-    The last hidden activation is "identity" or "magnitude". Raises ValueError: ``shallow`` has other nodes, first
-    kernels or features, or more than one layer; or another name of an activation, or a magnitude without a hidden
-    layer.
+    With coarser scales that is the fine scale, of as many layers; else it has one layer, and the last hidden activation
+    is "identity" or "magnitude". Raises ValueError: ``shallow`` has other nodes in x, kernels or features, or another
+    number of layers; or another name of an activation, or a magnitude without a hidden layer.
     """
-    config = prior.config
-    if config.scales:
-        return _beside_coarser_scales(prior, shallow)
     if hidden not in START_ACTIVATIONS:
         raise ValueError(f"hidden must be one of {', '.join(START_ACTIVATIONS)}, got {hidden!r}")
+    if prior.config.scales:
+        _as_fine_scale(prior, shallow)
+    else:
+        _deepen(prior, shallow, generator, hidden)
+    first, fresh = convexity.convex_nodes(prior.config), type(prior)(prior.config)
+    for weights, start in zip(prior.weights, fresh.weights, strict=True):
+        if len(prior.weights) > 1:
+            weights[..., first:] = start[..., first:]
+    prior.make_convex()
+
+
+def _deepen(
+    prior: FieldsOfExperts, shallow: FieldsOfExperts, generator: torch.Generator | None, hidden: str
+) -> None:
+    config = prior.config
     if hidden == "magnitude" and config.layers == 1:
         raise ValueError('hidden="magnitude" needs a hidden layer, and this energy has one layer')
     of_deep_layers = {name: getattr(config, name) for name in ("deep_kernel_size", "dilation")}
@@ -100,7 +113,7 @@ def warm_start(
     prior.offset.copy_(shallow.offset)
 
 
-def _beside_coarser_scales(prior: FieldsOfExperts, fine: FieldsOfExperts) -> None:
+def _as_fine_scale(prior: FieldsOfExperts, fine: FieldsOfExperts) -> None:
     if fine.coarse or any(getattr(fine.config, name) != getattr(prior.config, name) for name in SAME):
         raise ValueError(
             f"a fine scale like that of {prior.config} is needed to set out from, got {fine.config}"
@@ -109,12 +122,7 @@ def _beside_coarser_scales(prior: FieldsOfExperts, fine: FieldsOfExperts) -> Non
     for l, (kernel, weights) in enumerate(zip(fine.kernels, fine.weights, strict=True)):
         prior.kernels[l].copy_(kernel)
         prior.weights[l].copy_(refit(weights, *grids))
-    if prior.config.layers > 1:
-        first, fresh = convexity.convex_nodes(prior.config), type(prior)(prior.config)
-        for weights, start in zip(prior.weights, fresh.weights, strict=True):
-            weights[..., first:] = start[..., first:]
     prior.offset.copy_(refit(fine.offset[None], *grids)[0])
-    prior.make_convex()
 
 
 def refit(weights: Tensor, before: spline.SplineGrid, after: spline.SplineGrid) -> Tensor:

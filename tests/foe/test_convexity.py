@@ -46,10 +46,15 @@ def test_the_first_convex_node():
 
 
 def test_the_first_convex_node_at_its_border():
-    """With one node per unit of tau from -5.5 on, the potentials of sigma = 1/e depend on the node at -3.5 no more."""
+    """With one node per unit of tau from -5.5 on, the potentials of sigma = 1/e depend on the node at -3.5 no more, but
+    for rounding: it counts."""
     config = FoEConfig(nodes_tau=8, sigma_min=math.exp(-4), sigma_max=1.0, convex_from=math.exp(-1))
     assert config.grid_tau.nodes()[:3].tolist() == pytest.approx([-5.5, -4.5, -3.5])
-    assert convexity.convex_nodes(config) == 3
+    assert convexity.convex_nodes(config) == 2
+    energy = FieldsOfExperts(config).requires_grad_(False)
+    energy.weights[0] += 0.1 * torch.randn(energy.weights[0].shape, generator=generator())
+    energy.make_convex()
+    assert energy.certify(math.exp(-2)).convex
     assert convexity.convex_nodes(FoEConfig(nodes_tau=8)) == 8  # no constraint
 
 
@@ -231,6 +236,30 @@ def test_kernels_of_several_layers_are_the_response_to_an_impulse():
     assert (error >= 1e-12 * kernels.abs().sum((2, 3))[..., None]).all()
 
 
+def test_bounds_of_several_layers_are_those_of_their_kernels():
+    """A last potential that is not convex: the formula with composed kernels, and the Hessian within the bounds."""
+    energy, sigma = bent_energy(layers=2), 0.8
+    energy.weights[1][3] += 0.05 * torch.randn(energy.weights[1][3].shape, generator=generator(4))
+    found, t, tau = energy.certify(sigma**2), sigma**2, math.log(sigma)
+    assert not found.convex
+    kernels, error = convexity._composed(energy, tau)
+    assert 0 < error.max() < 1e-9
+    grid = CONFIG.grid_x
+    x = torch.linspace(grid.low, grid.high, 20_001, **f64).expand(6, -1).contiguous()
+    a = contract(energy.weights[1].double(), torch.tensor([tau], **f64), CONFIG.grid_tau)[0]
+    (bend,) = evaluate(x, a, grid, (2,))
+    concave = t / (t + 0.1**2) * largest_gain(kernels, -bend.amin(1).clamp(max=0).numpy())
+    slack = 1.001 / math.cos(math.pi * 8 / 128) ** 2  # between 128 points, of kernels of side 9
+    assert concave <= -found.inner_modulus <= slack * concave
+    assert 4 * concave <= -found.modulus <= 4 * slack * concave
+    exact = energy.double()
+    y = 3 * torch.randn(1, 1, 12, 11, generator=generator(1), **f64).expand(132, -1, -1, -1)
+    hessian = exact.hvp(y, t, torch.eye(132, **f64).view(132, 1, 12, 11)).view(132, 132)
+    values = torch.linalg.eigvalsh(t * (hessian + hessian.T) / 2)
+    assert found.modulus < values[0] < -1e-3
+    assert values[-1] < found.curvature < math.inf
+
+
 def test_straight_activations():
     """Arithmetic sequences to the last bit from a node on, nothing before it; lines stay as they are."""
     grid, w = SplineGrid(95, -6.0, 6.0), torch.randn(4, 95, 7, generator=generator())
@@ -272,7 +301,13 @@ def test_spectrum_and_low_pass_norm_are_bounds():
     gains = np.array([0.3, 1.0, 2.0])
     dense = np.abs(np.fft.fft2(kernels[:, 0].double().numpy(), (1024, 1024))) ** 2
     largest = np.tensordot(gains, dense, 1).max()
-    assert largest <= convexity._spectrum(kernels, 0.0, gains) < 1.1 * largest
+    assert largest <= convexity._spectrum(kernels, torch.zeros(1), gains) < 1.1 * largest
+    wide = torch.ones(1, 1, 127, 1) * torch.cos(
+        math.pi * torch.arange(127) / 128
+    )  # peaked between two of 128
+    dense = np.abs(np.fft.fft2(wide[:, 0].double().numpy(), (2048, 2048))).max()
+    assert dense**2 <= convexity._spectrum(wide, torch.zeros(1), np.ones(1)) < 1.2 * dense**2
+    assert convexity._spectrum(wide, torch.full((1, 1, 1), 30.0), np.ones(1)) > (dense + 30) ** 2
     for height, width in [(13, 22), (17, 30), (61, 14)]:
         y = torch.eye(height * width, **f64).view(-1, 1, height, width)
         matrix = down(down(y)).flatten(1)

@@ -115,7 +115,7 @@ def test_a_name_without_prefix_is_never_looked_for_on_the_hub(server, tmp_path):
             FieldsOfExperts.from_pretrained(name)
         said = str(caught.value)
         assert said.startswith(
-            f"no prior '{name}': there is no folder {tmp_path / 'runs' / 'R1'}; the shipped ones are C1, C3, G1, M1, M3, P1, P2"
+            f"no prior '{name}': there is no folder {tmp_path / 'runs' / 'R1'}; the shipped ones are C1, C3, G1, M1, M3"
         )
         assert said.endswith("a repository of the Hugging Face hub is named hf:owner/name")
     with pytest.raises(FileNotFoundError, match="no prior 'hf:somebody/R1': there is no folder"):

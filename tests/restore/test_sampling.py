@@ -157,11 +157,27 @@ def test_masks_that_differ_between_chains_and_large_images_move_pixel_by_pixel(l
     base, t = Gaussian(0.4, torch.full((4, 4), 0.5, dtype=F64)), 1e-2
     free = torch.rand(1 if limit == 10 else 20, 1, 4, 4, generator=generator(8)) < 0.7
     start = torch.rand(20, 1, 4, 4, generator=generator(9), dtype=F64)
+    assert not sampling._coordinates(None, start, t, None, free).own
     draws, _ = run(base, t, None, start, 1500, free=free)
     free = free.expand_as(start)
     assert (draws[:, ~free] == start[~free]).all()
     squares = (draws[:, free] - 0.4) ** 2
     within(squares.mean(), 0.5 + t, squares.mean(1, keepdim=True))
+
+
+def test_corner_cases_of_images():
+    """All pixels free, none free, no noise, float32 with annealing and a mask, and a budget of nothing."""
+    base, start = Gaussian(0.4, torch.full((4, 4), 0.5, dtype=F64)), torch.rand(3, 1, 4, 4, dtype=F64)
+    every = torch.ones_like(start, dtype=torch.bool)
+    assert torch.equal(*(run(base, 0.01, None, start, 50, free=f)[0] for f in (every, None)))
+    assert (run(base, 0.01, None, start, 50, free=~every)[0] == start).all()
+    assert (run(base, 0.0, None, start, 50)[0] != start).any()
+    free = torch.rand(1, 1, 4, 4) < 0.5
+    draws, _ = run(base, 0.01, None, start.float(), 600, free=free, first=1.0, step=0.2)
+    assert draws.dtype == torch.float32
+    assert (draws[..., ~free[0, 0]] == start.float()[..., ~free[0, 0]]).all()
+    for gradients in (1, 2, 3):
+        assert not list(mala(base, 0.01, start=start, gradients=gradients))
 
 
 def test_diagnostics_of_autoregressive_chains():
@@ -189,6 +205,9 @@ def test_bad_input():
         mala(line, 0.0, start=start, gradients=10, step=0.0)
     with pytest.raises(ValueError, match="integer"):
         mala(line, 0.0, start=start, gradients=0)
+    for t, first in [(-1.0, None), (math.nan, None), (0.5, 0.1), (0.0, 1.0), (0.1, math.inf)]:
+        with pytest.raises(ValueError, match="t must be finite"):
+            mala(line, t, start=start, gradients=1000, first=first)
     with pytest.raises(ValueError, match="534 gradients or more, got 500"):
         mala(line, 0.01, start=start, gradients=500, first=1.0)
     with pytest.raises(ValueError, match="4 draws"):

@@ -329,14 +329,13 @@ def test_export_before_the_first_row(tmp_path):
     assert "| validation | none yet |" in (tmp_path / "README.md").read_text()
 
 
-def test_what_is_exported_is_convex_where_its_configuration_says_so(tmp_path):
+@pytest.mark.parametrize("layers", [1, 2])
+def test_what_is_exported_is_convex_where_its_configuration_says_so(tmp_path, layers):
     """Also between two of the projections that the training makes, and for its moving average."""
-    config = replace(child_runs.PRIORS["R1"], convex_from=0.5)
+    config = replace(child_runs.PRIORS["R1"], convex_from=0.5, layers=layers)
     state = TrainState(FieldsOfExperts(config), replace(SMALL, averaging=0.5))
-    for model in (state.model, state.prior):
-        model.weights[0].data += torch.randn(
-            model.weights[0].shape, generator=torch.Generator().manual_seed(0)
-        )
+    for w in (*state.model.weights, *state.prior.weights):
+        w.data += torch.randn(w.shape, generator=torch.Generator().manual_seed(0))
     assert not state.prior.certify(1.0).convex
     save_checkpoint(state, tmp_path)
     training_run.export(tmp_path)

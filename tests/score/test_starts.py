@@ -6,7 +6,7 @@ from dataclasses import replace
 import pytest
 import torch
 
-from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.foe import FieldsOfExperts, FoEConfig, convexity
 from gnclib.foe.filters import crop_to, reflect
 from gnclib.score import starts
 from gnclib.spline import SplineGrid, contract
@@ -38,11 +38,15 @@ def test_scores_of_single_experts_sum_to_the_gradient(layers):
         gains[96 + 15 * l : 101 + 15 * l] = 1
     total = torch.einsum("k,khw->hw", gains, columns) / 0.3
     torch.testing.assert_close(total, energy.grad(y, 0.09)[0, 0], rtol=1e-3, atol=1e-4)
+    kept, bent = columns[:48], columns[48:96]  # untrained potentials are quadratics: multiples of each other
+    torch.testing.assert_close(kept, (kept * bent).sum() / (bent * bent).sum() * bent, rtol=1e-2, atol=1e-4)
 
 
-def test_least_squares_start_denoises_better():
+@pytest.mark.parametrize("layers", [1, 2])
+def test_least_squares_start_denoises_better(layers):
     """On dead leaves at strong noise, against the quadratic start; its potentials are convex."""
-    energy = FieldsOfExperts(FoEConfig(features=8, scales=2, coarse_features=5, nodes_tau=6, sigma_max=0.5))
+    shape = {"layers": layers, "features": 8, "scales": 2, "coarse_features": 5, "nodes_tau": 6}
+    energy = FieldsOfExperts(FoEConfig(**shape, sigma_max=0.5), generator=generator())
     leaves = [dead_leaves(96, 96, generator(k)) for k in range(3)]
     y = leaves[0] + 0.4 * torch.randn(1, 1, 96, 96, generator=generator(7))
     errors = []
@@ -124,6 +128,22 @@ def test_a_start_from_a_fine_prior_and_files(tmp_path, layers):
     torch.testing.assert_close(again.grad(y, 0.5), energy.grad(y, 0.5))
     with pytest.raises(ValueError, match="fine scale"):
         starts.warm_start(energy, energy)
+
+
+@pytest.mark.parametrize(("scales", "layers"), [(0, 1), (2, 2)])
+def test_a_start_of_several_layers_that_are_to_be_convex(scales, layers):
+    """Identities and quadratics from the first node on that counts, the fine prior below."""
+    shape = FoEConfig(features=4, layers=layers, coarse_features=3, convex_from=None if scales else 0.6)
+    fine, config = random_energy(shape).float(), replace(shape, layers=2, scales=scales, convex_from=0.6)
+    energy = FieldsOfExperts(config).requires_grad_(False)
+    starts.warm_start(energy, fine, hidden="identity" if scales else "magnitude")
+    first, fresh = convexity.convex_nodes(config), FieldsOfExperts(config)
+    assert energy.certify(0.36).convex
+    for found, start in zip(energy.weights, fresh.weights, strict=True):
+        torch.testing.assert_close(found[..., first:], start[..., first:], atol=1e-4, rtol=0)
+    if scales:
+        below = energy.weights[0][..., :first], fine.weights[0][..., :first]
+        torch.testing.assert_close(*below, atol=1e-3, rtol=0)
 
 
 # --- warm start -------------------------------------------------------------------------------------------
