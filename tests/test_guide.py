@@ -173,13 +173,30 @@ def test_the_table_of_noise_levels_is_that_of_the_shipped_results():
     }
     levels, said = sorted({level for _, level in mean}), " ".join(page.split())
     below = {p: [s for s in levels if mean[p, s] < mean["Wiener", s]][:1] for p in field.PRIORS}
-    assert {p for p, first in below.items() if not first} == {"C1", "M1", "G1"}
+    assert {p for p, first in below.items() if not first} == {"C1", "C3", "M1", "M3", "G1"}
     assert {p for p, first in below.items() if first == [0.8]} == {"R1", "R2", "P1", "P2", "P3"}
     assert below["R3"] == [1]
-    assert "C1, M1 and G1 are above it at every level of the table; R1, R2 and P1 to P3 fall below" in said
+    assert (
+        "C1, C3, M1, M3 and G1 are above it at every level of the table; R1, R2 and P1 to P3 fall below"
+        in said
+    )
     gains = [mean["P2", s] - mean["R2", s] for s in levels if s >= 0.5]
     assert f"P2 is better than R2 (by {min(gains):.2f} to {max(gains):.2f} dB" in said
     assert f"P1 as good as R1 but at sigma = 1 ({mean['R1', 1] - mean['P1', 1]:.2f} dB less)" in said
     assert f"(at 0.01 P1 has {mean['P1', levels[0]]:.2f} dB, M1 {mean['M1', levels[0]]:.2f})" in said
+    lost = {s: mean["R3", s] - mean["C3", s] for s in levels}
+    assert max(abs(v) for s, v in lost.items() if s <= 0.2) < 0.02
+    assert max(v for s, v in lost.items() if s >= 0.8) < 0
+    assert f"within 0.02 dB, {lost[0.5]:.2f} dB less at 0.5 and more from 0.8 on" in said
+    price = {s: mean["M3", s] - mean["C3", s] for s in levels}
+    most = max(price[s] for s in levels if s <= 0.1)
+    assert (
+        f"costs it {most:.2f} dB at most up to sigma = 0.1, {price[0.5]:.2f} dB at 0.5 and {price[1]:.2f} dB at 1"
+        in said
+    )
+    gains = [mean["M3", s] - mean["R3", s] for s in levels if s >= 0.5]
+    assert f"better than R3 by {min(gains):.2f} to {max(gains):.2f} dB from 0.5 on" in said
+    proved = [load_prior("C3").certify(s**2).inner_curvature for s in (0.6, 1.0)]
+    assert f"is at most {proved[0]:.1f} at sigma = 0.6 and {proved[1]:.1f} at 1" in said
     price = fmean(found["M1 mmse"][255.0]) - fmean(found["C1 mmse"][255.0])
     assert f"at sigma = 1, {price:.2f} dB more than C1" in " ".join(text(ROOT / "README.md").split())
