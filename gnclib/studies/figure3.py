@@ -34,8 +34,8 @@ from gnclib.io import Content, Form, Job, Origin, Record, Row, Table, from_objec
 from gnclib.studies.attainment import TASKS, Settings, measure
 
 #: the results that come with the package: of R_1; of its literal preconditioner; of P_1; of R_3 on 24 images
-SHIPPED, LITERAL, RESTORED, DEEP = (
-    Path(__file__).with_name(f"figure3_{k}.json") for k in ("R1", "literal_R1", "P1", "R3")
+SHIPPED, LITERAL, RESTORED, DEEP, RESTORED_DEEP = (
+    Path(__file__).with_name(f"figure3_{k}.json") for k in ("R1", "literal_R1", "P1", "R3", "P3")
 )
 #: sets of images; the embedded photographs come first, anyone can recompute them
 SETS = ("embedded", "bsds68")

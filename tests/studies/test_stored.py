@@ -185,11 +185,13 @@ def test_a_tuning_is_what_its_setting_gives():
 @pytest.fixture(scope="module")
 def figure3_pairs():
     """Stored runs of some images, and the map of one t_0 with all numbers of steps as it is now."""
-    files = figure3.SHIPPED, figure3.LITERAL, figure3.RESTORED, figure3.DEEP
+    files = figure3.SHIPPED, figure3.LITERAL, figure3.RESTORED, figure3.DEEP, figure3.RESTORED_DEEP
     rng, contents = draw("figure 3"), map(figure3.load, files)
     pairs, images = [], {"bsds68": data.bsds68(), "embedded": data.embedded()}
     for content, run in (
-        (c, run) for c in contents for run in rng.sample(c.rows["runs"], 1 if c.about.prior == "R3" else 2)
+        (c, run)
+        for c in contents
+        for run in rng.sample(c.rows["runs"], 1 if c.about.prior in ("R3", "P3") else 2)
     ):
         settings, prior = content.about.settings, FieldsOfExperts.from_pretrained(content.about.prior)
         t = rng.choice(settings.t_firsts)
