@@ -348,6 +348,17 @@ def test_no_image_of_bsds500_and_nothing_large_is_tracked():
         assert hashlib.sha256(content).hexdigest() not in forbidden, f"{path} is an image of BSDS500"
 
 
+def test_no_absolute_path_is_tracked_in_results():
+    """What was computed names priors and folders, not where they lay on the machine."""
+    kinds = {".json", ".csv", ".ipynb"}
+    results = [path for path in tracked() if path.suffix in kinds and path.parts[len(ROOT.parts)] != "tests"]
+    assert len(results) > 100
+    wrong = [
+        str(p) for p in results if re.search(r'"/(root|home|work|tmp|Users)/', p.read_text(encoding="utf-8"))
+    ]
+    assert wrong == []
+
+
 def test_no_link_is_tracked():
     done = subprocess.run(["git", "ls-files", "-s"], cwd=ROOT, capture_output=True, text=True, check=False)
     assert not [line for line in done.stdout.splitlines() if line.startswith("120000")]

@@ -323,6 +323,7 @@ def evaluate(prior, scheme, steps, device, precision, task, sigma, missing, imag
     """Measure mean PSNR and SSIM over a set of images. Image k of the set gets Gaussian noise, or a mask, of seed k;
     nothing is clipped; data range 1. The set is BSDS68 unless --images names a folder."""
     from gnclib import io
+    from gnclib.foe import is_hub_name
     from gnclib.images import bsds68, folder_images
     from gnclib.restore import Task, schemes
 
@@ -341,7 +342,7 @@ def evaluate(prior, scheme, steps, device, precision, task, sigma, missing, imag
     numbers = {f"{one.task.level:g}": _measured(one, found, colour or "channels") for one in loaded}
     if file:
         about = {
-            "prior": prior,
+            "prior": prior if is_hub_name(prior) else Path(prior).resolve().name,
             "scheme": scheme,
             "steps": loaded[0].steps if loaded[0].steps > 1 else None,
             "task": task,

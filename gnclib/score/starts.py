@@ -85,9 +85,7 @@ def warm_start(
     prior.make_convex()
 
 
-def _deepen(
-    prior: FieldsOfExperts, shallow: FieldsOfExperts, generator: torch.Generator | None, hidden: str
-) -> None:
+def _deepen(prior: FieldsOfExperts, shallow: FieldsOfExperts, generator, hidden: str) -> None:
     config = prior.config
     if hidden == "magnitude" and config.layers == 1:
         raise ValueError('hidden="magnitude" needs a hidden layer, and this energy has one layer')
