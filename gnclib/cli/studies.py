@@ -161,14 +161,17 @@ def certify(prior, sigma):
     "--crop", type=int, default=160, metavar="PIXELS", help="side of the middle square, 0 for whole images"
 )
 @options.repeated("--t-first", type=float, metavar="T", help="initial smoothing (default: eight)")
+@click.option(
+    "--steps", type=POSITIVE, metavar="N", help="numbers of steps: powers of two up to N (default: 64)"
+)
 @options.only("an algorithm")
 @click.option("--reference", type=int, metavar="N", help="steps of the reference's schedule; 0: no reference")
 @click.option("--workers", type=POSITIVE, default=1, metavar="N", help="processes of one thread")
 @click.option("--device", type=click.Choice(["cpu", "cuda"]), default="cpu", help="where jobs compute")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/figure3_NAME.json)")
-def sweep(prior, task, sets, limit, crop, t_first, only, reference, workers, device, out):
+def sweep(prior, task, sets, limit, crop, t_first, steps, only, reference, workers, device, out):
     """Run the GNC flow (linear: gnc, and "gnc log") and joint optimisation (joint: N = 2n; only on demand literal:
-    N = 48n) from 8 initial smoothings t_0 with 1 to 64 steps for denoising and inpainting, and measure energy and
+    N = 48n) from 8 initial smoothings t_0 with 1, 2, 4, ... steps for denoising and inpainting, and measure energy and
     PSNR. One job is one image and task; its result is added to FILE at once. Started again after an interruption, the
     command computes what is missing. Several commands, also on several machines, can fill one file."""
     from dataclasses import replace
@@ -176,6 +179,7 @@ def sweep(prior, task, sets, limit, crop, t_first, only, reference, workers, dev
     from gnclib.studies import figure3
 
     chosen = {"t_firsts": tuple(sorted(t_first)), "algorithms": tuple(only), "reference_schedule": reference}
+    chosen["steps"] = tuple(2**k for k in range((steps or 0).bit_length()))
     settings = replace(
         figure3.SETTINGS, crop=crop, **{k: v for k, v in chosen.items() if v not in ((), None)}
     )
