@@ -17,7 +17,7 @@ import click
 
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, say
-from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, variants
+from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, network_variants, variants
 
 
 def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callable]:
@@ -222,6 +222,7 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     """
     gnc ablate                                     all variants, seeds 0 and 1; an hour and more on one core
     gnc ablate --only recipe --only 'N_tau = 5'    two of them
+    gnc ablate --network --seeds 0                 of G1; an hour and a half on one core
     """
 )
 @click.option("--steps", type=int, default=STEPS, metavar="N", help="iterations per training")
@@ -234,26 +235,30 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
 )
 @options.repeated(
     "--only",
-    type=click.Choice([v.name for v in variants()]),
+    type=click.Choice([v.name for v in (*variants(), *network_variants())]),
     metavar="NAME",
-    help="a variant, see notebook 08_ablations",
+    help="a variant, see notebooks 08_ablations and 10_expressive",
 )
-@click.option("--out", type=PATH, default="runs/ablations.json", metavar="FILE", help="result file")
-def ablate(steps, seeds, only, out):
+@click.option("--network", is_flag=True, help="of the network energy G1, not of Fields of Experts")
+@click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/ablations[_network].json)")
+def ablate(steps, seeds, only, network, out):
     """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge
     them on validation images outside of BSDS68. Each finished training is added to FILE at once; started again after
-    an interruption, the command trains what is missing. Needs BSDS500. The notebook 08_ablations reads the results
-    that come with the package."""
+    an interruption, the command trains what is missing. Needs BSDS500. The notebooks 08_ablations and 10_expressive
+    read the results that come with the package."""
     import torch
 
     from gnclib.images import data
     from gnclib.studies import ablations
 
     torch.set_num_threads(1)
-    chosen = [variant for variant in variants(steps) if variant.name in only or not only]
+    known = (network_variants if network else variants)(steps)
+    chosen = [variant for variant in known if variant.name in only or not only]
+    judge = ablations.NETWORK_JUDGE if network else ablations.JUDGE
     images, crops = data.training_images(), ablations.held_out()
-    table = ablations.opened(out, steps)
-    jobs = list(ablations.jobs(chosen, seeds, images, crops, ablations.JUDGE, ablations.JOINT))
+    out = out or Path("runs") / (ablations.NETWORK if network else ablations.SHIPPED).name
+    table = ablations.opened(out, steps, judge)
+    jobs = list(ablations.jobs(chosen, seeds, images, crops, judge, ablations.JOINT))
     wanted = table.missing("runs", jobs)
     say(f"{len(wanted)} trainings to do, {len(jobs) - len(wanted)} in {out} already")
     for k, run in enumerate(table.fill("runs", wanted), 1):

@@ -23,7 +23,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "recipes": [
             *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),
-            *("Variant", "learning_rate", "variants"),
+            *("Variant", "learning_rate", "network_variants", "variants"),
         ],
         "distributed": ["ALONE", "Group"],
         "training_set": ["HELD_OUT", "denoising_psnr", "mmse"],

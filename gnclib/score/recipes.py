@@ -279,7 +279,7 @@ class Variant:
     """
 
     name: str
-    prior: FoEConfig = field(default_factory=FoEConfig)
+    prior: FoEConfig | NetworkConfig = field(default_factory=FoEConfig)
     config: TrainConfig = field(default_factory=TrainConfig)
     kernels: str = "dct"  # or "random", K_1; the others are Kaiming-normal
     warm: Variant | None = None
@@ -328,4 +328,27 @@ def variants(steps: int = STEPS) -> list[Variant]:
         shaped("N_x = 191", nodes_x=191),
         trained("roughness x 10", roughness=10 * config.roughness),
         trained("averaged weights", averaging=0.9995),
+    ]
+
+
+def network_variants(steps: int = STEPS) -> list[Variant]:
+    """G1 with its recipe and so many steps, and the same with one ingredient exchanged at a time.
+
+    Without a gate activations bend at every noise level but the very largest; where they are linear everywhere, the
+    energy is a convex quadratic at every noise level.
+    """
+    recipe = Variant("G1", PRIORS["G1"], replace(RECIPES["G1"], steps=steps))
+    low, high = recipe.prior.sigma_min, recipe.prior.sigma_max
+
+    def shaped(name: str, **changes) -> Variant:
+        return replace(recipe, name=name, prior=replace(recipe.prior, **changes))
+
+    return [
+        recipe,
+        shaped("no gate", sigma_open=0.99 * high, sigma_convex=high),
+        shaped("linear activations", sigma_open=1.01 * low, sigma_convex=1.02 * low),
+        replace(recipe, name="no time score", config=replace(recipe.config, smoothing=0.0)),
+        shaped("half the width", channels=tuple(c // 2 for c in recipe.prior.channels)),
+        shaped("three scales", channels=recipe.prior.channels[:3]),
+        shaped("twice the width", channels=tuple(2 * c for c in recipe.prior.channels)),
     ]

@@ -29,15 +29,16 @@ from torch import Tensor
 
 from gnclib import io
 from gnclib.checks import as_images
-from gnclib.foe import FieldsOfExperts, FoEConfig, PointHessian, smallest_eigenvalue
+from gnclib.deep import configuration, kind_of
+from gnclib.foe import FieldsOfExperts, LearnedEnergy, PointHessian, smallest_eigenvalue
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
 from gnclib.io import Form, Job, Record, Row, Table, from_object, rounded
 from gnclib.restore import Denoising, joint_descent
 from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, starts, variants  # noqa: F401  (notebook 08)
 from gnclib.score.training import training
 
-#: the results that come with the package
-SHIPPED = Path(__file__).with_name("ablations.json")
+#: the results that come with the package: of Fields of Experts, and of a network
+SHIPPED, NETWORK = (Path(__file__).with_name(f"{name}.json") for name in ("ablations", "ablations_network"))
 CROP = 160
 #: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
 JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective restored", "objective vanishing"), 8
@@ -50,7 +51,7 @@ Levels = Annotated[tuple[float, ...], Field(strict=False)]  # a list will do, as
 
 
 @torch.no_grad()
-def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) -> Tensor:
+def calibration(prior: LearnedEnergy, x: Tensor, taus: Tensor, seed: int = 0) -> Tensor:
     """d_tau R(y, tau) / n, (S, B), for noisy versions of clean patches: its mean over them should vanish for every tau.
 
     `x` are clean patches (B, 1, H, W), n = H W, `taus` at least one tau in the range of the prior, (S,); `seed` is of
@@ -69,7 +70,7 @@ def calibration(prior: FieldsOfExperts, x: Tensor, taus: Tensor, seed: int = 0) 
 
 
 def joint_outcome(
-    prior: FieldsOfExperts,
+    prior: LearnedEnergy,
     images: Sequence[Tensor],
     sigma: float = 25 / 255,
     sigma_first: float = 75 / 255,
@@ -99,7 +100,7 @@ class Judge:
     curvature_at: Levels = ()  # noise levels
     curved: int = 2  # so many of these crops, cut to 32 pixels, show the curvature
 
-    def __call__(self, prior: FieldsOfExperts, held_out: Sequence[Tensor]) -> dict[str, list[float]]:
+    def __call__(self, prior: LearnedEnergy, held_out: Sequence[Tensor]) -> dict[str, list[float]]:
         """The columns "psnr", "profile", "error" and "curvature" of a :class:`Training`, on images (1, 1, H, W)."""
         low, high = math.log(prior.sigma_min), math.log(prior.sigma_max)
         taus = torch.linspace(low, high, self.levels, dtype=torch.float64)
@@ -117,12 +118,18 @@ class Judge:
         }
 
 
-def _smallest_eigenvalue(prior: FieldsOfExperts, y: Tensor, sigma: float) -> float:
-    """Of t times the Hessian at one image (1, 1, H, W), apart from the constant image."""
-    return smallest_eigenvalue(PointHessian(prior, y, sigma), y.shape, y.dtype, 1e-6, lift=1.0)
+def _smallest_eigenvalue(prior: LearnedEnergy, y: Tensor, sigma: float) -> float:
+    """Of t times the Hessian at one image (1, 1, H, W), for a Field of Experts apart from the constant image."""
+    if isinstance(prior, FieldsOfExperts):
+        return smallest_eigenvalue(PointHessian(prior, y, sigma), y.shape, y.dtype, 1e-6, lift=1.0)
+    return smallest_eigenvalue(
+        lambda v: sigma**2 * prior.hvp(y, sigma**2, v), y.shape, y.dtype, 1e-4, lift=0.0
+    )
 
 
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))
+#: for networks, whose range is wider
+NETWORK_JUDGE = replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0, 4.0), curvature_at=(0.1, 1.0, 4.0))
 
 
 # trainings -----------------------------------------------------------------------------------------------------------
@@ -144,8 +151,8 @@ def held_out() -> list[Tensor]:
 
 
 def train(
-    variant: Variant, seed: int, images, known: dict[tuple[Variant, int], tuple[FieldsOfExperts, float]]
-) -> tuple[FieldsOfExperts, float]:
+    variant: Variant, seed: int, images, known: dict[tuple[Variant, int], tuple[LearnedEnergy, float]]
+) -> tuple[LearnedEnergy, float]:
     """The trained prior of a variant, and the seconds of the processor that it took, those of its start included.
 
     A seed decides training patches, noise levels, noise and random kernels, so that variants share all of these as far
@@ -157,7 +164,8 @@ def train(
     start, before = train(variant.warm, seed, images, known) if variant.warm else (None, 0.0)
     begun = time.process_time()
     generator = torch.Generator().manual_seed(seed)
-    prior = FieldsOfExperts(variant.prior, generator=generator, kernels=variant.kernels)
+    kernels = {"kernels": variant.kernels} if kind_of(variant.prior) is FieldsOfExperts else {}
+    prior = kind_of(variant.prior)(variant.prior, generator=generator, **kernels)
     if start is not None:
         starts.warm_start(prior, start, generator, variant.config.warm_start_hidden)
     state = TrainState(prior, replace(variant.config, seed=seed))
@@ -231,14 +239,14 @@ class Training(Row):
         if value.keys() != {"code", "prior", "config", "kernels", "warm"}:
             raise ValueError("these are no settings of a variant")
         prior, config = (io.check(value[name], dict[str, Any], name) for name in ("prior", "config"))
-        return {**value, "prior": asdict(FoEConfig(**prior)), "config": asdict(TrainConfig(**config))}
+        return {**value, "prior": asdict(configuration(prior)), "config": asdict(TrainConfig(**config))}
 
 
 FORM = Form("file of ablations", About, {"runs": Training}, SHIPPED)
 load = FORM.load
 
 
-def opened(path: str | Path, steps: int) -> Table:
-    """The file to be filled with :func:`jobs` of so many steps, judged by :data:`JUDGE` on :func:`held_out`."""
+def opened(path: str | Path, steps: int, judge: Judge | None = None) -> Table:
+    """The file to be filled with :func:`jobs` of so many steps, judged (by :data:`JUDGE`) on :func:`held_out`."""
     where = f"the middle {CROP} x {CROP} pixels of each of the 32 images of val of BSDS500 outside of BSDS68"
-    return Table(path, FORM, About(judge=JUDGE, held_out=where, steps=steps))
+    return Table(path, FORM, About(judge=judge or JUDGE, held_out=where, steps=steps))

@@ -10,11 +10,12 @@ import torch
 
 from gnclib.cli import training as cli_training
 from gnclib.cli.main import gnc
+from gnclib.deep import NetworkConfig, NetworkEnergy
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
 from gnclib.io.table import Job
 from gnclib.score import TrainConfig, TrainState
-from gnclib.score.recipes import STEPS
+from gnclib.score.recipes import PRIORS, RECIPES, STEPS, network_variants
 from gnclib.score.training import training
 from gnclib.studies import ablations
 from gnclib.studies.ablations import Judge, Variant
@@ -114,6 +115,22 @@ def test_trainings_repeat_themselves_and_are_judged():
             hessian = 0.09 * torch.stack([exact.hvp(y, 0.09, v).detach().flatten() for v in basis])
             lowest.append(torch.linalg.eigvalsh(hessian + torch.ones(100, 100))[0].item())
         assert found["curvature"] == pytest.approx([min(lowest)], abs=1e-4)
+
+
+def test_a_network_is_trained_and_judged():
+    """Its curvature is that of the dense Hessian, the constant image as any other."""
+    network = NetworkConfig(channels=(4, 4), embedding=4)
+    variant = Variant("network", network, replace(BRIEF, optimiser="adam"))
+    found = sweep([variant], [0])["network", 0]
+    prior, _ = ablations.train(variant, 0, leaves(), {})
+    assert isinstance(prior, NetworkEnergy)
+    x, exact, lowest = data.patches(crops(), 10, 5, torch.Generator().manual_seed(0)), prior.double(), []
+    for k in range(2):
+        y = data.add_noise(x[k : k + 1].double(), 0.3, k)
+        basis = torch.eye(100, dtype=torch.float64).view(100, 1, 1, 10, 10)
+        hessian = 0.09 * torch.stack([exact.hvp(y, 0.09, v).flatten() for v in basis])
+        lowest.append(torch.linalg.eigvalsh(hessian)[0].item())
+    assert found["curvature"] == pytest.approx([min(lowest)], abs=1e-3)
 
 
 def test_the_order_and_what_was_trained_before_do_not_matter():
@@ -268,6 +285,15 @@ def test_variants_differ_from_the_recipe_in_one_ingredient():
         }
         changed |= {key for key in ("kernels", "warm") if old[key] != new[key]}
         assert len(changed) == (0 if v is others[0] else 1), v.name
+
+
+def test_variants_of_the_network_differ_from_it_in_one_ingredient():
+    recipe, *others = network_variants()
+    assert (recipe.prior, recipe.config) == (PRIORS["G1"], replace(RECIPES["G1"], steps=STEPS))
+    for v in others:
+        old, new = ablations.settings(recipe), ablations.settings(v)
+        changed = {k for part in ("prior", "config") for k in old[part] if old[part][k] != new[part][k]}
+        assert changed in ({"sigma_open", "sigma_convex"}, {"channels"}, {"smoothing"}), v.name
 
 
 def test_the_shipped_results_are_those_of_the_present_variants():
