@@ -199,7 +199,7 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     if convex:
         bounds[1] = 0
     bounds *= 1 + 1e-9
-    bounds[1] *= -1
+    bounds[1] = 0 - bounds[1]  # 0, not -0
     return Certificate(convex, *bounds.T.flatten().tolist())
 
 
