@@ -100,6 +100,15 @@ def test_the_compiled_form_is_the_definition():
         torch.testing.assert_close(found, expected, rtol=1e-4, atol=1e-3)
 
 
+def test_every_parameter_has_a_learning_rate():
+    fine = ["lr", "lr_constant"]
+    for energy, groups in ((random_energy(), [*fine, "lr_coarse"]), (random_energy(scales=0), fine)):
+        found = energy.parameter_groups()
+        assert list(found) == groups
+        assert sorted(id(p) for part in found.values() for p in part) == sorted(map(id, energy.parameters()))
+        assert all(found.values())
+
+
 def test_the_start_is_a_fifth_of_the_curvature_of_the_fine_scale():
     energy = FieldsOfExperts(FoEConfig(scales=2))
     config, tau, x = energy.config, torch.tensor([-1.0]), torch.zeros(1, 24, 1)

@@ -57,6 +57,8 @@ def test_inner_gradient_is_that_of_any_larger_image(layers, kernels):
     torch.testing.assert_close(inner, crop_to(energy.grad(y, T), inner))
     torch.testing.assert_close(inner, energy.grad(large, T)[..., 2 + 2 * m :, 1 + 2 * m :][..., :5, :5])
     assert inner.abs().max() > 0.01
+    compiled = energy.float().requires_grad_(False).inner_grad(y.float(), T)
+    torch.testing.assert_close(compiled, inner.detach().float(), rtol=1e-3, atol=1e-4)
 
 
 def test_inner_gradient_needs_an_inner_pixel():
