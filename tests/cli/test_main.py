@@ -12,6 +12,7 @@ from PIL import Image
 from gnclib.cli import main as cli
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
+from gnclib.restore.schemes import SCHEMES
 from tests.commands import gnc
 
 
@@ -41,6 +42,13 @@ def test_every_command_explains_itself_with_examples(capsys, command):
     assert status == 0
     assert "examples:" in out
     assert f"  gnc {command}" in out
+
+
+def test_the_help_knows_the_numbers_of_steps(capsys):
+    _, out, _ = gnc(capsys, "denoise", "--help")
+    gnc_, linear, joint = (tuple(SCHEMES[name].values()) for name in ("gnc", "linear", "joint"))
+    said = f"gnc (default: {gnc_[0]}, inpainting {gnc_[1]}), linear {linear} and joint {joint}"
+    assert said in " ".join(out.split())
 
 
 def test_wrong_usage_ends_in_one_line(capsys):

@@ -12,7 +12,7 @@ from scipy.ndimage import gaussian_filter, zoom
 
 from gnclib.images import data
 from gnclib.restore import denoise_gnc
-from gnclib.restore.noise_level import estimate_sigma, measure_noise
+from gnclib.restore.noise_level import _uncut, estimate_sigma, high_variance, measure_noise
 
 
 def photo(name="camera", side=256):
@@ -32,6 +32,20 @@ def found(y):
     """sigma in grey levels, and whether the noise is called white."""
     noise = measure_noise(y[None])
     return 255 * noise.levels[0], noise.white(np.ones(1))
+
+
+def test_the_share_of_noise_that_is_left_where_it_was_cut_off():
+    """Against an integral: the standard deviation of max(z, -d), d the distance from the end in sigma."""
+    rng, z = np.random.default_rng(0), np.linspace(-9, 9, 200_001)
+    for distance in (0.8, 1.2, 3.0):
+        spectra = rng.standard_normal((600, 1, 8, 8))
+        spectra[..., 0, 0] = 8 * distance
+        channels = np.concatenate([np.zeros((1, 8, 8)), np.full((1, 8, 8), 20.0)], 1)
+        kept, _, share = _uncut(spectra, channels)
+        d = distance / np.sqrt(high_variance(kept))[0]
+        weight, left = np.exp(-(z**2) / 2) / np.exp(-(z**2) / 2).sum(), np.maximum(z, -d)
+        variance = weight @ left**2 - (weight @ left) ** 2
+        assert share == pytest.approx(max(variance, 0.5) ** 0.5, rel=1e-4)
 
 
 ROWS, COLUMNS = np.indices((256, 256))

@@ -156,6 +156,8 @@ def test_between_two_noise_levels_the_schedule_is_a_geometric_mean(folder):
         torch.testing.assert_close(beyond.t, (ratio * nearest.t).clamp(*low.t_range))
         torch.testing.assert_close(beyond.eta, ratio * nearest.eta)
         assert (beyond.task.level, beyond.prior_sha256) == (level, low.prior_sha256)
+    learned.scaled(low, Task("denoise", low.task.level / learned.NEAR))  # just near enough
+    learned.scaled(low, Task("denoise", low.task.level * learned.NEAR))
     with pytest.raises(ValueError, match="too far from denoise-130 to be scaled"):
         learned.scaled(high, Task("denoise", 130))
     longer = LearnedSchedule([0.1], t_range=low.t_range, task=high.task, prior_sha256=low.prior_sha256)
