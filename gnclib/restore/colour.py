@@ -58,13 +58,6 @@ def _cosines(count: int) -> np.ndarray:
     return dct(np.eye(count), type=2, norm="ortho", axis=0)
 
 
-def _mixed(matrix: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """The matrix times the channels (C, ...), mid grey staying what it is."""
-    planes = np.tensordot(matrix.astype(channels.dtype), channels - GREY, 1)
-    planes += GREY
-    return planes
-
-
 @dataclass(frozen=True)
 class Planes:
     """The planes of an image, the noise in each, and the way back.
@@ -170,11 +163,12 @@ def _whitening(covariance: np.ndarray) -> np.ndarray:
 
 
 def _apply(matrix: np.ndarray, noisy: np.ndarray, channels: np.ndarray) -> np.ndarray:
-    """The noisy channels mixed by their part of the matrix, the others as they are."""
+    """The noisy channels mixed by their part of the matrix, the others as they are; mid grey stays what it is."""
     if not noisy.any():
         return channels
     found = channels.copy()
-    found[noisy] = _mixed(matrix[np.ix_(noisy, noisy)], channels[noisy])
+    part = matrix[np.ix_(noisy, noisy)].astype(channels.dtype)
+    found[noisy] = GREY + np.tensordot(part, channels[noisy] - GREY, 1)
     return found
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from gnclib.images import metrics
-from gnclib.restore.colour import BASES, choose_planes
+from gnclib.restore.colour import choose_planes
 from gnclib.restore.operators import Denoising, Inpainting
 from gnclib.restore.schemes import Scheme
 
@@ -27,7 +27,6 @@ class Restoration:
     start: float  # PSNR in dB of what the solver starts from, the noisy image or that with filled holes
     psnr: tuple[float, ...]
     energy: tuple[float, ...]  # D(x_i) + R(x_i, t_min) in nats per pixel, t_min the prior's smallest t
-    t: tuple[float, ...]
     ssim: float  # of the result
     seconds: float  # wall clock of the solver alone, without what is measured here
     image: Tensor  # the result, shaped like the image
@@ -45,12 +44,9 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
         The PSNR of a colour image is that of all channels together, its SSIM their mean.
     seed : of noise or mask, drawn for each channel anew
     basis : {"channels", "opponent"}
-        "opponent" restores the planes of :mod:`gnclib.restore.colour` instead of the channels.
+        "opponent" restores the planes of :mod:`gnclib.restore.colour` instead of the channels, in denoising.
 
-    Raises
-    ------
-    ValueError
-        As the solvers; another basis, or "opponent" for inpainting.
+    Raises as the solvers.
     """
     x = x.to(scheme.device)
     data, back = _in_basis(scheme.task.measure(x, torch.Generator().manual_seed(seed)), basis)
@@ -63,7 +59,7 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
         with torch.no_grad():
             energy = (data.energy(state.x) + scheme.prior.energy(state.x, t_min)).sum().item() / x.numel()
         found = back(state.x)
-        path.append((psnr(found, x), energy, float(state.t)))
+        path.append((psnr(found, x), energy))
         begun = time.perf_counter()
     per_step = tuple(map(tuple, zip(*path, strict=True)))
     return Restoration(
@@ -77,12 +73,6 @@ def _in_basis(
     """The data term of the planes that are restored, and the way back from them to the channels."""
     if basis == "channels":
         return data, lambda x: x
-    if basis != "opponent":
-        raise ValueError(f"colour images are restored in {' or '.join(BASES)}, got {basis!r}")
-    if not isinstance(data, Denoising):
-        raise ValueError(
-            "missing pixels are filled in channel by channel: opponent colours are for denoising"
-        )
     planes = choose_planes(data.y.cpu().numpy(), data.sigma, basis)
     data = Denoising(torch.from_numpy(planes.values).to(data.y), data.sigma)
     return data, lambda x: torch.from_numpy(planes.join(x.cpu().numpy())).to(x)

@@ -32,8 +32,6 @@ from gnclib.checks import as_time
 from gnclib.restore import Prior, as_count, energy_and_grad, wide
 from gnclib.restore.sampling import ACCEPTED, cosines
 
-__all__ = ["Bracket", "Gaussian", "WithBrightness", "annealed_constant", "quadratic_constant"]
-
 
 class Gaussian:
     """A Gaussian with independent coefficients of the cosine transform (images) or coordinates (vectors), an energy.

@@ -28,11 +28,6 @@ from torch import Tensor
 
 from gnclib.restore.schedules import as_count, as_schedule, log_schedule
 
-__all__ = [
-    "DataTerm", "Energy", "Hessian", "Prior", "State", "attained", "attainment_map", "ddim_flow", "energy_and_grad",
-    "gnc_flow", "last", "proximal_gradient", "steps_until_all_arrive",
-]  # fmt: skip
-
 
 class Prior(Protocol):
     """An energy as the solvers need it: R(y, t) only where a State is asked for it, and its gradient in y."""
@@ -162,10 +157,8 @@ def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -
     """
     x = checked_start(prior, None, start)
     ts = as_schedule(schedule, x.shape[0])
-    if bool((ts.diff(dim=0) > 0).any()):
-        raise ValueError("ddim_flow removes noise: its schedule must not rise")
     sigmas = torch.cat([ts.sqrt(), torch.zeros_like(ts[:1])])  # (I + 1,) or (I + 1, B)
-    return _steps(prior, ts, (1 - sigmas[1:] / sigmas[:-1]) * ts, None, x)
+    return gnc_flow(prior, ts, start=x, step_sizes=(1 - sigmas[1:] / sigmas[:-1]) * ts)
 
 
 def proximal_gradient(

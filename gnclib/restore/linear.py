@@ -149,7 +149,7 @@ class SampledTransform:
         return torch.from_numpy(found).to(u) * self.signs.to(u)
 
 
-class PeriodicBlur:
+class PeriodicBlur(Blur):
     """Convolution with a known kernel of an image that continues periodically, as most papers on deblurring assume.
 
     ``(A x)(p) = sum_q k(q) x(p - q + m)``, indices modulo the size, m = (kh // 2, kw // 2) the middle of the kernel.
@@ -161,15 +161,12 @@ class PeriodicBlur:
     """
 
     def __init__(self, kernel, size: tuple[int, int]) -> None:
-        self.kernel, self.size = Blur(kernel, size).kernel, tuple(size)
+        super().__init__(kernel, size)
         self._transfer = _transfer(self.kernel, self.size, [-(n // 2) for n in self.kernel.shape])
         self.spectrum = self._transfer.abs() ** 2
 
-    def __call__(self, x: Tensor) -> Tensor:
-        return _filtered(_sized(x, self.size), self._transfer)
-
-    def adjoint(self, u: Tensor) -> Tensor:
-        return _filtered(u, self._transfer.conj())
+    def _window(self, x: Tensor) -> Tensor:
+        return x
 
 
 class SampledFourier:

@@ -26,8 +26,6 @@ from torch import Tensor
 from gnclib.checks import as_time
 from gnclib.restore import Prior, as_count, checked_start, energy_and_grad, wide
 
-__all__ = ["Proximal", "proximal_point"]
-
 #: share of the promised decrease that a step must bring
 DECREASE = 1e-4
 #: a step is halved at most so many times

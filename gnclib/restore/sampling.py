@@ -35,8 +35,6 @@ from torch import Tensor
 
 from gnclib.restore import DataTerm, Prior, as_count, checked_start, energy_and_grad, log_schedule, wide
 
-__all__ = ["ACCEPTED", "Sample", "cosines", "effective_size", "mala", "r_hat"]
-
 #: share of the proposals that the tuning aims at
 ACCEPTED = 0.574
 #: part of the budget that is spent on tuning, which yields no samples

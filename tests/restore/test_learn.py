@@ -82,8 +82,6 @@ def test_a_run_learns_and_leaves_schedule_log_and_card(prior, tmp_path, task):
     least = 0.3 if task.kind == "denoise" else 0.05  # dB; inpainting begins at a good guess
     assert log[-1].validation > log[0].validation + least
     schedule = LearnedSchedule.from_pretrained(tmp_path)
-    assert torch.equal(schedule.t, steps[-1].t)
-    assert torch.equal(schedule.eta, steps[-1].eta)
     assert not torch.equal(schedule.t, first)
     assert (schedule.task, schedule.prior) == (task, "tiny")
     assert schedule.x_0 == ("start" if task.kind == "denoise" else "guess")
