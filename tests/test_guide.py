@@ -14,7 +14,7 @@ import pytest
 from benchmarks import engine
 from gnclib import denoise_gnc, load_prior
 from gnclib.images import data
-from gnclib.studies import field, problems
+from gnclib.studies import coverage, field, problems
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "notebooks" / "guide"
@@ -62,6 +62,17 @@ def test_the_eigenvalues_of_the_page_on_priors_are_those_of_notebook_9():
         f"negative for R1, R2 and R3, too ({border}), and at clean photographs R2 has {inside['R_2'][1]:.2f} ("
         in page
     )
+
+
+def test_the_coverage_of_intervals_is_that_of_the_study():
+    rows, page = coverage.load().rows["images"], " ".join(text(GUIDE / "own_images.md").split())
+    at, middle = coverage.LEVELS.index(0.9), coverage.LEVELS.index(0.5)
+    for name in coverage.PRIORS:
+        cases = [coverage.summary(rows, name, sigma) for sigma in coverage.NOISE]
+        raw, scaled = (" / ".join(f"{100 * getattr(c, k)[at]:.1f}" for c in cases) for k in ("raw", "scaled"))
+        assert f"{scaled} %" in page
+        assert f"{raw} %" in page or name == "R3"
+        assert all(51.95 < 100 * c.inside[middle] < 56 for c in cases)
 
 
 @pytest.mark.filterwarnings("ignore:what varies")

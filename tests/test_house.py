@@ -303,7 +303,7 @@ def test_the_notebooks_are_there():
 
 @pytest.mark.parametrize("path", sorted((ROOT / "notebooks").glob("*.ipynb")), ids=lambda path: path.stem)
 def test_notebook_is_executed_and_clean_and_agrees_with_the_ledger(path):
-    assert notebooks.check(path, ledger.load(ROOT / "figures" / "claims.json")) == []
+    assert reproduce.check(path, ledger.load(ROOT / "figures" / "claims.json")) == []
 
 
 def test_manifest_names_notebooks_and_the_readme_names_both():

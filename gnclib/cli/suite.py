@@ -109,7 +109,7 @@ def notebooks(only, check):
             notebooks.refresh(path)
         return
     records = ledger.load(next(iter(chosen.values())).parents[1] / "figures" / "claims.json")
-    wrong = [line for path in chosen.values() for line in notebooks.check(path, records)]
+    wrong = [line for path in chosen.values() for line in reproduce.check(path, records)]
     for line in wrong:
         say(line)
     if wrong:

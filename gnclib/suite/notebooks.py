@@ -13,13 +13,12 @@ import subprocess
 import sys
 import tempfile
 import tomllib
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from gnclib.io import read_json, write_bytes
-from gnclib.suite import ledger
 
 sys.modules.setdefault("rfc3987_syntax", None)  # jsonschema would build its grammar for two seconds
 CLEAN_KEYS = (
@@ -195,23 +194,6 @@ def write(node: Any, path: Path) -> Path:
 def refresh(path: Path) -> None:
     """Run a committed notebook with its own defaults and put it, executed and clean, in place of the old one."""
     write(execute(load(path), path.name), path)
-
-
-def check(path: Path, records: Iterable[ledger.Record]) -> list[str]:
-    """What is wrong with a committed notebook, in words; [] if it is executed, in order, clean and parameterised.
-
-    What it shows of its claims must agree with the records of the ledger, verdicts and evidence.
-    """
-    wrong, node = [], load(path)
-    try:
-        parameters(node, path.name)
-        shown = ledger.collect(node, path.stem, "quick")
-        kept = [record for record in records if record.notebook == path.stem]
-        wrong += [f"claim {id}: {text}" for id, text in ledger.changes(kept, shown).items()]
-    except (NotebookError, ValueError) as error:
-        wrong.append(str(error).removeprefix(f"{path.name} "))
-    wrong += unfinished(node, path.read_bytes())
-    return [f"{path.name}: {text}; run 'gnc notebooks --only {path.stem}'" for text in wrong]
 
 
 def unfinished(node: Any, content: bytes) -> list[str]:

@@ -25,7 +25,6 @@ from typing import Any
 from gnclib.io import held, write_bytes, write_text
 from gnclib.suite import ledger, notebooks
 from gnclib.suite.notebooks import MANIFEST, Manifest, NotebookError, gallery
-from gnclib.suite.notebooks import of as _of
 
 SUFFIXES = (".png", ".pdf", ".json")
 #: what lies beside the figures: the ledger, and the gallery
@@ -82,7 +81,7 @@ def compared(
     notebook are not compared either.
     """
     changed, elsewhere = {}, {}
-    for name, figure in _of(notebook, manifest).items():
+    for name, figure in notebooks.of(notebook, manifest).items():
         try:
             unlike, reason = ledger.compare_files(
                 old / f"{name}.json", new / f"{name}.json", figure.rtol, figure.atol
@@ -179,7 +178,7 @@ def _execute(path: Path, full: bool, staging: Path, threads: int) -> tuple[Any, 
 
 def _judged(finished: Future, name: str, full: bool, out: Path, staging: Path, manifest: Manifest) -> Done:
     """Check what a notebook has made, and compare that with `out`."""
-    figures = _of(name, manifest)
+    figures = notebooks.of(name, manifest)
     try:
         node, seconds = finished.result()
         _check_made(name, figures, staging)
@@ -216,3 +215,20 @@ def _bring(item: Done, staging: Path, out: Path, known: Iterable[str], manifest:
     before, now = (ledger.load(folder / "claims.json") for folder in (out, staging))
     ledger.save(out, ledger.merge(before, now, [item.notebook], known))
     write_text(out / "README.md", gallery(manifest))
+
+
+def check(path: Path, records: Iterable[ledger.Record]) -> list[str]:
+    """What is wrong with a committed notebook, in words; [] if it is executed, in order, clean and parameterised.
+
+    What it shows of its claims must agree with the records of the ledger, verdicts and evidence.
+    """
+    wrong, node = [], notebooks.load(path)
+    try:
+        notebooks.parameters(node, path.name)
+        shown = ledger.collect(node, path.stem, "quick")
+        kept = [record for record in records if record.notebook == path.stem]
+        wrong += [f"claim {id}: {text}" for id, text in ledger.changes(kept, shown).items()]
+    except (NotebookError, ValueError) as error:
+        wrong.append(str(error).removeprefix(f"{path.name} "))
+    wrong += notebooks.unfinished(node, path.read_bytes())
+    return [f"{path.name}: {text}; run 'gnc notebooks --only {path.stem}'" for text in wrong]

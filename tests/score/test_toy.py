@@ -106,6 +106,15 @@ def test_quadrature_reaches_as_far_as_the_broadest_component():
     assert found.mean(found.y**2).item() == pytest.approx(0.5 * (1e-4 + 4.0) + math.exp(2 * LOW), rel=1e-9)
 
 
+@pytest.mark.parametrize("side", [-1, 1])
+def test_quadrature_reaches_a_component_far_to_one_side(side):
+    found = toy.quadrature(
+        GaussianMixture([0.5, 0.5], [0.0, 30.0 * side], [0.1, 0.1]), BASIS, UNIFORM, at=LOW
+    )
+    assert found.weight.sum().item() == pytest.approx(1, abs=1e-9)
+    assert found.mean(found.y).item() == pytest.approx(15 * side, rel=1e-9)
+
+
 def test_samples_follow_the_same_law(exact, drawn):
     """Monte Carlo means of a few functions against quadrature, six standard errors."""
     for g in (lambda p: p.y, lambda p: p.y**2, lambda p: (3 * p.y).cos() * p.tau, lambda p: p.tau**2):
@@ -305,6 +314,8 @@ def test_bad_mixtures_and_ranges():
         toy.sample(plane, 5, UNIFORM, generator())
     with pytest.raises(ValueError, match="range"):
         toy.quadrature(MIXTURE, BASIS, toy.UniformTau(LOW - 1, HIGH))
+    with pytest.raises(ValueError, match="range"):
+        toy.quadrature(MIXTURE, BASIS, toy.UniformTau(LOW, HIGH + 1))
     with pytest.raises(ValueError, match="range"):
         toy.quadrature(MIXTURE, BASIS, UNIFORM, at=HIGH + 1)
 

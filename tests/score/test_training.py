@@ -207,6 +207,17 @@ def test_roughness_is_a_decoupled_decay(images):
     assert same(plain, rough)
 
 
+@pytest.mark.parametrize("objective", OBJECTIVES)
+def test_the_smoothing_part_sees_so_many_patches(objective, monkeypatch):
+    """At least one, or two for the two ends of tau."""
+    seen = []
+    monkeypatch.setattr(train, "smoothing_part", lambda model, x, *_: seen.append(len(x)) or x.mean())
+    for fraction in (0.01, 0.5, 1.0):
+        settings = replace(SHORT, objective=objective, fraction=fraction)
+        train.loss_parts(prior(3), torch.rand(8, 1, 9, 9), settings, torch.Generator())
+    assert seen == [2 if objective == "corrected" else 1, 4, 8]
+
+
 @pytest.mark.parametrize("fraction", [0.01, 0.25, 0.5, 1.0])
 @pytest.mark.parametrize("objective", OBJECTIVES)
 @pytest.mark.usefixtures("double")

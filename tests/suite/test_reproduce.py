@@ -294,9 +294,9 @@ def test_wrong_names_are_explained(tmp_path):
 
 def test_refresh_and_check(tmp_path):
     path = write(tmp_path, "01_tiny", "# NBVAL_CHECK_OUTPUT\nprint(1 + 1)", "", "full")
-    assert any("run once each" in line for line in notebooks.check(path, []))
+    assert any("run once each" in line for line in reproduce.check(path, []))
     notebooks.refresh(path)
-    assert notebooks.check(path, []) == []
+    assert reproduce.check(path, []) == []
     first = path.read_bytes()
     notebooks.refresh(path)
     assert path.read_bytes() == first
@@ -307,7 +307,7 @@ def test_refresh_and_check(tmp_path):
         copy = json.loads(first)
         change(copy)
         path.write_text(json.dumps(copy, indent=1, ensure_ascii=False) + "\n")
-        return "\n".join(notebooks.check(path, []))
+        return "\n".join(reproduce.check(path, []))
 
     code = [i for i, cell in enumerate(node["cells"]) if cell["cell_type"] == "code"]
     error = {"output_type": "error", "ename": "KeyError", "evalue": "'x'", "traceback": []}
