@@ -30,12 +30,12 @@ from gnclib.checks import as_device
 from gnclib.deep import load_prior
 from gnclib.foe import LearnedEnergy, weights_sha256
 from gnclib.images import data
-from gnclib.io import Content, Form, Job, Origin, Record, Row, Table, from_object
+from gnclib.io import Content, Form, Job, Record, Row, Table, from_object
 from gnclib.studies.attainment import TASKS, Settings, measure
 
-#: the results that come with the package: of R_1; of its literal preconditioner; of P_1; of R_3 on 24 images
-SHIPPED, LITERAL, RESTORED, DEEP, RESTORED_DEEP = (
-    Path(__file__).with_name(f"figure3_{k}.json") for k in ("R1", "literal_R1", "P1", "R3", "P3")
+#: the results that come with the package: of R_1 and P_1; of both with up to 512 steps; of R_3 and P_3 on 24 images
+SHIPPED, RESTORED, LONG, RESTORED_LONG, DEEP, RESTORED_DEEP = (
+    Path(__file__).with_name(f"figure3_{k}.json") for k in ("R1", "P1", "long_R1", "long_P1", "R3", "P3")
 )
 #: sets of images; the embedded photographs come first, anyone can recompute them
 SETS = ("embedded", "bsds68")
@@ -47,8 +47,6 @@ MINIMA = ("lowest", "reference")
 TOLERANCE = 0.05
 #: how far from the reference an image may be, root mean square in grey values (our choice)
 DISTANCE = 0.05
-#: how far results of two machines may be apart: nats per pixel and dB, see `agree`
-ENERGY_AGREES, PSNR_AGREES = 0.001, 0.01
 
 
 # the file ------------------------------------------------------------------------------------------------------------
@@ -161,13 +159,6 @@ def _work(
     }
 
 
-def compute(prior: str, settings: Settings, **chosen) -> Content:
-    """What a file would hold, computed now in this process, for comparison with a shipped one; else as :func:`jobs`."""
-    wanted, origin = jobs(prior, settings, **chosen), Origin.here()
-    runs = [Run(**job.given, **job.compute(), settings={}, made=origin) for job in wanted]
-    return Content(_about(prior, settings), {"runs": runs})
-
-
 # what is drawn -------------------------------------------------------------------------------------------------------
 
 
@@ -234,61 +225,3 @@ def aggregate(
 def _stacked(runs: Sequence[Run], algorithm: str, quantity: str) -> Tensor:
     """(N, T, J)"""
     return torch.tensor([run.maps[algorithm][quantity] for run in runs], dtype=torch.float64)
-
-
-# comparison with a recomputed result ---------------------------------------------------------------------------------
-
-
-@dataclass(frozen=True)
-class Agreement:
-    """The largest differences between two results in nats per pixel and dB, and the number of cells compared.
-
-    A cell is an (image, task, algorithm, t_0, I) or a reference.
-    """
-
-    energy: float
-    psnr: float
-    cells: int
-
-    def __bool__(self) -> bool:
-        return self.energy <= ENERGY_AGREES and self.psnr <= PSNR_AGREES
-
-
-def agree(content: Content, recomputed: Content) -> Agreement:
-    """Compare what two results have in common, which may be some of the images, of the t_0 and of the I.
-
-    The result is true if no E differs by more than 0.001 nats per pixel and no PSNR by more than 0.01 dB. That is for
-    the rounding of another processor or library: float32 and float64 differ by about a tenth of it. Raises ValueError:
-    other weights, another noise level, part of known pixels or crop; or nothing in common.
-    """
-    if content.about.weights != recomputed.about.weights:
-        raise ValueError("these are results of different weights: they cannot agree")
-    for name in ("sigma", "observed", "crop"):
-        ours, theirs = (getattr(c.about.settings, name) for c in (content, recomputed))
-        if ours != theirs:
-            raise ValueError(f"{name} was {ours} in one and {theirs} in the other")
-    here, there = _cells(content), _cells(recomputed)
-    common = here.keys() & there.keys()
-    if not common:
-        raise ValueError(
-            "the two results have no image with the same task, t_0 and number of steps in common"
-        )
-    apart = torch.tensor([[here[c][k] - there[c][k] for k in (0, 1)] for c in common], dtype=torch.float64)
-    return Agreement(*apart.abs().amax(0).tolist(), len(common))  # nan where anything is nan
-
-
-def _cells(content: Content) -> dict[tuple, tuple[float, float]]:
-    """(E, PSNR) by (set, task, image, algorithm, t_0, I), and of references by how they were made."""
-    settings = content.about.settings
-    long = (settings.reference_schedule, settings.reference_steps, settings.reference_decrease)
-    cells = {}
-    for run in content.rows["runs"]:
-        key = run.set, run.task, run.image
-        if run.reference:
-            cells[*key, "reference", *long] = tuple(run.reference[:2])
-        for algorithm in settings.algorithms:
-            for i, t in enumerate(settings.t_firsts):
-                for j, total in enumerate(settings.steps):
-                    values = (run.maps[algorithm][quantity][i][j] for quantity in ("energy", "psnr"))
-                    cells[*key, algorithm, t, total] = tuple(values)
-    return cells

@@ -36,7 +36,7 @@ GOOD = {
     "F3-similar": {
         f"linear_48n_{kind}_apart_{task}_from_{t}": 0.01
         for kind in ("psnr", "energy")
-        for task in ("denoise", "inpaint")
+        for task in ("denoise", "inpaint", "512_denoise", "512_inpaint")
         for t in ("0.01", "1")
     },
     "F3-attain": {"rate_gnc_at_largest_t0_and_steps": 0.84, "images": 68},
@@ -51,7 +51,7 @@ GOOD = {
     "X-sure": {
         f"{kind}_{n}_{s}": value
         for kind, value in (("ratio", 1.0), ("error", 0.005))
-        for n in ("R1", "R3")
+        for n in ("R1", "R3", "G1")
         for s in (15, 25, 50)
     },
     "X-entropy": {f"{k}_bits_{n}": 0.01 for k in ("largest", "from_0_1") for n in ("R1", "C1", "R3", "G1")},
@@ -117,7 +117,8 @@ BAD = {
     "F2-linear": [{"red_R_3_2": 0.999}],
     "F2-simpler": [{"minima_R_3_at_10": 3.0}],
     "F3-similar": [
-        *({"linear_48n_energy_apart_denoise_from_1": 0.2}, {"linear_48n_psnr_apart_inpaint_from_0.01": 0.6}),
+        {"linear_48n_energy_apart_512_denoise_from_1": 0.2},
+        {"linear_48n_psnr_apart_512_inpaint_from_0.01": 0.6},
     ],
     "F3-attain": [
         {"rate_gnc_at_largest_t0_and_steps": 0.7},
@@ -223,10 +224,14 @@ def test_where_a_sentence_fails_beyond_the_noise_no_caveat_covers_it():
         changed = {"rate_joint_at_largest_t0_and_steps": attain["best_rate_joint"] - lag}
         assert claims.CLAIMS["F3-attain"].verdict(attain | changed) == verdict
     similar = evidence("F3-similar")
-    for apart, ours, verdict in ((0.49, 9.0, HOLDS), (0.51, 0.49, CAVEAT), (0.51, 0.51, FAILS)):
+    late, early = "linear_48n_psnr_apart_512_denoise_from_1", "linear_48n_psnr_apart_denoise_from_1"
+    for apart, ours, verdict, where in (
+        *((0.49, 9.0, HOLDS, late), (0.51, 0.49, CAVEAT, late), (0.51, 0.51, FAILS, late)),
+        *((0.49, 9.0, HOLDS, early), (0.51, 9.0, CAVEAT, early)),
+    ):
         changed = {k: ours for k in similar if k.startswith("logarithmic_2n_psnr")}
         changed |= {k: 0.09 for k in similar if k.startswith("logarithmic_2n_energy")}
-        changed |= {"linear_48n_psnr_apart_denoise_from_1": apart}
+        changed |= {where: apart}
         assert claims.CLAIMS["F3-similar"].verdict(similar | changed) == verdict
     assert claims.CLAIMS["X-entropy"].verdict(evidence("X-entropy") | {"largest_bits_C1": 0.021}) == CAVEAT
     problems = evidence("X-problems")
