@@ -204,10 +204,11 @@ def sweep(prior, task, sets, limit, crop, t_first, steps, only, reference, worke
 @options.repeated(
     "--sigma", type=int, metavar="S", help="noise in grey levels of 0..255 (default: 15, 25, 50)"
 )
+@options.repeated("--photons", type=POSITIVE, metavar="N", help="instead: N photons at white, on BSDS68 only")
 @click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of each set")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/coverage.json)")
 @table_option
-def coverage(prior, sigma, limit, out, table):
+def coverage(prior, sigma, photons, limit, out, table):
     """Measure how often the error of a pixel lies within the interval that the posterior of the prior states, on the
     middles of the images of BSDS68; a scale of the intervals is fitted on the other images of val. Beside that the
     squared error, what the prior expects it to be, and Stein's estimate of it. Image k has noise of seed k. Started
@@ -218,7 +219,8 @@ def coverage(prior, sigma, limit, out, table):
         say(study.table(study.load(out or study.SHIPPED)))
         return
     path = out or Path("runs/coverage.json")
-    rows = study.compute(path, prior or study.PRIORS, sigma or study.NOISE, limit)
+    noise = sigma or (() if photons else study.NOISE)
+    rows = study.compute(path, prior or study.PRIORS, noise, limit, photons)
     done = _consume(
         rows,
         lambda row: f"{row.prior} {row.sigma} {row.set} {row.image}: {100 * row.inside[8]:.1f} % within 90 %",

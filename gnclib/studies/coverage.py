@@ -7,6 +7,9 @@ squared error beside what the energy expects (tr Cov) and what SURE estimates wi
 
 One scale of the standard deviation per prior and noise level is fitted on images of val that are not in BSDS68, so
 that 90 % of the errors lie inside of the intervals of 90 %.
+
+Counted photons have another noise in every pixel. :func:`counted` makes it nearly equal; the posterior is then that of
+the transformed image. These rows are of the set "20 photons" (at white), and have no scale.
 """
 
 from __future__ import annotations
@@ -19,7 +22,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from scipy.stats import norm
+from scipy.stats import norm, poisson
 from torch import Tensor
 
 from gnclib.deep import load_prior
@@ -37,6 +40,8 @@ Z = norm.ppf((1 + np.array(LEVELS)) / 2)
 #: pixels along each side of the square in the middle of an image, and spacing of the probes
 SIDE, SPACING = 96, 7
 SETS = {"BSDS68": bsds68, "val": validation_images}
+#: standard deviation of the read noise, in photons
+READ = 1.0
 
 
 class About(Record):
@@ -72,11 +77,38 @@ FORM = Form("file of coverages", About, {"images": Calibration}, SHIPPED)
 load = FORM.load
 
 
-def measured(prior: Energy, x: Tensor, sigma: int, seed: int) -> dict[str, Any]:
-    """The values of a :class:`Calibration` of a clean image (1, 1, H, W); the middle SIDE x SIDE pixels of it."""
+def counted(x: Tensor, peak: int, seed: int) -> tuple[Tensor, Tensor, float]:
+    r"""Counted photons, made equal: the noisy image, its mean given the clean image x, and the sigma of its noise.
+
+        y = a f(z) + b,   f(z) = 2 (z + 3/8 + READ^2)^(1/2),   z = Poisson(peak x) + READ N(0, 1),
+
+    the generalised Anscombe transform (Makitalo & Foi, IEEE TIP 22(1), 2013), a and b such that no photon is black and
+    `peak` photons are white; x is (1, 1, H, W) in [0, 1], sigma = a.
+    """
+
+    def forward(z: np.ndarray) -> np.ndarray:
+        return 2 * np.sqrt(np.maximum(z + 3 / 8 + READ**2, 0))
+
+    draw, low = np.random.default_rng(seed), forward(np.zeros(()))
+    photons, sigma = peak * x.double().numpy(), 1 / (forward(np.array(peak)) - low)
+    z = draw.poisson(photons) + READ * draw.standard_normal(x.shape)
+    nodes, weights = np.polynomial.hermite_e.hermegauss(21)
+    counts, means = np.arange(2 * peak + 40), np.linspace(0, peak, 20 * peak + 1)
+    readings = forward(counts[:, None] + READ * nodes) @ weights / weights.sum()
+    expected = np.interp(photons, means, poisson.pmf(counts, means[:, None]) @ readings)
+    y, mean = (torch.from_numpy(sigma * (v - low)).to(x) for v in (forward(z), expected))
+    return y, mean, sigma.item()
+
+
+def measured(prior: Energy, x: Tensor, sigma: int, seed: int, peak: int = 0) -> dict[str, Any]:
+    """The values of a :class:`Calibration` of a clean image (1, 1, H, W); the middle SIDE x SIDE pixels of it.
+
+    With a `peak` the noise is that of photons (:func:`counted`), and `sigma` is not used.
+    """
     x = middle(x, SIDE)
+    y, x, level = counted(x, peak, seed) if peak else (add_noise(x, sigma / 255, seed), x, sigma / 255)
     with torch.no_grad():
-        found = posterior_moments(prior, add_noise(x, sigma / 255, seed), (sigma / 255) ** 2, spacing=SPACING)
+        found = posterior_moments(prior, y, level**2, spacing=SPACING)
     off = (found.mean - x).abs()
 
     def shares(std: Tensor) -> list[float]:
@@ -94,11 +126,16 @@ def measured(prior: Energy, x: Tensor, sigma: int, seed: int) -> dict[str, Any]:
 
 
 def compute(
-    path: str | Path, priors: Iterable[str] = PRIORS, noise: Iterable[int] = NOISE, limit: int | None = None
+    path: str | Path,
+    priors: Iterable[str] = PRIORS,
+    noise: Iterable[int] = NOISE,
+    limit: int | None = None,
+    peaks: Iterable[int] = (),
 ) -> Iterator[Calibration]:
     """Compute what is missing in the file, made where it is missing; yield rows as they are added.
 
-    Image k of each set, the first `limit` of them, has noise of seed k. Raises ValueError for a file that is none.
+    Image k of each set, the first `limit` of them, has noise of seed k; `peaks` are of photons, on BSDS68. Raises
+    ValueError for a file that is none.
     """
     about = About(side=SIDE, spacing=SPACING, levels=list(LEVELS))
     file = Table(path, FORM, about, packages=("torch", "numpy", "scipy"))
@@ -106,17 +143,23 @@ def compute(
     for prior in priors:
         energy = load_prior(prior)
         settings = {"weights": weights_sha256(energy)}
-        for sigma in noise:
-            for name, found in images.items():
-                wanted = [
-                    Job(
-                        {"prior": prior, "sigma": sigma, "set": name, "image": image, "seed": k},
-                        settings,
-                        partial(measured, energy, x, sigma, k),
-                    )
-                    for k, (image, x) in enumerate(found.items())
-                ]
-                yield from file.fill("images", wanted)
+        cases = [(name, sigma, 0) for sigma in noise for name in SETS]
+        cases += [(f"{peak} photons", equal_sigma(peak), peak) for peak in peaks]
+        for name, sigma, peak in cases:
+            wanted = [
+                Job(
+                    {"prior": prior, "sigma": sigma, "set": name, "image": image, "seed": k},
+                    settings,
+                    partial(measured, energy, x, sigma, k, peak),
+                )
+                for k, (image, x) in enumerate(images[name if name in SETS else "BSDS68"].items())
+            ]
+            yield from file.fill("images", wanted)
+
+
+def equal_sigma(peak: int) -> int:
+    """The noise of :func:`counted` in grey levels of 0..255, rounded."""
+    return round(255 * counted(torch.zeros(1, 1, 1, 1), peak, 0)[2])
 
 
 # summaries -----------------------------------------------------------------------------------------------------------
@@ -173,9 +216,12 @@ def summary(rows: list[Calibration], prior: str, sigma: int) -> Summary:
 
 
 def table(content: Content) -> str:
-    """The summaries as markdown: coverage of 50, 90 and 95 % intervals in %, ratios to the squared error."""
+    """The summaries as markdown: coverage of 50, 90 and 95 % intervals in %, ratios to the squared error.
+
+    Photons, if there are any, have a table of their own below.
+    """
     rows = content.rows["images"]
-    pairs = dict.fromkeys((row.prior, row.sigma) for row in rows)
+    pairs = dict.fromkeys((row.prior, row.sigma) for row in rows if row.set in SETS)
     if not pairs:
         raise ValueError("there are no results to make a table of")
     head = "prior, sigma, raw 50/90/95, with floor, scale, scaled, tr Cov, SURE, corr., dim.".split(", ")
@@ -186,4 +232,13 @@ def table(content: Content) -> str:
         covers = [" / ".join(f"{100 * c[k]:.1f}" for k in at) for c in (s.raw, s.inside, s.scaled)]
         numbers = [f"{s.expected:.3f}", f"{s.risk:.3f}", f"{s.correlation:.3f}", f"{100 * s.dimension:.1f} %"]
         lines.append([prior, str(sigma), *covers[:2], f"{s.scale:.3f}", covers[2], *numbers])
-    return markdown(head, lines)
+    photons = dict.fromkeys((row.prior, row.set) for row in rows if row.set not in SETS)
+    below = []
+    for prior, name in photons:
+        found = [row for row in rows if (row.prior, row.set) == (prior, name)]
+        covers = [" / ".join(f"{100 * _shares(found, k)[i]:.1f}" for i in at) for k in ("raw", "inside")]
+        squared, *others = (sum(getattr(r, k) for r in found) for k in ("squared", "expected", "risk"))
+        ratios = [f"{other / squared:.3f}" for other in others]
+        below.append([prior, name, str(found[0].sigma), *covers, *ratios, str(len(found))])
+    head_below = "prior, noise, sigma, raw 50/90/95, with floor, tr Cov, SURE, images".split(", ")
+    return markdown(head, lines) + (f"\n\n{markdown(head_below, below)}" if below else "")
