@@ -5,6 +5,7 @@ import json
 import re
 import subprocess
 import sys
+from itertools import product
 from pathlib import Path
 from statistics import fmean
 
@@ -66,13 +67,40 @@ def test_the_eigenvalues_of_the_page_on_priors_are_those_of_notebook_9():
 
 def test_the_coverage_of_intervals_is_that_of_the_study():
     rows, page = coverage.load().rows["images"], " ".join(text(GUIDE / "own_images.md").split())
-    at, middle = coverage.LEVELS.index(0.9), coverage.LEVELS.index(0.5)
+    at, middle, correlations = coverage.LEVELS.index(0.9), coverage.LEVELS.index(0.5), []
     for name in coverage.PRIORS:
         cases = [coverage.summary(rows, name, sigma) for sigma in coverage.NOISE]
-        raw, scaled = (" / ".join(f"{100 * getattr(c, k)[at]:.1f}" for c in cases) for k in ("raw", "scaled"))
-        assert f"{scaled} %" in page
-        assert f"{raw} %" in page or name == "R3"
+        for kind in ("raw", "inside"):
+            assert " / ".join(f"{100 * getattr(c, kind)[at]:.1f}" for c in cases) + " %" in page
         assert all(51.95 < 100 * c.inside[middle] < 56 for c in cases)
+        correlations += [c.correlation for c in cases]
+    assert f"correlation {min(correlations):.3f} and more" in page
+    sets = [
+        [r for r in rows if (r.prior, r.set) == (p, f"{n} photons")] for p in ("R1", "R3") for n in (20, 100)
+    ]
+    assert all(len(found) == 68 for found in sets)
+    shares = [100 * np.mean([row.inside[at] for row in found]) for found in sets]
+    said = "those of 90 % hold {:.1f} and {:.1f} % (R_1) and {:.1f} and {:.1f} % (R_3) of the errors"
+    assert said.format(*shares) in page
+    over = [100 * (sum(r.risk for r in found) / sum(r.squared for r in found) - 1) for found in sets[::2]]
+    assert "SURE is {:.0f} and {:.0f} % too large at 20 photons".format(*over) in page
+
+
+def test_sentences_on_learned_schedules_are_those_of_the_comparison():
+    page, shipped = " ".join(text(GUIDE / "priors.md").split()), field.load()
+
+    def mean(method, task):
+        return np.mean([*field.psnr_by_image(shipped, method, task).values()])
+
+    assert "is at these three levels within 0.02 dB of R_3, in one step and with learned schedules" in page
+    for scheme, task in product(("mmse", "learned"), ("denoise-15", "denoise-25", "denoise-50")):
+        assert abs(mean(f"C3 {scheme}", task) - mean(f"R3 {scheme}", task)) < 0.02
+    gains = [
+        mean(f"{p} learned", "inpaint-80") - mean("biharmonic", "inpaint-80") for p in ("R3", "G1", "R1")
+    ]
+    assert (
+        "{:.2f} dB better than biharmonic inpainting, G1 {:.2f} dB and R_1 {:.2f} dB".format(*gains) in page
+    )
 
 
 @pytest.mark.filterwarnings("ignore:what varies")
