@@ -181,28 +181,22 @@ def lowest(run: Run) -> float:
 def aggregate(
     content: Content,
     tolerance: float = TOLERANCE,
-    which: str = "bsds68",
     *,
     minimum: str = "lowest",
     distance: float = DISTANCE,
 ) -> dict[tuple[str, str], Summary]:
-    """What Figure 3 shows: (task, algorithm) -> :class:`Summary`.
+    """What Figure 3 shows, of the images of BSDS68: (task, algorithm) -> :class:`Summary`.
 
-    The `tolerance` is in nats per pixel, > 0; `which` names the set of images; `minimum` is the reading of "attained",
-    "lowest" or "reference", the latter with a `distance` in grey values, > 0. Raises ValueError: another reading, a bad
-    tolerance or distance, a set without runs or without the reference.
+    The `tolerance` is in nats per pixel, > 0; `minimum` is the reading of "attained", "lowest" or "reference", the
+    latter with a `distance` in grey values, > 0. Raises ValueError: another reading, a bad tolerance or distance, or no
+    reference.
     """
     if minimum not in MINIMA:
         raise ValueError(f"the minimum must be one of {', '.join(MINIMA)}, got {minimum!r}")
     for name, value in (("tolerance", tolerance), ("distance", distance)):
         if not (math.isfinite(value) and value > 0):
             raise ValueError(f"the {name} must be finite and > 0, got {value}")
-    runs = [run for run in content.rows["runs"] if run.set == which]
-    if not runs:
-        known = sorted({run.set for run in content.rows["runs"]})
-        raise ValueError(
-            f"there are no runs of {which!r}; there are runs of: {', '.join(known) or 'nothing'}"
-        )
+    runs = [run for run in content.rows["runs"] if run.set == "bsds68"]
     if minimum == "reference" and not all(run.reference for run in runs):
         raise ValueError("these runs were made without a reference")
     summaries = {}

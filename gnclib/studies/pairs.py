@@ -23,19 +23,10 @@ import torch
 from torch import Tensor
 
 from gnclib.deep import load_prior
+from gnclib.foe import weights_sha256
 from gnclib.images import PatchSampler, psnr, refuse_validation
 from gnclib.io import Content, Form, Job, Record, Row, Table, rounded
-from gnclib.restore import (
-    Denoising,
-    Task,
-    gnc_flow,
-    last,
-    learn,
-    linear_schedule,
-    log_schedule,
-    step_sizes,
-    weights_sha256,
-)
+from gnclib.restore import Denoising, Task, gnc_flow, last, learn, linear_schedule, log_schedule, step_sizes
 from gnclib.score import LEARN_LAST, LearnConfig, learning_rate
 
 #: the results that come with the package
@@ -131,7 +122,7 @@ def compute(
     """
     refuse_validation(training)
     file = Table(path, FORM, About(prior=PRIOR, sigma=TASK.level, images=list(images)))
-    settings = {"weights": weights_sha256(load_prior(PRIOR)), "iterations": LearnConfig().iterations}
+    settings = {"weights": weights_sha256(PRIOR), "iterations": LearnConfig().iterations}
     for count in counts:
         for seed in range(seeds):
             sampler = PatchSampler(training, LearnConfig().patch, torch.Generator().manual_seed(1000 + seed))
