@@ -312,6 +312,19 @@ def test_the_shipped_results_are_those_of_the_present_variants():
             assert not run.made.revision.endswith("dirty")
 
 
+def test_the_shipped_results_of_the_network_are_those_of_its_variants():
+    content, known = ablations.load(ablations.NETWORK), {v.name: v for v in network_variants()}
+    assert content.about == ablations.opened(ablations.NETWORK, STEPS, ablations.NETWORK_JUDGE).about
+    runs = content.rows["runs"]
+    assert {run.variant for run in runs} == known.keys() - {"twice the width"}  # half an hour of one core
+    assert {run.seed for run in runs if run.variant in ("G1", "no gate")} == {0, 1}
+    for run in runs:
+        assert run.settings == Job({}, ablations.settings(known[run.variant]), dict).depends
+        judge = content.about.judge
+        assert (len(run.psnr), len(run.curvature)) == (len(judge.sigmas), len(judge.curvature_at))
+        assert not run.made.revision.endswith("dirty")
+
+
 def test_joint_outcome_is_that_of_algorithm_2():
     """Against the algorithm written out, with the closed-form prox, on two small images."""
     prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3), generator=torch.Generator().manual_seed(0))
