@@ -239,7 +239,9 @@ class Training(Row):
         if value.keys() != {"code", "prior", "config", "kernels", "warm"}:
             raise ValueError("these are no settings of a variant")
         prior, config = (io.check(value[name], dict[str, Any], name) for name in ("prior", "config"))
-        return {**value, "prior": asdict(configuration(prior)), "config": asdict(TrainConfig(**config))}
+        return io.encode(
+            {**value, "prior": asdict(configuration(prior)), "config": asdict(TrainConfig(**config))}
+        )
 
 
 FORM = Form("file of ablations", About, {"runs": Training}, SHIPPED)
