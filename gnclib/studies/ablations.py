@@ -239,9 +239,8 @@ class Training(Row):
         if value.keys() != {"code", "prior", "config", "kernels", "warm"}:
             raise ValueError("these are no settings of a variant")
         prior, config = (io.check(value[name], dict[str, Any], name) for name in ("prior", "config"))
-        return io.encode(
-            {**value, "prior": asdict(configuration(prior)), "config": asdict(TrainConfig(**config))}
-        )
+        made = {"prior": configuration(prior), "config": TrainConfig(**config)}
+        return value | {name: io.encode(asdict(part)) for name, part in made.items()}
 
 
 FORM = Form("file of ablations", About, {"runs": Training}, SHIPPED)
