@@ -191,7 +191,9 @@ def figure3_pairs():
     for content, run in (
         (c, run)
         for c in contents
-        for run in rng.sample(c.rows["runs"], 1 if c.about.prior in ("R3", "P3") else 2)
+        for run in rng.sample(
+            c.rows["runs"], 1 if c.about.prior in ("R3", "P3") or 512 in c.about.settings.steps else 2
+        )
     ):
         settings, prior = content.about.settings, FieldsOfExperts.from_pretrained(content.about.prior)
         t = rng.choice(settings.t_firsts)
