@@ -253,6 +253,11 @@ def ablate(steps, seeds, only, network, out):
 
     torch.set_num_threads(1)
     known = (network_variants if network else variants)(steps)
+    names = [variant.name for variant in known]
+    if other := [name for name in only if name not in names]:
+        raise ValueError(
+            f"{', '.join(other)}: not among {', '.join(names)}; --network chooses the other list"
+        )
     chosen = [variant for variant in known if variant.name in only or not only]
     judge = ablations.NETWORK_JUDGE if network else ablations.JUDGE
     images, crops = data.training_images(), ablations.held_out()

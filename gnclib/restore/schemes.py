@@ -46,7 +46,7 @@ from gnclib.restore import (
     step_sizes,
 )
 
-#: t_0 of schedules for inpainting; from sigma_max^2 = 1 and mid grey R_1 learned one that was 0.2 dB worse
+#: t_0 of the predefined schedule for inpainting
 T_FIRST_INPAINTING = 0.03
 
 

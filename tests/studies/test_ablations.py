@@ -264,6 +264,9 @@ def test_settings_that_did_not_exist_yet_count_as_defaults(small, tmp_path):
 def test_the_command_refuses_nonsense(small, tmp_path):
     with pytest.raises(click.UsageError, match="nothing"):
         command("--only", "nothing", "--out", tmp_path / "a.json")
+    for words in (["--only", "G1"], ["--network", "--only", "recipe"]):  # of the other list
+        with pytest.raises(ValueError, match="--network chooses the other list"):
+            command(*words, "--out", tmp_path / "a.json")
 
 
 def test_variants_differ_from_the_recipe_in_one_ingredient():

@@ -84,9 +84,9 @@ def test_the_shipped_numbers():
 @pytest.mark.skipif(not data.available(("val",)), reason="needs val of BSDS500: set GNC_DATA_DIR")
 def test_a_file_is_continued(tmp_path):
     path = tmp_path / "coverage.json"
-    made = list(coverage.compute(path, ["R1"], [25], limit=1))
-    assert [(row.set, row.seed) for row in made] == [("BSDS68", 0), ("val", 0)]
-    assert list(coverage.compute(path, ["R1"], [25], limit=1)) == []
+    made = list(coverage.compute(path, ["R1"], [25], limit=1, peaks=[20]))
+    assert [(row.set, row.seed) for row in made] == [("BSDS68", 0), ("val", 0), ("20 photons", 0)]
+    assert list(coverage.compute(path, ["R1"], [25], limit=1, peaks=[20])) == []
     stored = {(r.prior, r.sigma, r.set, r.image): r for r in coverage.load().rows["images"]}
     for row in made:
         same = stored[row.prior, row.sigma, row.set, row.image]
