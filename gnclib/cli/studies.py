@@ -232,7 +232,7 @@ def coverage(prior, sigma, photons, limit, out, table):
     """
     gnc entropy --table                        the results that come with the package
     gnc entropy --prior R1 --limit 8
-    gnc entropy                                everything; half an hour on one core
+    gnc entropy                                everything; an hour and a half on one core
     """
 )
 @options.repeated("--prior", metavar="NAME", help="a prior of the package (default: R1, C1, R3, G1)")
@@ -242,8 +242,8 @@ def coverage(prior, sigma, photons, limit, out, table):
 def entropy(prior, limit, out, table):
     """Find the constant that makes an energy a density, measure the entropy of noisy photographs by it and by the
     errors of its denoiser, and what noisy images in 8 bits cost under it and in files of PNG, WebP, JPEG-LS and JPEG XL
-    (the last two by the package imagecodecs), in bits per pixel. The images are the middle 64 x 64 pixels of those of
-    BSDS68. Started again, the command computes what is missing."""
+    (the last two by the package imagecodecs), in bits per pixel; and draw from it by chains. The images are the middle
+    64 x 64 pixels of those of BSDS68. Started again, the command computes what is missing."""
     from gnclib.studies import entropy as study
 
     if table:

@@ -36,6 +36,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "noise_level": ["NoiseCurve", "estimate_sigma"],
         "posterior": ["doubts", "flaws", "posterior_components", "posterior_moments"],
         "evidence": ["Gaussian", "WithBrightness", "annealed_constant", "quadratic_constant"],
+        "sampling": ["mala"],
         "tiles": ["Tiled"],
         "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "std_channels"],
         "stacks": ["denoise_stack"],

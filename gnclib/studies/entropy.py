@@ -12,16 +12,22 @@ in the difference.
 
 *Code lengths*: noisy images in 8 bits, grey values of [0, 1] as 64 to 191.5 so that none is cut off, in bits per pixel;
 files hold all images one below the other. JPEG-LS and JPEG XL are those of the package imagecodecs.
+
+*Samples*: chains of MALA from exp(-R(., t)) itself, which come down from white noise or set out from a noisy
+photograph. Where both kinds have the same mean energy, they may have forgotten their starts; where that is not the mean
+energy of noisy photographs, the density believes in other images than these.
 """
 
 from __future__ import annotations
 
 import io
+import itertools
 import math
 from collections.abc import Iterable, Iterator
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
+from statistics import fmean
 from typing import Any, ClassVar
 
 import numpy as np
@@ -40,6 +46,7 @@ from gnclib.restore import (
     WithBrightness,
     annealed_constant,
     energy_and_grad,
+    mala,
     quadratic_constant,
     weights_sha256,
 )
@@ -55,6 +62,8 @@ SIDE = 64
 CHAINS, STEPS, PATCHES = 8, 200, 4000
 #: noise levels of the code lengths, and steps of the 8-bit grey scale for a grey value of 1
 CODED, SCALE = (SIGMAS[2], SIGMAS[4], SIGMAS[6]), 127.5
+#: whose chains run, their gradients, starts and seeds; those from noise come down from t = 1
+SAMPLED, GRADIENTS, STARTS, SEEDS = ("R1", "R3", "G1"), 4000, ("noise", "photograph"), (0, 1)
 #: without loss, by imagecodecs: its functions and their options
 FURTHER = {"JPEG-LS": ("jpegls_encode", {}), "JPEG XL": ("jpegxl_encode", {"lossless": True, "effort": 9})}
 
@@ -104,7 +113,23 @@ class Code(Row):
     bits: rounded(4)
 
 
-FORM = Form("file of entropies", About, {"constants": Constant, "levels": Level, "codes": Code}, SHIPPED)
+class Chain(Row):
+    """A chain without data: R(y, t) per pixel in nats, means over the first and the second half of its draws, the share
+    of accepted proposals, and one step from its last draw, in thousandths of the grey scale, row by row."""
+
+    by: ClassVar[tuple[str, ...]] = ("prior",)
+    key: ClassVar[tuple[str, ...]] = ("sigma", "start", "seed")
+    prior: str
+    sigma: float
+    start: str
+    seed: int
+    energy: list[rounded(4)]
+    accepted: rounded(3)
+    image: list[int]
+
+
+TABLES = {"constants": Constant, "levels": Level, "codes": Code, "chains": Chain}
+FORM = Form("file of entropies", About, TABLES, SHIPPED)
 load = FORM.load
 
 
@@ -163,6 +188,23 @@ def coded(x: Tensor, sigma: float, coder: str, prior: Prior | None, log_z: float
     return {"bits": nats / math.log(2) + math.log2(SCALE)}
 
 
+def chain(prior: Prior, x: Tensor, sigma: float, start: str, seed: int, gradients: int) -> dict[str, Any]:
+    """The values of a :class:`Chain`, that from a photograph begins at image `seed` of x (N, 1, H, W)."""
+    generator, n = torch.Generator().manual_seed(seed), x[0].numel()
+    if start == "noise":
+        y, first = 0.5 + torch.randn(x[:1].shape, generator=generator), 1.0
+    else:
+        y, first = add_noise(x[seed % len(x)][None], sigma, seed), None
+    energies, accepted = [], []
+    for draw in mala(prior, sigma**2, start=y, gradients=gradients, first=first, generator=generator):
+        energies.append(draw.energy.item() / n)
+        accepted.append(draw.accepted.item())
+    _, grad = energy_and_grad(prior, draw.x, sigma**2)
+    image = (1000 * (draw.x - sigma**2 * grad)).round().int().flatten().tolist()
+    halves = [half.mean().item() for half in np.array_split(energies, 2)]
+    return {"energy": halves, "accepted": fmean(accepted), "image": image}
+
+
 def spectrum() -> Gaussian:
     """The Gaussian with the spectrum of patches of the training images."""
     generator = torch.Generator().manual_seed(0)
@@ -205,7 +247,15 @@ def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None 
             Job({"sigma": s, "coder": name}, needs, partial(coded, x, s, name, prior, log_z)) for s in CODED
         ]
         yield from file.fill("codes", codes)
+        keys = itertools.product(CODED, STARTS, SEEDS) if name in SAMPLED else ()
+        yield from file.fill("chains", [_chain(name, prior, settings, x, *key) for key in keys])
     yield from file.fill("codes", lengths(x))
+
+
+def _chain(name: str, prior: Prior, settings: dict[str, Any], x: Tensor, *key) -> Job:
+    found = partial(chain, prior, x, *key, GRADIENTS)
+    fields = dict(zip(("sigma", "start", "seed"), key, strict=True))
+    return Job({"prior": name, **fields}, settings | {"gradients": GRADIENTS}, found)
 
 
 def lengths(x: Tensor) -> list[Job]:

@@ -86,7 +86,7 @@ def parameters(node: Any, name: str) -> Any:
 
 #: papermill in a process of its own, which dies with its kernel as soon as its input is closed
 _PAPERMILL = """
-import json, os, psutil, sys, threading
+import json, os, psutil, sys, threading, traitlets.config
 sys.modules["rfc3987_syntax"] = None; import papermill  # without it, as above
 def watch():
     os.read(0, 1)
@@ -94,7 +94,9 @@ def watch():
     for kernel in kernels: kernel.kill()
     psutil.wait_procs(kernels, timeout=5); os._exit(1)
 threading.Thread(target=watch, daemon=True).start()
-papermill.execute_notebook(**json.loads(sys.argv[1]))
+options = json.loads(sys.argv[1])
+kernel = traitlets.config.Config(KernelManager=options.pop("kernel"))
+papermill.execute_notebook(**options, config=kernel)
 """
 
 
@@ -122,8 +124,10 @@ def execute(
         options = {
             "input_path": str(source), "output_path": str(done), "parameters": dict(given or {}), "cwd": str(empty),
             "progress_bar": False, "kernel_name": "python3", "extra_arguments": ["--log-level=CRITICAL"],
-            "execution_timeout": 900, "coalesce_streams": True,
+            "execution_timeout": 900, "coalesce_streams": True, "kernel": {},
         }  # fmt: skip
+        if os.name == "posix" and len(folder) < 85:  # names of sockets are short; ports of kernels may collide
+            options["kernel"] = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         error = _in_a_process([sys.executable, "-c", _PAPERMILL, json.dumps(options)], environment)
         found = nbformat.read(done, nbformat.NO_CONVERT) if done.is_file() else nbformat.v4.new_notebook()
     if error is None:

@@ -12,6 +12,7 @@ from scipy.stats import norm
 
 from gnclib.io.table import Content, Job, Origin, Table
 from gnclib.restore.evidence import Gaussian
+from gnclib.restore.sampling import cosines
 from gnclib.studies import entropy
 from gnclib.studies.entropy import SIGMAS, Constant, Level
 
@@ -60,6 +61,24 @@ def test_what_is_measured_of_samples_of_a_gaussian():
         0.5 * (2 * math.pi * math.e * v).log().mean().item(), abs=6e-3
     )
     assert np.mean(found["left"]) == pytest.approx((VARIANCES / v).mean().item(), rel=0.02)
+
+
+@pytest.mark.parametrize("start", entropy.STARTS)
+def test_a_chain_finds_the_energy_of_a_gaussian_from_both_starts(start):
+    """Its mean energy is n / 2 above the smallest; the picture is the clean image that is expected given a draw."""
+    base, sigma = Gaussian(0.4, VARIANCES), 0.3
+    x = torch.full((2, 1, 8, 8), 5.0, dtype=torch.float64)  # far from probable
+    found = entropy.chain(base, x, sigma, start, 1, 1500)
+    v = VARIANCES + sigma**2
+    assert found["energy"] == pytest.approx(
+        [0.5 * (2 * math.pi * math.e * v).log().mean().item()] * 2, abs=0.05
+    )
+    assert 0.4 < found["accepted"] < 0.75
+    draw = torch.tensor(found["image"], dtype=torch.float64).view(1, 1, 8, 8) / 1000
+    shares = cosines(draw - 0.4)[0, 0] ** 2 / (VARIANCES**2 / v)  # its covariance
+    large = shares[VARIANCES > 0.01]  # beside these a thousandth of the grey scale is nothing
+    assert len(large) > 30
+    assert abs(large.mean().item() - 1) < 4 * math.sqrt(2 / len(large))
 
 
 def test_code_lengths():
