@@ -17,7 +17,7 @@ import click
 
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, say
-from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, network_variants, variants
+from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, VARIANTS
 
 
 def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callable]:
@@ -223,6 +223,7 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     gnc ablate                                     all variants, seeds 0 and 1; an hour and more on one core
     gnc ablate --only recipe --only 'N_tau = 5'    two of them
     gnc ablate --network --seeds 0                 of G1; an hour and a half on one core
+    gnc ablate --windows --seeds 0                 of networks that see less or more; an hour on one core
     """
 )
 @click.option("--steps", type=int, default=STEPS, metavar="N", help="iterations per training")
@@ -235,13 +236,18 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
 )
 @options.repeated(
     "--only",
-    type=click.Choice([v.name for v in (*variants(), *network_variants())]),
+    type=click.Choice([v.name for made in VARIANTS.values() for v in made()]),
     metavar="NAME",
     help="a variant, see notebooks 08_ablations and 10_expressive",
 )
-@click.option("--network", is_flag=True, help="of the network energy G1, not of Fields of Experts")
-@click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/ablations[_network].json)")
-def ablate(steps, seeds, only, network, out):
+@click.option(
+    "--network", "kind", flag_value="network", help="of the network energy G1, not of Fields of Experts"
+)
+@click.option(
+    "--windows", "kind", flag_value="windows", help="of networks of one to three scales, convex or not"
+)
+@click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/ablations[_KIND].json)")
+def ablate(steps, seeds, only, kind, out):
     """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge
     them on validation images outside of BSDS68. Each finished training is added to FILE at once; started again after
     an interruption, the command trains what is missing. Needs BSDS500. The notebooks 08_ablations and 10_expressive
@@ -252,16 +258,15 @@ def ablate(steps, seeds, only, network, out):
     from gnclib.studies import ablations
 
     torch.set_num_threads(1)
-    known = (network_variants if network else variants)(steps)
+    known, (shipped, judge) = VARIANTS[kind or ""](steps), ablations.KINDS[kind or ""]
     names = [variant.name for variant in known]
     if other := [name for name in only if name not in names]:
         raise ValueError(
-            f"{', '.join(other)}: not among {', '.join(names)}; --network chooses the other list"
+            f"{', '.join(other)}: not among {', '.join(names)}; --network and --windows choose other lists"
         )
     chosen = [variant for variant in known if variant.name in only or not only]
-    judge = ablations.NETWORK_JUDGE if network else ablations.JUDGE
     images, crops = data.training_images(), ablations.held_out()
-    out = out or Path("runs") / (ablations.NETWORK if network else ablations.SHIPPED).name
+    out = out or Path("runs") / shipped.name
     table = ablations.opened(out, steps, judge)
     jobs = list(ablations.jobs(chosen, seeds, images, crops, judge, ablations.JOINT))
     wanted = table.missing("runs", jobs)

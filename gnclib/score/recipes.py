@@ -352,3 +352,23 @@ def network_variants(steps: int = STEPS) -> list[Variant]:
         shaped("three scales", channels=recipe.prior.channels[:3]),
         shaped("twice the width", channels=tuple(2 * c for c in recipe.prior.channels)),
     ]
+
+
+def window_variants(steps: int = STEPS) -> list[Variant]:
+    """The networks of one, two and three scales, which see windows of 9, 25 and 57 pixels, with bent activations at all
+    noise levels and with linear ones at all: what bending brings is the price of convexity for that window.
+
+    At noise levels from 0.05 to 20, each with about the same weight.
+    """
+    base, found = replace(PRIORS["G1"], sigma_min=0.05, sigma_max=20.0, nodes_tau=15), []
+    config = replace(RECIPES["G1"], steps=steps, wide=0.5, emphasis=1.0)
+    ends = {"bent": (19.9, 20.0), "linear": (0.051, 0.052)}
+    for scales in (1, 2, 3):
+        for name, (opened, convex) in ends.items():
+            prior = replace(base, channels=base.channels[:scales], sigma_open=opened, sigma_convex=convex)
+            found.append(Variant(f"{name}, {2 * prior.margin + 1} pixels", prior, config))
+    return found
+
+
+#: the lists of ``gnc ablate``
+VARIANTS = {"": variants, "network": network_variants, "windows": window_variants}

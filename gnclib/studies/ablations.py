@@ -37,8 +37,10 @@ from gnclib.restore import Denoising, joint_descent
 from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, starts, variants  # noqa: F401  (notebook 08)
 from gnclib.score.training import training
 
-#: the results that come with the package: of Fields of Experts, and of a network
-SHIPPED, NETWORK = (Path(__file__).with_name(f"{name}.json") for name in ("ablations", "ablations_network"))
+#: the results that come with the package: of Fields of Experts, of a network, and of networks that see less or more
+SHIPPED, NETWORK, WINDOWS = (
+    Path(__file__).with_name(f"ablations{kind}.json") for kind in ("", "_network", "_windows")
+)
 CROP = 160
 #: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
 JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective restored", "objective vanishing"), 8
@@ -130,6 +132,15 @@ def _smallest_eigenvalue(prior: LearnedEnergy, y: Tensor, sigma: float) -> float
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))
 #: for networks, whose range is wider
 NETWORK_JUDGE = replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0, 4.0), curvature_at=(0.1, 1.0, 4.0))
+WINDOW_JUDGE = replace(
+    JUDGE, sigmas=(0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0), curvature_at=()
+)
+#: the files of all kinds, by the names of :data:`gnclib.score.recipes.VARIANTS`, and who judges them
+KINDS = {
+    "": (SHIPPED, JUDGE),
+    "network": (NETWORK, NETWORK_JUDGE),
+    "windows": (WINDOWS, WINDOW_JUDGE),
+}
 
 
 # trainings -----------------------------------------------------------------------------------------------------------

@@ -15,7 +15,7 @@ from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
 from gnclib.io.table import Job
 from gnclib.score import TrainConfig, TrainState
-from gnclib.score.recipes import PRIORS, RECIPES, STEPS, network_variants
+from gnclib.score.recipes import PRIORS, RECIPES, STEPS, VARIANTS, network_variants, window_variants
 from gnclib.score.training import training
 from gnclib.studies import ablations
 from gnclib.studies.ablations import Judge, Variant
@@ -297,6 +297,19 @@ def test_variants_of_the_network_differ_from_it_in_one_ingredient():
         old, new = ablations.settings(recipe), ablations.settings(v)
         changed = {k for part in ("prior", "config") for k in old[part] if old[part][k] != new[part][k]}
         assert changed in ({"sigma_open", "sigma_convex"}, {"channels"}, {"smoothing"}), v.name
+
+
+def test_networks_for_one_window_differ_in_their_gate_alone():
+    for bent, linear in zip(*[iter(window_variants())] * 2, strict=True):
+        assert bent.name.replace("bent", "linear") == linear.name
+        assert bent == replace(linear, name=bent.name, prior=bent.prior)
+        assert bent.prior == replace(linear.prior, sigma_open=19.9, sigma_convex=20.0)
+        low, high = ((NetworkEnergy(v.prior), math.log(s)) for v, s in ((linear, 0.06), (bent, 19.0)))
+        assert low[0].gate(torch.tensor(low[1])) == 0
+        assert high[0].gate(torch.tensor(high[1])) == 1
+    names = [v.name for made in VARIANTS.values() for v in made()]
+    assert len(names) == len({*names})
+    assert VARIANTS.keys() == ablations.KINDS.keys()
 
 
 def test_the_shipped_results_are_those_of_the_present_variants():
