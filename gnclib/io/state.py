@@ -213,8 +213,9 @@ def in_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
 def moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
     """The state of an optimiser from tensors INDEX.KEY, each shaped like its parameter or a single number.
 
-    Raises ValueError for another shape, a parameter that there is not, or parameters with different keys.
+    Raises ValueError for another shape, a parameter that there is not, or different keys in a group of parameters.
     """
+    groups = [k for k, group in enumerate(optimizer.param_groups) for _ in group["params"]]
     shapes = [tuple(p.shape) for group in optimizer.param_groups for p in group["params"]]
     found: dict[int, dict[str, Tensor]] = {}
     for name, tensor in tensors.items():
@@ -223,12 +224,13 @@ def moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> 
             raise ValueError(f"the optimiser has no state {name[:40]!r}")
         if tuple(tensor.shape) not in ((), shapes[int(index)]) or not tensor.is_floating_point():
             raise ValueError(f"the state {name[:40]!r} of the optimiser has the shape {tuple(tensor.shape)}")
-        if key not in ("exp_avg", "max_exp_avg") and bool((tensor < 0).any()):
+        if key not in ("exp_avg", "max_exp_avg", "momentum_buffer") and bool((tensor < 0).any()):
             raise ValueError(
                 f"the state {name[:40]!r} of the optimiser, a count or a mean of squares, is negative"
             )
         found.setdefault(int(index), {})[key] = tensor
-    if len({frozenset(keys) for keys in found.values()}) > 1:
+    kinds = {(groups[index], frozenset(keys)) for index, keys in found.items()}
+    if len(kinds) > len({group for group, _ in kinds}):
         raise ValueError("parts of the state of the optimiser are missing")
     return found
 

@@ -93,7 +93,11 @@ OBJECTIVES = {
     " 1/2 (d_tau R + norm(z)^2 - n)^2, which has the same minimiser (up to the border of the patches) and needs neither"
     " second derivatives nor a boundary term",
 }
-OPTIMISERS = {"adabelief": "AdaBelief", "adam": "Adam (0.9, 0.99)"}
+OPTIMISERS = {
+    "adabelief": "AdaBelief",
+    "adam": "Adam (0.9, 0.99)",
+    "muon": "Muon, Adam (0.9, 0.99) for the rest",
+}
 #: the schemes of evaluation*.json, in words
 SCHEMES = {
     "mmse": "one-step MMSE",
@@ -200,6 +204,9 @@ def _training(
     """The rows on how the prior was made."""
     done, experts = run["iterations"], isinstance(config, FoEConfig)
     of = "" if done == settings.steps else f" of {settings.steps} planned, each"
+    rates = f"cosine from {settings.lr:g} to {settings.lr_last:g}"
+    if settings.optimiser == "muon":
+        rates += f", of kernels with several inputs and outputs from {settings.lr_matrix:g}"
     start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
     if settings.warm_start:
         hidden = "" if config.scales else f", hidden activation {settings.warm_start_hidden}"
@@ -213,10 +220,7 @@ def _training(
         ("loss", f"objective `{settings.objective}`, lambda {settings.smoothing:g} per pixel"),
         ("objective", OBJECTIVES[settings.objective]),
         ("warm start", start if experts else "none"),
-        (
-            "optimiser",
-            f"{OPTIMISERS[settings.optimiser]}, cosine from {settings.lr:g} to {settings.lr_last:g}",
-        ),
+        ("optimiser", f"{OPTIMISERS[settings.optimiser]}, {rates}"),
         *(_of_experts if experts else _of_network)(config, settings),
         *_course(config, settings),
         *_made(run, settings.seed),

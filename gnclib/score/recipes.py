@@ -56,7 +56,11 @@ class TrainConfig:
     hold
         Part of the iterations before the learning rates begin to fall.
     optimiser
-        AdaBelief (the paper) or Adam, this one with beta = (0.9, 0.99).
+        AdaBelief (the paper), Adam with beta = (0.9, 0.99), or Muon: the step of a kernel with several inputs and
+        outputs, as a matrix, is the momentum with its singular values made about equal, and what else is learned has
+        Adam (K. Jordan 2024).
+    lr_matrix
+        First learning rate of such kernels, for Muon.
     clip
         Largest norm of the gradient of all but c(tau), to which a larger one is shortened; 0 for none.
     bf16
@@ -111,7 +115,8 @@ class TrainConfig:
     lr_last: Rate = 1e-5
     lr_coarse: RateOrZero = 0.0
     hold: RateOrZero = 0.0
-    optimiser: Literal["adabelief", "adam"] = "adabelief"
+    optimiser: Literal["adabelief", "adam", "muon"] = "adabelief"
+    lr_matrix: Rate = 1e-2
     clip: Weight = 0.0
     bf16: bool = False
     wide: RateOrZero = 0.0
@@ -348,6 +353,7 @@ def network_variants(steps: int = STEPS) -> list[Variant]:
         shaped("no gate", sigma_open=0.99 * high, sigma_convex=high),
         shaped("linear activations", sigma_open=1.01 * low, sigma_convex=1.02 * low),
         replace(recipe, name="no time score", config=replace(recipe.config, smoothing=0.0)),
+        replace(recipe, name="Muon", config=replace(recipe.config, optimiser="muon")),
         shaped("half the width", channels=tuple(c // 2 for c in recipe.prior.channels)),
         shaped("three scales", channels=recipe.prior.channels[:3]),
         shaped("twice the width", channels=tuple(2 * c for c in recipe.prior.channels)),
@@ -361,7 +367,7 @@ def window_variants(steps: int = STEPS) -> list[Variant]:
     At noise levels from 0.05 to 20, each with about the same weight.
     """
     base, found = replace(PRIORS["G1"], sigma_min=0.05, sigma_max=20.0, nodes_tau=15), []
-    config = replace(RECIPES["G1"], steps=steps, wide=0.5, emphasis=1.0)
+    config = replace(RECIPES["G1"], steps=steps, wide=0.5, emphasis=1.0, optimiser="muon")
     ends = {"bent": (19.9, 20.0), "linear": (0.051, 0.052)}
     for scales in (1, 2, 3):
         for name, (opened, convex) in ends.items():

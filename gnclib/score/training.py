@@ -5,8 +5,8 @@ The loss of one batch, with everything divided by the number of pixels n so that
     1/n mean_b 1/2 || e^tau grad_1 R - z ||^2  +  lambda/n ( mean_b [1/2 (d_tau R)^2 - d_tautau R] + boundary term ).
 
 The image part is taken over the pixels whose receptive field lies inside of the patch; the smoothing part on a
-fraction of the batch (unbiased). Optimiser: AdaBelief with cosine annealing, as in the paper, or Adam. The loop serves
-every :class:`gnclib.foe.LearnedEnergy`.
+fraction of the batch (unbiased). Optimiser: AdaBelief with cosine annealing, as in the paper, Adam, or Muon. The loop
+serves every :class:`gnclib.foe.LearnedEnergy`.
 
 All random numbers are drawn on the CPU, for the whole batch, whatever the device and the number of processes: these
 change how a run is computed, not which run it is. With several processes each computes the loss on its own part
@@ -27,7 +27,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from pytorch_optimizer import AdaBelief
+from pytorch_optimizer import AdaBelief, Muon
 from torch import Tensor, nn
 from torch.optim.swa_utils import AveragedModel
 
@@ -55,12 +55,7 @@ class TrainState(io.State):
 
     def __post_init__(self) -> None:
         self.generator.manual_seed(self.config.seed)
-        parts = self.model.parameter_groups().values()
-        groups = [{"params": part, "lr": lr} for part, lr in zip(parts, self.rates, strict=True)]
-        adam = self.config.optimiser == "adam"
-        self.optimizer = (
-            torch.optim.Adam(groups, betas=(0.9, 0.99)) if adam else AdaBelief(groups, weight_decay=0.0)
-        )
+        self.optimizer = _optimiser(self.config.optimiser, self.parts, self.rates)
         self.model.bf16 = self.config.bf16
         if self.config.averaging:
             self.average = AveragedModel(self.model, multi_avg_fn=partial(_average, self.config.averaging))
@@ -73,12 +68,22 @@ class TrainState(io.State):
     @property
     def trained(self) -> list[Tensor]:
         """The parameters that are learned."""
-        return [p for part in self.model.parameter_groups().values() for p in part]
+        return [p for part in self.parts.values() for p in part]
+
+    @property
+    def parts(self) -> dict[str, list[Tensor]]:
+        """The parameters by the setting that is their first learning rate."""
+        parts = dict(self.model.parameter_groups())
+        if self.config.optimiser == "muon":
+            matrices = {p for p in parts["lr"] if p.ndim == 4 and min(p.shape[:2]) > 1}
+            parts["lr_matrix"] = [p for p in parts["lr"] if p in matrices]
+            parts["lr"] = [p for p in parts["lr"] if p not in matrices]
+        return parts
 
     @property
     def rates(self) -> tuple[float, ...]:
         """First learning rates of the groups of parameters, that of coarser scales by default as of the fine one."""
-        return tuple(getattr(self.config, name) or self.config.lr for name in self.model.parameter_groups())
+        return tuple(getattr(self.config, name) or self.config.lr for name in self.parts)
 
     @property
     def total(self) -> int:
@@ -93,6 +98,17 @@ class TrainState(io.State):
 
     def about(self) -> dict[str, Any]:
         return {"prior": asdict(self.model.config)}
+
+
+def _optimiser(name: str, parts: dict[str, list[Tensor]], rates: tuple[float, ...]) -> torch.optim.Optimizer:
+    groups = [{"params": part, "lr": lr} for part, lr in zip(parts.values(), rates, strict=True)]
+    if name == "adam":
+        return torch.optim.Adam(groups, betas=(0.9, 0.99))
+    if name == "adabelief":
+        return AdaBelief(groups, weight_decay=0.0)
+    for part, group in zip(parts, groups, strict=True):
+        group["use_muon"] = part == "lr_matrix"
+    return Muon(groups, adamw_betas=(0.9, 0.99), adamw_eps=1e-8)
 
 
 def _average(decay: float, averaged: list[Tensor], current: list[Tensor], count: Tensor) -> None:

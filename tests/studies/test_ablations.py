@@ -8,7 +8,6 @@ import click
 import pytest
 import torch
 
-from gnclib.cli import training as cli_training
 from gnclib.cli.main import gnc
 from gnclib.deep import NetworkConfig, NetworkEnergy
 from gnclib.foe import FieldsOfExperts, FoEConfig
@@ -193,7 +192,8 @@ def small(monkeypatch):
         Variant("recipe", TINY, replace(BRIEF, steps=steps)),
         Variant("lambda = 0", TINY, replace(BRIEF, steps=steps), "random"),
     ]
-    monkeypatch.setattr(cli_training, "variants", pair)
+    monkeypatch.setitem(VARIANTS, "", pair)
+    monkeypatch.setitem(ablations.KINDS, "", (ablations.SHIPPED, JUDGE))
     monkeypatch.setattr(ablations, "JUDGE", JUDGE)
     monkeypatch.setattr(data, "training_images", leaves)
     monkeypatch.setattr(ablations, "held_out", crops)
@@ -237,7 +237,7 @@ def test_runs_of_another_judge_or_length_are_not_mixed(small, tmp_path, monkeypa
     before = path.read_bytes()
     with pytest.raises(ValueError, match="its steps is 3, not 4"):
         command("--steps", 4, "--out", path)
-    monkeypatch.setattr(ablations, "JUDGE", replace(JUDGE, levels=4))
+    monkeypatch.setitem(ablations.KINDS, "", (ablations.SHIPPED, replace(JUDGE, levels=4)))
     with pytest.raises(ValueError, match="its levels is 3, not 4"):
         command("--steps", 3, "--out", path)
     assert path.read_bytes() == before
@@ -246,7 +246,7 @@ def test_runs_of_another_judge_or_length_are_not_mixed(small, tmp_path, monkeypa
 def test_settings_that_did_not_exist_yet_count_as_defaults(small, tmp_path):
     path = tmp_path / "sweep.json"
     command("--steps", 3, "--out", path, "--only", "recipe", "--seeds", 0)
-    jobs = list(ablations.jobs(cli_training.variants(3)[:1], [0], leaves(), crops(), JUDGE))
+    jobs = list(ablations.jobs(VARIANTS[""](3)[:1], [0], leaves(), crops(), JUDGE))
     content = json.loads(path.read_text())
     config = content["runs"][0]["settings"]["config"]
     del config["roughness"]
@@ -265,7 +265,7 @@ def test_the_command_refuses_nonsense(small, tmp_path):
     with pytest.raises(click.UsageError, match="nothing"):
         command("--only", "nothing", "--out", tmp_path / "a.json")
     for words in (["--only", "G1"], ["--network", "--only", "recipe"]):  # of the other list
-        with pytest.raises(ValueError, match="--network chooses the other list"):
+        with pytest.raises(ValueError, match="--network and --windows choose other lists"):
             command(*words, "--out", tmp_path / "a.json")
 
 
@@ -296,7 +296,7 @@ def test_variants_of_the_network_differ_from_it_in_one_ingredient():
     for v in others:
         old, new = ablations.settings(recipe), ablations.settings(v)
         changed = {k for part in ("prior", "config") for k in old[part] if old[part][k] != new[part][k]}
-        assert changed in ({"sigma_open", "sigma_convex"}, {"channels"}, {"smoothing"}), v.name
+        assert changed in ({"sigma_open", "sigma_convex"}, {"channels"}, {"smoothing"}, {"optimiser"}), v.name
 
 
 def test_networks_for_one_window_differ_in_their_gate_alone():
