@@ -8,6 +8,7 @@ import click
 import pytest
 import torch
 
+from gnclib.cli import training as _real_choices  # noqa: F401  (imported before the lists are exchanged)
 from gnclib.cli.main import gnc
 from gnclib.deep import NetworkConfig, NetworkEnergy
 from gnclib.foe import FieldsOfExperts, FoEConfig
@@ -188,7 +189,7 @@ def test_no_variant_is_trained_on_the_benchmark():
 @pytest.fixture
 def small(monkeypatch):
     """The command with two tiny variants, no BSDS500, and a tiny judge."""
-    pair = lambda steps: [  # noqa: E731
+    pair = lambda steps=1: [  # noqa: E731
         Variant("recipe", TINY, replace(BRIEF, steps=steps)),
         Variant("lambda = 0", TINY, replace(BRIEF, steps=steps), "random"),
     ]
