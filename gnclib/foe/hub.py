@@ -33,12 +33,14 @@ def is_hub_name(name: str | os.PathLike) -> bool:
     return isinstance(name, str) and name.startswith("hf:")
 
 
-def derived(name: str, suffix: str) -> str | Path:
-    """Place of what belongs to a prior: "hf:owner/name-suffix@revision" on the hub, else a local "name-suffix"."""
+def derived(name: str | os.PathLike, suffix: str) -> str:
+    """Place of what belongs to a prior: "hf:owner/name-suffix@revision" on the hub, else "name-suffix", where "./name"
+    stays a folder.
+    """
     if is_hub_name(name):
         repository, at, revision = name.partition("@")
         return f"{repository}-{suffix}{at}{revision}"
-    return Path(f"{name}-{suffix}")
+    return f"{str(name).rstrip('/' + os.sep)}-{suffix}"
 
 
 def locate(name: str | os.PathLike, files: Sequence[str] = FILES, what: str = "prior") -> Path:

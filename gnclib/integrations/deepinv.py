@@ -45,7 +45,7 @@ import torch
 from torch import Tensor
 
 from gnclib.deep import load_prior
-from gnclib.restore import Denoising, Task, as_count, gnc_flow, last, predefined, proximal_point
+from gnclib.restore import Denoising, Task, as_count, check_sigma, gnc_flow, last, predefined, proximal_point
 
 
 def _in_full(method):
@@ -177,6 +177,7 @@ class EnergyDenoiser(Denoiser):
         return result.reshape(x.shape).to(x)
 
     def _flow(self, y: Tensor, level: float, noise: Tensor) -> Tensor:
+        check_sigma(255 * level, self.energy)
         ts, etas = predefined(self.energy, Task("denoise", 255 * level), self.steps)
         return last(gnc_flow(self.energy, ts, Denoising(y, noise), step_sizes=etas)).x
 

@@ -39,6 +39,7 @@ def denoise(
     """
     data = np.asarray(layer.data)
     low, high = (0, np.iinfo(data.dtype).max) if data.dtype in ("u1", "u2") else (data.min(), data.max())
+    low, high = float(low), float(high)  # differences of int8 may not be an int8
     if not (np.isfinite([low, high]).all() and low < high):
         raise ValueError(
             f"{layer.name} goes from {low} to {high}: values must be finite, and not all the same"

@@ -197,7 +197,7 @@ def _checked(
         raise ValueError(
             f"t must fall from t_first to t_last > 0, got t_first = {t_first}, t_last = {t_last}"
         )
-    if knows and not prior.sigma_min**2 * (1 - 1e-6) <= t_last < t_first <= prior.sigma_max**2:
+    if knows and not prior.sigma_min**2 * (1 - 1e-6) <= t_last < t_first <= prior.sigma_max**2 * (1 + 1e-6):
         raise ValueError(
             f"this prior knows t from {prior.sigma_min**2:g} to {prior.sigma_max**2:g} (noise variances, grey values"
             f" in [0, 1]), got t_first = {t_first}, t_last = {t_last}"

@@ -239,7 +239,7 @@ def _gradient(state: LearnState, x: Tensor) -> float:
     if not math.isfinite(loss.item()):
         raise FloatingPointError(f"the loss is {loss.item()} {at}")
     trained = (p for group in state.optimizer.param_groups for p in group["params"])
-    if not all(bool(p.grad.isfinite().all()) for p in trained):
+    if not all(bool(p.grad.isfinite().all()) for p in trained if p.grad is not None):
         raise FloatingPointError(f"the gradient of the loss is not finite {at}")
     return loss.item()
 

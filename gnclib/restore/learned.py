@@ -262,9 +262,10 @@ def _learned_levels(name: str, task: Task) -> dict[float, LearnedSchedule]:
     """The schedules of the same prior for denoising, by their noise level."""
     if task.kind != "denoise" or not name.endswith(f"-{task}"):
         return {}
-    stem = Path(name.removesuffix(str(task)))
-    places = [stem.parent]
-    if stem.name == str(stem):
+    text = name.removesuffix(str(task))
+    stem = Path(text)
+    places = [stem.parent.absolute()]
+    if stem.name == text:
         places.append(WEIGHTS)  # the package has the last word
     pattern = f"{glob.escape(stem.name)}denoise-*/{SCHEDULE}"
     found = [file.parent for place in places for file in sorted(place.glob(pattern))]

@@ -349,6 +349,8 @@ class LinearMeasurement:
         for _ in range(20):
             x = x / x.norm()
             x = self.operator.adjoint(self.operator(x))
+            if not bool(x.any()):  # a constant is not seen, or nothing is
+                x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
         return float(x.norm())
 
     def _solve(self, start: Tensor, v: Tensor, c: float | Tensor) -> Tensor:

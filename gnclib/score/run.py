@@ -79,7 +79,8 @@ def drive(
     ``every`` < 1, and OSError.
     """
     images = training_set.of_run(state)
-    if state.step == 0 and getattr(state.model, "coarse", None):
+    fresh = state.step == 0 and not state.record.get("history")
+    if fresh and getattr(state.model, "coarse", None):
         starts.begin(state.model, images.train, state.config.seed)
     keeper = None
     if group.rank == 0:

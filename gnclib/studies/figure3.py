@@ -174,7 +174,7 @@ class Summary:
 
 def lowest(run: Run) -> float:
     """The minimal energy of an image: the lowest E that any algorithm or the reference has found."""
-    found = [e for maps in run.maps.values() for row in maps["energy"] for e in row]
+    found = [e for maps in run.maps.values() for row in maps["energy"] for e in row if not math.isnan(e)]
     return min([*found, run.reference[0]] if run.reference else found)
 
 

@@ -304,6 +304,9 @@ def test_sigma_of_each_channel_and_pixel(ours, energy, clean):
     torch.testing.assert_close(flow(y, noise)[:1, :1], expected, rtol=0, atol=1e-12)
     with pytest.raises(ValueError, match="one value per pixel"):
         one(y, noise)
+    for model in (one, flow):
+        with pytest.raises(ValueError, match="range"):
+            model(y, 0.001)
 
 
 def test_denoiser_under_autocast(ours, clean):

@@ -58,6 +58,12 @@ def test_floats_have_the_range_of_the_layer_and_the_noise_is_estimated():
     assert error[0] < error[1] / 3
 
 
+def test_integers_with_a_sign_over_more_than_half_of_their_range():
+    frame = (40000 * noisy(1.0, count=1)[0].clip(0, 1) - 20000).astype(np.int16)
+    same = [denoise(layer(frame.astype(kind)), sigma=4000.0)[0] for kind in ("int16", "float64")]
+    np.testing.assert_allclose(*same, atol=1)
+
+
 def test_colours_and_what_is_refused():
     frame = np.moveaxis(noisy(255, 3).clip(0, 255).round().astype(np.uint8), 0, -1)
     values, settings, _ = denoise(layer(frame, rgb=True), sigma=25.5)

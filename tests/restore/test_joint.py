@@ -308,6 +308,14 @@ def test_t_outside_of_the_range_of_the_prior(solver, ends):
         solver(prior, ends[0], Denoising(noisy().float(), 0.1), steps=1, t_last=ends[1])
 
 
+@pytest.mark.parametrize("solver", SOLVERS)
+def test_the_largest_t_of_the_range_up_to_rounding(solver):
+    prior = FieldsOfExperts(FoEConfig(features=4, kernel_size=3, nodes_x=31, nodes_tau=5, sigma_max=0.7))
+    assert prior.sigma_max**2 < 0.49
+    states = list(solver(prior, 0.49, Denoising(noisy().float(), 0.1), steps=2))
+    assert bool(states[-1].x.isfinite().all())
+
+
 def test_numpy_profile_agrees_with_the_energy_of_the_state():
     y = noisy(1)
     state = next(joint_descent(Gaussian(), 0.5, Denoising(y, 0.3), steps=1, t_last=1e-3))

@@ -151,6 +151,16 @@ def test_fine_tuning_leaves_a_convex_prior_convex(tmp_path):
     assert not torch.equal(tuned.weights[0], convex.weights[0])
 
 
+def test_fine_tuning_on_patches_that_a_coarse_scale_does_not_fit_into(tmp_path):
+    """It has no gradient, and stays as it is."""
+    scales = FieldsOfExperts(replace(child_runs.PRIORS["R1"], scales=4, coarse_features=3))
+    scales.save_pretrained(tmp_path / "scales")
+    state = learn.start(tmp_path / "scales", NOISE, replace(TUNING, iterations=2), steps=3)
+    run(state, tmp_path / "tuned")
+    tuned = FieldsOfExperts.from_pretrained(tmp_path / "tuned")
+    assert not torch.equal(tuned.kernels[0], scales.kernels[0])
+
+
 @pytest.mark.parametrize("name", ["R1", "mine"])
 def test_a_card_tells_a_prior_of_ones_own_from_the_shipped_one(prior, tmp_path, name):
     shutil.copytree(prior, tmp_path / name)

@@ -149,6 +149,18 @@ def test_projections_of_a_disc_are_its_chords():
     )
 
 
+def test_start_where_a_constant_is_not_seen():
+    """Differences of neighbours, whose norm is nearly 2; and nothing at all, which leaves the image grey."""
+    x = torch.rand(1, 1, 24, 24, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    blur = Blur(torch.tensor([[1.0, -1.0]], dtype=torch.float64), (24, 24))
+    term = LinearMeasurement(blur, blur(x), 0.1)
+    assert term._norm() == pytest.approx(4, rel=0.05)
+    e = 0.01 * term._norm()
+    assert blur.adjoint(blur(term.start()) - blur(x)).add(e * (term.start() - 0.5)).abs().max() < 1e-4
+    nothing = Blur(torch.zeros(1, 2, dtype=torch.float64), (24, 24))
+    assert bool((LinearMeasurement(nothing, nothing(x), 0.1).start() == 0.5).all())
+
+
 def test_single_precision_and_batches():
     operator = LowResolution(2, SIZE)
     x = torch.rand(2, 1, *SIZE, generator=generator(8))

@@ -187,6 +187,20 @@ def test_between_two_noise_levels_only_plain_schedules_count_and_those_of_the_pa
     assert torch.equal(learned._learned_levels("P-denoise-50", Task("denoise", 50))[25.0].t, low.t)
 
 
+def test_a_folder_named_like_a_prior_of_the_package_has_schedules_of_its_own(folder, monkeypatch):
+    """./R3 is the folder, R3 that of the package; a slash at its end means nothing."""
+    for suffix in ("", f"-{DENOISE}"):
+        shutil.copytree(f"{folder}{suffix}", folder.parent / f"R3{suffix}")
+    monkeypatch.chdir(folder.parent)
+    own, t = FieldsOfExperts.from_pretrained(folder), LearnedSchedule.from_pretrained(f"{folder}-{DENOISE}").t
+    for name in ("./R3", "./R3/", f"{folder.parent}/R3/"):
+        for level in (25, 26):  # one that was learned, one near by
+            found = schemes.load("learned", name, Task("denoise", level))
+            assert torch.equal(found.prior.kernels[0], own.kernels[0])
+            torch.testing.assert_close(found.schedule.t, (level / 25) ** 2 * t)
+    assert schemes.load("learned", "R3", DENOISE).prior.config.features != own.config.features
+
+
 def test_a_noise_level_up_to_rounding_is_the_one_that_was_learned(folder):
     task = Task("denoise", 255 * float(np.float32(25 / 255)))
     assert task != DENOISE

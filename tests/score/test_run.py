@@ -101,6 +101,20 @@ def test_resuming_an_older_checkpoint_rewrites_the_log(tmp_path):
     assert equal_weights(tmp_path / "a", tmp_path / "b")
 
 
+def test_a_run_that_was_killed_before_its_first_step_begins_once(tmp_path, monkeypatch):
+    """Coarser scales are fitted at the beginning, before the first checkpoint, and not again."""
+    begun = []
+    monkeypatch.setattr(starts, "begin", lambda *_: begun.append(1))
+    config = replace(child_runs.PRIORS["R1"], scales=1, coarse_features=3)
+    state = TrainState(FieldsOfExperts(config), replace(SMALL, patch=32))
+    running = training_run.drive(state, tmp_path, every=20)
+    next(running)
+    killed = load_checkpoint(tmp_path)
+    assert killed.step == 0
+    next(training_run.drive(killed, tmp_path / "again", every=20))
+    assert begun == [1]
+
+
 # --- stopping by a signal ----------------------------------------------------------------------------------
 
 

@@ -264,6 +264,14 @@ def test_aggregate_against_numpy(content, minimum):
     assert 0 < rates.min() + rates.mean() < rates.max() <= 1  # cells differ
 
 
+def test_an_energy_that_is_not_a_number_is_not_the_lowest(content):
+    run = content.rows["runs"][0]
+    before = figure3.lowest(run)
+    run.maps["gnc"]["energy"][0][0] = math.nan
+    assert figure3.lowest(run) == pytest.approx(before, abs=0.3)
+    assert not math.isnan(figure3.lowest(run))
+
+
 def test_what_aggregate_refuses(content):
     for tolerance in (0.0, math.nan):
         with pytest.raises(ValueError, match="tolerance"):
