@@ -73,6 +73,8 @@ def _in_basis(
     """The data term of the planes that are restored, and the way back from them to the channels."""
     if basis == "channels":
         return data, lambda x: x
+    if not isinstance(data, Denoising):
+        raise ValueError(f"{basis} colours are for denoising: take the basis channels")
     planes = choose_planes(data.y.cpu().numpy(), data.sigma, basis)
     data = Denoising(torch.from_numpy(planes.values).to(data.y), data.sigma)
     return data, lambda x: torch.from_numpy(planes.join(x.cpu().numpy())).to(x)

@@ -226,6 +226,12 @@ def test_evaluation_measures_all_channels_together(basis):
     assert len(one.psnr) == 3
 
 
+def test_opponent_colours_are_for_denoising():
+    scheme = schemes.load("gnc", "R1", Task("inpaint", 0.8), 3)
+    with pytest.raises(ValueError, match="opponent colours are for denoising"):
+        evaluate.restoration(scheme, torch.from_numpy(cat(0))[:, None], 5, "opponent")
+
+
 def test_gnc_evaluate_in_colour(capsys, tmp_path):
     for k in range(2):
         pixels = np.moveaxis(np.rint(255 * cat(0, size=40 + k)), 0, -1).astype(np.uint8)
