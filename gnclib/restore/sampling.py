@@ -206,7 +206,8 @@ def _chain(
 ) -> Iterator[Sample]:
     """`budget` - 1 proposals, those while it is tuned with steps <= 0.
 
-    The first `sure` ones, on the way from a start far away, are accepted if their energy is finite.
+    The first `sure` ones, on the way from a start far away, are accepted unless their energy rises by more than ten and
+    one per pixel, as it does where steps are too long: then they are halved.
     """
     _, u, image, slope = coordinates
     x = image(u)
@@ -222,7 +223,9 @@ def _chain(
         log_ratio = value - new_value + (_squared(move + h * grad) - _squared(h * new_grad - move)) / (4 * h)
         dice = torch.rand(len(u), generator=generator, dtype=torch.float64).to(u.device)
         accepted = dice.log() < log_ratio  # nan and far too large energies are never accepted
-        accepted = torch.isfinite(new_value) if k <= sure else accepted
+        if k <= sure:
+            accepted = new_value <= value + x[0].numel() + 10
+            h = h if bool(accepted.all()) else h / 2
         value = torch.where(accepted, new_value, value)
         x = torch.where(wide(accepted, x), proposal, x)
         u, grad = (torch.where(wide(accepted, u), a, b) for a, b in ((u + move, u), (new_grad, grad)))

@@ -128,6 +128,18 @@ def test_annealed_images_have_a_gaussian_posterior():
     within(((draws - mean) ** 2).mean((0, 1)), (1 / precision)[None], (draws - mean) ** 2)
 
 
+def test_annealing_withstands_a_direction_that_is_much_steeper_than_its_neighbours():
+    """One frequency that the mean curvature of its ring hides: the first steps are too long for it."""
+    variances = torch.full((32, 32), 10.0, dtype=F64)
+    variances[20, 20] = 0.0
+    base, start = Gaussian(0.4, variances), torch.rand(2, 1, 32, 32, generator=generator(1), dtype=F64)
+    target = sampling._target(base, 1e-3, None)
+    made = sampling._coordinates(target, start, 1e-3, generator(2), None)
+    way = list(sampling._chain(target, made, 0.1, 60, 60, generator(3), sure=30))
+    assert max(s.energy.max().item() for s in way) < target(start)[0].max() + 1024
+    assert way[-1].size < 0.1
+
+
 def test_known_pixels_of_images_stay_and_the_others_have_their_conditional_law():
     """Against the dense Gaussian; in coordinates of their own the chains are soon worth many draws."""
     k = torch.arange(8, dtype=F64)
