@@ -54,6 +54,14 @@ def rows(folder):
     return io.rows(folder, Row)
 
 
+def run(state, folder, **options):
+    """A training to its end: the trained prior."""
+    for _ in training_run.drive(state, folder, **options):
+        pass
+    state.prior.make_convex()  # as in the file
+    return state.prior
+
+
 def child(target, *arguments):
     """Start ``target`` in a process of its own."""
     process = context.Process(target=target, args=arguments)
@@ -117,7 +125,7 @@ def finish(prior, folder, every, fault=()):
     state = load_checkpoint(folder) if (Path(folder) / CHECKPOINT).exists() else fresh(prior)
     if fault:
         FAULTS[fault[0]](*fault[1:])
-    training_run.run(state, folder, every=every)
+    run(state, folder, every=every)
 
 
 # --- several ranks -----------------------------------------------------------------------------------------
@@ -164,7 +172,7 @@ def one_rank_stops(group, folder):
         calls.append(1)
         return group.rank == 1 and len(calls) == 3
 
-    training_run.run(state, folder, every=100, group=group, stop=stop)
+    run(state, folder, every=100, group=group, stop=stop)
     Path(folder, f"stopped{group.rank}").write_text(str(state.step))
 
 
@@ -188,7 +196,7 @@ def one_rank_fails(group, folder, how):
     train.loss_parts = failing
     state = fresh("R1")
     try:
-        training_run.run(state, folder, every=2, group=group)
+        run(state, folder, every=2, group=group)
     except Exception as error:
         Path(folder, f"failed{group.rank}").write_text(f"{type(error).__name__} after {state.step}: {error}")
         os._exit(3)

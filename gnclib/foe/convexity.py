@@ -174,10 +174,7 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     a hidden activation is not affine: the bounds are infinite. Raises ValueError if t leaves the range of the prior.
     """
     config = prior.config
-    low, high = config.sigma_min**2, config.sigma_max**2
-    if not low * (1 - 1e-5) <= t <= high * (1 + 1e-5):
-        raise ValueError(f"t = {t:.4g} leaves the range [{low:.4g}, {high:.4g}] of this energy")
-    tau = min(max(0.5 * math.log(t), math.log(config.sigma_min)), math.log(config.sigma_max))
+    tau = prior._range(t, 1, torch.zeros(1, dtype=torch.float64)).item()
     s2 = 1 / (t + config.sigma_0**2) if config.scaled_input else 1.0
     t = math.exp(2 * tau)
     if (composed := _composed(prior, tau)) is None:

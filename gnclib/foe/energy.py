@@ -108,20 +108,9 @@ class FieldsOfExperts(LearnedEnergy):
         reach = max(2 * (pixel - 1) + config.kernel_size // 2 * pixel, config.margin)
         return -(-reach // pixel) * pixel
 
-    @property
-    def alignment(self) -> int:
-        """A part of an image gives the same features where it begins at a multiple of this number of pixels."""
-        return 2**self.config.scales
-
-    @property
-    def smallest(self) -> int:
-        """Side of the smallest image that can be continued by reflection."""
-        return self.config.margin
-
-    @property
-    def has_valid_part(self) -> bool:
-        """Whether ``border="valid"`` gives the part of the energy that sees nothing beyond the image."""
-        return self.coarse is None
+    alignment = property(lambda self: 2**self.config.scales)
+    smallest = property(lambda self: self.config.margin, doc="Side of what can be continued by reflection.")
+    has_valid_part = property(lambda self: self.coarse is None)
 
     def parameter_groups(self) -> dict[str, list[Tensor]]:
         """What is learned, by the setting that is its learning rate; c(tau) only where the energy has such a term."""

@@ -94,10 +94,6 @@ def _like(z: Tensor) -> Tensor:
     return torch.empty(z.shape, dtype=z.dtype, device=z.device)
 
 
-def _energy(z: Tensor) -> Tensor:
-    return torch.empty(len(z), dtype=torch.float64, device=z.device)
-
-
 @_operation("slope")
 def slope(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
     """K^T phi'(K z), shaped like z; differentiable in all of them."""
@@ -117,7 +113,7 @@ def curved(z: Tensor, v: Tensor, kernels: Tensor, coefficients: Tensor, low: flo
 @_operation("value")
 def value(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
     """< phi(K z), 1 >: (B,); differentiable in z."""
-    energy = _energy(z)
+    energy = z.new_empty(len(z), dtype=torch.float64)
     _run(_library().gnc_experts, (z, None, kernels, coefficients), low, high, _VALUE, None, energy)
     return energy.to(z.dtype)
 
@@ -127,7 +123,7 @@ def value_and_slope(
     z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
     """Both in little more time than one; not differentiable."""
-    out, energy = _like(z), _energy(z)
+    out, energy = _like(z), z.new_empty(len(z), dtype=torch.float64)
     _run(_library().gnc_experts, (z, None, kernels, coefficients), low, high, _VALUE, out, energy)
     return energy.to(z.dtype), out
 

@@ -36,11 +36,6 @@ class Denoiser(nn.Module):
         return y - self.t * self.energy.grad(y, self.t)
 
 
-def _axes(**size) -> list[dict]:
-    space = [{"type": "space", "id": name, "size": size[name]} for name in ("y", "x")]
-    return [{"type": "batch"}, {"type": "channel", "channel_names": ["grey"]}, *space]
-
-
 def export(prior: str, folder: Path, sigma_255: float = 25.0) -> Path:
     """Write the model of a prior into a folder, which is made; returns its ``rdf.yaml``.
 
@@ -61,16 +56,17 @@ def export(prior: str, folder: Path, sigma_255: float = 25.0) -> Path:
         content = io.BytesIO()
         np.save(content, array.numpy())
         write_bytes(folder / f"{name}.npy", content.getvalue())
-    given = {axis: {"min": 64, "step": 1} for axis in ("y", "x")}
-    same = {axis: {"tensor_id": "noisy", "axis_id": axis} for axis in ("y", "x")}
+    axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["grey"]}]
+    given = [{"type": "space", "id": k, "size": {"min": 64, "step": 1}} for k in "yx"]
+    same = [{"type": "space", "id": k, "size": {"tensor_id": "noisy", "axis_id": k}} for k in "yx"]
     tensors = [
         {
             "id": name,
-            "axes": _axes(**sizes),
+            "axes": [*axes, *space],
             "data": {"type": "float32"},
             "test_tensor": _file(folder, f"{name}.npy"),
         }
-        for name, sizes in (("noisy", given), ("denoised", same))
+        for name, space in (("noisy", given), ("denoised", same))
     ]
     architecture = {
         "import_from": "gnclib.integrations.bioimageio", "callable": "Denoiser",

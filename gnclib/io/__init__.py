@@ -9,7 +9,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=["files", "provenance", "reading", "run", "state", "table"],
     submod_attrs={
         "files": ["decode", "dumps", "encode", "held", "sha256", "write_bytes", "write_text"],
         "reading": ["check", "parse_json", "read_bytes", "read_json", "settings", "some"],

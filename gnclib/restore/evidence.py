@@ -30,7 +30,7 @@ from torch import Tensor
 
 from gnclib.checks import as_time
 from gnclib.restore import Prior, as_count, energy_and_grad, wide
-from gnclib.restore.sampling import ACCEPTED, cosines
+from gnclib.restore.sampling import ACCEPTED, cosines, squared
 
 
 class Gaussian:
@@ -218,8 +218,8 @@ class _Path:
         step = math.sqrt(2 * h) * self.white(u) - h * slope
         new = self.point(u + step)
         ahead, back = step + h * slope, h * ((1 - b) * new[0] + b * new[2]) - step
-        ratio = (1 - b) * (_half(u) - _half(new[0])) + b * (value - new[1])
-        ratio += (_half(ahead) - _half(back)) / (2 * h)
+        ratio = (1 - b) / 2 * (squared(u) - squared(new[0])) + b * (value - new[1])
+        ratio += (squared(ahead) - squared(back)) / (4 * h)
         accepted = torch.rand(len(u), generator=self.generator, dtype=torch.float64).log() < ratio
         self.rates.append(ratio.exp().clamp(max=1).nan_to_num().mean().item())
         if self.tuning and k < self.steps:
@@ -231,10 +231,6 @@ class _Path:
         at, total = self.point(u), torch.zeros(len(u), dtype=torch.float64)
         for k in range(self.steps):
             at = self.move(at, self.steps - k) if back else at
-            total -= (at[1] - _half(at[0])) / self.steps
+            total -= (at[1] - squared(at[0]) / 2) / self.steps
             at = at if back else self.move(at, k + 1)
         return total, at
-
-
-def _half(v: Tensor) -> Tensor:
-    return 0.5 * v.flatten(1).double().square().sum(1)

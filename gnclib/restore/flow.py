@@ -88,16 +88,11 @@ class State:
     data: DataTerm | None = field(default=None, repr=False, compare=False)
 
     @cached_property
-    def data_term(self) -> Tensor:
-        """D(x), (B,); zeros without data."""
-        with torch.no_grad():
-            return self.x.new_zeros(self.x.shape[0]) if self.data is None else self.data.energy(self.x)
-
-    @cached_property
     def energy(self) -> Tensor:
-        """D(x) + R(x, t), (B,), at the state's own t."""
+        """D(x) + R(x, t), (B,), at the state's own t; without data R(x, t)."""
         with torch.no_grad():
-            return self.data_term + self.prior.energy(self.x, self.t)
+            value = self.prior.energy(self.x, self.t)
+            return value if self.data is None else self.data.energy(self.x) + value
 
 
 # --- solvers ----------------------------------------------------------------------------------------------
@@ -155,10 +150,9 @@ def ddim_flow(prior: Prior, schedule: Tensor | Sequence[float], start: Tensor) -
     It moves the iterate to where a sample of the next noise level would be, where GNC flow goes all the way to the
     denoised point. The last step is the full one. Arguments and errors as for `gnc_flow` without data.
     """
-    x = checked_start(prior, None, start)
-    ts = as_schedule(schedule, x.shape[0])
+    ts = as_schedule(schedule)
     sigmas = torch.cat([ts.sqrt(), torch.zeros_like(ts[:1])])  # (I + 1,) or (I + 1, B)
-    return gnc_flow(prior, ts, start=x, step_sizes=(1 - sigmas[1:] / sigmas[:-1]) * ts)
+    return gnc_flow(prior, ts, start=start, step_sizes=(1 - sigmas[1:] / sigmas[:-1]) * ts)
 
 
 def proximal_gradient(

@@ -269,21 +269,14 @@ def _learned_levels(name: str, task: Task) -> dict[float, LearnedSchedule]:
         places.append(WEIGHTS)  # the package has the last word
     pattern = f"{glob.escape(stem.name)}denoise-*/{SCHEDULE}"
     found = [file.parent for place in places for file in sorted(place.glob(pattern))]
-    folders = [
-        f for f in found if not (f / "config.json").is_file()
-    ]  # a fine-tuned one has a prior of its own
+    folders = [f for f in found if not (f / "config.json").is_file()]  # a fine-tuned one has its own prior
     schedules = map(LearnedSchedule.from_pretrained, folders)
     return {s.task.level: s for s in schedules if s.task.kind == "denoise"}
 
 
 def scaled(schedule: LearnedSchedule, task: Task) -> LearnedSchedule:
-    """A schedule for a noise level beyond those that were learned: all t_i and eta_i in proportion to sigma^2.
-
-    Raises ValueError for another task than denoising, and for levels more than a factor :data:`NEAR` apart.
-    """
+    """A schedule for a noise level beyond those that were learned: all t_i and eta_i in proportion to sigma^2."""
     ratio = task.level / schedule.task.level
-    if {schedule.task.kind, task.kind} != {"denoise"} or not 1 / NEAR <= ratio <= NEAR:
-        raise ValueError(f"{schedule.task} is too far from {task} to be scaled to it")
     t, eta = (ratio**2 * values for values in (schedule.t, schedule.eta))
     origin = {"scaled": str(schedule.task)}
     return _made(t.clamp(*schedule.t_range), eta.clamp(*ETA_RANGE), schedule, task, origin)
@@ -292,15 +285,12 @@ def scaled(schedule: LearnedSchedule, task: Task) -> LearnedSchedule:
 def between(low: LearnedSchedule, high: LearnedSchedule, task: Task) -> LearnedSchedule:
     """A schedule for a noise level between those of two learned ones: log t_i and log eta_i linear in log sigma.
 
-    Raises ValueError for different numbers of steps or priors, or a level that is not between theirs.
+    Raises ValueError for different numbers of steps or priors.
     """
     if len(low) != len(high) or low.prior_sha256 != high.prior_sha256:
         raise ValueError(
             "schedules can be mixed only if they are of one prior and have the same number of steps"
         )
-    denoising = {low.task.kind, task.kind, high.task.kind} == {"denoise"}
-    if not (denoising and low.task.level <= task.level <= high.task.level > low.task.level):
-        raise ValueError(f"{task} does not lie between {low.task} and {high.task}")
     weight = math.log(task.level / low.task.level) / math.log(high.task.level / low.task.level)
     t, eta = (getattr(low, k) ** (1 - weight) * getattr(high, k) ** weight for k in ("t", "eta"))
     return _made(t, eta, low, task, {"between": [str(low.task), str(high.task)]})

@@ -333,15 +333,14 @@ class LinearMeasurement:
         """
         v = _sized(v, self.operator.size)
         c = as_time(step, len(v), like=v).reshape(-1, 1, 1, 1) / self.sigma**2
-        return self._solve(v, v, c)
+        return self._solve(v, c)
 
     def start(self) -> Tensor:
         """The regularised least-squares image ``argmin ||A x - y||^2 + e ||x - 1/2||^2`` with e = 0.01 ||A^T||^2.
 
         Our choice: it leans on mid grey where nothing was measured.
         """
-        grey = torch.full_like(self._back, 0.5)
-        return self._solve(grey, grey, 100.0 / self._norm())
+        return self._solve(torch.full_like(self._back, 0.5), 100.0 / self._norm())
 
     def _norm(self) -> float:
         """||A||^2 by power iteration."""
@@ -353,8 +352,8 @@ class LinearMeasurement:
                 x = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
         return float(x.norm())
 
-    def _solve(self, start: Tensor, v: Tensor, c: float | Tensor) -> Tensor:
-        """(I + c A^T A) x = v + c A^T y, one system per image."""
+    def _solve(self, v: Tensor, c: float | Tensor) -> Tensor:
+        """(I + c A^T A) x = v + c A^T y, one system per image; started at v."""
 
         def apply(x: Tensor) -> Tensor:
             return x + c * self.operator.adjoint(self.operator(x))
@@ -365,7 +364,7 @@ class LinearMeasurement:
         goal = v + c * self._back
         if (spectrum := getattr(self.operator, "spectrum", None)) is not None:
             return _filtered(goal, 1 / (1 + c * spectrum.to(goal)))
-        x, residual = start, goal - apply(start)
+        x, residual = v, goal - apply(v)
         direction, old = residual, dot(residual, residual)
         enough = self.accuracy**2 * dot(goal, goal).clamp_min(1e-30)
         for _ in range(self.iterations):

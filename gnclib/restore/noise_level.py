@@ -96,9 +96,7 @@ NOT_WHITE = (
 class Noise:
     """What the calm blocks of an image tell about its noise, in grey values of [0, 1] squared."""
 
-    covariance: (
-        np.ndarray
-    )  # (C, C), of the noise between channels, from high frequencies; 0 where there is none
+    covariance: np.ndarray  # (C, C), of the noise between channels, from high frequencies; 0 if there is none
     middle: np.ndarray  # the same from medium frequencies
     highest: np.ndarray  # the same from the highest frequencies
     whole: np.ndarray  # the same from all but the mean
@@ -155,9 +153,7 @@ def measure_noise(channels: np.ndarray) -> Noise:
     bands, kept, certain = [np.zeros((len(used), len(used)))] * 4, spectra, True
     if len(spectra):
         kept, certain, share = _uncut(spectra, channels[used])
-        products = (
-            np.einsum("nauv,nbuv->uvab", kept, kept) / len(kept) / np.outer(share, share)
-        )  # (8, 8, c, c)
+        products = np.einsum("nauv,nbuv->uvab", kept, kept) / len(kept) / np.outer(share, share)
         bands = [np.median(products[band], axis=0) for band in (_HIGH, _MIDDLE, _HIGHEST)]
         bands.append(products[_FREQUENCY > 0].mean(0))
         factors = _structure(kept, np.sqrt(np.diag(bands[0])))

@@ -44,6 +44,7 @@ class Proximal:
     steps: int  # number of steps taken, the largest within the batch
 
 
+@torch.no_grad()
 def proximal_point(
     prior: Prior,
     v: Tensor,
@@ -76,11 +77,8 @@ def proximal_point(
         raise ValueError("t is the noise variance of the energy and must be > 0")
     if not (math.isfinite(tolerance) and tolerance > 0):
         raise ValueError(f"the tolerance is a grey value: it must be finite and > 0, got {tolerance}")
-    with torch.no_grad():
-        return _descend(prior, v, t, eta, tolerance, as_count(iterations))
+    iterations = as_count(iterations)
 
-
-def _descend(prior: Prior, v: Tensor, t: Tensor, eta: Tensor, tolerance: float, iterations: int) -> Proximal:
     def aim(x: Tensor) -> tuple[Tensor, Tensor]:
         """F and its gradient G."""
         value, grad = energy_and_grad(prior, x, t)

@@ -220,7 +220,7 @@ def _chain(
         new_value, new_grad = target(proposal)
         new_grad = slope(new_grad)
         # log q(u | u') - log q(u' | u)
-        log_ratio = value - new_value + (_squared(move + h * grad) - _squared(h * new_grad - move)) / (4 * h)
+        log_ratio = value - new_value + (squared(move + h * grad) - squared(h * new_grad - move)) / (4 * h)
         dice = torch.rand(len(u), generator=generator, dtype=torch.float64).to(u.device)
         accepted = dice.log() < log_ratio  # nan and far too large energies are never accepted
         if k <= sure:
@@ -235,7 +235,8 @@ def _chain(
         yield Sample(k - tuning if k < tuning else k - tuning + 1, x, value, accepted, h)
 
 
-def _squared(v: Tensor) -> Tensor:
+def squared(v: Tensor) -> Tensor:
+    """||v||^2 in double precision, (B,)."""
     return v.reshape(len(v), -1).double().square().sum(1)
 
 

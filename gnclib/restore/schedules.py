@@ -14,7 +14,7 @@ eta_i = t_i this length depends on the number of steps; with the rule "increment
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from numbers import Integral
 
 import torch
@@ -29,28 +29,21 @@ def log_schedule(t_first: float, t_last: float, steps: int) -> Tensor:
 
     Either end may be the larger one. Raises ValueError unless both are finite and > 0 and steps is an integer >= 1.
     """
-    steps = _checked(t_first, t_last, steps)
-    ts = torch.linspace(math.log(t_first), math.log(t_last), steps, dtype=torch.float64).exp()
-    return _exact_ends(ts, t_first, t_last)
+    return _spaced(t_first, t_last, steps, math.log, torch.exp)
 
 
 def linear_schedule(t_first: float, t_last: float, steps: int) -> Tensor:
     """Noise variances equally spaced in t; otherwise as :func:`log_schedule`."""
-    steps = _checked(t_first, t_last, steps)
-    return _exact_ends(torch.linspace(t_first, t_last, steps, dtype=torch.float64), t_first, t_last)
+    return _spaced(t_first, t_last, steps, float, lambda ts: ts)
 
 
-def _checked(t_first: float, t_last: float, steps: int) -> int:
+def _spaced(t_first: float, t_last: float, steps: int, there: Callable, back: Callable) -> Tensor:
+    """Equally spaced where ``there`` leads, and back; both ends are exact."""
     for name, t in (("t_first", t_first), ("t_last", t_last)):
         if not (math.isfinite(t) and t > 0):
             raise ValueError(f"{name} is a noise variance: it must be finite and > 0, got {t}")
-    return as_count(steps)
-
-
-def _exact_ends(ts: Tensor, t_first: float, t_last: float) -> Tensor:
-    """Undo the rounding at both ends."""
-    ts[-1] = t_last
-    ts[0] = t_first
+    ts = back(torch.linspace(there(t_first), there(t_last), as_count(steps), dtype=torch.float64))
+    ts[-1], ts[0] = t_last, t_first  # in this order: a single step is the first
     return ts
 
 

@@ -9,17 +9,6 @@ import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
-    submodules=[
-        "card",
-        "distributed",
-        "losses",
-        "recipes",
-        "run",
-        "starts",
-        "toy",
-        "training",
-        "training_set",
-    ],
     submod_attrs={
         "recipes": [
             *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),

@@ -30,10 +30,6 @@ import math
 from torch import Tensor
 
 
-def _flat_sum(x: Tensor) -> Tensor:
-    return x if x.dim() == 1 else x.flatten(1).sum(1)
-
-
 def _same(a: Tensor, b: Tensor, names: str) -> None:
     if a.shape != b.shape:
         raise ValueError(f"{names} must have the same shape, got {tuple(a.shape)} and {tuple(b.shape)}")
@@ -54,7 +50,7 @@ def image_term(grad: Tensor, z: Tensor, t: Tensor) -> Tensor:
     if t.shape != grad.shape[:1]:
         raise ValueError(f"t must have shape {tuple(grad.shape[:1])}, got {tuple(t.shape)}")
     root = t.sqrt().view(-1, *[1] * (grad.dim() - 1))
-    return 0.5 * _flat_sum((root * grad - z) ** 2)
+    return 0.5 * ((root * grad - z) ** 2).reshape(len(z), -1).sum(1)
 
 
 def implicit_term(first: Tensor, second: Tensor) -> Tensor:
@@ -99,7 +95,7 @@ def denoising_term(first: Tensor, z: Tensor) -> Tensor:
     if first.shape != z.shape[:1]:
         raise ValueError(f"first must have shape {tuple(z.shape[:1])}, got {tuple(first.shape)}")
     n = z[0].numel()
-    return 0.5 * (first + _flat_sum(z**2) - n) ** 2
+    return 0.5 * (first + (z**2).reshape(len(z), -1).sum(1) - n) ** 2
 
 
 def explicit_term(first: Tensor, score: Tensor) -> Tensor:

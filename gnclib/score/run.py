@@ -20,7 +20,7 @@ import torch
 
 from gnclib import io
 from gnclib.deep import kind_of
-from gnclib.foe import FieldsOfExperts, LearnedEnergy, weights_sha256
+from gnclib.foe import FieldsOfExperts, weights_sha256
 from gnclib.score import (
     ALONE,
     PRIORS,
@@ -91,14 +91,6 @@ def drive(
     yield from io.drive(training(state, images.train, group), state.total, keeper, ended)
     if keeper and state.step == state.total:
         export(folder)
-
-
-def run(state: TrainState, folder: str | Path, **options) -> LearnedEnergy:
-    """:func:`drive` to the end: the trained prior."""
-    for _ in drive(state, folder, **options):
-        pass
-    state.prior.make_convex()  # as in the file
-    return state.prior
 
 
 def export(folder: str | Path) -> TrainState:

@@ -43,7 +43,6 @@ from gnclib.foe import FieldsOfExperts, convexity
 from gnclib.foe.filters import convolve, reflect_adjoint
 from gnclib.foe.layers import down_adjoint
 from gnclib.images import PatchSampler
-from gnclib.score.recipes import START_ACTIVATIONS
 
 #: what a fine scale has in common with the energy that sets out from it
 SAME = (
@@ -70,10 +69,8 @@ def warm_start(
 
     With coarser scales that is the fine scale, of as many layers; else it has one layer, and the last hidden activation
     is "identity" or "magnitude". Raises ValueError: ``shallow`` has other nodes in x, kernels or features, or another
-    number of layers; or another name of an activation, or a magnitude without a hidden layer.
+    number of layers; or a magnitude without a hidden layer.
     """
-    if hidden not in START_ACTIVATIONS:
-        raise ValueError(f"hidden must be one of {', '.join(START_ACTIVATIONS)}, got {hidden!r}")
     if prior.config.scales:
         _as_fine_scale(prior, shallow)
     else:

@@ -42,14 +42,10 @@ class TrainingSet:
     """Images to train on and to watch the training with, float32 in [0, 1]."""
 
     train: dict[str, Tensor]  # name -> (1, 1, H, W)
-    held_out: list[
-        Tensor
-    ]  # of other images the upper left square, at most 256 x 256 pixels, each (1, 1, h, w)
+    held_out: list[Tensor]  # of others the upper left square, at most 256 x 256 pixels, each (1, 1, h, w)
     about: str  # what they are, in words
     held_out_about: str
-    digest: str = (
-        ""  # SHA-256 of all images and their names; "" for BSDS500, whose files are checked one by one
-    )
+    digest: str = ""  # SHA-256 of all images and their names; "" for BSDS500, whose files are all checked
 
 
 def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:

@@ -28,7 +28,6 @@ from pydantic import Field, field_validator
 from torch import Tensor
 
 from gnclib import io
-from gnclib.checks import as_images
 from gnclib.deep import configuration, kind_of
 from gnclib.foe import FieldsOfExperts, LearnedEnergy, PointHessian, smallest_eigenvalue
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
@@ -59,10 +58,6 @@ def calibration(prior: LearnedEnergy, x: Tensor, taus: Tensor, seed: int = 0) ->
     `x` are clean patches (B, 1, H, W), n = H W, `taus` at least one tau in the range of the prior, (S,); `seed` is of
     the noise, one draw per tau.
     """
-    x = as_images(x)
-    taus = torch.as_tensor(taus)
-    if taus.dim() != 1 or len(taus) == 0:
-        raise ValueError(f"taus must be a vector of at least one value, got shape {tuple(taus.shape)}")
     generator = torch.Generator().manual_seed(seed)
     rows = []
     for tau in taus.tolist():

@@ -28,11 +28,12 @@ import torch
 from pydantic import AfterValidator, Field
 from torch import Tensor
 
-from gnclib.images import add_noise, psnr
+from gnclib.images import psnr
 from gnclib.io import settings
 from gnclib.restore import (
     Denoising,
     Inpainting,
+    Task,
     gnc_flow,
     joint_descent,
     last,
@@ -93,16 +94,12 @@ class Settings:
 def problem(task: str, x: Tensor, seed: int, settings: Settings, count: int = 1) -> Denoising | Inpainting:
     """The data term of a task on the clean image x (1, 1, H, W), `count` times as a batch.
 
-    "denoise": y = x + sigma z, z in float32 from a generator of this seed. "inpaint": the pixels at which torch.rand
-    from a generator of this seed is below ``observed`` are known exactly.
+    z or the mask are drawn from a generator of this seed. Raises ValueError for another task.
     """
-    if task == "denoise":
-        y = x + add_noise(torch.zeros_like(x, dtype=torch.float32), settings.sigma, seed)
-        return Denoising(y.expand(count, -1, -1, -1), settings.sigma)
-    if task == "inpaint":
-        known = torch.rand(x.shape, generator=torch.Generator().manual_seed(seed)) < settings.observed
-        return Inpainting(x.expand(count, -1, -1, -1), known.to(x.device))
-    raise ValueError(f"unknown task {task!r}: choose one of {', '.join(TASKS)}")
+    level = 255 * settings.sigma if task == "denoise" else 1 - settings.observed
+    one = Task(task, level).measure(x, torch.Generator().manual_seed(seed))
+    y = one.y.expand(count, -1, -1, -1)
+    return Denoising(y, settings.sigma) if task == "denoise" else Inpainting(y, one.mask)
 
 
 @torch.no_grad()

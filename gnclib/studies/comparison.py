@@ -49,14 +49,13 @@ class Task(Protocol):
 
 @dataclass(frozen=True)
 class Method:
-    """A method, ready for the measurements of one task; settings and code as of :class:`gnclib.io.table.Job`."""
+    """A method, ready for the measurements of one task; settings as of :class:`gnclib.io.table.Job`."""
 
     name: str
     #: data term of a measurement -> (x, how many gradients of an energy that took; None where there is no energy)
     solve: Callable[[DataTerm], tuple[Tensor, int | None]]
     settings: Mapping[str, Any]
     parameters: int | None = None  # that were learned or tuned for it, None where they were designed
-    code: int = 1
 
 
 class Images(Record):
@@ -112,7 +111,6 @@ def jobs(task: Task, methods: Iterable[Method], images: Mapping[str, Tensor]) ->
                 {"method": method.name, "task": str(task), "image": image, "seed": seed},
                 {**method.settings, "parameters": method.parameters},
                 partial(_judged, method, task, x, seed),
-                method.code,
             )
 
 

@@ -231,10 +231,8 @@ def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None 
         prior, settings, sigmas, log_z = base, {}, SIGMAS, 0.0
         if name != "Gaussian":
             energy = load_prior(name)
-            prior, settings = (
-                density(energy, about.mean, about.brightness),
-                {"weights": weights_sha256(energy)},
-            )
+            prior = density(energy, about.mean, about.brightness)
+            settings = {"weights": weights_sha256(energy)}
             sigmas = [s for s in SIGMAS if s <= energy.sigma_max]
             quadratic = getattr(energy.config, "sigma_convex", math.inf) <= sigmas[-1]
             found = partial(constant, prior, sigmas[-1], base, quadratic)
@@ -242,28 +240,19 @@ def compute(path: str | Path, priors: Iterable[str] = PRIORS, limit: int | None 
             log_z = next(row.value for row in file.read().rows["constants"] if row.prior == name)
         levels = [Job({"prior": name, "sigma": s}, settings, partial(measured, prior, x, s)) for s in sigmas]
         yield from file.fill("levels", levels)
-        needs = {**settings, "log_z": log_z}
-        codes = [
-            Job({"sigma": s, "coder": name}, needs, partial(coded, x, s, name, prior, log_z)) for s in CODED
-        ]
-        yield from file.fill("codes", codes)
-        keys = itertools.product(CODED, STARTS, SEEDS) if name in SAMPLED else ()
-        yield from file.fill("chains", [_chain(name, prior, settings, x, *key) for key in keys])
-    yield from file.fill("codes", lengths(x))
+        yield from file.fill("codes", _codes(x, name, {**settings, "log_z": log_z}, prior))
+        for s, start, seed in itertools.product(CODED, STARTS, SEEDS) if name in SAMPLED else ():
+            given = {"prior": name, "sigma": s, "start": start, "seed": seed}
+            found = partial(chain, prior, x, s, start, seed, GRADIENTS)
+            yield from file.fill("chains", [Job(given, settings | {"gradients": GRADIENTS}, found)])
+    for coder in ("PNG", "WebP", *FURTHER):
+        yield from file.fill("codes", _codes(x, coder, {}))
 
 
-def _chain(name: str, prior: Prior, settings: dict[str, Any], x: Tensor, *key) -> Job:
-    found = partial(chain, prior, x, *key, GRADIENTS)
-    fields = dict(zip(("sigma", "start", "seed"), key, strict=True))
-    return Job({"prior": name, **fields}, settings | {"gradients": GRADIENTS}, found)
-
-
-def lengths(x: Tensor) -> list[Job]:
-    """Jobs for the code lengths of files, for rows that a file lacks."""
-    coders = ("PNG", "WebP", *FURTHER)
-    return [
-        Job({"sigma": s, "coder": c}, {}, partial(coded, x, s, c, None, 0.0)) for c in coders for s in CODED
-    ]
+def _codes(x: Tensor, coder: str, needs: dict[str, Any], prior: Prior | None = None) -> list[Job]:
+    """The rows of a coder: a prior, whose log Z is in what they need, or a kind of files."""
+    found = {s: partial(coded, x, s, coder, prior, needs.get("log_z", 0.0)) for s in CODED}
+    return [Job({"sigma": s, "coder": coder}, needs, bits) for s, bits in found.items()]
 
 
 # summaries -----------------------------------------------------------------------------------------------------------

@@ -107,13 +107,10 @@ def load(path: str | Path = SHIPPED) -> Content:
 # what is run ---------------------------------------------------------------------------------------------------------
 
 
-def _about(prior: str, settings: Settings) -> About:
-    return About(prior=Path(prior).resolve().name, weights=weights_sha256(prior), settings=settings)
-
-
 def opened(path: str | Path, prior: str, settings: Settings, device: str = "cpu") -> Table:
     """The file to be filled with the :func:`jobs` of a prior."""
-    return Table(path, FORM, _about(prior, settings), device)
+    about = About(prior=Path(prior).resolve().name, weights=weights_sha256(prior), settings=settings)
+    return Table(path, FORM, about, device)
 
 
 def jobs(

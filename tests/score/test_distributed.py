@@ -187,7 +187,7 @@ def test_torchrun(tmp_path, drawn_images):
     assert all(torch.equal(first[k], second[k]) and torch.equal(first[k], shipped[k]) for k in first)
     recipe = RECIPES["R1"]
     config = replace(recipe, steps=3, batch=4, patch=18, fraction=0.5, averaging=0.0)
-    alone = training_run.run(training_run.start("R1", config), tmp_path / "one").state_dict()
+    alone = child_runs.run(training_run.start("R1", config), tmp_path / "one").state_dict()
     start = training_run.start("R1", config).model.state_dict()
     for name, value in alone.items():
         moved = (value - start[name]).norm()

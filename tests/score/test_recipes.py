@@ -12,12 +12,13 @@ from gnclib.score import LEARN_RECIPES, PRIORS, RECIPES, LearnConfig, TrainConfi
 from gnclib.score import run as training_run
 from gnclib.score.recipes import variants
 from gnclib.studies import ablations
+from tests import child_runs
 
 
 @pytest.mark.parametrize("name", PRIORS)
 def test_a_few_iterations(name, tmp_path, drawn_images):
     small = replace(RECIPES[name], steps=3, batch=4, patch=32, wide=0.0, lr=0.01)
-    trained = training_run.run(training_run.start(name, small), tmp_path)
+    trained = child_runs.run(training_run.start(name, small), tmp_path)
     again = load_prior(tmp_path)
     assert again.config == trained.config == PRIORS[name]
     begun = training_run.start(name, small).model

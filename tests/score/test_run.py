@@ -50,7 +50,7 @@ def fresh(config=SMALL, prior="R1"):
 
 
 def test_a_run_leaves_log_checkpoint_weights_and_card(tmp_path):
-    model = training_run.run(training_run.start("R1", SMALL), tmp_path, every=3)
+    model = child_runs.run(training_run.start("R1", SMALL), tmp_path, every=3)
     rows = (tmp_path / "log.csv").read_text().splitlines()
     assert rows[0] == card.Row.COLUMNS
     assert [row.split(",")[0] for row in rows[1:]] == ["3", "4"]
@@ -84,18 +84,18 @@ def test_leaving_the_loop_writes_a_checkpoint(tmp_path):
             break
     state = load_checkpoint(tmp_path / "cut")
     assert state.step == 2
-    training_run.run(state, tmp_path / "cut", every=100)
-    training_run.run(fresh(), tmp_path / "whole", every=100)
+    child_runs.run(state, tmp_path / "cut", every=100)
+    child_runs.run(fresh(), tmp_path / "whole", every=100)
     assert equal_weights(tmp_path / "cut", tmp_path / "whole")
     logs = [str(child_runs.rows(tmp_path / name)[0]).rpartition(",")[0] for name in ("cut", "whole")]
     assert logs[0] == logs[1]  # the means are over all four steps
 
 
 def test_resuming_an_older_checkpoint_rewrites_the_log(tmp_path):
-    training_run.run(fresh(), tmp_path / "a", every=2)
+    child_runs.run(fresh(), tmp_path / "a", every=2)
     list(islice(training_run.drive(fresh(), tmp_path / "b", every=2), 2))
     shutil.copy(tmp_path / "a" / "log.csv", tmp_path / "b")  # with a row from the future
-    training_run.run(load_checkpoint(tmp_path / "b"), tmp_path / "b", every=2)
+    child_runs.run(load_checkpoint(tmp_path / "b"), tmp_path / "b", every=2)
     logs = [[str(r).rpartition(",")[0] for r in child_runs.rows(tmp_path / name)] for name in "ab"]
     assert logs[0] == logs[1]
     assert equal_weights(tmp_path / "a", tmp_path / "b")
@@ -136,7 +136,7 @@ def test_a_signal_writes_a_checkpoint_before_it_ends_the_run(tmp_path, capsys, m
     assert load_checkpoint(tmp_path / "cut").step == 3
     assert signal.getsignal(number) is handler
     assert gnc(capsys, "train", "R1", "--resume", "--out", tmp_path / "cut")[0] == 0
-    training_run.run(training_run.start("R1", SMALL), tmp_path / "whole")
+    child_runs.run(training_run.start("R1", SMALL), tmp_path / "whole")
     assert equal_weights(tmp_path / "cut", tmp_path / "whole")
 
 
@@ -263,7 +263,7 @@ def test_progress_on_a_terminal_and_elsewhere(tmp_path, capsys, monkeypatch):
 
 def test_the_library_prints_nothing(tmp_path, capsys, monkeypatch):
     monkeypatch.setattr(builtins, "print", lambda *_, **__: pytest.fail("the library printed"))
-    training_run.run(fresh(), tmp_path, every=2)
+    child_runs.run(fresh(), tmp_path, every=2)
     assert capsys.readouterr() == ("", "")
 
 
@@ -311,7 +311,7 @@ def test_a_warm_start_is_recorded(tmp_path, capsys):
 
 def test_the_card_of_a_run_that_is_not_finished(tmp_path, capsys):
     """Exported from the checkpoint; resumed later, the run ends as if nobody had asked, and the card changes."""
-    training_run.run(training_run.start("R1", SMALL), tmp_path / "whole")
+    child_runs.run(training_run.start("R1", SMALL), tmp_path / "whole")
     list(islice(training_run.drive(training_run.start("R1", SMALL), tmp_path / "R1", every=2), 3))
     status, out, _ = gnc(capsys, "train", "R1", "--export-only", "--out", tmp_path / "R1")
     assert status == 0
@@ -362,7 +362,7 @@ def test_what_is_exported_is_convex_where_its_configuration_says_so(tmp_path, la
 )
 def test_the_card_says_what_was_minimised(tmp_path, objective, says):
     config = replace(SMALL, objective=objective, roughness=3.0, steps=1)
-    training_run.run(fresh(config), tmp_path)
+    child_runs.run(fresh(config), tmp_path)
     text = (tmp_path / "README.md").read_text()
     assert f"| loss | objective `{objective}`" in text
     assert says in text

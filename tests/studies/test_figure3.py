@@ -183,7 +183,7 @@ def test_bad_settings(change, text):
 
 def test_bad_jobs():
     x = leaves(size=12)
-    with pytest.raises(ValueError, match="unknown task 'blur'"):
+    with pytest.raises(ValueError, match="task must be one of denoise, inpaint, got 'blur'"):
         attainment.measure(tiny(), "blur", x, 0, SMALL)
     with pytest.raises(ValueError, match=r"t_0 must lie above t_min = 0\.0004"):
         attainment.measure(tiny(), "denoise", x, 0, Settings(t_firsts=(4e-4, 1.0)))

@@ -158,13 +158,6 @@ def test_the_grid_keeps_to_the_range_of_the_prior():
     assert problems.grid("least squares", 1e-4, 1) == [{}]
 
 
-@pytest.mark.parametrize(("method", "words"), [("magic", "unknown method"), ("gnc", "needs a prior")])
-def test_methods_that_cannot_be(method, words):
-    data = PROBLEMS["deblur"].measure(photo(), seeded())
-    with pytest.raises(ValueError, match=words):
-        problems.solve(method, data, {}, None)
-
-
 # --- tuning and the file ----------------------------------------------------------------------------------
 
 
