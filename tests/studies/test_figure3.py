@@ -418,7 +418,7 @@ def test_the_shipped_results_fit_the_shipped_priors(path, name):
     done = {(run.set, run.task, run.image) for run in content.rows["runs"]}
     embedded, count = (
         figure3.EMBEDDED if path == figure3.SHIPPED else (),
-        24 if name in ("R3", "P3") or path == figure3.RESTORED_LONG else 68,
+        24 if name in ("R3", "P3") else 68,
     )
     assert {(name, image) for name, _, image in done if name == "embedded"} == {
         ("embedded", image) for image in embedded
