@@ -41,6 +41,11 @@ COMMANDS = {
     "doctor": ("suite", "say what is installed, and whether it works: for a bug report"),
     "data": ("suite", "show, download or verify the images of BSDS500"),
 }
+#: the end of the help
+START = """\b
+start with:  gnc figures --only figure1
+             gnc denoise photo.png --sigma 25 --add-noise -o denoised.png
+each command explains itself:  gnc COMMAND --help"""
 
 
 class _Commands(click.Group):
@@ -58,15 +63,8 @@ class _Commands(click.Group):
         with formatter.section("commands"):
             formatter.write_dl([(name, about) for name, (_, about) in COMMANDS.items()])
 
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(
-            "\nstart with:  gnc figures --only figure1\n"
-            "             gnc denoise photo.png --sigma 25 --add-noise -o denoised.png\n"
-            "each command explains itself:  gnc COMMAND --help\n"
-        )
 
-
-@click.group(cls=_Commands, context_settings=SETTINGS, params=[DEBUG], no_args_is_help=False)
+@click.group(cls=_Commands, context_settings=SETTINGS, params=[DEBUG], no_args_is_help=False, epilog=START)
 @click.version_option(__version__, message="gnclib %(version)s")
 def gnc() -> None:
     """An executable version of Kobler & Pock 2023, 'Learning Gradually Non-convex Image Priors Using Score

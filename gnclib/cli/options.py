@@ -10,11 +10,9 @@ from collections.abc import Callable, Iterable
 from contextlib import suppress
 from pathlib import Path
 from textwrap import indent
-from typing import Any, TypeVar
+from typing import Any
 
 import click
-
-T = TypeVar("T")
 
 SETTINGS = {"help_option_names": ["-h", "--help"], "max_content_width": 110, "show_default": True}
 PATH = click.Path(path_type=Path)
@@ -32,21 +30,16 @@ SCHEMES = {
 DEBUG = click.Option(["--debug"], is_flag=True, expose_value=False, help="show the traceback of an error")
 
 
-class Command(click.Command):
-    """A command whose help ends in examples, and which takes ``--debug``."""
-
-    def __init__(self, *args: Any, examples: str, **kwargs: Any):
-        super().__init__(*args, **kwargs)
-        self.params.append(DEBUG)
-        self.examples = inspect.cleandoc(examples)
-
-    def format_epilog(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
-        formatter.write(f"\nexamples:\n{indent(self.examples, '  ')}\n")
-
-
 def command(examples: str) -> Callable[[Callable], click.Command]:
-    """Make a command of a function: its docstring is the help, which ends in these examples, a line each."""
-    return click.command(cls=Command, examples=examples)
+    """Make a command of a function, with ``--debug``: its docstring is the help, which ends in these examples."""
+
+    def make(function: Callable) -> click.Command:
+        text = indent(inspect.cleandoc(examples), "  ")
+        made = click.command(epilog=f"\b\nexamples:\n{text}")(function)
+        made.params.append(DEBUG)
+        return made
+
+    return make
 
 
 def together(*parts: Callable) -> Callable:
@@ -114,7 +107,7 @@ def say(text: str, error: bool = False) -> None:
             raise
 
 
-def progress(items: Iterable[T], unit: str, **options: Any) -> Iterable[T]:
+def progress(items: Iterable, unit: str, **options: Any) -> Iterable:
     """The items, with a bar on a terminal."""
     from tqdm import tqdm
 

@@ -159,10 +159,8 @@ def denoise(
         raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
     if add_noise is not None and sigma is None:
         raise ValueError("--add-noise needs --sigma: how much noise to add")
-    if clean is not None and len(inputs) > 1:
-        raise ValueError("--clean is for one image, not for several")
-    if uncertainty is not None and len(inputs) > 1:
-        raise ValueError("--uncertainty is for one image, not for several")
+    if len(inputs) > 1 and (clean or uncertainty):
+        raise ValueError("--clean and --uncertainty are for one image, not for several")
     if gain is not None and (sigma is not None or uncertainty is not None):
         raise ValueError("--gain makes a noise level for each pixel: leave --sigma and --uncertainty away")
     if per_frame and sigma is not None:
@@ -307,14 +305,13 @@ def _say_found(source: Path, planes, estimated: bool) -> None:
         say(f"warning: {source}: {planes.doubt}")
     if not any(planes.levels):
         say(f"{source}: no noise of sigma 2.55 (of 255) or more was found, the picture stays as it is")
-    if not estimated or not any(planes.levels):
-        return
-    words = ", ".join("below 2.55" if level is None else f"{255 * level:.1f}" for level in planes.levels)
-    names = {"opponent": "brightness, two differences of colour", "whitened": "planes that fit the noise"}
-    name = f" ({names.get(planes.basis, 'red, green, blue')})" if len(planes.levels) == 3 else ""
-    say(f"{source}: sigma {words}{name} of 255, estimated")
-    if 255 * max(level or 0 for level in planes.levels) > STRANGE:
-        say("warning: that is very strong noise; if the image is no photograph, give --sigma yourself")
+    elif estimated:
+        words = ", ".join("below 2.55" if level is None else f"{255 * level:.1f}" for level in planes.levels)
+        names = {"opponent": "brightness, two differences of colour", "whitened": "planes that fit the noise"}
+        name = f" ({names.get(planes.basis, 'red, green, blue')})" if len(planes.levels) == 3 else ""
+        say(f"{source}: sigma {words}{name} of 255, estimated")
+        if 255 * max(level or 0 for level in planes.levels) > STRANGE:
+            say("warning: that is very strong noise; if the image is no photograph, give --sigma yourself")
 
 
 # --- inpaint ----------------------------------------------------------------------------------------------

@@ -7,14 +7,12 @@ import sys
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from statistics import fmean, quantiles
-from typing import TypeVar
 
 import click
 
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, progress, say
 
-T = TypeVar("T")
 table_option = click.option(
     "--table", is_flag=True, help="run nothing, print the table of FILE (default: as shipped)"
 )
@@ -105,7 +103,7 @@ def _one_thread() -> None:
     torch.set_num_threads(1)
 
 
-def _consume(rows: Iterable[T], line: Callable[[T], str], total: int | None = None) -> int:
+def _consume(rows: Iterable, line: Callable, total: int | None = None) -> int:
     """Compute the rows, with a bar on a terminal and a line each elsewhere; their number."""
     done = 0
     for row in progress(rows, "row", total=total):

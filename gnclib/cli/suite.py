@@ -164,8 +164,9 @@ def course(only, instructor, nbgrader, check, table):
             say(f"wrote {path}")
         return
     for name, node in progress(nodes.items(), "notebook"):
-        copies.write_executed(node if instructor else copies.student(node), out / f"{name}.ipynb")
-        say(f"wrote {out / f'{name}.ipynb'}")
+        path, copy = out / f"{name}.ipynb", node if instructor else copies.student(node)
+        notebooks.write(notebooks.execute(copy, path.name), path)
+        say(f"wrote {path}")
 
 
 @command(

@@ -16,7 +16,7 @@ copy is not what its source makes.
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from copy import deepcopy
 from itertools import groupby, zip_longest
 from pathlib import Path
@@ -108,33 +108,24 @@ def unsolved(code: str, id: str) -> str:
     return kept
 
 
-def _without_instructor(source: NotebookNode) -> NotebookNode:
+def _copy(source: NotebookNode, kind: str, made: Callable[[str, str], str]) -> NotebookNode:
+    """Without the cells for the instructor, and with what is made of code and exercise in the cells of a kind."""
     node = deepcopy(source)
     node.cells = [cell for cell in node.cells if "instructor" not in cell.metadata.get("tags", [])]
+    for cell in node.cells:
+        if (of := marked(cell)) and of[0] == kind:
+            cell.source = made(cell.source, of[1])
     return node
 
 
 def student(source: NotebookNode) -> NotebookNode:
     """The student's copy: nothing for the instructor, no solutions, all else untouched; not executed yet."""
-    node = _without_instructor(source)
-    for cell in node.cells:
-        if (of := marked(cell)) and of[0] == "solution":
-            cell.source = unsolved(cell.source, of[1])
-    return node
+    return _copy(source, "solution", unsolved)
 
 
 def for_nbgrader(source: NotebookNode) -> NotebookNode:
     """nbgrader's source: solutions inside (nbgrader clears them), checks that show the points and nothing else."""
-    node = _without_instructor(source)
-    for cell in node.cells:
-        if (of := marked(cell)) and of[0] == "grade":
-            cell.source = GRADED.format(call=cell.source)
-    return node
-
-
-def write_executed(node: NotebookNode, path: Path) -> None:
-    """Run a copy, clean it, and write it in one step. Raises NotebookError: a cell failed; nothing is written."""
-    notebooks.write(notebooks.execute(node, path.name), path)
+    return _copy(source, "grade", lambda code, _: GRADED.format(call=code))
 
 
 def write_nbgrader(nodes: Mapping[str, NotebookNode], out: Path) -> list[Path]:
@@ -253,11 +244,7 @@ def _differences(wanted: NotebookNode, path: Path) -> list[str]:
     for index, (a, b) in enumerate(zip(there.cells, wanted.cells, strict=True)):
         if (a.cell_type, a.source, a.metadata) != (b.cell_type, b.source, b.metadata):
             wrong.append(f"cell {index} is not what the source makes")
-        elif (
-            (of := marked(a))
-            and of[0] == "grade"
-            and not any(" - to do" in o.get("text", "") for o in a.outputs)
-        ):
+        elif (marked(a) or ("",))[0] == "grade" and " - to do" not in str(a.outputs):
             wrong.append(f"cell {index} is a check that does not say 'to do'")
     return wrong
 

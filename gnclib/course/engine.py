@@ -212,9 +212,7 @@ def _parts(value: Any) -> Sequence[Any]:
 
 
 def _double(value: Any) -> Tensor:
-    value = (
-        value if isinstance(value, Tensor) else np.asarray(value, dtype=np.float64)
-    )  # of any kind of number
+    value = value if isinstance(value, Tensor) else np.asarray(value, np.float64)  # any kind of number
     return torch.as_tensor(value, dtype=torch.float64).detach()
 
 
@@ -235,11 +233,9 @@ def _all_agree(exercise: Exercise, results: list, others: list, rtol: float = 0.
 
 def _matching(exercise: Exercise, table: Mapping[str, Sequence[Formula]], results: list) -> str:
     """The text beside the first formula that gives these results, those of the first rounds; empty if none does."""
-    rounds = range(len(results))
     for text, formulas in table.items():
-        for formula in formulas:
-            if all(_gives(exercise, formula, k, results[k]) for k in rounds):
-                return text
+        if any(all(_gives(exercise, f, k, result) for k, result in enumerate(results)) for f in formulas):
+            return text
     return ""
 
 

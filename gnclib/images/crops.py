@@ -52,7 +52,11 @@ class PatchSampler:
         if not isinstance(generator, torch.Generator):
             raise ValueError(f"generator must be a torch.Generator, got {type(generator).__name__}")
         self.size, self.generator, self.augment = size, generator, augment
-        self._pixels = _pack(images)  # (total number of pixels,)
+        pixels = torch.cat([image.detach().reshape(-1).float() for image in images])
+        if not bool(((pixels >= 0) & (pixels <= 1)).all()):
+            raise ValueError("grey values must lie in [0, 1]")
+        levels = (pixels * 255).round()  # (total number of pixels,)
+        self._pixels = levels.to(torch.uint8) if torch.equal(levels / 255, pixels) else pixels
         shapes = torch.tensor([image.shape[2:] for image in images])  # (N, 2)
         self._width = shapes[:, 1]
         self._columns = shapes[:, 1] - size + 1  # positions per row, (N,)
@@ -60,16 +64,11 @@ class PatchSampler:
         self._start = shapes.prod(1).cumsum(0) - shapes.prod(1)  # first pixel of each image, (N,)
         self._side = torch.arange(size)
 
-    @property
-    def positions(self) -> int:
-        """The number of different crops (without symmetries)."""
-        return int(self._last[-1])
-
     def sample(self, count: int) -> Tensor:
         """Draw `count` patches: float32 (count, 1, size, size) in [0, 1]."""
         if isinstance(count, bool) or not isinstance(count, int) or count < 1:
             raise ValueError(f"the number of patches must be a positive integer, got {count!r}")
-        draw = torch.randint(self.positions, (count,), generator=self.generator)
+        draw = torch.randint(int(self._last[-1]), (count,), generator=self.generator)
         image = torch.searchsorted(self._last, draw, right=True)  # (count,)
         draw = draw - torch.where(image > 0, self._last[image - 1], 0)  # position within the image
         width, columns = self._width[image], self._columns[image]
@@ -82,15 +81,6 @@ class PatchSampler:
             patches = torch.where(flip & 2 > 0, patches.flip(3), patches)
             patches = torch.where(flip & 1 > 0, patches.flip(2), patches)
         return patches.float().div_(255) if patches.dtype == torch.uint8 else patches
-
-
-def _pack(images: list[Tensor]) -> Tensor:
-    """All pixels in one vector: uint8 if every grey value is a multiple of 1/255, else float32."""
-    pixels = torch.cat([image.detach().reshape(-1).float() for image in images])
-    if not bool(((pixels >= 0) & (pixels <= 1)).all()):
-        raise ValueError("grey values must lie in [0, 1]")
-    levels = (pixels * 255).round()
-    return levels.to(torch.uint8) if torch.equal(levels / 255, pixels) else pixels
 
 
 def patches(images, size: int, count: int, generator, augment: bool = False) -> Tensor:

@@ -2,8 +2,8 @@
 
 The Berkeley Segmentation Data Set (Arbelaez, Maire, Fowlkes & Malik, TPAMI 2011) has 500 photographs of 321 x 481
 pixels (either way up) in three splits: train (200), val (100) and test (200). The denoising benchmark BSDS68 of Roth &
-Black is a *subset of val*. Priors are therefore trained on train + test only: `training_images` refuses val, so a
-benchmark number is never a number on training data.
+Black is a *subset of val*. Priors are therefore trained on train + test only: `training_images` has these, and
+`refuse_validation` the rest, so a benchmark number is never a number on training data.
 
 The images are not part of this package. They are read from the folder named by the environment variable `GNC_DATA_DIR`
 (which holds `BSDS500/{train,val,test}/*.jpg`) or else downloaded once into pooch's cache from a public mirror at a
@@ -177,17 +177,10 @@ def _decode(content: bytes, mode: str = "L") -> Tensor:
 # --- data sets --------------------------------------------------------------------------------------------
 
 
-def bsds500(split: str) -> dict[str, Tensor]:
-    """Grey images of the split "train", "val" or "test": id -> float32 (1, 1, H, W) in [0, 1], sorted by id.
-
-    The files are downloaded if need be (10 to 20 MB per split). Raises ValueError: an unknown split or a corrupt file;
-    FileNotFoundError: a file is missing below GNC_DATA_DIR; ConnectionError: the download fails.
-    """
-    return _images(split, bsds500_ids(split))
-
-
 def bsds68(colour: bool = False) -> dict[str, Tensor]:
-    """The 68 test images of Roth & Black in the benchmark's order, for tests only. Raises as :func:`bsds500`.
+    """The 68 test images of Roth & Black in the benchmark's order, for tests only.
+
+    The files are downloaded if need be (10 to 20 MB per split).
 
     Parameters
     ----------
@@ -197,7 +190,12 @@ def bsds68(colour: bool = False) -> dict[str, Tensor]:
     Returns
     -------
     dict
-        Id -> (1, 1, H, W), in colour (3, 1, H, W).
+        Id -> (1, 1, H, W), in colour (3, 1, H, W), float32 in [0, 1].
+
+    Raises
+    ------
+    ValueError, FileNotFoundError, ConnectionError
+        A file is corrupt; one is missing below GNC_DATA_DIR; the download fails.
     """
     return _images("val", bsds68_ids(), "RGB" if colour else "L")
 
@@ -208,29 +206,22 @@ def validation_images() -> dict[str, Tensor]:
     return _images("val", [image for image in bsds500_ids("val") if image not in benchmark])
 
 
-def training_images(splits: Iterable[str] = ("train", "test")) -> dict[str, Tensor]:
-    """Images to train on: by default train + test, 400 of them. Raises ValueError for val, which holds BSDS68."""
-    splits = (splits,) if isinstance(splits, str) else tuple(splits)
-    if not splits:
-        raise ValueError("training_images needs at least one split: 'train', 'test' or both")
-    if "val" in splits:
-        raise ValueError("val must not be trained on: it contains the test set BSDS68. Use train and test")
+def training_images() -> dict[str, Tensor]:
+    """The images to train on: train and test, each sorted by id, 400 of them. Raises as :func:`bsds68`."""
     images = {}
-    for split in splits:
-        images.update(bsds500(split))
+    for split in ("train", "test"):
+        images |= _images(split, bsds500_ids(split))
     refuse_validation(images)
     return images
 
 
 def refuse_validation(ids: Iterable[str]) -> None:
-    """Raise ValueError if one of these image ids belongs to val; those of BSDS68 are named first."""
-    ids = set(ids)
-    if leaked := sorted(ids & set(bsds68_ids())):
+    """Raise ValueError if one of these image ids belongs to val."""
+    if leaked := sorted(set(ids) & set(bsds500_ids("val"))):
         raise ValueError(
-            f"these images belong to the test set BSDS68, never train on them: {', '.join(leaked)}"
+            "these images belong to BSDS500 val, which holds the test set BSDS68, never train on them:"
+            f" {', '.join(leaked)}"
         )
-    if leaked := sorted(ids & set(bsds500_ids("val"))):
-        raise ValueError(f"these images belong to val, never train on them: {', '.join(leaked)}")
 
 
 def refuse_validation_files(paths: Iterable[Path]) -> None:

@@ -26,7 +26,10 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tifffile
 from PIL import ExifTags, Image, ImageChops, ImageOps, UnidentifiedImageError
+
+from gnclib.io import read_bytes
 
 #: what Pillow may take a file for
 FORMATS = ("PNG", "TIFF", "JPEG", "BMP", "GIF", "WEBP", "PPM")
@@ -81,11 +84,7 @@ def read(path: str | os.PathLike, *, bilevel: bool = False) -> Picture:
     path = Path(path)
     if path.is_dir():
         raise IsADirectoryError(f"{path} is a folder: give the name of an image file")
-    if not path.is_file():
-        raise FileNotFoundError(f"there is no image file {path}")
-    if (size := path.stat().st_size) > LARGEST_FILE:
-        raise ValueError(f"{path} has {size / 1e9:.1f} GB, more than the {LARGEST_FILE / 1e9:g} GB read here")
-    return decode(path.read_bytes(), str(path), bilevel=bilevel)
+    return decode(read_bytes(path, LARGEST_FILE), str(path), bilevel=bilevel)
 
 
 def decode(content: bytes, name: str, *, bilevel: bool = False) -> Picture:
@@ -137,9 +136,7 @@ def _decode(content: bytes, name: str, bilevel: bool) -> Picture:
         exif = image.getexif()  # now: Pillow closes TIFF files when it has the pixels
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         turned = orientation in (5, 6, 7, 8)
-        stored = (
-            image.size[::-1] if turned and image.format == "TIFF" else image.size
-        )  # of TIFF: turned already
+        stored = image.size[::-1] if turned and image.format == "TIFF" else image.size  # turned already
         remarks = _description(exif, stored[::-1] if turned else stored)
         profile = image.info.get("icc_profile")
         dpi = _resolution(image.info.get("dpi"), turned)
@@ -153,7 +150,10 @@ def _decode(content: bytes, name: str, bilevel: bool) -> Picture:
             if image.format == "PNG" and image.mode.startswith("I;16") and clear is not None:
                 array = np.dstack([array, np.where(array == clear, 0, 65535).astype(np.uint16)])
             if image.format == "TIFF" and image.mode.startswith("I;16"):
-                array = _as_black_is_zero(image, array, name)
+                if (bits := image.tag_v2.get(258, (16,))[0]) != 16:  # 12 bits would stay unscaled
+                    raise _Refused(f"{name} has {bits} bits per pixel: convert it to 8 or 16 bit")
+                if image.tag_v2.get(262) == 0:  # white is zero, and Pillow leaves it so
+                    array = 65535 - array
     profile = profile if isinstance(profile, bytes) and profile else None
     return replace(_picture(array, profile, remarks, dpi), kind=kind)
 
@@ -190,8 +190,6 @@ def _has_extra_band(image: Image.Image) -> bool:
 
 def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> tuple[np.ndarray, str]:
     """(H, W, C) of a TIFF file with several channels, of 16 bits or with an extra band; what that band is."""
-    import tifffile
-
     with tifffile.TiffFile(io.BytesIO(content)) as file:
         page = file.pages[0]
         samples = page.samplesperpixel
@@ -221,8 +219,6 @@ def _wide_tiff(content: bytes, size: tuple[int, int], name: str) -> tuple[np.nda
 
 def _grey_with_a_band(content: bytes, name: str) -> Picture | None:
     """A TIFF file of 16-bit grey and alpha or another band, which Pillow does not open; None if it is none."""
-    import tifffile
-
     try:
         with tifffile.TiffFile(io.BytesIO(content)) as file:
             page = file.pages.first
@@ -235,14 +231,6 @@ def _grey_with_a_band(content: bytes, name: str) -> Picture | None:
     _demand_size(size, name)
     array, kind = _wide_tiff(content, size, name)
     return replace(_picture(_upright(array, turn), profile, None, _resolution(dpi, turn > 4)), kind=kind)
-
-
-def _as_black_is_zero(image: Image.Image, array: np.ndarray, name: str) -> np.ndarray:
-    """16-bit grey of TIFF with 0 as black; Pillow leaves "white is zero" as it is, and 12 bits unscaled."""
-    bits = image.tag_v2.get(258, (16,))[0]
-    if bits != 16:
-        raise _Refused(f"{name} has {bits} bits per pixel: convert it to 8 or 16 bit")
-    return 65535 - array if image.tag_v2.get(262) == 0 else array
 
 
 def _plain(image: Image.Image, name: str, bilevel: bool) -> Image.Image:

@@ -12,14 +12,13 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import tifffile
 from PIL import Image
 
-from gnclib.images.reading import EXTRA, Picture, remarks
+from gnclib.images.reading import Picture, remarks
 from gnclib.io import write_bytes
 
-_LOSSLESS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP"}
-_LOSSY = {".jpg": "JPEG", ".jpeg": "JPEG"}
-_FORMATS = _LOSSLESS | _LOSSY
+_FORMATS = {".png": "PNG", ".tif": "TIFF", ".tiff": "TIFF", ".bmp": "BMP", ".jpg": "JPEG", ".jpeg": "JPEG"}
 #: what TIFF files end in
 TIFF = (".tif", ".tiff")
 
@@ -38,21 +37,14 @@ def check_writable(path: str | os.PathLike, picture: Picture, force: bool = Fals
     IsADirectoryError
         The path is a folder.
     """
-    path, suffix = check_place(path, tuple(_FORMATS), force=True), Path(path).suffix.lower()
-    colour = picture.pixels.shape[0] == 3 or picture.alpha is not None
-    if picture.depth == 16 and (suffix not in (".png", ".tif", ".tiff") or (colour and suffix == ".png")):
-        better = ".tif" if colour else ".png or .tif"
-        raise ValueError(
-            f"{path.name!r} cannot hold this 16-bit image: write to a name that ends in {better}"
-        )
-    if picture.alpha is not None and suffix in (".jpg", ".jpeg", ".bmp"):
-        raise ValueError(
-            f"{path.name!r} cannot hold the alpha channel: write to a name that ends in .png or .tif"
-        )
-    if picture.kind != "unassalpha" and suffix not in TIFF:
-        raise ValueError(
-            f"{path.name!r} cannot hold {EXTRA[picture.kind]}: write to a name that ends in .tif"
-        )
+    alpha, path = picture.alpha is not None, Path(path)
+    if picture.kind != "unassalpha" or (picture.depth == 16 and (alpha or len(picture.pixels) == 3)):
+        fit = TIFF
+    else:
+        fit = (".png", *TIFF) if picture.depth == 16 or alpha else tuple(_FORMATS)
+    if (suffix := path.suffix.lower()) in _FORMATS and suffix not in fit:
+        better = " or ".join(fit[:-1])  # without .tiff
+        raise ValueError(f"{path.name!r} cannot hold this picture ({picture}): let its name end in {better}")
     return check_place(path, tuple(_FORMATS), force)
 
 
@@ -83,16 +75,11 @@ def quantise(picture: Picture, pixels: np.ndarray) -> Picture:
 def write(path: str | os.PathLike, picture: Picture, force: bool = False) -> Path:
     """Write an image file in one step, in the bit depth of the picture; raises as `check_writable` does."""
     path = check_writable(path, picture, force)
-    return write_bytes(path, encode(picture, path.suffix))
-
-
-def encode(picture: Picture, suffix: str) -> bytes:
-    """The bytes of the file with this suffix (".png", ...) that :func:`check_writable` found possible."""
-    array, kind = _levels(picture), _FORMATS[suffix.lower()]
+    array, kind = _levels(picture), _FORMATS[path.suffix.lower()]
     buffer = io.BytesIO()
     if array.ndim == 3 and (picture.depth == 16 or picture.kind != "unassalpha"):
         _encode_wide_tiff(buffer, array, picture)
-        return buffer.getvalue()
+        return write_bytes(path, buffer.getvalue())
     options = {"quality": 95, "subsampling": 0} if kind == "JPEG" else {}
     if picture.profile:
         options["icc_profile"] = picture.profile
@@ -106,7 +93,7 @@ def encode(picture: Picture, suffix: str) -> bytes:
         options.pop("exif", None)
         buffer = io.BytesIO()
         Image.fromarray(array).save(buffer, kind, **options)
-    return buffer.getvalue()
+    return write_bytes(path, buffer.getvalue())
 
 
 def check_map(path: str | os.PathLike, force: bool = False) -> Path:
@@ -121,10 +108,9 @@ def check_map(path: str | os.PathLike, force: bool = False) -> Path:
     FileNotFoundError
         The folder does not exist.
     """
-    if Path(path).suffix.lower() not in TIFF:
-        raise ValueError(f"{Path(path).name!r} cannot hold real numbers: write to a name that ends in .tif")
-    check_place(Path(path).with_suffix(".png"), (".png",), force)
-    return check_place(path, TIFF, force)
+    path = check_place(path, TIFF, force)  # which can hold real numbers
+    check_place(path.with_suffix(".png"), (".png",), force)
+    return path
 
 
 def write_map(path: str | os.PathLike, values: np.ndarray, white: float, force: bool = False) -> Path:
@@ -132,8 +118,6 @@ def write_map(path: str | os.PathLike, values: np.ndarray, white: float, force: 
 
     Returns the path of the PNG file; raises as :func:`check_map`.
     """
-    import tifffile
-
     path = check_map(path, force)
     array = np.moveaxis(values, 0, -1) if len(values) == 3 else values[0]
     buffer, picture = io.BytesIO(), io.BytesIO()
@@ -154,11 +138,8 @@ def _levels(picture: Picture) -> np.ndarray:
 
 
 def _encode_wide_tiff(buffer: io.BytesIO, array: np.ndarray, picture: Picture) -> None:
-    import tifffile
-
     texts = remarks(picture.exif) if picture.exif else {}
-    known = (270, 271, 272, 305, 306, 315, 316, 33432)
-    tags = [(key, "s", 0, texts[key].encode(), True) for key in known if isinstance(texts.get(key), str)]
+    tags = [(key, "s", 0, text.encode(), True) for key, text in texts.items() if isinstance(text, str)]
     tifffile.imwrite(
         buffer, array, metadata=None, iccprofile=picture.profile,
         photometric="rgb" if picture.pixels.shape[0] == 3 else "minisblack",

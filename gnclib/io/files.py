@@ -146,9 +146,7 @@ def encode(value: Any, digits: int | None = None) -> Any:
             if not isinstance(key, str):
                 raise ValueError(f"JSON keys are strings, got {key!r} ({type(key).__name__}): use str(key)")
         return {key: encode(item, digits) for key, item in value.items()}
-    if hasattr(value, "detach"):  # a tensor, told without importing torch
-        value = value.detach().cpu()
-    if hasattr(value, "tolist"):  # numpy arrays and scalars, tensors
+    if hasattr(value, "tolist"):  # numpy arrays and scalars, tensors of any device
         return encode(value.tolist(), digits)
     if isinstance(value, (list, tuple)):
         return [encode(item, digits) for item in value]

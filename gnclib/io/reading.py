@@ -31,8 +31,6 @@ from typing import Any, dataclass_transform
 import pydantic.dataclasses
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
-from gnclib.io import files
-
 #: bytes of the largest JSON file that is read
 LARGEST_JSON = 20_000_000
 #: lists and objects in each other
@@ -63,25 +61,15 @@ def read_bytes(path: str | os.PathLike, largest: int) -> bytes:
 # JSON ----------------------------------------------------------------------------------------------------------------
 
 
-def read_json(
-    path: str | os.PathLike,
-    kind: str,
-    model: Any = object,
-    largest: int = LARGEST_JSON,
-    *,
-    plain: bool = True,
-) -> Any:
+def read_json(path: str | os.PathLike, kind: str, model: Any = object, largest: int = LARGEST_JSON) -> Any:
     """What a file of strict JSON holds, of a type as :func:`check` takes it; ``kind`` says in words what it should be.
 
-    A file from :func:`gnclib.io.files.encode` is not ``plain``: nan and infinity are decoded. They are refused unless
-    the type says ``Annotated[float, AllowInfNan(True)]``. Raises FileNotFoundError or ValueError, which says what is
-    wrong and where.
+    :func:`gnclib.io.files.decode` turns what stands for nan and infinity into numbers. Raises FileNotFoundError or
+    ValueError, which says what is wrong and where.
     """
     content = read_bytes(path, largest)
     try:
-        value = parse_json(content)
-        value = value if plain else files.decode(value)
-        return check(value, model)
+        return check(parse_json(content), model)
     except ValueError as error:
         raise ValueError(f"{path} is no {kind}: {error}") from None
 
@@ -148,9 +136,7 @@ def check(value: Any, model: Any, name: str = "") -> Any:
 
 @functools.lru_cache(maxsize=64)
 def _adapter(model: Any) -> TypeAdapter:
-    return TypeAdapter(
-        list[model], config=STRICT
-    )  # as an item of a list a TypedDict takes this configuration, too
+    return TypeAdapter(list[model], config=STRICT)  # so a TypedDict takes the configuration, too
 
 
 @dataclass_transform(frozen_default=True)

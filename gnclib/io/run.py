@@ -136,11 +136,7 @@ class Keeper(Generic[R]):
         try:
             write()
         except OSError as error:
-            kept = (
-                "no checkpoint was written yet"
-                if self.saved is None
-                else f"that of step {self.saved} is intact"
-            )
+            kept = "there is no checkpoint" if self.saved is None else f"that of step {self.saved} is intact"
             place = f"cannot write to {self.folder} at step {self.state.step}"
             raise OSError(error.errno, f"{place} ({error.strerror}); {kept}") from error
 

@@ -13,6 +13,7 @@ import os
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field
+from itertools import groupby
 from pathlib import Path
 from typing import Annotated, Any, NotRequired, TypeVar
 
@@ -134,7 +135,10 @@ def load_checkpoint(
     try:
         found, metadata = read_tensors(path)
         meta = reading.check(reading.parse_json(metadata.get("state", "")), kind)
-        parts = in_parts(found)
+        parts: dict[str, dict[str, Tensor]] = {}  # the tensors NAME.REST, "" for NAME alone
+        for name, tensor in found.items():
+            part, _, rest = name.partition(".")
+            parts.setdefault(part, {})[rest] = tensor
         optimizer, generator = parts.pop("optimizer", {}), parts.pop("generator", {})
         state = build(meta, parts)
         if parts:
@@ -177,9 +181,7 @@ def read_tensors(path: str | os.PathLike) -> tuple[dict[str, Tensor], dict[str, 
 def _tensors(content: bytes) -> dict[str, Tensor]:
     try:
         tensors = load(content)
-    except (
-        Exception
-    ) as error:  # besides its own it lets through what torch says of shapes and kinds of numbers
+    except Exception as error:  # its own, and what torch says of shapes and kinds of numbers
         raise ValueError(f"{type(error).__name__}: {error}") from None
     for name, tensor in tensors.items():
         if str(tensor.dtype).removeprefix("torch.") not in KINDS:
@@ -199,15 +201,6 @@ def demand_tensors(found: Mapping[str, Tensor], wanted: Mapping[str, tuple[int, 
             raise ValueError(f"{what}: {name} must hold floating point numbers {shape}, got {is_now}")
         if not bool((found[name].abs() <= 3e38).all()):
             raise ValueError(f"{what}: {name} holds numbers that are too large for float32")
-
-
-def in_parts(tensors: Mapping[str, Tensor]) -> dict[str, dict[str, Tensor]]:
-    """The tensors NAME.REST by NAME and REST, "" for NAME alone."""
-    parts: dict[str, dict[str, Tensor]] = {}
-    for name, tensor in tensors.items():
-        first, _, rest = name.partition(".")
-        parts.setdefault(first, {})[rest] = tensor
-    return parts
 
 
 def moments(tensors: Mapping[str, Tensor], optimizer: torch.optim.Optimizer) -> dict[int, dict[str, Tensor]]:
@@ -297,10 +290,8 @@ def told(state: State) -> dict[str, Any]:
 
 
 def _in_turn(history: list[Turn], key: str) -> str:
-    turns: list[tuple[int, str]] = []
-    for entry in history:
-        if not turns or turns[-1][1] != entry[key]:
-            turns.append((entry["from"], entry[key]))
+    grouped = groupby(history, lambda entry: entry[key])
+    turns = [(next(entries)["from"], value) for value, entries in grouped]
     if len(turns) == 1:
         return turns[0][1]
     parts = [f"{turns[0][1]} for the first {turns[1][0]} iterations"]

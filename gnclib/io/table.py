@@ -20,7 +20,6 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from concurrent.futures.process import BrokenProcessPool
 from dataclasses import dataclass
-from functools import cached_property
 from multiprocessing import get_context
 from pathlib import Path
 from typing import Annotated, Any, ClassVar
@@ -106,7 +105,8 @@ class Form:
         Raises FileNotFoundError, or ValueError, which says why it is not of this form.
         """
         path = self.shipped if path is None else path
-        content = read_json(path, self.kind, dict[str, Any], plain=False)
+        found = read_json(path, self.kind, dict[str, Any])
+        content = {name: files.decode(part) for name, part in found.items()}
         try:
             if content.keys() != (wanted := {"about", "columns", *self.tables}):
                 raise ValueError(f"it must hold {', '.join(sorted(wanted))}")
@@ -156,12 +156,7 @@ class Table:
         packages: Iterable[str] = ("torch",),
     ):
         self.path, self.form, self.about = Path(path), form, about
-        self._computing = device, packages
-
-    @cached_property
-    def origin(self) -> Origin:
-        """The origin of the rows that are added."""
-        return Origin.here(*self._computing)
+        self.origin = Origin.here(device, packages)  # of the rows that are added
 
     def read(self) -> Content:
         """The content of the file; no rows where there is no file. Raises ValueError if it is of another form or about

@@ -160,7 +160,7 @@ class Record:
 
         Raises ValueError: the data are no record, or the stored verdict does not follow from the evidence.
         """
-        fields = decode(dict(data))
+        fields = {name: decode(value) for name, value in dict(data).items()}
         stored = fields.pop("verdict", None)
         made = cls(**fields)
         if made.verdict != stored:

@@ -22,7 +22,7 @@ from typing import Any
 import numpy as np
 from typing_extensions import TypedDict
 
-from gnclib.io import dumps, read_json, write_text
+from gnclib.io import decode, dumps, read_json, write_text
 from gnclib.suite.claims import CLAIMS, MIME, Record, cell, claim
 from gnclib.suite.rules import UNDECIDED, VERDICTS
 
@@ -78,7 +78,7 @@ def load(path: Path) -> list[Record]:
     if not Path(path).exists():
         return []
     hint = "delete it and run 'gnc figures'"
-    found = read_json(path, f"claims ledger ({hint})", _File, plain=False)
+    found = read_json(path, f"claims ledger ({hint})", _File)
     try:
         return [Record.from_json(data) for data in found["records"]]
     except ValueError as error:
@@ -208,7 +208,7 @@ def compare_files(reference: Path, value: Path, rtol: float, atol: float) -> tup
     machine, the bundled photographs on another) the numbers differ rightly, so they are not compared. Raises
     FileNotFoundError or ValueError: one of the files is missing; one is damaged.
     """
-    a, b = (read_json(path, "file of numbers behind a figure", plain=False) for path in (reference, value))
+    a, b = (decode(read_json(path, "file of numbers behind a figure")) for path in (reference, value))
     sources = [item.get("data") if isinstance(item, dict) else None for item in (a, b)]
     if sources[0] != sources[1] and all(isinstance(source, str) for source in sources):
         return [], f"made from {sources[1]} here, from {sources[0]} in the reference"

@@ -126,9 +126,7 @@ def execute(
             "progress_bar": False, "kernel_name": "python3", "extra_arguments": ["--log-level=CRITICAL"],
             "execution_timeout": 900, "coalesce_streams": True, "kernel": {},
         }  # fmt: skip
-        if (
-            os.name == "posix" and len(folder) < 85
-        ):  # names of sockets are short; ports of kernels may collide
+        if os.name == "posix" and len(folder) < 85:  # sockets have short names; ports may collide
             options["kernel"] = {"transport": "ipc", "connection_file": f"{folder}/kernel.json"}
         error = _in_a_process([sys.executable, "-c", _PAPERMILL, json.dumps(options)], environment)
         found = nbformat.read(done, nbformat.NO_CONVERT) if done.is_file() else nbformat.v4.new_notebook()

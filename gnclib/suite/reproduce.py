@@ -27,8 +27,6 @@ from gnclib.suite import ledger, notebooks
 from gnclib.suite.notebooks import MANIFEST, Manifest, NotebookError, gallery
 
 SUFFIXES = (".png", ".pdf", ".json")
-#: what lies beside the figures: the ledger, and the gallery
-PAGES = {"claims.json", "claims.md", "README.md"}
 
 
 def select(only: Iterable[str], manifest: Manifest = MANIFEST, folder: Path | None = None) -> dict[str, Path]:

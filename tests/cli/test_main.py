@@ -136,7 +136,7 @@ def test_denoise_errors(capsys, tmp_path, photo, prior):
     for words, status, message in [
         ([*good[:3], 1, *good[4:]], 2, "outside of this prior's range, 2.55 to 255"),
         ([*good[:3], "nan", *good[4:]], 2, "must lie in (0, 255]"),
-        (["denoise", tmp_path / "no.png", *good[2:]], 1, "there is no image file"),
+        (["denoise", tmp_path / "no.png", *good[2:]], 1, "there is no file"),
         ([*good[:5], tmp_path / "out.xyz", *good[6:]], 2, "choose one of the suffixes"),
         ([*good[:7], tmp_path / "nothing"], 1, "nothing"),
         ([*good, "--clean", small], 2, "they must agree"),

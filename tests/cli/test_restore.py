@@ -134,7 +134,7 @@ def test_inpaint_errors(capsys, tmp_path, noisy):
     out = tmp_path / "out.png"
     for mask, status, message in [
         (tmp_path / "small.png", 2, "they must agree"), (tmp_path / "all.png", 2, "is it inverted?"),
-        ("alpha", 2, "no alpha channel"), (tmp_path / "absent.png", 1, "there is no image file"),
+        ("alpha", 2, "no alpha channel"), (tmp_path / "absent.png", 1, "there is no file"),
         (tmp_path, 1, "is a folder"),
     ]:  # fmt: skip
         result, _, err = gnc(capsys, "inpaint", noisy, "--mask", mask, "-o", out)
@@ -204,7 +204,7 @@ def test_uncertainty_is_written_as_numbers_and_as_a_picture(capsys, tmp_path):
     np.testing.assert_allclose(read(tmp_path / "std.png"), 255 * std / std.max(), atol=0.51)
     assert f"white is {std.max():.1f}" in out
     status, _, err = gnc(capsys, *words, "--force", "--uncertainty", tmp_path / "std.png")
-    assert (status, "ends in .tif" in err) == (2, True)
+    assert (status, "suffixes .tif" in err) == (2, True)
     (tmp_path / "std.tif").unlink()
     status, _, err = gnc(capsys, *words, "--force", "--uncertainty", tmp_path / "nowhere" / "std.tif")
     assert (status, "no folder" in err) == (1, True)

@@ -195,7 +195,7 @@ def test_exercises_without_a_cell_and_cells_without_an_exercise():
 def executed(tmp_path_factory):
     """The student's copy of the tiny course, run once."""
     path = tmp_path_factory.mktemp("course") / "8_tiny.ipynb"
-    course.write_executed(course.student(tiny()), path)
+    notebooks.write(notebooks.execute(course.student(tiny()), path.name), path)
     return path.read_bytes()
 
 

@@ -97,7 +97,7 @@ def test_sixteen_bit_colour_png_is_refused_and_not_halved(tmp_path):
     (tmp_path / "x.png").write_bytes(bytes(content))
     with pytest.raises(ValueError, match="16 bits per colour channel"):
         images.read(tmp_path / "x.png")
-    with pytest.raises(FileNotFoundError, match="no image file"):
+    with pytest.raises(FileNotFoundError, match="there is no file"):
         images.read(tmp_path / "absent.png")
 
 
@@ -106,7 +106,7 @@ def test_writing_refuses(tmp_path):
     alpha = images.Picture(np.zeros((3, 4, 4), np.float32), np.zeros((4, 4), np.uint8), 8)
     colour16 = images.Picture(np.zeros((3, 4, 4), np.float32), None, 16)
     for name, picture, message in [
-        ("a.jpg", grey16, "16-bit"), ("a.png", colour16, r"ends in \.tif"), ("a.jpg", alpha, "alpha"),
+        ("a.jpg", grey16, "16 bit"), ("a.png", colour16, r"end in \.tif"), ("a.jpg", alpha, "alpha"),
         ("a.xyz", grey16, "choose one of the suffixes"), ("a", grey16, "choose one of the suffixes"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -221,10 +221,10 @@ def test_faults_of_the_file_system(tmp_path):
     (tmp_path / "empty.png").touch()
     (tmp_path / "folder.png").mkdir()
     for name, kind, message in [
-        ("loop.png", FileNotFoundError, "no image file"),
+        ("loop.png", FileNotFoundError, "there is no file"),
         ("empty.png", ValueError, "is empty"),
         ("folder.png", IsADirectoryError, "is a folder"),
-        ("x" * 300, OSError, "long|no image file"),
+        ("x" * 300, OSError, "long|no file"),
         ("a\0b", FileNotFoundError, "no"),
     ]:
         with pytest.raises(kind, match=message):
@@ -260,7 +260,7 @@ def test_an_extra_sample_of_tiff_stays_what_it_is(tmp_path, depth, channels, ext
         assert [int(sample) for sample in file.pages[0].extrasamples] == [extra]
         np.testing.assert_array_equal(file.pages[0].asarray(), array)
     if extra != 2:
-        with pytest.raises(ValueError, match=f"cannot hold ({said}|this 16-bit image)"):
+        with pytest.raises(ValueError, match=rf"cannot hold .* with {said}, .* in \.tif$"):
             images.write(tmp_path / "b.png", picture)
 
 

@@ -8,7 +8,7 @@ import pytest
 from pydantic import AllowInfNan, Field, model_validator
 from typing_extensions import TypedDict
 
-from gnclib.io import check, dumps, read_json, settings
+from gnclib.io import check, decode, dumps, read_json, settings
 
 NAN = float("nan")
 
@@ -59,16 +59,15 @@ def test_what_fits():
 
 
 def test_files_of_encoded_numbers(tmp_path):
-    """nan and infinity, where the type allows them; refused, with the file named, where it does not."""
+    """nan and infinity, where the type allows them; refused where it does not, or before they are decoded."""
     path = tmp_path / "a.json"
     path.write_text(dumps({"t": [NAN, 1.5]}))
-    first, second = read_json(
-        path, "list", dict[str, list[Annotated[float, AllowInfNan(True)]]], plain=False
-    )["t"]
+    found = decode(read_json(path, "list"))
+    first, second = check(found, dict[str, list[Annotated[float, AllowInfNan(True)]]])["t"]
     assert first != first
     assert second == 1.5
-    with pytest.raises(ValueError, match=r"a\.json is no list: t\[0\] must be a finite number, got nan"):
-        read_json(path, "list", dict[str, list[float]], plain=False)
+    with pytest.raises(ValueError, match=r"t\[0\] must be a finite number, got nan"):
+        check(found, dict[str, list[float]])
     with pytest.raises(
         ValueError, match=r"a\.json is no list: t\[0\] must be a valid number, got an object of 1"
     ):

@@ -4,7 +4,6 @@ import json
 import math
 from dataclasses import replace
 
-import click
 import pytest
 import torch
 
@@ -257,10 +256,8 @@ def test_settings_that_did_not_exist_yet_count_as_defaults(small, tmp_path):
 
 
 def test_the_command_refuses_nonsense(small, tmp_path):
-    with pytest.raises(click.UsageError, match="nothing"):
-        command("--only", "nothing", "--out", tmp_path / "a.json")
-    for words in (["--only", "G1"], ["--network", "--only", "recipe"]):  # of the other list
-        with pytest.raises(ValueError, match="--network and --windows choose other lists"):
+    for words in (["--only", "nothing"], ["--only", "G1"], ["--network", "--only", "recipe"]):
+        with pytest.raises(ValueError, match=f"^{words[-1]}: .*--network and --windows choose other lists"):
             command(*words, "--out", tmp_path / "a.json")
 
 

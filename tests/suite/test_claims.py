@@ -316,6 +316,8 @@ def test_a_verdict_edited_by_hand_is_noticed():
     data = claims.record("A1-tweedie", {"largest_difference": 1.0}).to_json()
     with pytest.raises(ValueError, match="the numbers give 'does not hold'"):
         claims.Record.from_json(data | {"verdict": "holds"})
+    with pytest.raises(ValueError, match="missing or unknown: id"):
+        claims.Record.from_json({"float": "nan"})  # no number either
 
 
 def made(id, notebook, value, mode="quick"):
