@@ -163,8 +163,8 @@ def denoise(
         raise ValueError("--clean and --uncertainty are for one image, not for several")
     if gain is not None and (sigma is not None or uncertainty is not None):
         raise ValueError("--gain makes a noise level for each pixel: leave --sigma and --uncertainty away")
-    if per_frame and sigma is not None:
-        raise ValueError("--per-frame estimates the noise of each frame: leave --sigma away")
+    if per_frame and not sigma is gain is None:
+        raise ValueError("--per-frame estimates the noise of each frame: leave --sigma and --gain away")
     if gain is None and (offset or read_noise):
         raise ValueError("--offset and --read-noise go with --gain")
     fraction = None if sigma is None else _fraction(sigma)

@@ -9,6 +9,7 @@ import time
 import warnings
 from collections.abc import Iterator
 from importlib import metadata
+from io import BytesIO
 from pathlib import Path
 
 import click
@@ -53,6 +54,7 @@ GAIN = 7.0
 def figures(only, full, out, check, jobs, listed):
     """Run the notebooks in temporary copies, check that every declared figure was made, and collect the figures,
     their numbers (NAME.json) and the claims ledger (claims.md). A notebook that fails changes nothing."""
+    from gnclib.io import write_bytes
     from gnclib.suite import notebooks, reproduce
 
     if listed:
@@ -75,9 +77,8 @@ def figures(only, full, out, check, jobs, listed):
         say(f"the fresh run agrees with {out}")
         return
     if out == clone / "figures":
-        notebooks.contact_sheet(out).quantize(256, kmeans=3).save(
-            clone / "notebooks" / "guide" / "contact_sheet.png", optimize=True
-        )
+        notebooks.contact_sheet(out).quantize(256, kmeans=3).save(sheet := BytesIO(), "PNG", optimize=True)
+        write_bytes(clone / "notebooks" / "guide" / "contact_sheet.png", sheet.getvalue())
     redrawn = [name for item in done for name in item.redrawn]
     news = f"changed: {', '.join(changed)}" if changed else "no number has changed"
     if redrawn:

@@ -118,7 +118,8 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
         digest = {"warm_start_sha256": weights_sha256(warm_start)} if warm_start else {}
         state = _resumed(load_checkpoint(folder, device), images, given | digest)
         found, wanted = state.model.config, PRIORS[prior]
-        if any(getattr(found, k, None) != getattr(wanted, k, None) for k in ("layers", "constant", "family")):
+        tell = "layers", "constant", "family", "scales", "convex_from", "scaled_input"
+        if any(getattr(found, k, None) != getattr(wanted, k, None) for k in tell):
             raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
     else:
         _demand_no_run(folder)
@@ -182,6 +183,7 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     task from patches of images, and with --finetune the whole prior as well. A run can be stopped and resumed like
     those of 'gnc train'."""
     from gnclib.checks import as_device
+    from gnclib.foe import derived
     from gnclib.restore import learn as learning
     from gnclib.restore.learned import Task
 
@@ -197,12 +199,14 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
         state = learning.load_checkpoint(folder, device)
         if state.schedule.task != task:
             raise ValueError(f"the checkpoint in {folder} is for {state.schedule.task}, not for {task}")
+        if state.schedule.prior != (named := Path(prior).resolve().name):
+            raise ValueError(f"the checkpoint in {folder} is of {state.schedule.prior}, not of {named}")
         first = state.schedule.first_t
         kept = {"steps": len(first), "t0": first[0].item()}
         state = _resumed(state, images, given | {"steps": steps, "t0": t0}, kept)
     else:
         _demand_no_run(folder)
-        kind, begin = "finetune", {"schedule": finetune or f"{prior}-{task}"}
+        kind, begin = "finetune", {"schedule": finetune or derived(prior, str(task))}
         if finetune is None:
             kind, begin = "schedule", {"steps": 10 if steps is None else steps, "t_first": t0}
             if "lr_prior" in given:

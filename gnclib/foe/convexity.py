@@ -175,8 +175,8 @@ def certify(prior: FieldsOfExperts, t: float) -> Certificate:
     """
     config = prior.config
     tau = prior._range(t, 1, torch.zeros(1, dtype=torch.float64)).item()
-    s2 = 1 / (t + config.sigma_0**2) if config.scaled_input else 1.0
     t = math.exp(2 * tau)
+    s2 = 1 / (t + config.sigma_0**2) if config.scaled_input else 1.0
     if (composed := _composed(prior, tau)) is None:
         return Certificate(False, math.inf, -math.inf, math.inf, -math.inf)
     # factor, (bounds of the norm of what comes before the kernels, of all features and of inner ones), the experts

@@ -21,6 +21,7 @@ import logging
 import math
 import os
 import warnings
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -133,6 +134,8 @@ def _decode(content: bytes, name: str, bilevel: bool) -> Picture:
         wide, extra = _is_wide_colour(image, content), _has_extra_band(image)
         if wide and image.format != "TIFF":
             raise _Refused(f"{name} has 16 bits per colour channel, which is read from TIFF only: convert it")
+        if image.format == "TIFF" and 2 in image.tag_v2.get(339, ()):
+            raise _Refused(f"{name} holds integers with a sign: convert it to 8 or 16 bit")
         exif = image.getexif()  # now: Pillow closes TIFF files when it has the pixels
         orientation = exif.get(ExifTags.Base.Orientation, 1)
         turned = orientation in (5, 6, 7, 8)
@@ -350,11 +353,22 @@ def read_mask(path: str | os.PathLike) -> tuple[np.ndarray, str]:
                 " known pixels transparent and paint the missing ones in one colour"
             )
         return ink, "ink, not transparent = missing"
-    with Image.open(path, formats=FORMATS) as image:
+    content, kind, bilevel = Path(path).read_bytes(), "TIFF", False  # one that Pillow does not open
+    with suppress(UnidentifiedImageError), Image.open(io.BytesIO(content), formats=FORMATS) as image:
         kind, bilevel = image.format, image.mode == "1"
-    if kind in ("JPEG", "MPO") or (kind == "WEBP" and b"VP8 " in Path(path).read_bytes()[:64]):
+    if kind in ("JPEG", "MPO") or (kind == "WEBP" and b"VP8 " in _chunks(content)):
         return light > 0.5, "lossy file, brighter than half = missing"
     return light > 0, "true = missing" if bilevel and kind == "TIFF" else "white = missing"
+
+
+def _chunks(content: bytes) -> list[bytes]:
+    """The names of the chunks of a RIFF file."""
+    found, at = [], 12
+    while at + 8 <= len(content):
+        found.append(content[at : at + 4])
+        size = int.from_bytes(content[at + 4 : at + 8], "little")
+        at += 8 + size + size % 2
+    return found
 
 
 # --- sizes ------------------------------------------------------------------------------------------------

@@ -31,7 +31,7 @@ def layout(path: str | os.PathLike) -> str:
         with tifffile.TiffFile(path) as file:
             page = file.pages.first
             several = len(file.pages) > 1 or file.is_ome or file.is_imagej or file.is_bigtiff
-            if several or page.subifds or page.dtype.kind not in "ub":
+            if several or page.subifds or page.dtype.kind not in "ub" or page.dtype.itemsize > 2:
                 return "stack"
             return "planes" if page.is_shaped and page.planarconfig == 2 and page.samplesperpixel > 1 else ""
     except Exception:  # no TIFF file, or a damaged one: reading it as a picture says so
@@ -67,6 +67,8 @@ class Stack:
             raise ValueError(
                 f"{path} holds images of several sizes, previews or gaps: save one stack without them"
             )
+        if any(item.parent is not file for item in pages):
+            raise ValueError(f"{path} is one of several files of a stack: save it as one file")
         if (
             not axes.endswith(("YX", "YXS"))
             or len(frame) == 3 != frame[-1]

@@ -35,12 +35,14 @@ _NOT_FINITE = ("nan", "inf", "-inf")
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     """Write `content` to `path` atomically; missing folders are made, a file that is replaced leaves its mode.
 
-    A link stays one: what it leads to is written. Raises IsADirectoryError for a folder, and OSError where it cannot be
-    written; what was there is then as it was.
+    A link stays one: what it leads to is written. Raises IsADirectoryError for a folder, and OSError for a device or a
+    pipe and where it cannot be written; what was there is then as it was.
     """
     given, path = Path(path), Path(os.path.realpath(path))
     if path.is_dir():
         raise IsADirectoryError(f"{given} is a folder, not a file: give the name of a file")
+    if path.exists() and not path.is_file():
+        raise OSError(f"{given} is a device or a pipe: give the name of a file")
     path.parent.mkdir(parents=True, exist_ok=True)
     remove_remains(path.parent, path.name)
     handle, temporary = _temporary(path)
@@ -64,7 +66,7 @@ def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
 def _temporary(path: Path) -> tuple[int, Path]:
     """A new temporary file beside `path`, locked where the system can do that, so that nobody takes it for a remain."""
     while True:
-        name = path.with_name(f".{path.name[:200]}.{secrets.token_hex(4)}.tmp")
+        name = path.with_name(f".{_shortened(path.name)}.{secrets.token_hex(4)}.tmp")
         handle = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | getattr(os, "O_BINARY", 0), 0o666)
         with suppress(OSError):  # a file system without locks
             if fcntl:
@@ -72,6 +74,10 @@ def _temporary(path: Path) -> tuple[int, Path]:
         if os.fstat(handle).st_nlink or not fcntl:  # else it was removed before it was locked
             return handle, name
         os.close(handle)
+
+
+def _shortened(name: str) -> str:
+    return os.fsdecode(os.fsencode(name)[:200])  # names have at most 255 bytes
 
 
 def remove_remains(folder: str | os.PathLike, name: str = "") -> None:
@@ -82,7 +88,7 @@ def remove_remains(folder: str | os.PathLike, name: str = "") -> None:
     """
     if not fcntl:
         return
-    written = re.escape(name[:200]) or ".+"
+    written = re.escape(_shortened(name)) or ".+"
     mine = re.compile(rf"\.{written}\.[a-z0-9_]{{8}}\.tmp")
     for other in [entry.path for entry in os.scandir(folder) if mine.fullmatch(entry.name)]:
         with suppress(OSError), open(other, "rb") as file:

@@ -22,7 +22,7 @@ from pathlib import Path
 from typing import Any, Generic, TypeVar
 
 from gnclib.io import files, reading
-from gnclib.io.state import State, remember, save_checkpoint
+from gnclib.io.state import CHECKPOINT, State, remember, save_checkpoint
 
 LOG = "log.csv"
 S, R = TypeVar("S"), TypeVar("R")  # a step, a row of a log
@@ -97,7 +97,8 @@ class Keeper(Generic[R]):
             files.remove_remains(self.folder)
         self.rows = rows(folder, row, state.step) if state.step else []
         self.before, self.started = state.record.get("seconds", 0.0), time.monotonic()
-        self.saved = state.step or None  # the step of the last checkpoint
+        there = (self.folder / CHECKPOINT).is_file()
+        self.saved = state.step if state.step and there else None  # the step of the last checkpoint
         remember(state, processes)
         self.checkpoint()
 

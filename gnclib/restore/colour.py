@@ -38,7 +38,7 @@ import numpy as np
 import torch
 from scipy.fft import dct
 
-from gnclib.restore.noise_level import GROWING, LEAST, NOT_WHITE, Noise, grows, measure_noise
+from gnclib.restore.noise_level import GROWING, LEAST, NOT_WHITE, SIDE, Noise, grows, measure_noise
 
 #: in which basis a colour image is denoised
 BASES = ("opponent", "channels")
@@ -90,7 +90,7 @@ def choose_planes(
     if np.ndim(sigma):
         return _with_maps(channels, np.broadcast_to(sigma, channels.shape), colour)
     basis, matrix = ("channels", np.eye(len(channels))) if colour == "channels" else ("opponent", _cosines(3))
-    if sigma is not None and (sigma < LEAST or colour != "auto"):
+    if sigma is not None and (sigma < LEAST or colour != "auto" or min(channels.shape[1:]) < SIDE):
         return _planes(channels, matrix, [sigma] * len(channels), basis)
     noise = measure_noise(channels)
     covariance = noise.covariance

@@ -224,7 +224,7 @@ def _chain(
         dice = torch.rand(len(u), generator=generator, dtype=torch.float64).to(u.device)
         accepted = dice.log() < log_ratio  # nan and far too large energies are never accepted
         if k <= sure:
-            accepted = new_value <= value + x[0].numel() + 10
+            accepted = torch.isfinite(new_value) & (new_value <= value + x[0].numel() + 10)
             h = h if bool(accepted.all()) else h / 2
         value = torch.where(accepted, new_value, value)
         x = torch.where(wide(accepted, x), proposal, x)

@@ -162,4 +162,5 @@ def _denoised(frame: np.ndarray, black: float, unit: float, sigma, **options) ->
         y = torch.cat([first_guess(*pair) for pair in guesses])[:, 0].numpy() if known.any() else y
     if sigma == 0 or not known.any():
         return frame
-    return np.where(known, black + unit * denoise_channels(y, sigma, **options)[0], frame)
+    made, planes = denoise_channels(y, sigma, **options)
+    return np.where(known, black + unit * made, frame) if any(planes.levels) else frame

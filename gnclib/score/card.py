@@ -6,6 +6,7 @@ adds ``evaluation*.json``; ``gnc learn`` leaves ``schedule.json``. No number in 
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -59,6 +60,7 @@ class Evaluation(TypedDict):
     prior: NotRequired[str]
     task: NotRequired[str]
     colour: NotRequired[str]
+    precision: NotRequired[str]
     clipping: NotRequired[str]
     noise: NotRequired[str]
     energy: NotRequired[str]
@@ -291,7 +293,7 @@ def _course(config: FoEConfig | NetworkConfig, settings: TrainConfig) -> list[tu
 
 
 def _log(folder: Path, run: Training) -> list[tuple[str, str]]:
-    log = io.rows(folder, Row)
+    log = io.rows(folder, Row, run["iterations"])
     if not log:
         return [("validation", "none yet")]
     row, held_out = log[-1], run.get("held_out", HELD_OUT)
@@ -313,6 +315,8 @@ def _evaluations(folder: Path) -> list[tuple[str, str]]:
             scheme += f" of {numbers.get('steps', '?')} steps"
         if "colour" in numbers:
             scheme += ", in opponent colours" if numbers["colour"] == "opponent" else ", channel by channel"
+        if "precision" in numbers:
+            scheme += f", in {numbers['precision']}"
         for sigma, result in numbers.get("psnr_by_sigma", {}).items():
             about = f"{scheme}, mean of {len(result['images'])} images, noise of image k with seed k, nothing clipped"
             found.append((f"{numbers['set']}, sigma {sigma}/255", f"{result['mean']:.2f} dB ({about})"))
@@ -324,7 +328,8 @@ def _model_index(folder: Path) -> list[str]:
     lines = []
     for name, value in _evaluations(folder):
         number, about = value.removesuffix(")").split(" dB (", 1)
-        dataset = f"{{type: {name.split(',')[0]}, name: '{name}'}}"
+        kind, quoted = re.sub(r"\W+", "-", name.split(",")[0]), name.replace("'", "''")
+        dataset = f"{{type: {kind}, name: '{quoted}'}}"
         lines.append(f"  - task: {{type: image-to-image, name: Denoising}}\n    dataset: {dataset}")
         lines.append(f"    metrics: [{{type: psnr, value: {number}, name: 'PSNR in dB, {about}'}}]")
     return lines and ["model-index:", f"- name: {folder.resolve().name}", "  results:", *lines]

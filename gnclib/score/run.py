@@ -102,12 +102,11 @@ def export(folder: str | Path) -> TrainState:
     """
     folder, state = Path(folder), load_checkpoint(folder)
     weights = folder / "model.safetensors"
-    before = weights.read_bytes() if weights.is_file() else b""
     state.prior.make_convex()  # the moving average is so up to the steps between two projections
-    state.prior.save_pretrained(folder)
-    if weights.read_bytes() != before:
-        for stale in folder.glob("evaluation*.json"):
+    if not weights.is_file() or weights.read_bytes() != state.prior.weights_file():
+        for stale in folder.glob("evaluation*.json"):  # before there are new weights beside them
             stale.rename(stale.with_name(stale.name + ".old"))
+    state.prior.save_pretrained(folder)
     about = {
         "parameters": sum(p.numel() for p in state.trained),
         "images": training_set.TRAINED_ON,

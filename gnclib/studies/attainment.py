@@ -82,7 +82,7 @@ class Settings:
 
     t_firsts: Rising = (3.162e-4, 1e-3, 3.162e-3, 1e-2, 3.162e-2, 0.1, 0.3162, 1.0)  # noise variances
     steps: RisingCounts = (1, 2, 4, 8, 16, 32, 64)
-    sigma: Annotated[float, Field(gt=0)] = 25.5 / 255  # of the denoising problem, grey values in [0, 1]
+    sigma: Annotated[float, Field(gt=0, le=1)] = 25.5 / 255  # of the denoising problem, grey values in [0, 1]
     observed: Annotated[float, Field(gt=0, lt=1)] = 0.2  # part of the known pixels
     crop: Count = 160  # side of the square cut from the middle of each image; 0 for whole images
     algorithms: Annotated[tuple[str, ...], Field(strict=False), AfterValidator(_known)] = ALGORITHMS

@@ -295,7 +295,8 @@ def test_planes_that_may_be_frames_are_named(capsys, tmp_path):
 def test_the_noise_of_each_frame_is_for_stacks_and_estimated(capsys, tmp_path, noisy):
     words = ("denoise", noisy, "--scheme", "mmse", "--per-frame", "-o", tmp_path / "b.png")
     assert "is for stacks" in gnc(capsys, *words)[2]
-    assert "leave --sigma away" in gnc(capsys, *words, "--sigma", 20)[2]
+    for more in (("--sigma", 20), ("--gain", 0.01)):
+        assert "leave --sigma and --gain away" in gnc(capsys, *words, *more)[2]
     assert not (tmp_path / "b.png").exists()
 
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import tifffile
-from PIL import Image
+from PIL import Image, ImageCms
 
 from gnclib import images
 
@@ -310,6 +310,26 @@ def ink(path, mask, level, ground=0):
             lambda path, m: Image.fromarray(255 * m.astype(np.uint8)).save(path, quality=30),
             "half",
         ),
+        (
+            "profile.webp",  # its pixels come late in the file
+            lambda path, m: Image.fromarray(255 * m.astype(np.uint8)).save(
+                path,
+                quality=30,
+                icc_profile=ImageCms.ImageCmsProfile(ImageCms.createProfile("sRGB")).tobytes(),
+            ),
+            "half",
+        ),
+        (
+            "band.tif",  # grey of 16 bits and a band, which Pillow does not open
+            lambda path, m: tifffile.imwrite(
+                path,
+                np.dstack([m, m]).astype(np.uint16),
+                photometric="minisblack",
+                planarconfig="contig",
+                extrasamples=["unspecified"],
+            ),
+            "white",
+        ),
         ("black.png", lambda path, m: ink(path, m, 0), "ink"),
         ("hidden.png", lambda path, m: ink(path, m, 0, 255), "ink"),
         ("white.png", lambda path, m: ink(path, m, 255, 255), "ink"),
@@ -320,6 +340,12 @@ def test_masks_are_understood_and_said(tmp_path, name, save, meaning):
     missing, said = images.read_mask(tmp_path / name)
     np.testing.assert_array_equal(missing, marked())
     assert meaning in said.partition(" = missing")[0]
+
+
+def test_integers_with_a_sign_are_no_grey_levels(tmp_path):
+    tifffile.imwrite(tmp_path / "a.tif", np.full((8, 8), -1, np.int8))
+    with pytest.raises(ValueError, match="holds integers with a sign"):
+        images.read(tmp_path / "a.tif")
 
 
 def test_a_mask_of_two_inks_on_a_transparent_ground_is_refused(tmp_path):

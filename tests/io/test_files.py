@@ -33,6 +33,23 @@ def test_a_held_folder_is_free_after_an_error(tmp_path):
 
 
 @pytest.mark.skipif(os.name != "posix", reason="about Unix")
+@pytest.mark.skipif(os.name != "posix", reason="about Unix")
+def test_a_device_or_a_pipe_is_not_replaced(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(OSError, match="is a device or a pipe"):
+        files.write_bytes(tmp_path / "pipe", b"a")
+    assert [p.name for p in tmp_path.iterdir()] == ["pipe"]
+
+
+@pytest.mark.skipif(os.name != "posix", reason="about Unix")
+def test_a_name_may_have_255_bytes(tmp_path):
+    name = 83 * "\u4e2d" + ".a"  # 251
+    files.write_bytes(tmp_path / name, b"a")
+    (tmp_path / f".{files._shortened(name)}.00000000.tmp").write_bytes(b"killed")
+    files.write_bytes(tmp_path / name, b"b")
+    assert [(p.name, p.read_bytes()) for p in tmp_path.iterdir()] == [(name, b"b")]
+
+
 def test_a_replaced_file_keeps_its_mode_and_a_link_stays_one(tmp_path):
     real, link, chain = (tmp_path / name for name in ("folder/real", "link", "chain"))
     real.parent.mkdir()

@@ -155,6 +155,13 @@ def test_a_new_run_has_a_checkpoint_before_its_first_step(tmp_path):
     assert (state.step, state.record["history"][0]["from"]) == (0, 0)
 
 
+def test_a_state_in_a_new_folder_has_a_checkpoint_there_at_once(tmp_path):
+    state = Line(Config())
+    state.step = 5
+    next(drive(state, tmp_path / "new", 3))
+    assert load(tmp_path / "new").step >= 5
+
+
 def test_a_checkpoint_of_another_kind_is_refused(tmp_path):
     state = Line(Config())
     path = io.save_checkpoint(state, tmp_path)

@@ -161,9 +161,11 @@ def test_colour_frames_and_whole_numbers_beyond_16_bits(tmp_path):
         np.testing.assert_allclose(
             found / 255, denoise_gnc(noisy, 0.08, channel_axis=-1, clip=True, **FAST), atol=0.51 / 255
         )
-    tifffile.imwrite(tmp_path / "c.tif", whole(1, 100_000, np.int32)[0])
-    with pytest.raises(ValueError, match="int32 has no range of its own, say what white is"):
-        denoise_stack(tmp_path / "c.tif", tmp_path / "d.tif")
+    for kind in (np.uint32, np.int32):
+        tifffile.imwrite(tmp_path / "c.tif", whole(1, 100_000, kind)[0])
+        assert layout(tmp_path / "c.tif") == "stack"
+        with pytest.raises(ValueError, match="int32 has no range of its own, say what white is"):
+            denoise_stack(tmp_path / "c.tif", tmp_path / "d.tif")
     denoise_stack(tmp_path / "c.tif", tmp_path / "d.tif", 0.08, limits=(0, 100_000), **FAST)
     expected = denoise_gnc(tifffile.imread(tmp_path / "c.tif"), 0.08, data_range=100_000, **FAST)
     np.testing.assert_allclose(tifffile.imread(tmp_path / "d.tif"), 100_000 * expected, atol=0.6)

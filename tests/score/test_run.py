@@ -333,7 +333,10 @@ def test_the_card_of_a_run_that_is_not_finished(tmp_path, capsys):
     assert "BSDS68, sigma" not in text  # those numbers were of other weights
     assert (tmp_path / "R1" / "evaluation.json.old").is_file()
     again = (tmp_path / "R1" / "training.json").read_text()
+    with open(tmp_path / "R1" / "log.csv", "a") as log:  # killed between the row and the checkpoint
+        log.write("999,9.0,9.0,9.0,9.0e-01,99.0,9\n")
     training_run.export(tmp_path / "R1")
+    assert "at iteration 999" not in (tmp_path / "R1" / "README.md").read_text()
     assert (tmp_path / "R1" / "training.json").read_text() == again
 
 
@@ -453,6 +456,31 @@ def test_the_card_names_the_scheme_that_was_evaluated(tmp_path):
     for scheme, words in (("gnc", "GNC flow of 10 steps"), ("joint", "joint descent of 10 steps")):
         (tmp_path / "evaluation.json").write_text(json.dumps(known | {"scheme": scheme}))
         assert f"({words}, mean of 68 images" in card._evaluations(tmp_path)[0][1]
+
+
+def test_the_card_names_the_precision_and_quotes_the_set(tmp_path):
+    known = json.loads((WEIGHTS / "R1" / "evaluation_gnc.json").read_text())
+    (tmp_path / "evaluation.json").write_text(json.dumps(known | {"precision": "bf16", "set": "bob's"}))
+    assert "GNC flow of 10 steps, in bf16," in card._evaluations(tmp_path)[0][1]
+    ((index,),) = yaml.safe_load("\n".join(card._model_index(tmp_path))).values()
+    assert index["results"][0]["dataset"]["name"].startswith("bob's, sigma")
+
+
+def test_old_evaluations_go_before_new_weights_come(tmp_path, monkeypatch):
+    """An export that is killed in between leaves no evaluation of other weights beside the new ones."""
+    save_checkpoint(fresh(), tmp_path)
+    (tmp_path / "evaluation.json").write_text("{}")
+    monkeypatch.setattr(FieldsOfExperts, "save_pretrained", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        training_run.export(tmp_path)
+    assert [p.name for p in tmp_path.glob("evaluation*")] == ["evaluation.json.old"]
+
+
+def test_a_run_of_another_prior_is_not_resumed(tmp_path, capsys):
+    config = replace(PRIORS["R1"], features=4, scales=1, coarse_features=3)
+    save_checkpoint(TrainState(FieldsOfExperts(config), replace(SMALL, patch=32)), tmp_path)
+    for name in ("R1", "C1", "M1"):  # M1 has four coarser scales
+        assert "is of another prior than" in gnc(capsys, "train", name, "--resume", "--out", tmp_path)[2]
 
 
 def test_evaluate_bad_input(tmp_path, capsys):
