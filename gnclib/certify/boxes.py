@@ -227,7 +227,10 @@ class Mpmath:
 
         self._iv, self._to_float = MPIntervalContext(), to_float
         self._iv.prec = PRECISION
-        self.exp, self.log = self._iv.exp, self._iv.log
+        # they are rounded from values that were cut off some bits later: a relative and an absolute 2^-90 wider
+        more = self._iv.mpf([-1, 1]) * 2.0**-90
+        self.exp = lambda x: self._iv.exp(x) * (1 + more)
+        self.log = lambda x: self._iv.log(x) * (1 + more) + more
 
     @contextmanager
     def precision(self) -> Iterator[None]:

@@ -203,8 +203,8 @@ class NetworkEnergy(LearnedEnergy):
         Then E is half the squared norm of an affine map, as a function of real numbers. Its curvature is not bounded
         here: a product of the norms of all layers would be far above it. Raises ValueError if t leaves the range.
         """
-        tau = self._range(t, 1, torch.zeros(1, dtype=torch.float64))
-        convex = bool(self.gate(tau) == 0)
+        self._range(t, 1, torch.zeros(1, dtype=torch.float64))
+        convex = float(t) >= self.config.sigma_convex**2  # the computed gate rounds to 0 a little earlier
         lowest = 0.0 if convex else -math.inf
         return Certificate(convex, math.inf, lowest, math.inf, lowest)
 

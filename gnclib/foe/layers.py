@@ -173,6 +173,8 @@ class Layers:
         """:meth:`value` and :meth:`slope` at once."""
         if self._fused(z, z, *self.kernels, *self.coefficients):
             return experts.value_and_slope(z, self.kernels[0], self.coefficients[0], self.grid)
+        if self.bf16:  # values stay exact
+            return self.value(z), self.slope(z)
         value, slopes = self._slopes(z, value=True)
         return value.sum((1, 2, 3)), self.backward(slopes)
 

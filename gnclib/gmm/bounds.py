@@ -42,7 +42,8 @@ class Edge:
 
 def squared_diameter(points: Tensor) -> float:
     """The largest squared distance of two points (N, d)."""
-    return max(float(torch.cdist(part, points).max()) for part in points.split(1000)) ** 2
+    exact = "donot_use_mm_for_euclid_dist"  # products would cancel far from the origin
+    return max(float(torch.cdist(part, points, compute_mode=exact).max()) for part in points.split(1000)) ** 2
 
 
 def edge_direction(points: Tensor, a: int, b: int) -> Edge | None:
@@ -142,8 +143,9 @@ def threshold_on_box(
     """
     pairs = torch.randint(len(points), (2, 24), generator=generator)
     y = points[pairs].mean(0)
-    low, high, where, t = 0.0, math.inf, y[0], 0.01 * squared_diameter(points)
-    while high > (1 + accuracy) * low and t > 1e-12:
+    widest = squared_diameter(points)
+    low, high, where, t = 0.0, math.inf, y[0], 0.01 * widest
+    while high > (1 + accuracy) * low and t > 1e-12 * widest:
         values, ends = largest_spread(points, y, t, box)
         if values.max() > t:
             low, y, where = t, ends, ends[values.argmax()]

@@ -165,8 +165,9 @@ class GaussianMixture:
 
     def hvp(self, y, t, v) -> Tensor:
         """``hess F`` times v, shaped like y and v: the energy's contract for :mod:`gnclib.restore.posterior`."""
-        v = self._points(v)  # (B, d)
-        hessian = self.hessian(y, t)
+        v, hessian = self._points(v), self.hessian(y, t)
+        if len(v) != len(self._points(y)):
+            raise ValueError(f"there must be as many v as y, got {len(v)} and {len(self._points(y))}")
         return self._shape((hessian.reshape(-1, self.dim, self.dim) @ v[..., None])[..., 0])
 
     def dtau(self, y, t, *, order: int = 2) -> tuple[Tensor, ...]:

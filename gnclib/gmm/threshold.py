@@ -84,7 +84,7 @@ def convexity_threshold(mixture, domain=None) -> float:
         return 0.0 if abs(value) < 1e-13 else value
 
     if domain is None:
-        top = max(float(np.ptp(mu)) ** 2, float(np.ptp(variances)), 1e-12)
+        top = max(float(np.ptp(mu)) ** 2, float(np.ptp(variances))) or 1.0
         while dip(top) <= 0:
             top *= 2
         below, above = 1e-12 * top, top
@@ -93,7 +93,7 @@ def convexity_threshold(mixture, domain=None) -> float:
         below, above = _last_change(dip, top, smallest) if top > 0 else (0.0, 0.0)
     if above == 0 or dip(below) >= 0:
         return 0.0
-    return float(brentq(dip, below, above, xtol=1e-14, rtol=1e-14, maxiter=500))
+    return float(brentq(dip, below, above, xtol=1e-300, rtol=1e-14, maxiter=500))
 
 
 def _last_change(dip, top: float, smallest: float) -> tuple[float, float]:

@@ -78,6 +78,7 @@ def test_the_gate(prior):
     assert gate[3:].tolist() == [0, 0]
     assert gate[2].item() == pytest.approx(0.5)  # half-way between log 1 and log 4
     assert (prior.gate(torch.linspace(-1, 2, 100)).diff() <= 0).all()
+    assert not prior.certify(math.nextafter(16.0, 0)).convex  # where the gate is 0 but for rounding
     proofs = [prior.certify(s**2) for s in (1.0, 3.99, 4.0, 8.0)]
     assert [p.convex for p in proofs] == [False, False, True, True]
     assert [p.modulus for p in proofs] == [

@@ -236,6 +236,9 @@ def test_bfloat16_rounds_the_gradient_of_deep_layers_only(border):
         off = ((rounded[0] - exact[0]).norm() / exact[0].norm()).item()
         assert (0 < off < 2**-8 * layers) if layers > 1 else off == 0
         assert all(torch.equal(a, b) for a, b in zip(rounded[1:], exact[1:], strict=True))
+        both = prior.energy_and_grad(y, 0.01)
+        torch.testing.assert_close(both[0], exact[1], rtol=1e-6, atol=0)
+        torch.testing.assert_close(both[1], prior.grad(y, 0.01), rtol=1e-5, atol=1e-6)
 
 
 def test_saved_and_loaded(tmp_path):

@@ -62,6 +62,7 @@ def test_the_diameter_of_more_points_than_fit_into_one_table():
     points = torch.rand(2300, 2, generator=torch.Generator().manual_seed(0), **F64)
     points[[7, 2100]] = torch.tensor([[-3.0, 0.0], [0.0, 4.0]], **F64)  # in the first and in the last part
     assert squared_diameter(points) == pytest.approx(25)
+    assert squared_diameter(points + 1e8) == pytest.approx(25, rel=1e-6)
 
 
 def test_the_margin_and_the_direction_of_an_edge_in_numbers():

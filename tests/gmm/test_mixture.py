@@ -57,6 +57,8 @@ def test_grad_and_hessian_match_autograd(d, full):
         assert torch.allclose(hess[k], autograd_hessian(energy, y[k]), rtol=1e-9, atol=1e-9)
     v = torch.randn(5, d, generator=generator(3), dtype=F64)
     torch.testing.assert_close(mixture.hvp(y, t, v), torch.einsum("bij,bj->bi", hess, v))
+    with pytest.raises(ValueError, match="as many v as y"):
+        mixture.hvp(y, t, v[:1])
 
 
 def test_line_and_one_dimensional_space_agree():

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from gnclib.gmm import GaussianMixture, figure1_mixture, threshold
+from gnclib.gmm import GaussianMixture, empirical, figure1_mixture, threshold
 from gnclib.gmm.threshold import _last_change
 
 SAME_MEAN = GaussianMixture([1 - 1e-6, 1e-6], [0.0, 0.0], [0.01, 1.0])
@@ -37,6 +37,11 @@ def test_thresholds_follow_shifts_scales_and_reflections(mixture, domain, scale,
     assert found == pytest.approx(lowest / scale**2, rel=1e-6)
     assert moved.hessian([at], scale**2 * t).item() == pytest.approx(found, rel=1e-9)
     assert mixture.hessian([where], t).item() == pytest.approx(lowest, rel=1e-9)
+
+
+@pytest.mark.parametrize("apart", [1e-13, 2e-8, 1.0, 1e6])
+def test_two_points_however_near(apart):
+    assert empirical([0.0, apart]).convexity_threshold() == pytest.approx(apart**2 / 4, rel=1e-9)
 
 
 @pytest.mark.parametrize("smallest", [0.0, 0.01])
