@@ -72,15 +72,7 @@ class Block(nn.Module):
 
 
 class GatedUNet(nn.Module):
-    """N(u, tau): (B, 1, H, W) and (B,) to (B, 1, H, W).
-
-    Parameters
-    ----------
-    channels : tuple of int
-        Channels per scale, from fine to coarse.
-    embedding : int
-        Numbers that tau is embedded in.
-    """
+    """N(u, tau): (B, 1, H, W) and (B,) to (B, 1, H, W); the parameters are those of :class:`NetworkConfig`."""
 
     def __init__(self, channels: tuple[int, ...] = (32, 64, 96, 32, 32), embedding: int = 24):
         super().__init__()

@@ -52,23 +52,18 @@ def reflect_adjoint(g: Tensor, margin: int) -> Tensor:
 def dilate(kernel: Tensor, dilation: int) -> Tensor:
     """The kernel with zeros between its taps, which are ``dilation`` pixels apart: (D, C, s, s) -> (D, C, r, r).
 
-    r = extent(s, dilation) = dilation (s - 1) + 1.
+    r = dilation (s - 1) + 1.
     """
-    side = extent(kernel.shape[-1], dilation)
+    side = dilation * (kernel.shape[-1] - 1) + 1
     dilated = kernel.new_zeros(*kernel.shape[:2], side, side)
     dilated[..., ::dilation, ::dilation] = kernel
     return dilated
 
 
-def extent(size: int, dilation: int) -> int:
-    """Pixels in each direction from the first to the last tap of a kernel of ``size`` taps."""
-    return dilation * (size - 1) + 1
-
-
 def convolve(x: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
     """Valid 2D convolution (correlation, as in networks): (B, C, H, W), (D, C, s, s) -> (B, D, H - r + 1, W - r + 1).
 
-    The taps are ``dilation`` pixels apart, r = extent(s, dilation): the convolution with `dilate` of the kernel.
+    The taps are ``dilation`` pixels apart, r as in `dilate`: the convolution with `dilate` of the kernel.
     A single input channel is a matrix product with all shifts of the image, several times faster on CPU than conv2d.
     Kernels between channels may be bfloat16: then features are rounded to that on their way in.
     """
@@ -96,7 +91,7 @@ def convolve_adjoint_inner(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tens
         return F.conv2d(g.to(kernel.dtype), kernel.flip(-1, -2).transpose(0, 1), dilation=dilation).to(
             g.dtype
         )
-    return F.pad(convolve_adjoint(g, kernel, dilation), [1 - extent(kernel.shape[-1], dilation)] * 4)
+    return F.pad(convolve_adjoint(g, kernel, dilation), [dilation * (1 - kernel.shape[-1])] * 4)
 
 
 def crop_to(x: Tensor, smaller: Tensor) -> Tensor:

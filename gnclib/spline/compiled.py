@@ -14,7 +14,7 @@ from __future__ import annotations
 import os
 import threading
 import warnings
-from functools import cache
+from functools import cache, partial
 
 import torch
 from torch import Tensor
@@ -68,13 +68,7 @@ def _call(function, x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ..
     return function(*arguments)
 
 
-def forward(x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ...]) -> tuple[Tensor, ...]:
-    """:func:`gnclib.spline.reference.evaluate`, compiled."""
-    return _call(spline_reference.evaluate, x, coefficients, grid, orders)
-
-
-def backward(
-    x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ...], grads: tuple[Tensor, ...]
-) -> tuple[Tensor, Tensor]:
-    """:func:`gnclib.spline.reference.backward`, compiled."""
-    return _call(spline_reference.backward, x, coefficients, grid, orders, grads)
+#: :func:`gnclib.spline.reference.evaluate` and :func:`gnclib.spline.reference.backward`, compiled
+forward, backward = (
+    partial(_call, passes) for passes in (spline_reference.evaluate, spline_reference.backward)
+)

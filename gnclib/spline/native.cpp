@@ -1,4 +1,4 @@
-// Quartic splines on CPU, float32: the compiled form of gnclib.spline_reference, both passes.
+// Quartic splines on CPU, float32: the compiled form of gnclib.spline.reference, both passes.
 //
 // x (planes, points); coefficients (planes, intervals + 4); matrix (5, 5): basis function m of an interval is
 // sum_p matrix[m][p] f^p, f in [0, 1], so that phi = sum_p c_p f^p with c_p = sum_m coefficients[k + m] matrix[m][p].

@@ -117,16 +117,13 @@ available._dynamo_marked_constant = True
 
 
 @cache
-def _splines() -> ctypes.CDLL | None:
-    found = library()
-    if found is not None:
-        pointer, number, integer = ctypes.c_void_p, ctypes.c_float, ctypes.c_int
-        head = (
-            [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3
-        )
-        found.gnc_spline_forward.argtypes = [*head, integer]
-        found.gnc_spline_backward.argtypes = [*head, pointer, pointer, integer]
-        found.gnc_spline_forward.restype = found.gnc_spline_backward.restype = None
+def _splines() -> ctypes.CDLL:
+    """The :func:`library`, which is there where these are :func:`usable`."""
+    found, pointer, number, integer = library(), ctypes.c_void_p, ctypes.c_float, ctypes.c_int
+    head = [pointer] * 3 + [number] * 2 + [integer, ctypes.c_int64, ctypes.c_int64, integer] + [pointer] * 3
+    found.gnc_spline_forward.argtypes = [*head, integer]
+    found.gnc_spline_backward.argtypes = [*head, pointer, pointer, integer]
+    found.gnc_spline_forward.restype = found.gnc_spline_backward.restype = None
     return found
 
 

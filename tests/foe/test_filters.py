@@ -11,7 +11,6 @@ from gnclib.foe.filters import (
     convolve_adjoint,
     dct_kernels,
     dilate,
-    extent,
     reflect,
     reflect_adjoint,
 )
@@ -53,7 +52,7 @@ def test_dct_kernels_are_ordered_by_frequency():
 def test_convolution_and_its_adjoint(channels, features, size, dilation):
     """<K x, g> = <x, K^T g>, and K x is torch's conv2d, also with the kernel whose zeros are written out."""
     g = generator(size)
-    side = extent(size, dilation)
+    side = dilation * (size - 1) + 1
     x = torch.randn(2, channels, 19, 21, generator=g, **f64)
     kernel = torch.randn(features, channels, size, size, generator=g, **f64)
     y = torch.randn(2, features, 20 - side, 22 - side, generator=g, **f64)
