@@ -133,8 +133,20 @@ def test_the_example_of_the_readme_restores_an_image():
 
 
 def test_the_proof_of_the_guide_is_one():
-    (code,) = examples(GUIDE / "pipelines.md")
+    _, code = examples(GUIDE / "pipelines.md")
     assert "proved: F(., t) is convex on [-1, 1.5] for every t >=" in run(code)
+
+
+def test_the_mean_of_chains_has_the_numbers_of_the_guide():
+    page = " ".join(text(GUIDE / "pipelines.md").split())
+    found = [re.findall(r"\d+\.\d", line) for line in run(examples(GUIDE / "pipelines.md")[0]).splitlines()]
+    assert "the mean has {1} dB and the flow {0} dB".format(*found[0]) in page
+    assert (
+        "On all pixels they have {1} and {0} dB, but there chains disagree (R-hat up to {2})".format(
+            *found[1]
+        )
+        in page
+    )
 
 
 def test_the_page_on_speed_shows_what_was_measured():
