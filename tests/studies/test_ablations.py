@@ -324,12 +324,22 @@ def test_the_shipped_results_of_the_network_are_those_of_its_variants():
     content, known = ablations.load(ablations.NETWORK), {v.name: v for v in network_variants()}
     assert content.about == ablations.opened(ablations.NETWORK, STEPS, ablations.NETWORK_JUDGE).about
     runs = content.rows["runs"]
-    assert {run.variant for run in runs} == known.keys() - {"twice the width"}  # half an hour of one core
+    assert {run.variant for run in runs} == known.keys()
     assert {run.seed for run in runs if run.variant in ("G1", "no gate")} == {0, 1}
     for run in runs:
         assert run.settings == Job({}, ablations.settings(known[run.variant]), dict).depends
         judge = content.about.judge
         assert (len(run.psnr), len(run.curvature)) == (len(judge.sigmas), len(judge.curvature_at))
+        assert not run.made.revision.endswith("dirty")
+
+
+def test_the_shipped_results_of_windows_are_those_of_their_variants():
+    content, known = ablations.load(ablations.WINDOWS), {v.name: v for v in window_variants()}
+    assert content.about == ablations.opened(ablations.WINDOWS, STEPS, ablations.WINDOW_JUDGE).about
+    assert {run.variant for run in content.rows["runs"]} == known.keys()
+    for run in content.rows["runs"]:
+        assert run.settings == Job({}, ablations.settings(known[run.variant]), dict).depends
+        assert len(run.psnr) == len(content.about.judge.sigmas)
         assert not run.made.revision.endswith("dirty")
 
 
