@@ -74,6 +74,7 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
     gnc train R1 --steps 2000                      a first look; some minutes on one core
     gnc train R1 --images embedded --steps 2000    the same on photographs that need no download
     gnc train R1 --images DIR                      on photographs of your own
+    gnc train R3 --images DIR --warm-start R3      the shipped R_3 trained further on them
     gnc train P1                                   the recipe as restored from the paper; 80 minutes on one core
     gnc train R1 --resume                          go on after an interruption
     gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1
@@ -90,8 +91,8 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
 @click.option(
     "--warm-start",
     metavar="PRIOR",
-    help="set out from this prior, a shipped name or a folder: R1 for R2, R3, M1 and C1, R3 for M3 and C3 (default: as"
-    " in the paper, from DCT and random kernels)",
+    help="set out from this prior, a shipped name or a folder: from one of the same kind, to train it further, or R1"
+    " for R2, R3, M1 and C1, R3 for M3 and C3 (default: as in the paper, from DCT and random kernels)",
 )
 @_run_options(1000)
 @_settings_options(RECIPES)
@@ -117,9 +118,7 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
     if resume:
         digest = {"warm_start_sha256": weights_sha256(warm_start)} if warm_start else {}
         state = _resumed(load_checkpoint(folder, device), images, given | digest)
-        found, wanted = state.model.config, PRIORS[prior]
-        tell = "layers", "constant", "family", "scales", "convex_from", "scaled_input"
-        if any(getattr(found, k, None) != getattr(wanted, k, None) for k in tell):
+        if not run.same_kind(state.model.config, PRIORS[prior]):
             raise ValueError(f"the checkpoint in {folder} is of another prior than {prior}")
     else:
         _demand_no_run(folder)

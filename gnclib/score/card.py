@@ -209,9 +209,15 @@ def _training(
     rates = f"cosine from {settings.lr:g} to {settings.lr_last:g}"
     if settings.optimiser == "muon":
         rates += f", of kernels with several inputs and outputs from {settings.lr_matrix:g}"
-    start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
+    start = (
+        "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
+        if experts
+        else "none"
+    )
     if settings.warm_start:
-        hidden = "" if config.scales else f", hidden activation {settings.warm_start_hidden}"
+        hidden = "" if not experts or config.scales else f", hidden activation {settings.warm_start_hidden}"
+        if settings.warm_start_hidden == "kept":
+            hidden = ", trained further"
         digest = settings.warm_start_sha256
         start = f"`{settings.warm_start}`, SHA-256 of its weights {digest}{hidden} (our choice)"
     return [
@@ -221,7 +227,7 @@ def _training(
         ("iterations", f"{done}{of} of batch {settings.batch}, patches of side {settings.patch}"),
         ("loss", f"objective `{settings.objective}`, lambda {settings.smoothing:g} per pixel"),
         ("objective", OBJECTIVES[settings.objective]),
-        ("warm start", start if experts else "none"),
+        ("warm start", start),
         ("optimiser", f"{OPTIMISERS[settings.optimiser]}, {rates}"),
         *(_of_experts if experts else _of_network)(config, settings),
         *_course(config, settings),

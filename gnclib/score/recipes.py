@@ -20,7 +20,7 @@ from gnclib.io import settings
 Objective = Literal["corrected", "restored", "vanishing", "denoising"]
 #: what is minimised, see :mod:`gnclib.score.losses`
 OBJECTIVES: tuple[str, ...] = get_args(Objective)
-StartActivation = Literal["identity", "magnitude"]
+StartActivation = Literal["identity", "magnitude", "kept"]
 #: the last hidden activation at a warm start, see :mod:`gnclib.score.starts`
 START_ACTIVATIONS: tuple[str, ...] = get_args(StartActivation)
 
@@ -96,7 +96,7 @@ class TrainConfig:
         Name of the prior that the run set out from (:mod:`gnclib.score.starts`), "" for none, and SHA-256 of
         its model.safetensors, both filled in by :func:`gnclib.score.run.start`.
     warm_start_hidden
-        Last hidden activation at a warm start.
+        Last hidden activation at a warm start; "kept" is filled in where all weights are those of the prior.
     images, images_sha256
         What to train on, "" for BSDS500, "embedded" or the path of a folder; digest of those images, filled in when
         they are read (:mod:`gnclib.score.training_set`).
@@ -154,6 +154,8 @@ class TrainConfig:
             )
         if self.wide and self.batch < 4:
             raise ValueError("wide patches come in a quarter of the batch: batch must be >= 4")
+        if self.warm_start_hidden == "kept" and not self.warm_start:
+            raise ValueError("warm_start_hidden is kept only with a warm start from a prior of the same kind")
         return self
 
 

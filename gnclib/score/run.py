@@ -19,8 +19,8 @@ from statistics import fmean
 import torch
 
 from gnclib import io
-from gnclib.deep import kind_of
-from gnclib.foe import FieldsOfExperts, weights_sha256
+from gnclib.deep import NetworkConfig, kind_of, load_prior
+from gnclib.foe import FieldsOfExperts, FoEConfig, weights_sha256
 from gnclib.score import (
     ALONE,
     PRIORS,
@@ -38,13 +38,20 @@ from gnclib.score.card import Row
 from gnclib.score.training import training
 
 
+def same_kind(*configs: FoEConfig | NetworkConfig) -> bool:
+    """Whether these are configurations of the same prior by name, which may differ in sizes and noise levels."""
+    tell = "layers", "constant", "family", "scales", "convex_from", "scaled_input"
+    return len({tuple(getattr(c, k, None) for k in tell) for c in configs}) == 1
+
+
 def start(
     name: str, config: TrainConfig, *, warm_start: str | Path = "", device: torch.device | str = "cpu"
 ) -> TrainState:
     """A new run.
 
-    ``name`` is one of :data:`PRIORS`, ``warm_start`` a prior to set out from, a shipped name or a folder,
-    which is noted in the settings. Raises ValueError: another name, or a warm start that does not fit;
+    ``name`` is one of :data:`PRIORS`, ``warm_start`` a prior to set out from, a shipped name or a folder, which is
+    noted in the settings: one of the same kind, which is trained further as it is, or what
+    :func:`gnclib.score.starts.warm_start` takes. Raises ValueError: another name, or a warm start that does not fit;
     FileNotFoundError: there is no such prior to start from.
     """
     if name not in PRIORS:
@@ -52,14 +59,20 @@ def start(
     generator = torch.Generator().manual_seed(config.seed)
     model = kind_of(PRIORS[name])(PRIORS[name], generator=generator)
     if str(warm_start):
-        if not isinstance(model, FieldsOfExperts):
-            raise ValueError(f"{name} is no Field of Experts: there is no warm start for it")
-        shallow = FieldsOfExperts.from_pretrained(warm_start)
-        generator = torch.Generator().manual_seed(config.seed)
-        starts.warm_start(model, shallow, generator, config.warm_start_hidden)
-        config = replace(
-            config, warm_start=Path(warm_start).resolve().name, warm_start_sha256=weights_sha256(warm_start)
-        )
+        before = load_prior(warm_start)
+        found = {
+            "warm_start": Path(warm_start).resolve().name,
+            "warm_start_sha256": weights_sha256(warm_start),
+        }
+        if same_kind(before.config, model.config):
+            model = before.train().requires_grad_(True)
+            found["warm_start_hidden"] = "kept"
+        elif isinstance(before, FieldsOfExperts) and isinstance(model, FieldsOfExperts):
+            generator = torch.Generator().manual_seed(config.seed)
+            starts.warm_start(model, before, generator, config.warm_start_hidden)
+        else:
+            raise ValueError(f"{name} cannot set out from {warm_start}: they are different kinds of energies")
+        config = replace(config, **found)
     return TrainState(model.to(device), config)
 
 
@@ -79,7 +92,7 @@ def drive(
     ``every`` < 1, and OSError.
     """
     images = training_set.of_run(state)
-    fresh = state.step == 0 and not state.record.get("history")
+    fresh = state.step == 0 and not state.record.get("history") and state.config.warm_start_hidden != "kept"
     if fresh and getattr(state.model, "coarse", None):
         starts.begin(state.model, images.train, state.config.seed)
     keeper = None

@@ -20,6 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from gnclib.cli import main as cli
+from gnclib.deep import load_prior
 from gnclib.foe import WEIGHTS, FieldsOfExperts, weights_sha256
 from gnclib.images import data, folder_images
 from gnclib.io import CHECKPOINT, files, provenance, save_checkpoint
@@ -304,6 +305,30 @@ def test_a_warm_start_is_recorded(tmp_path, capsys):
         assert all(torch.equal(a, b) for a, b in zip(model.parameters(), started.parameters(), strict=True))
     with pytest.raises(FileNotFoundError, match="no prior"):
         training_run.start("R2", SMALL, warm_start="R77")
+
+
+@pytest.mark.parametrize("name", ["R3", "C1", "G1"])
+def test_a_prior_is_trained_further(tmp_path, capsys, name):
+    """From a prior of the same kind training sets out with its weights; coarser scales are not fitted anew."""
+    words = ("train", name, "--warm-start", name, *quick, "--batch", 4, "--steps", 1, "--lr", 1e-30)
+    words += ("--lr-constant", 1e-30, "--lr-last", 1e-30, "--lr-coarse", 1e-30, "--patch", 65)
+    words += ("--roughness", 0, "--averaging", 0)
+    assert gnc(capsys, *words, "--images", "embedded", "--out", tmp_path)[0] == 0
+    before, after = load_prior(name), load_prior(tmp_path)
+    for a, b in zip(before.parameters(), after.parameters(), strict=True):
+        torch.testing.assert_close(a, b, rtol=0, atol=1e-5)
+    settings = json.loads((tmp_path / "training.json").read_text())["settings"]
+    assert (settings["warm_start"], settings["warm_start_hidden"]) == (name, "kept")
+    about = f"| warm start | `{name}`, SHA-256 of its weights {weights_sha256(name)}, trained further (our choice) |"
+    assert about in (tmp_path / "README.md").read_text()
+
+
+def test_no_prior_of_another_kind_is_trained_further(tmp_path, capsys):
+    for name, start in (("G1", "R3"), ("R3", "G1")):
+        with pytest.raises(ValueError, match=f"{name} cannot set out from {start}"):
+            training_run.start(name, SMALL, warm_start=start)
+    words = ("train", "M1", "--warm-start", "R1", "--warm-start-hidden", "kept", "--out", tmp_path)
+    assert "kept only with a warm start" in gnc(capsys, *words)[2]
 
 
 # --- model cards -------------------------------------------------------------------------------------------
