@@ -48,7 +48,6 @@ def export(prior: str, folder: Path, sigma_255: float = 25.0) -> Path:
     x, content = model(y).detach(), io.BytesIO()
     torch.save(model.state_dict(), content)
     folder = Path(folder)
-    folder.mkdir(parents=True, exist_ok=True)
     write_bytes(folder / "weights.pt", content.getvalue())
     write_text(folder / "README.md", card.split("\n---\n", 1)[-1].lstrip())
     arrays = {"noisy": y, "denoised": x}

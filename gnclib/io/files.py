@@ -29,8 +29,6 @@ try:
 except ImportError:  # Windows
     fcntl = None
 
-_NOT_FINITE = ("nan", "inf", "-inf")
-
 
 def write_bytes(path: str | os.PathLike, content: bytes) -> Path:
     """Write `content` to `path` atomically; missing folders are made, a file that is replaced leaves its mode.
@@ -164,7 +162,7 @@ def encode(value: Any, digits: int | None = None) -> Any:
 def decode(value: Any) -> Any:
     """Undo `encode`: ``{"float": "nan"}`` becomes nan again."""
     if isinstance(value, dict):
-        if set(value) == {"float"} and value["float"] in _NOT_FINITE:
+        if set(value) == {"float"} and value["float"] in ("nan", "inf", "-inf"):
             return float(value["float"])
         return {key: decode(item) for key, item in value.items()}
     if isinstance(value, list):

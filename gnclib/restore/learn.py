@@ -31,15 +31,12 @@ from pydantic import Field
 from torch import Tensor, nn
 from typing_extensions import TypedDict
 
-from gnclib import io
+from gnclib import io, restore
 from gnclib.deep import configuration, kind_of, load_prior
 from gnclib.foe import LearnedEnergy
 from gnclib.images import PatchSampler, psnr, refuse_validation
 from gnclib.restore import STARTS, LearnedSchedule, Task, check_sigma, last, log_schedule, weights_sha256
 from gnclib.score import LEARN_LAST, LearnConfig, card, learning_rate, mmse, training_set
-
-#: where a schedule for inpainting begins; from sigma_max^2 = 1 and mid grey R_1 learned one that was 0.2 dB worse
-FIRST_INPAINTING = 0.03
 
 
 @dataclass(frozen=True)
@@ -159,7 +156,7 @@ def start(
     """A new run for one prior and one inverse problem.
 
     The schedule begins as the GNC flow of I ``steps``, eta_i = t_i: t_i logarithmic from ``t_first``, in the range of
-    the prior (by default its end sigma_max^2, for inpainting :data:`FIRST_INPAINTING`), down to sigma_min^2. Denoising
+    the prior (by default its end sigma_max^2, for inpainting ``FIRST_INPAINTING``), down to sigma_min^2. Denoising
     needs no more than a few times sigma^2: first steps far above do next to nothing, and learning leaves them there. Or
     it sets out from a learned ``schedule`` of this prior and task. All random numbers are drawn on the CPU.
 
@@ -179,7 +176,7 @@ def start(
         rule = f"the learned schedule {Path(schedule).resolve().name}"
     else:
         if t_first is None:
-            t_first = high**2 if task.kind == "denoise" else min(FIRST_INPAINTING, high**2)
+            t_first = high**2 if task.kind == "denoise" else min(restore.FIRST_INPAINTING, high**2)
         if not low**2 <= t_first <= high**2:
             raise ValueError(
                 f"t_0 must lie in the range of this prior, {low**2:g} to {high**2:g}, got {t_first:g}"

@@ -177,7 +177,10 @@ class LearnedSchedule(nn.Module):
         path = locate(name, (SCHEDULE,), "learned schedule") / SCHEDULE
         values = read_json(path, "learned schedule", _File, LARGEST)
         try:
-            schedule = cls(**_arguments(values))
+            level = LEVELS[values["task"]]
+            if (has := values.keys() & set(LEVELS.values())) != {level}:
+                raise ValueError(f"its level must be called {level}, got {', '.join(sorted(has)) or 'none'}")
+            schedule = cls(**values | {"task": Task(values["task"], values.pop(level))})
         except ValueError as error:
             raise ValueError(f"{path} is no learned schedule: {error}") from error
         return schedule.requires_grad_(False).eval()
@@ -215,14 +218,6 @@ class _File(TypedDict):
     t: list[float]
     eta: list[float]
     provenance: dict[str, Any]
-
-
-def _arguments(values: dict[str, Any]) -> dict[str, Any]:
-    """The arguments of :class:`LearnedSchedule` from the content of a schedule.json. Raises ValueError."""
-    level = LEVELS[values["task"]]
-    if (named := values.keys() & set(LEVELS.values())) != {level}:
-        raise ValueError(f"its level must be called {level}, got {', '.join(sorted(named)) or 'none'}")
-    return values | {"task": Task(values["task"], values.pop(level))}
 
 
 # --- which schedule for which task ------------------------------------------------------------------------

@@ -63,7 +63,7 @@ class Posterior:
     @property
     def std(self) -> Tensor:
         """Standard deviation of each pixel, shaped like y, for intervals; see :data:`FLOOR`."""
-        least = FLOOR * (self.total / self._pixels).clamp(min=0)
+        least = FLOOR * (self.total / self.mean[0].numel()).clamp(min=0)
         return torch.maximum(self.variance, wide(least, self.variance)).sqrt()
 
     @property
@@ -79,11 +79,8 @@ class Posterior:
     @property
     def risk(self) -> Tensor:
         """SURE, (B,): an unbiased estimate of the squared error of the mean, whatever the energy is."""
-        return self.removed.reshape(len(self.t), -1).square().sum(1) - self.t * self._pixels + 2 * self.total
-
-    @property
-    def _pixels(self) -> int:
-        return self.mean[0].numel()
+        squares = self.removed.reshape(len(self.t), -1).square().sum(1)
+        return squares - self.t * self.mean[0].numel() + 2 * self.total
 
 
 @torch.no_grad()
@@ -113,11 +110,11 @@ def posterior_moments(
     if spacing < 1:
         raise ValueError(f"the spacing of probes is a number of pixels >= 1, got {spacing}")
     colours = _colours(y, spacing)
-    diagonal, beside, _ = _probe(energy, y, t, colours, seed)
+    diagonal, beside, _ = _probe(energy, y, ts, colours, seed)
     error = torch.zeros_like(ts)
     if y.ndim == 4 and spacing < min(exact, max(y.shape[-2:])):
         chosen = torch.arange(0, spacing**2, max(1, spacing**2 // 8))  # a second draw of signs for an eighth
-        again, _, seen = _probe(energy, y, t, colours, seed + 1, chosen)
+        again, _, seen = _probe(energy, y, ts, colours, seed + 1, chosen)
         error = ((again - diagonal)[:, seen].square().mean(1) / 2).sqrt() * ts
         error = error / (1 - ts * diagonal.flatten(1).mean(1)).abs()
     variance = wide(ts, y) * (1 - wide(ts, y) * diagonal)
@@ -133,7 +130,7 @@ def _colours(y: Tensor, spacing: int) -> Tensor:
 
 
 def _probe(
-    energy: Hessian, y: Tensor, t: float | Tensor, colours: Tensor, seed: int, chosen: Tensor | None = None
+    energy: Hessian, y: Tensor, ts: Tensor, colours: Tensor, seed: int, chosen: Tensor | None = None
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Diagonal of Hess R, shaped like y; sums of entries between neighbours (2, B); which coordinates were probed.
 
@@ -143,7 +140,6 @@ def _probe(
     signs = 2.0 * torch.randint(2, colours.shape, generator=generator).to(y) - 1
     if chosen is None:
         chosen = torch.arange(int(colours.max()) + 1)
-    ts = as_time(t, count, like=y)
     diagonal, beside = torch.zeros_like(y), y.new_zeros(2, count)
     for some in chosen.to(y.device).split(max(1, BATCH // y.numel())):
         v = signs * (colours == some.reshape(-1, *[1] * colours.ndim))  # (k, ...), k probes

@@ -20,9 +20,6 @@ from numbers import Integral
 import torch
 from torch import Tensor
 
-#: the rules of :func:`step_sizes`
-RULES = ("full", "increment")
-
 
 def log_schedule(t_first: float, t_last: float, steps: int) -> Tensor:
     """Noise variances equally spaced in log t, both ends included, float64 (steps,); steps = 1: [t_first].
@@ -92,7 +89,7 @@ def step_sizes(schedule: Tensor | Sequence[float], rule: str = "full") -> Tensor
     if rule == "full":
         return ts
     if rule != "increment":
-        raise ValueError(f"unknown rule {rule!r} for the steps: choose one of {', '.join(RULES)}")
+        raise ValueError(f"unknown rule {rule!r} for the steps: choose full or increment")
     steps = ts - torch.cat([ts[1:], torch.zeros_like(ts[:1])])
     if bool((steps < 0).any()):
         raise ValueError('the rule "increment" needs a schedule that does not rise')

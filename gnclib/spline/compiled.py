@@ -69,6 +69,5 @@ def _call(function, x: Tensor, coefficients: Tensor, grid, orders: tuple[int, ..
 
 
 #: :func:`gnclib.spline.reference.evaluate` and :func:`gnclib.spline.reference.backward`, compiled
-forward, backward = (
-    partial(_call, passes) for passes in (spline_reference.evaluate, spline_reference.backward)
-)
+forward = partial(_call, spline_reference.evaluate)
+backward = partial(_call, spline_reference.backward)

@@ -20,7 +20,6 @@ of the prior, then proximal gradient steps at t_min until E decreases by less th
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from itertools import pairwise
 from typing import Annotated
 
@@ -180,9 +179,13 @@ def _flows(
     prior, name: str, task: str, x: Tensor, seed: int, settings: Settings, aim: Tensor | None
 ) -> dict[str, list[list[float]]]:
     """The GNC flow with one kind of schedule; several t_0 are one batch with a schedule per sample."""
-    t_min = prior.sigma_min**2
+    t_min, count = prior.sigma_min**2, len(settings.t_firsts)
+    at_once = (
+        count if x.device.type != "cpu" else max(1, PIXELS_AT_ONCE // x.numel())
+    )  # t_0 that run together
     rows: dict[str, list] = {}
-    for firsts in _parts(settings.t_firsts, x):
+    for k in range(0, count, at_once):
+        firsts = settings.t_firsts[k : k + at_once]
         term = problem(task, x, seed, settings, len(firsts))
         columns = []
         for total in settings.steps:
@@ -192,13 +195,6 @@ def _flows(
             table = torch.stack([column[quantity] for column in columns], dim=1)  # (B, J)
             rows.setdefault(quantity, []).extend(table.tolist())
     return rows
-
-
-def _parts(t_firsts: tuple[float, ...], x: Tensor) -> Iterator[tuple[float, ...]]:
-    """The t_0 that run at the same time."""
-    at_once = len(t_firsts) if x.device.type != "cpu" else max(1, PIXELS_AT_ONCE // x.numel())
-    for first in range(0, len(t_firsts), at_once):
-        yield t_firsts[first : first + at_once]
 
 
 def _joint(

@@ -100,10 +100,6 @@ def _unit(content: Content, run: int) -> float:
     return sum(sum(row.cpu) for row in rows if row.task == row.settings.get("reference"))
 
 
-def _opened(path: str | Path, name: str) -> Table:
-    return Table(path, FORM, Images(set=name), packages=PACKAGES)
-
-
 # methods -------------------------------------------------------------------------------------------------------------
 
 
@@ -204,7 +200,7 @@ def compare(
     Image k (1, 1, H, W) in [0, 1] of the set of this name is measured with seed k. Raises ValueError for an unknown
     method in ``only`` (all by default).
     """
-    file, tasks = _opened(path, name), list(tasks)
+    file, tasks = Table(path, FORM, Images(set=name), packages=PACKAGES), list(tasks)
     found = made(file, _offered(tasks, only))
     for task in tasks:
         yield from file.fill("results", jobs(task, [method for t, method in found if t == task], images))
@@ -222,7 +218,7 @@ def timing(
     BM3D at sigma = 25 is always among them. Each method runs once on a small crop before, so that nothing is loaded or
     compiled while it is timed. Parameters and errors as for :func:`compare`.
     """
-    file = _opened(path, name)
+    file = Table(path, FORM, Images(set=name), packages=PACKAGES)
     run = 1 + max((row.run for row in file.read().rows["timing"]), default=0)
     tasks = [REFERENCE, *(task for task in tasks if task != REFERENCE)]
     chosen = made(file, _offered(tasks, {*only, "BM3D"} if only else ()))

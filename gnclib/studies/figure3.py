@@ -200,11 +200,9 @@ def aggregate(
     for task in TASKS:
         of_task = [run for run in runs if run.task == task]
         floor = [lowest(run) if minimum == "lowest" else run.reference[0] for run in of_task]
+        floor = torch.tensor(floor, dtype=torch.float64)[:, None, None]  # (N, 1, 1)
         for algorithm in content.about.settings.algorithms if of_task else ():
-            gap = (
-                _stacked(of_task, algorithm, "energy")
-                - torch.tensor(floor, dtype=torch.float64)[:, None, None]
-            )
+            gap = _stacked(of_task, algorithm, "energy") - floor
             there = gap <= tolerance
             if minimum == "reference":
                 there &= _stacked(of_task, algorithm, "distance") <= distance

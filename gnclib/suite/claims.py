@@ -142,8 +142,6 @@ class Record:
         """Verdict on the restored priors (P_1 is the rule's R_1) and the images; "not measured" without evidence."""
         given = {k.removeprefix(RESTORED): v for k, v in self.evidence.items() if k.startswith(RESTORED)}
         own = {k.replace("P_", "R_"): v for k, v in given.items()}
-        if not own:
-            return "not measured", None
         with suppress(ValueError):
             return claim(self.id).verdict(own), own.get("images")
         return "not measured", own.get("images")
