@@ -245,12 +245,12 @@ RECIPES = {
     "P2": _RESTORED_DEEP,
     "P3": replace(_RESTORED_DEEP, patch=48),
     "G1": TrainConfig(
-        steps=16_000,
+        steps=11_000,
         batch=16,
         patch=64,
         lr_last=1e-6,
         smoothing=1e-4,
-        hold=0.7,
+        hold=0.6,
         optimiser="muon",
         clip=1.0,
         bf16=True,
@@ -266,7 +266,7 @@ RECIPES = {
     "C3": replace(_SCALED, roughness_hidden=0.1),
 }
 #: the settings of G1's first training, around which ``gnc ablate --network`` varies
-FIRST_G1 = replace(RECIPES["G1"], optimiser="adam", smoothing=5e-4, emphasis=0.0)
+FIRST_G1 = replace(RECIPES["G1"], optimiser="adam", smoothing=5e-4, emphasis=0.0, hold=0.7)
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
 #: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03
 LEARN_RECIPES = {

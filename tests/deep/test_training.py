@@ -27,14 +27,14 @@ def fresh(config=SHORT) -> TrainState:
     return TrainState(model, config)
 
 
-@pytest.mark.parametrize("fraction", [0.5, 1.0])
-def test_the_loss_is_that_of_the_formula(fraction):
+@pytest.mark.parametrize(("fraction", "emphasis"), [(0.5, 0.0), (1.0, 0.5)])
+def test_the_loss_is_that_of_the_formula(fraction, emphasis):
     """Both parts from the energy alone, by automatic differentiation and at the same draws."""
     model = NetworkEnergy(SMALL).double()
     with torch.no_grad():
         model.offset += torch.randn(7, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
     x = torch.rand(4, 1, 9, 9, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
-    levels, config = train.Levels(0.1, 0.5), replace(SHORT, fraction=fraction)
+    levels, config = train.Levels(0.1, 0.5), replace(SHORT, fraction=fraction, emphasis=emphasis)
     generator = torch.Generator().manual_seed(3)
     image, smoothing = train.loss_parts(model, x, config, generator, levels=levels)
     generator = torch.Generator().manual_seed(3)
@@ -46,6 +46,7 @@ def test_the_loss_is_that_of_the_formula(fraction):
     y = (x + tau.detach().exp()[:, None, None, None] * z).requires_grad_(True)
     slope, first = torch.autograd.grad(model.energy(y, (2 * tau).exp()).sum(), (y, tau))
     of_image = 0.5 * (tau.exp()[:, None, None, None] * slope - z).square().sum((1, 2, 3)) / 81
+    of_image = of_image * (tau.exp() / 0.1) ** emphasis
     of_tau = 0.5 * (first + z.square().sum((1, 2, 3)) - 81).square() / 81
     torch.testing.assert_close(image, of_image.mean())
     torch.testing.assert_close(smoothing, of_tau[chosen].mean())
@@ -81,9 +82,10 @@ def _parts(state: TrainState):
     return state.model.parameter_groups().values()
 
 
-def test_a_resumed_run_ends_the_same_to_the_bit(images, tmp_path):
-    whole, half = fresh(), fresh()
-    assert isinstance(whole.optimizer, torch.optim.Adam)
+@pytest.mark.parametrize("optimiser", ["adam", "muon"])
+def test_a_resumed_run_ends_the_same_to_the_bit(images, tmp_path, optimiser):
+    config = replace(SHORT, optimiser=optimiser)
+    whole, half = fresh(config), fresh(config)
     list(train.training(whole, images))
     list(islice(train.training(half, images), 3))
     save_checkpoint(half, tmp_path)

@@ -90,7 +90,7 @@ def test_increments_telescope_and_are_the_shortened_full_steps():
     ("schedule", "rule", "message"),
     [
         ([0.1, 0.2], "increment", "rise"),
-        ([0.2, 0.1], "half", "full, increment"),
+        ([0.2, 0.1], "half", "full or increment"),
         ([0.2, 0.0], "full", "schedule"),
         (0.2, "full", "schedule"),
         ("falling", "full", "schedule"),

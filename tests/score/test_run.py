@@ -312,7 +312,7 @@ def test_a_prior_is_trained_further(tmp_path, capsys, name):
     """From a prior of the same kind training sets out with its weights; coarser scales are not fitted anew."""
     words = ("train", name, "--warm-start", name, *quick, "--batch", 4, "--steps", 1, "--lr", 1e-30)
     words += ("--lr-constant", 1e-30, "--lr-last", 1e-30, "--lr-coarse", 1e-30, "--patch", 65)
-    words += ("--roughness", 0, "--averaging", 0)
+    words += ("--roughness", 0, "--averaging", 0, "--lr-matrix", 1e-30)
     assert gnc(capsys, *words, "--images", "embedded", "--out", tmp_path)[0] == 0
     before, after = load_prior(name), load_prior(tmp_path)
     for a, b in zip(before.parameters(), after.parameters(), strict=True):
