@@ -38,7 +38,7 @@ def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callab
         else:
             default = ", ".join(f"{value} for {recipe}" for recipe, value in values.items())
         text = re.sub(r":\w+:`~?([^`]*)`", r"\1", " ".join(text.split()).rstrip(".").replace("``", ""))
-        choices = get_args(kind)
+        choices = [choice for choice in get_args(kind) if choice != "kept"]  # which is filled in
         found.append(
             click.option(
                 "--" + name.replace("_", "-"),
@@ -92,7 +92,8 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
     "--warm-start",
     metavar="PRIOR",
     help="set out from this prior, a shipped name or a folder: from one of the same kind, to train it further, or R1"
-    " for R2, R3, M1 and C1, R3 for M3 and C3 (default: as in the paper, from DCT and random kernels)",
+    " for R2, R3, M1 and C1, R3 for M3 and C3; further training keeps its sizes and noise levels"
+    " (default: as in the paper, from DCT and random kernels)",
 )
 @_run_options(1000)
 @_settings_options(RECIPES)
@@ -124,6 +125,8 @@ def train(prior, out, resume, export_only, warm_start, every, device, images, **
         _demand_no_run(folder)
         config = replace(RECIPES[prior], **given, images=_images(images))
         state = run.start(prior, config, warm_start=warm_start or "", device=device)
+        if given.get("warm_start_hidden", found := state.config.warm_start_hidden) != found:
+            raise ValueError("further training keeps all activations: leave out --warm-start-hidden")
     weights = torch.cat([p.detach().reshape(-1) for p in state.model.parameters()])
     weights = torch.cat([weights, weights.new_tensor([state.step])])
     group.agree(weights, "weights")  # all have looked for a checkpoint

@@ -253,10 +253,11 @@ def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str
     """The rows on coarser scales and convexity."""
     scales = convex = None
     if config.scales:
+        begun = "" if settings.warm_start_hidden == "kept" else " started by least squares,"
         levels = ", ".join(str(2 ** (k + 1)) for k in range(config.scales))
         scales = (
             f"{config.coarse_features} experts at each of the scales {levels}, as `gnclib.foe.layers` says (ours);"
-            f" started by least squares, first learning rate {settings.lr_coarse:g}"
+            f"{begun} first learning rate {settings.lr_coarse:g}"
         )
     if config.convex_from is not None:
         kept = (

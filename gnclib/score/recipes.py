@@ -265,7 +265,7 @@ RECIPES = {
     "C1": _SCALED,
     "C3": replace(_SCALED, roughness_hidden=0.1),
 }
-#: the settings of G1's first training, around which ``gnc ablate --network`` varies
+#: G1's recipe before Muon, around which ``gnc ablate --network`` varies
 FIRST_G1 = replace(RECIPES["G1"], optimiser="adam", smoothing=5e-4, emphasis=0.0, hold=0.7)
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
 #: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03
@@ -341,7 +341,7 @@ def variants(steps: int = STEPS) -> list[Variant]:
 
 
 def network_variants(steps: int = STEPS) -> list[Variant]:
-    """G1 with the recipe of its first training and so many steps, and with one ingredient exchanged at a time.
+    """G1 with its recipe before Muon and so many steps, and with one ingredient exchanged at a time.
 
     Without a gate activations bend at every noise level but the very largest; where they are linear everywhere, the
     energy is a convex quadratic at every noise level.

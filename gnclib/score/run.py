@@ -51,11 +51,15 @@ def start(
 
     ``name`` is one of :data:`PRIORS`, ``warm_start`` a prior to set out from, a shipped name or a folder, which is
     noted in the settings: one of the same kind, which is trained further as it is, or what
-    :func:`gnclib.score.starts.warm_start` takes. Raises ValueError: another name, or a warm start that does not fit;
-    FileNotFoundError: there is no such prior to start from.
+    :func:`gnclib.score.starts.warm_start` takes. Raises ValueError: another name, a warm start that does not fit, or
+    settings of a run that had one; FileNotFoundError: there is no such prior to start from.
     """
     if name not in PRIORS:
         raise ValueError(f"there is no prior {name!r} to train: choose one of {', '.join(PRIORS)}")
+    if config.warm_start or config.warm_start_hidden == "kept":
+        raise ValueError(
+            "these settings are of a run with a warm start: name the prior to start from in warm_start instead"
+        )
     generator = torch.Generator().manual_seed(config.seed)
     model = kind_of(PRIORS[name])(PRIORS[name], generator=generator)
     if str(warm_start):

@@ -69,7 +69,7 @@ def test_wide_patches_have_their_own_noise_levels(images, monkeypatch):
 
 def test_the_gradient_is_shortened_but_for_the_constant(images):
     """With a tiny bound, plain steps of the network are tiny and those of c(tau) are not."""
-    state = fresh(replace(SHORT, clip=1e-6, steps=1))
+    state = fresh(replace(SHORT, clip=1e-6, steps=1, optimiser="adam"))
     state.optimizer = torch.optim.SGD(state.optimizer.param_groups)
     network, offset = (torch.cat([p.detach().flatten() for p in part]) for part in _parts(state))
     list(train.training(state, images))

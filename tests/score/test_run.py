@@ -25,7 +25,7 @@ from gnclib.foe import WEIGHTS, FieldsOfExperts, weights_sha256
 from gnclib.images import data, folder_images
 from gnclib.io import CHECKPOINT, files, provenance, save_checkpoint
 from gnclib.io import state as run_state
-from gnclib.score import TrainState, card, denoising_psnr, load_checkpoint, starts
+from gnclib.score import TrainConfig, TrainState, card, denoising_psnr, load_checkpoint, starts
 from gnclib.score import run as training_run
 from gnclib.score import training as train
 from gnclib.score.recipes import PRIORS, RECIPES
@@ -320,15 +320,24 @@ def test_a_prior_is_trained_further(tmp_path, capsys, name):
     settings = json.loads((tmp_path / "training.json").read_text())["settings"]
     assert (settings["warm_start"], settings["warm_start_hidden"]) == (name, "kept")
     about = f"| warm start | `{name}`, SHA-256 of its weights {weights_sha256(name)}, trained further (our choice) |"
-    assert about in (tmp_path / "README.md").read_text()
+    card = (tmp_path / "README.md").read_text()
+    assert about in card
+    assert "least squares" not in card
 
 
 def test_no_prior_of_another_kind_is_trained_further(tmp_path, capsys):
     for name, start in (("G1", "R3"), ("R3", "G1")):
         with pytest.raises(ValueError, match=f"{name} cannot set out from {start}"):
             training_run.start(name, SMALL, warm_start=start)
-    words = ("train", "M1", "--warm-start", "R1", "--warm-start-hidden", "kept", "--out", tmp_path)
-    assert "kept only with a warm start" in gnc(capsys, *words)[2]
+    for name, start, hidden, message in (
+        ("R3", "R3", "identity", "leave out --warm-start-hidden"),
+        ("M1", "R1", "kept", "'kept' is not one of"),
+    ):
+        words = ("train", name, "--warm-start", start, "--warm-start-hidden", hidden, "--out", tmp_path)
+        assert message in gnc(capsys, *words)[2]
+    further = TrainConfig(**json.loads((WEIGHTS / "G1" / "training.json").read_text())["settings"])
+    with pytest.raises(ValueError, match="name the prior to start from"):
+        training_run.start("G1", further)
 
 
 # --- model cards -------------------------------------------------------------------------------------------
