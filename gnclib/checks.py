@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import warnings
 from collections.abc import Callable
+from functools import wraps
 from numbers import Integral
 
 import numpy as np
@@ -29,6 +30,18 @@ def transformed() -> bool:
 def hidden() -> bool:
     """Whether values are not there to look at: under torch.compile, torch.export and the transforms of torch.func."""
     return torch.compiler.is_compiling() or transformed()
+
+
+def in_full_precision(method):
+    """The method without autocast: derivatives of the potentials of features of 16 bits are off by their size."""
+
+    @wraps(method)
+    def exact(self, *args, **options):
+        devices = [v.device.type for v in (*args, *options.values()) if isinstance(v, Tensor)]
+        with torch.autocast(devices[0] if devices else "cpu", enabled=False):
+            return method(self, *args, **options)
+
+    return exact
 
 
 def as_time(t: float | Tensor, batch: int, *, like: Tensor) -> Tensor:

@@ -55,9 +55,7 @@ class _Commands(click.Group):
         return list(COMMANDS)
 
     def get_command(self, ctx: click.Context, name: str) -> click.Command | None:
-        if name not in COMMANDS:
-            return None
-        return getattr(import_module(f"gnclib.cli.{COMMANDS[name][0]}"), name)
+        return getattr(import_module(f"gnclib.cli.{COMMANDS[name][0]}"), name) if name in COMMANDS else None
 
     def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:
         with formatter.section("commands"):

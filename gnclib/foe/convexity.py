@@ -273,18 +273,12 @@ def low_pass_norm(l: int, margin: int) -> float:
     The largest one occurs near the ends of a line. How it ends depends on its length modulo 2^l only, so that
     lengths up to three periods beyond the shortest one stand for all.
     """
-    shortest = margin * 2**l + 1
-    worst = 0.0
+    shortest, worst = margin * 2**l + 1, 0.0
+    taps = torch.tensor([[[[1.0, 4.0, 6.0, 4.0, 1.0]]]], dtype=torch.float64) / 16
     for n in range(shortest, shortest + 3 * 2**l):
         rows = torch.eye(n, dtype=torch.float64)[None, None]
-        for _ in range(l):
-            rows = _down_line(rows)
+        for _ in range(l):  # one direction of D along the last axis
+            rows = torch.cat([rows[..., :2].flip(-1), rows, rows[..., -2:].flip(-1)], -1)
+            rows = torch.nn.functional.conv2d(rows, taps, stride=(1, 2))
         worst = max(worst, float(rows.sum(-1).max()))
     return worst**2 * (1 + ROUNDING)
-
-
-def _down_line(rows: Tensor) -> Tensor:
-    """One direction of D along the last axis."""
-    padded = torch.cat([rows[..., :2].flip(-1), rows, rows[..., -2:].flip(-1)], -1)
-    taps = torch.tensor([1.0, 4.0, 6.0, 4.0, 1.0], dtype=rows.dtype) / 16
-    return torch.nn.functional.conv2d(padded, taps[None, None, None], stride=(1, 2))

@@ -27,26 +27,15 @@ from __future__ import annotations
 
 import math
 import os
-from functools import wraps
 
 import torch
 from torch import Tensor, nn
 
 from gnclib import spline
+from gnclib.checks import in_full_precision
 from gnclib.foe import FoEConfig, LearnedEnergy, convexity, demand_shape, read_prior
 from gnclib.foe.filters import convolve, dct_kernels, reflect, reflect_adjoint
 from gnclib.foe.layers import CoarseExperts, Layers, scale
-
-
-def _in_full_precision(method):
-    """The method without autocast: derivatives of the potentials of rounded features are off by their size."""
-
-    @wraps(method)
-    def exact(self, y, *args, **options):
-        with torch.autocast(self.offset.device.type, enabled=False):
-            return method(self, y, *args, **options)
-
-    return exact
 
 
 class FieldsOfExperts(LearnedEnergy):
@@ -237,7 +226,7 @@ class FieldsOfExperts(LearnedEnergy):
         y, tau = self._check(y, t, "valid")
         return self._output(self._layers(tau).inner_slope(self._input(y, tau, "valid")), tau, "valid")
 
-    @_in_full_precision
+    @in_full_precision
     def dtau(
         self, y: Tensor, t: float | Tensor, *, border: str = "reflect", order: int = 2
     ) -> tuple[Tensor, ...]:
@@ -269,7 +258,7 @@ class FieldsOfExperts(LearnedEnergy):
             found = tuple(map(torch.add, found, self.coarse.dtau(y, tau, order)))
         return found
 
-    @_in_full_precision
+    @in_full_precision
     def hvp(self, y: Tensor, t: float | Tensor, v: Tensor, *, border: str = "reflect") -> Tensor:
         """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of :meth:`grad` along v."""
         y, tau = self._check(y, t, border)

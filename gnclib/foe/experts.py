@@ -90,14 +90,10 @@ def _operation(name: str) -> Callable:
     return register
 
 
-def _like(z: Tensor) -> Tensor:
-    return torch.empty(z.shape, dtype=z.dtype, device=z.device)
-
-
 @_operation("slope")
 def slope(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
     """K^T phi'(K z), shaped like z; differentiable in all of them."""
-    out = _like(z)
+    out = z.new_empty(z.shape)
     _run(_library().gnc_experts, (z, None, kernels, coefficients), low, high, _SLOPE, out, None)
     return out
 
@@ -105,7 +101,7 @@ def slope(z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: fl
 @_operation("curved")
 def curved(z: Tensor, v: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float) -> Tensor:
     """K^T [phi''(K z) K v], shaped like z; not differentiable."""
-    out = _like(z)
+    out = z.new_empty(z.shape)
     _run(_library().gnc_experts, (z, v, kernels, coefficients), low, high, _CURVED, out, None)
     return out
 
@@ -123,7 +119,7 @@ def value_and_slope(
     z: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float
 ) -> tuple[Tensor, Tensor]:
     """Both in little more time than one; not differentiable."""
-    out, energy = _like(z), z.new_empty(len(z), dtype=torch.float64)
+    out, energy = z.new_empty(z.shape), z.new_empty(len(z), dtype=torch.float64)
     _run(_library().gnc_experts, (z, None, kernels, coefficients), low, high, _VALUE, out, energy)
     return energy.to(z.dtype), out
 
@@ -133,23 +129,19 @@ def _backward(
     z: Tensor, v: Tensor, kernels: Tensor, coefficients: Tensor, low: float, high: float, in_z: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
     """The gradients of <v, slope(z)> in z (if wanted; else of no size), in the filters and in the coefficients."""
-    out = _like(z) if in_z else z.new_empty(0)
+    out = z.new_empty(z.shape if in_z else 0)
     g = kernels.new_empty(kernels.shape), coefficients.new_empty(coefficients.shape)
     function = _library().gnc_experts_backward
     _run(function, (z, v, kernels, coefficients), low, high, out if in_z else None, *g)
     return out, *g
 
 
-slope.op.register_fake(lambda z, *_: _like(z))
-curved.op.register_fake(lambda z, *_: _like(z))
+slope.op.register_fake(lambda z, *_: z.new_empty(z.shape))
+curved.op.register_fake(lambda z, *_: z.new_empty(z.shape))
 value.op.register_fake(lambda z, *_: z.new_empty(len(z)))
-value_and_slope.op.register_fake(lambda z, *_: (z.new_empty(len(z)), _like(z)))
+value_and_slope.op.register_fake(lambda z, *_: (z.new_empty(len(z)), z.new_empty(z.shape)))
 _backward.op.register_fake(
-    lambda z, v, kernels, coefficients, low, high, in_z: (
-        _like(z) if in_z else z.new_empty(0),
-        kernels.new_empty(kernels.shape),
-        coefficients.new_empty(coefficients.shape),
-    )
+    lambda z, v, *rest: (z.new_empty(z.shape if rest[-1] else 0), *(a.new_empty(a.shape) for a in rest[:2]))
 )
 
 

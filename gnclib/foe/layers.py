@@ -66,15 +66,10 @@ class LearnedEnergy(nn.Module):
     #: whether parameters are as :meth:`project` leaves them
     projected = True
 
-    @property
-    def sigma_min(self) -> float:
-        """Smallest noise level at which the energy is defined, a grey value."""
-        return self.config.sigma_min
-
-    @property
-    def sigma_max(self) -> float:
-        """Largest noise level at which the energy is defined."""
-        return self.config.sigma_max
+    sigma_min = property(
+        lambda self: self.config.sigma_min, doc="Smallest noise level of the energy, a grey value."
+    )
+    sigma_max = property(lambda self: self.config.sigma_max, doc="Largest noise level of the energy.")
 
     def project(self) -> None:
         """Put parameters back to where they are meant to stay, in place; nothing where there is no such rule."""

@@ -26,7 +26,6 @@ from __future__ import annotations
 
 import os
 import warnings
-from functools import wraps
 
 try:
     from deepinv.models import Denoiser
@@ -44,19 +43,9 @@ except RuntimeError as error:  # torchvision: "operator torchvision::nms does no
 import torch
 from torch import Tensor
 
+from gnclib.checks import in_full_precision
 from gnclib.deep import load_prior
 from gnclib.restore import Denoising, Task, as_count, check_sigma, gnc_flow, last, predefined, proximal_point
-
-
-def _in_full(method):
-    """The method without autocast: features of 16 bits would change the estimate by up to some 5 % of sigma."""
-
-    @wraps(method)
-    def computed(self, x, *args, **kwargs):
-        with torch.autocast(x.device.type if isinstance(x, Tensor) else "cpu", enabled=False):
-            return method(self, x, *args, **kwargs)
-
-    return computed
 
 
 class EnergyPrior(Prior):
@@ -82,7 +71,7 @@ class EnergyPrior(Prior):
         self.energy = _energy(energy)
         self.tolerance, self.iterations = tolerance, iterations
 
-    @_in_full
+    @in_full_precision
     def fn(self, x: Tensor, sigma_denoiser: float | Tensor, *args, **kwargs) -> Tensor:
         """R(x, sigma_denoiser^2) of each image, the sum over its channels: (B, C, H, W) -> (B,).
 
@@ -91,13 +80,13 @@ class EnergyPrior(Prior):
         channels, t = _channels(x, sigma_denoiser)
         return self.energy.energy(channels, t).reshape(x.shape[:2]).sum(1)
 
-    @_in_full
+    @in_full_precision
     def grad(self, x: Tensor, sigma_denoiser: float | Tensor, *args, **kwargs) -> Tensor:
         """The gradient of :meth:`fn` in x, shaped like x, by the energy's own formula; differentiable again."""
         channels, t = _channels(x, sigma_denoiser)
         return self.energy.grad(channels, t).reshape(x.shape).to(x)
 
-    @_in_full
+    @in_full_precision
     def prox(
         self, x: Tensor, sigma_denoiser: float | Tensor, *args, gamma: float | Tensor = 1.0, **kwargs
     ) -> Tensor:
@@ -157,7 +146,7 @@ class EnergyDenoiser(Denoiser):
                 f"{type(self.energy).__name__} has no sigma_min and sigma_max: it denoises in one step only"
             )
 
-    @_in_full
+    @in_full_precision
     def forward(self, x: Tensor, sigma: float | Tensor, **kwargs) -> Tensor:
         """The noisy images (B, C, H, W) without their noise of standard deviation sigma, see the module.
 

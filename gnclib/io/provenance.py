@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.metadata
 import platform
 import subprocess
+from contextlib import suppress
 from pathlib import Path
 
 import torch
@@ -41,14 +42,11 @@ def machine(device: torch.device | str = "cpu", processes: int = 1) -> str:
 
 def software(*packages: str) -> str:
     """The versions of gnclib and of those packages that are installed, as ``"gnclib 0.1.0, torch 2.13.0"``."""
-    return ", ".join([f"gnclib {__version__}", *filter(None, map(_version, packages))])
-
-
-def _version(package: str) -> str:
-    try:
-        return f"{package} {importlib.metadata.version(package).split('+')[0]}"
-    except importlib.metadata.PackageNotFoundError:
-        return ""
+    found = [f"gnclib {__version__}"]
+    for package in packages:
+        with suppress(importlib.metadata.PackageNotFoundError):
+            found.append(f"{package} {importlib.metadata.version(package).split('+')[0]}")
+    return ", ".join(found)
 
 
 def processor() -> str:

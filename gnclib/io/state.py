@@ -276,17 +276,10 @@ def told(state: State) -> dict[str, Any]:
     history = state.record["history"]
     turns = {name: _in_turn(history, name) for name in ("machine", "software", "revision")}
     words = {name: state.record[name] for name in ("images", "held_out") if name in state.record}
-    settings = asdict(state.config)
-    settings["images"] = Path(settings["images"]).name  # where that folder lies is nobody else's business
+    settings = asdict(state.config) | {"images": Path(state.config.images).name}  # not where that folder lies
     hours = round(state.record.get("seconds", 0.0) / 3600, 3)
-    return {
-        "settings": settings,
-        "iterations": state.step,
-        **words,
-        "hours": hours,
-        **turns,
-        "history": history,
-    }
+    found = {"settings": settings, "iterations": state.step, **words, "hours": hours}
+    return found | turns | {"history": history}
 
 
 def _in_turn(history: list[Turn], key: str) -> str:

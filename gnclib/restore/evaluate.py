@@ -8,7 +8,6 @@ averaged over the images. The schemes are those of :mod:`gnclib.restore.schemes`
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -16,7 +15,7 @@ from torch import Tensor
 
 from gnclib.images import metrics
 from gnclib.restore.colour import choose_planes
-from gnclib.restore.operators import Denoising, Inpainting
+from gnclib.restore.operators import Denoising
 from gnclib.restore.schemes import Scheme
 
 
@@ -48,8 +47,14 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
 
     Raises as the solvers.
     """
-    x = x.to(scheme.device)
-    data, back = _in_basis(scheme.task.measure(x, torch.Generator().manual_seed(seed)), basis)
+    x, back = x.to(scheme.device), lambda x: x
+    data = scheme.task.measure(x, torch.Generator().manual_seed(seed))
+    if basis != "channels":
+        if not isinstance(data, Denoising):
+            raise ValueError(f"{basis} colours are for denoising: take the basis channels")
+        planes = choose_planes(data.y.cpu().numpy(), data.sigma, basis)
+        data = Denoising(torch.from_numpy(planes.values).to(data.y), data.sigma)
+        back = lambda v: torch.from_numpy(planes.join(v.cpu().numpy())).to(v)  # noqa: E731
     t_min = scheme.prior.sigma_min**2
     path, seconds, states, begun = [], 0.0, scheme.states(data), time.perf_counter()
     for state in states:
@@ -65,19 +70,6 @@ def restoration(scheme: Scheme, x: Tensor, seed: int, basis: str = "channels") -
     return Restoration(
         psnr(back(data.start()), x), *per_step, metrics.ssim(found, x).mean().item(), seconds, found
     )
-
-
-def _in_basis(
-    data: Denoising | Inpainting, basis: str
-) -> tuple[Denoising | Inpainting, Callable[[Tensor], Tensor]]:
-    """The data term of the planes that are restored, and the way back from them to the channels."""
-    if basis == "channels":
-        return data, lambda x: x
-    if not isinstance(data, Denoising):
-        raise ValueError(f"{basis} colours are for denoising: take the basis channels")
-    planes = choose_planes(data.y.cpu().numpy(), data.sigma, basis)
-    data = Denoising(torch.from_numpy(planes.values).to(data.y), data.sigma)
-    return data, lambda x: torch.from_numpy(planes.join(x.cpu().numpy())).to(x)
 
 
 def psnr(found: Tensor, x: Tensor) -> float:

@@ -128,25 +128,17 @@ def denoise_gnc(
         raise ValueError("standard deviations need one sigma for all pixels: give it, or no return_std")
     if not (sigma is None or isinstance(sigma, NoiseCurve)):
         sigma = _as_sigma(sigma, np.shape(image), channel_axis)
-    options = {"prior": prior, "scheme": scheme, "steps": steps, "tile": tile, "precision": precision}
+    same = {"prior": prior, "scheme": scheme, "tile": tile, "device": device or "cpu"}
     count = 3 if len(channels) == 4 and colour != "channels" else len(channels)
     colours, alpha = channels[:count], channels[count:]
     level = sigma[:count] if np.ndim(sigma) else sigma
-    result, planes = denoise_channels(colours, level, colour=colour, device=device or "cpu", **options)
+    result, planes = denoise_channels(colours, level, colour=colour, steps=steps, precision=precision, **same)
     result = back(np.concatenate([result, alpha]), clip)
     if planes.doubt:
         warnings.warn(planes.doubt, stacklevel=2)
     if not return_std:
         return result
-    std, reasons = std_channels(
-        colours,
-        planes,
-        estimated=sigma is None,
-        scheme=scheme,
-        prior=prior,
-        device=device or "cpu",
-        tile=tile,
-    )
+    std, reasons = std_channels(colours, planes, estimated=sigma is None, **same)
     if reasons:
         warnings.warn(f"the standard deviations are uncertain: {'; '.join(reasons)}", stacklevel=2)
     return result, back(np.concatenate([std, np.zeros_like(alpha)]), False)

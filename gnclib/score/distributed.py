@@ -94,17 +94,11 @@ def join(device: str, environment: Mapping[str, str] = os.environ) -> tuple[Grou
     """
     if device not in ("cpu", "cuda"):
         raise ValueError(f"--device must be cpu or cuda, got {device!r}")
-    world, local = (
-        int(environment.get(name, default)) for name, default in (("WORLD_SIZE", 1), ("LOCAL_RANK", 0))
-    )
+    world, local = int(environment.get("WORLD_SIZE", 1)), int(environment.get("LOCAL_RANK", 0))
     found = torch.device(device)
     if device == "cuda":
         if not torch.cuda.is_available():
-            built = (
-                "this torch was built without CUDA"
-                if torch.version.cuda is None
-                else "no usable GPU or driver"
-            )
+            built = "no usable GPU or driver" if torch.version.cuda else "this torch was built without CUDA"
             raise ValueError(f"--device cuda: torch finds no CUDA here ({built}); train with --device cpu")
         if local >= torch.cuda.device_count():
             raise ValueError(

@@ -131,11 +131,7 @@ WINDOW_JUDGE = replace(
     JUDGE, sigmas=(0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0), curvature_at=()
 )
 #: the files of all kinds, by the names of :data:`gnclib.score.recipes.VARIANTS`, and who judges them
-KINDS = {
-    "": (SHIPPED, JUDGE),
-    "network": (NETWORK, NETWORK_JUDGE),
-    "windows": (WINDOWS, WINDOW_JUDGE),
-}
+KINDS = {"": (SHIPPED, JUDGE), "network": (NETWORK, NETWORK_JUDGE), "windows": (WINDOWS, WINDOW_JUDGE)}
 
 
 # trainings -----------------------------------------------------------------------------------------------------------

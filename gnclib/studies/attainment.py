@@ -180,9 +180,7 @@ def _flows(
 ) -> dict[str, list[list[float]]]:
     """The GNC flow with one kind of schedule; several t_0 are one batch with a schedule per sample."""
     t_min, count = prior.sigma_min**2, len(settings.t_firsts)
-    at_once = (
-        count if x.device.type != "cpu" else max(1, PIXELS_AT_ONCE // x.numel())
-    )  # t_0 that run together
+    at_once = max(1, PIXELS_AT_ONCE // x.numel()) if x.device.type == "cpu" else count  # t_0 run together
     rows: dict[str, list] = {}
     for k in range(0, count, at_once):
         firsts = settings.t_firsts[k : k + at_once]

@@ -198,9 +198,7 @@ def summary(rows: list[Calibration], prior: str, sigma: int) -> Summary:
     scale = float(np.interp(norm.ppf(0.95), _gaussian(_shares(found["val"], "inside")), Z) / norm.ppf(0.95))
     test = found["BSDS68"]
     inside = _shares(test, "inside")
-    squared, expected, risk = (
-        np.array([getattr(r, k) for r in test]) for k in ("squared", "expected", "risk")
-    )
+    squared, expected, risk = np.array([(r.squared, r.expected, r.risk) for r in test]).T
     ratio = risk.sum() / squared.sum()
     return Summary(
         raw=_shares(test, "raw"),

@@ -181,8 +181,7 @@ def made(file: Table, offered: Iterable[tuple[Task, str]]) -> list[tuple[Task, M
     for task, name in offered:
         weight = None
         if name == "TV":
-            for _ in file.fill("tv", [Job({"task": str(task)}, {}, partial(_tuning, task))]):
-                pass
+            list(file.fill("tv", [Job({"task": str(task)}, {}, partial(_tuning, task))]))
             (weight,) = (row.weight for row in file.read().rows["tv"] if row.task == str(task))
         found.append((task, methods(task, weight)[name]()))
     return found

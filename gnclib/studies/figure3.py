@@ -176,11 +176,7 @@ def lowest(run: Run) -> float:
 
 
 def aggregate(
-    content: Content,
-    tolerance: float = TOLERANCE,
-    *,
-    minimum: str = "lowest",
-    distance: float = DISTANCE,
+    content: Content, tolerance: float = TOLERANCE, *, minimum: str = "lowest", distance: float = DISTANCE
 ) -> dict[tuple[str, str], Summary]:
     """What Figure 3 shows, of the images of BSDS68: (task, algorithm) -> :class:`Summary`.
 

@@ -231,8 +231,7 @@ def _tuned(file: Table, problem: Problem, name: str) -> dict[str, float]:
         return tune(problem, name, {k: middle(x, TUNING_SIDE) for k, x in training})
 
     given = {"task": str(problem), "method": name}
-    for _ in file.fill("tuned", [Job(given, _parts(name)[2], compute)]):
-        pass
+    list(file.fill("tuned", [Job(given, _parts(name)[2], compute)]))
     (row,) = (row for row in file.read().rows["tuned"] if (row.task, row.method) == (str(problem), name))
     return row.best
 

@@ -35,10 +35,7 @@ UNSEEN = "GNC_UNSEEN"
 STYLE = Path(__file__).with_name("gnclib.mplstyle")
 WIDTH = 7.2  # of the figures that are laid out by hand, in inches
 _DIGITS = 8  # significant digits kept in NAME.json
-_METADATA = {
-    "png": {"Software": None},
-    "pdf": {"CreationDate": None, "Creator": None, "Producer": None},
-}
+_METADATA = {"png": {"Software": None}, "pdf": {"CreationDate": None, "Creator": None, "Producer": None}}
 
 
 def use_style(full: bool = False) -> None:

@@ -91,10 +91,7 @@ def compared(
         elif unlike:
             changed[name] = unlike[0]
     if not elsewhere:
-        records = (
-            [record for record in ledger.load(folder / "claims.json") if record.notebook == notebook]
-            for folder in (old, new)
-        )
+        records = ([r for r in ledger.load(f / "claims.json") if r.notebook == notebook] for f in (old, new))
         changed |= {f"claim {id}": reason for id, reason in ledger.changes(*records).items()}
     return changed, elsewhere
 
