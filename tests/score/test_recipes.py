@@ -80,7 +80,7 @@ def test_the_recipes_of_schedules(path):
     recipe = LEARN_RECIPES["finetune" if "finetuned" in path.parent.name else "schedule"]
     assert differing(shipped, recipe, FILLED_IN | {"iterations"}) == {}
     few = {f"{prior}-denoise-{sigma}": 200 for prior in ("R3", "C3") for sigma in (15, 25, 50)}
-    few["G1-inpaint-80"] = 300
+    few |= {f"G1-denoise-{sigma}": 200 for sigma in (15, 25, 50)} | {"G1-inpaint-80": 300}
     assert shipped["iterations"] == few.get(path.parent.name, recipe.iterations)
 
 
