@@ -23,7 +23,7 @@ OUT_HELP = "file to write: png, tif, jpg, bmp; or a folder (existing, or ending 
 WHITE_HELP = "value of white in IN: 4095 for 12 bits in 16 (default: 255 or 65535)"
 file_options = options.together(
     click.argument("inputs", type=PATH, nargs=-1, required=True, metavar="IN..."),
-    click.option("-o", "--output", required=True, metavar="OUT", help=OUT_HELP),
+    click.option("-o", "--output", "out", required=True, metavar="OUT", help=OUT_HELP),
     click.option("--force", is_flag=True, help="overwrite OUT if it exists"),
     click.option("--white", type=float, metavar="N", help=WHITE_HELP),
     click.option("--black", type=float, metavar="N", help="value of black in IN (default: 0)"),
@@ -129,24 +129,11 @@ NOISE_HELP = "take IN as clean: add Gaussian noise of this sigma first (seed: 0 
     "--colour", type=click.Choice(["auto", "opponent", "channels"]), default="auto", help=COLOUR_HELP
 )
 @click.option("--clean", type=PATH, metavar="REF", help="noise-free image to measure the PSNR against")
-@click.option("--add-noise", type=int, is_flag=False, flag_value=0, metavar="[SEED]", help=NOISE_HELP)
-@click.option("--uncertainty", type=PATH, metavar="FILE", help=STD_HELP)
+@click.option("--add-noise", "seed", type=int, is_flag=False, flag_value=0, metavar="[SEED]", help=NOISE_HELP)
+@click.option("--uncertainty", "std", type=PATH, metavar="FILE", help=STD_HELP)
 @click.option("--per-frame", is_flag=True, help=FRAME_HELP)
 def denoise(
-    inputs,
-    output,
-    force,
-    white,
-    black,
-    sigma,
-    gain,
-    offset,
-    read_noise,
-    clean,
-    add_noise,
-    uncertainty,
-    per_frame,
-    **solver,
+    inputs, out, force, white, black, sigma, gain, offset, read_noise, clean, seed, std, per_frame, **solver
 ):
     """Denoise grey or colour images (8 or 16 bit; alpha, colour profile, EXIF and resolution are kept where OUT can
     hold them). S is the standard deviation of the noise in grey levels of an 8-bit image (0..255), as in the
@@ -155,13 +142,13 @@ def denoise(
     decibel or two than channel by channel, or, where the noise of red, green and blue is unequal or correlated, in
     planes that fit its measured covariance. TIFF stacks, and floats with nan for missing pixels, keep axes, metadata
     and type; started again after an interruption, gnc goes on after the last finished frame."""
-    if add_noise is not None and clean is not None:
+    if seed is not None and clean is not None:
         raise ValueError("--add-noise takes IN as the clean image: leave --clean away")
-    if add_noise is not None and sigma is None:
+    if seed is not None and sigma is None:
         raise ValueError("--add-noise needs --sigma: how much noise to add")
-    if len(inputs) > 1 and (clean or uncertainty):
+    if len(inputs) > 1 and (clean or std):
         raise ValueError("--clean and --uncertainty are for one image, not for several")
-    if gain is not None and (sigma is not None or uncertainty is not None):
+    if gain is not None and (sigma is not None or std is not None):
         raise ValueError("--gain makes a noise level for each pixel: leave --sigma and --uncertainty away")
     if per_frame and not sigma is gain is None:
         raise ValueError("--per-frame estimates the noise of each frame: leave --sigma and --gain away")
@@ -179,7 +166,7 @@ def denoise(
     def work(source: Path, target: Path) -> None:
         layout = images.layout(source)
         if layout == "stack":
-            if clean is not None or add_noise is not None or uncertainty is not None:
+            if clean is not None or seed is not None or std is not None:
                 raise ValueError(f"{source} is a stack: leave --clean, --add-noise and --uncertainty away")
             level, bar = fraction if gain is None else curve, _bar("frame")
             options = {"per_frame": per_frame, "force": force, "progress": bar, "say": say, **solver}
@@ -195,9 +182,9 @@ def denoise(
                 f"warning: {source} is stored plane by plane, and says that these are {picture}; if they are frames,"
                 " save them as grey (tifffile.imwrite(..., photometric='minisblack'))"
             )
-        if uncertainty is not None:
-            _demand_apart(uncertainty, source, target, clean)
-            images.check_map(uncertainty, force)
+        if std is not None:
+            _demand_apart(std, source, target, clean)
+            images.check_map(std, force)
         low, unit = _limits(source, picture, white, black)
         noisy, reference = (picture.pixels - low) / unit, None
         if clean is not None:
@@ -208,8 +195,8 @@ def denoise(
                     f"{clean} has the shape {reference.shape} (channels, height, width), {source} has"
                     f" {noisy.shape}: they must agree"
                 )
-        elif add_noise is not None:
-            noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, add_noise).numpy(), noisy
+        elif seed is not None:
+            noisy, reference = images.add_noise(torch.from_numpy(noisy), fraction, seed).numpy(), noisy
         top = 2**picture.depth - 1
         level = fraction if gain is None else curve(source, noisy, top * low, top * unit)
         pixels, planes = denoise_channels(noisy, level, progress=_bar(), **solver)
@@ -222,12 +209,12 @@ def denoise(
             before, after = (evaluate.psnr(torch.from_numpy(a), truth) for a in (noisy, written))
             say(f"PSNR {before:.2f} dB noisy ({kind}), {after:.2f} dB denoised (as written), data range 1")
         say(f"{target}: {made}")
-        if uncertainty is not None:
+        if std is not None:
             told = {key: solver[key] for key in ("scheme", "prior", "device")}
-            std, reasons = std_channels(noisy, planes, estimated=sigma is None, **told)
-            _write_std(uncertainty, std, reasons, force)
+            values, reasons = std_channels(noisy, planes, estimated=sigma is None, **told)
+            _write_std(std, values, reasons, force)
 
-    _each(inputs, output, work)
+    _each(inputs, out, work)
 
 
 def _demand_apart(uncertainty: Path, *others: Path | None) -> None:
@@ -251,10 +238,8 @@ def _write_std(file: Path, std, reasons: list[str], force: bool) -> None:
         say(f"warning: the standard deviations in {file} are uncertain: {reason}")
     levels = 255 * std
     white = max(float(np.nan_to_num(levels).max()), 1e-6)
-    picture = images.write_map(file, levels, white, force)
-    say(
-        f"{file}: standard deviation in grey levels of 0..255, {np.sqrt((levels**2).mean()):.2f} on average (rms)"
-    )
+    picture, rms = images.write_map(file, levels, white, force), np.sqrt((levels**2).mean())
+    say(f"{file}: standard deviation in grey levels of 0..255, {rms:.2f} on average (rms)")
     say(f"{picture}: a picture of it, white is {white:.1f}")
 
 
@@ -331,7 +316,7 @@ def _say_found(source: Path, planes, estimated: bool) -> None:
 @click.option("--invert", is_flag=True, help="MASK marks what is known instead")
 @click.option("--yes", is_flag=True, help=f"yes, more than {100 * MUCH:.0f} % may be missing")
 @options.solver_options("gnc", "linear", "joint", "learned")
-def inpaint(inputs, output, force, white, black, mask, invert, yes, **solver):
+def inpaint(inputs, out, force, white, black, mask, invert, yes, **solver):
     """Fill in the pixels of grey or colour images that a mask marks as missing; the others stay as they are, and so do
     colour profile, EXIF and resolution where OUT can hold them. White marks what is missing: all that is not black; in
     JPEG files, what is brighter than half; on a transparent ground, ink of any colour; in 1-bit TIFF files, true. The
@@ -360,7 +345,7 @@ def inpaint(inputs, output, force, white, black, mask, invert, yes, **solver):
         images.write(target, made, force)
         say(f"{target}: {made}, {meaning} filled in")
 
-    _each(inputs, output, work)
+    _each(inputs, out, work)
 
 
 def _missing(mask: str, source: Path, picture, invert: bool):

@@ -178,9 +178,8 @@ def sweep(prior, task, sets, limit, crop, t_first, steps, only, reference, worke
 
     chosen = {"t_firsts": tuple(sorted(t_first)), "algorithms": tuple(only), "reference_schedule": reference}
     chosen["steps"] = tuple(2**k for k in range((steps or 0).bit_length()))
-    settings = replace(
-        figure3.SETTINGS, crop=crop, **{k: v for k, v in chosen.items() if v not in ((), None)}
-    )
+    given = {name: value for name, value in chosen.items() if value not in ((), None)}
+    settings = replace(figure3.SETTINGS, crop=crop, **given)
     jobs = figure3.jobs(prior, settings, sets or figure3.SETS, task or figure3.TASKS, limit, device)
     out = out or Path("runs") / f"figure3_{Path(prior).resolve().name}.json"
     table = figure3.opened(out, prior, settings, device)

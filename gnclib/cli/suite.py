@@ -242,8 +242,7 @@ def _machine() -> Iterator[str]:
         f"processor: {torch.backends.cpu.get_cpu_capability()}, {os.cpu_count()} cores, {torch.get_num_threads()}"
         f" threads; CUDA: {cuda}"
     )
-    with warnings.catch_warnings(record=True) as said:
-        warnings.simplefilter("always")
+    with warnings.catch_warnings(record=True, action="always") as said:
         built = native.available() and native.available(Path(experts.__file__).with_suffix(".cpp"))
     off = os.environ.get("GNC_NATIVE") == "0"
     state = "built" if built else "switched off by GNC_NATIVE=0" if off else "not built"

@@ -129,9 +129,8 @@ def repaired(prior: FieldsOfExperts, t: float, most: float | None = None) -> Fie
     if most is None:
         project(w, 0, config.grid_x, deviation)
     else:
-        gain = (t * prior._scale(tau)[0] ** 2).item() * _spectrum(
-            kernels, torch.zeros(1), np.ones(len(kernels))
-        )
+        spectrum = _spectrum(kernels, torch.zeros(1), np.ones(len(kernels)))
+        gain = (t * prior._scale(tau)[0] ** 2).item() * spectrum
         steepest = most / gain / 2 * config.grid_x.nodes()[:, None] ** 2
         missing = steepest - w  # is convex where w bends less than the steepest parabola
         project(missing, 0, config.grid_x, deviation)

@@ -72,15 +72,11 @@ class FieldsOfExperts(LearnedEnergy):
             raise ValueError(f'kernels must be "dct" or "random", got {kernels!r}')
         deep = (c.features, c.features, c.deep_kernel_size, c.deep_kernel_size)
         gain = math.sqrt(2 / (c.features * c.deep_kernel_size**2))  # Kaiming-normal, fan in
-        hidden = c.grid_x.quadratic(b=1.0)
-        last = c.grid_x.quadratic(c=0.5 / c.kernel_size**2)
-        potentials = [hidden] * (c.layers - 1) + [last]
-        self.kernels = nn.ParameterList(
-            [first, *(gain * torch.randn(deep, generator=generator) for _ in range(c.layers - 1))]
-        )
-        self.weights = nn.ParameterList(
-            [p.float()[None, :, None].repeat(c.features, 1, c.nodes_tau) for p in potentials]
-        )
+        others = (gain * torch.randn(deep, generator=generator) for _ in range(c.layers - 1))
+        self.kernels = nn.ParameterList([first, *others])
+        hidden, last = c.grid_x.quadratic(b=1.0), c.grid_x.quadratic(c=0.5 / c.kernel_size**2)
+        potentials = (p.float()[None, :, None] for p in [hidden] * (c.layers - 1) + [last])
+        self.weights = nn.ParameterList([p.repeat(c.features, 1, c.nodes_tau) for p in potentials])
         self.offset = nn.Parameter(torch.zeros(c.nodes_tau))
         self.coarse = CoarseExperts(c) if c.scales else None
         self.float()  # whatever torch's default type is
@@ -263,10 +259,9 @@ class FieldsOfExperts(LearnedEnergy):
         """Hessian of :meth:`energy` in y times v, shaped like y: the derivative of :meth:`grad` along v."""
         y, tau = self._check(y, t, border)
         demand_shape(v, y)
-        far = self.coarse.curved(y, tau, v) if self.coarse else None
-        z, v = self._input(y, tau, border), self._input(v, tau, border)
-        near = self._output(self._layers(tau).curved(z, v), tau, border)
-        return near if far is None else near + far
+        inputs = self._input(y, tau, border), self._input(v, tau, border)
+        found = self._output(self._layers(tau).curved(*inputs), tau, border)
+        return found + self.coarse.curved(y, tau, v) if self.coarse else found
 
     # parts ---------------------------------------------------------------------------------------------------------
 
@@ -285,9 +280,8 @@ class FieldsOfExperts(LearnedEnergy):
         return [spline.contract(w, tau, self.config.grid_tau, derivative) for w in self.weights]
 
     def _layers(self, tau: Tensor) -> Layers:
-        return Layers(
-            self.kernels, self.config.dilations, self._coefficients(tau), self.config.grid_x, self.bf16
-        )
+        config = self.config
+        return Layers(self.kernels, config.dilations, self._coefficients(tau), config.grid_x, self.bf16)
 
     def _scale(self, tau: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """s(tau) and its first two derivatives, each (B,)."""
@@ -301,10 +295,8 @@ class FieldsOfExperts(LearnedEnergy):
             return torch.zeros_like(tau), torch.zeros_like(tau), torch.zeros_like(tau)
         t = torch.exp(2 * tau)
         q = t / (t + self.config.sigma_0**2)
-        log = 0.5 * torch.log(t + self.config.sigma_0**2), q, 2 * q * (1 - q)
-        return tuple(
-            a + spline.contract(self.offset, tau, self.config.grid_tau, k) for k, a in enumerate(log)
-        )
+        c = 0.5 * torch.log(t + self.config.sigma_0**2), q, 2 * q * (1 - q)
+        return tuple(a + spline.contract(self.offset, tau, self.config.grid_tau, k) for k, a in enumerate(c))
 
     def _input(self, y: Tensor, tau: Tensor, border: str) -> Tensor:
         """What the first convolution sees: y, continued and scaled."""

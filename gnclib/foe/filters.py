@@ -88,9 +88,8 @@ def convolve_adjoint(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
 def convolve_adjoint_inner(g: Tensor, kernel: Tensor, dilation: int = 1) -> Tensor:
     """`convolve_adjoint` where ``g`` has all that it needs: (B, D, h, w) -> (B, C, h - r + 1, w - r + 1)."""
     if kernel.shape[1] > 1:
-        return F.conv2d(g.to(kernel.dtype), kernel.flip(-1, -2).transpose(0, 1), dilation=dilation).to(
-            g.dtype
-        )
+        turned = kernel.flip(-1, -2).transpose(0, 1)
+        return F.conv2d(g.to(kernel.dtype), turned, dilation=dilation).to(g.dtype)
     return F.pad(convolve_adjoint(g, kernel, dilation), [dilation * (1 - kernel.shape[-1])] * 4)
 
 

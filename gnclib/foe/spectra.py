@@ -91,8 +91,6 @@ def _lanczos(product, shape, dtype, tolerance, seed, lift, number, which) -> tup
         return (product(image) + lift * image.mean() + shift * image).flatten().double().numpy()
 
     operator = LinearOperator((count, count), matvec, dtype=np.float64)
-    start = np.random.default_rng(seed).standard_normal(count)
-    values, vectors = eigsh(
-        operator, number, which=which, v0=start, tol=tolerance / shift, ncv=min(12 * number, count)
-    )
+    options = {"v0": np.random.default_rng(seed).standard_normal(count), "ncv": min(12 * number, count)}
+    values, vectors = eigsh(operator, number, which=which, tol=tolerance / shift, **options)
     return values - shift, torch.from_numpy(vectors[:, values.argmin()].reshape(shape)).to(dtype)

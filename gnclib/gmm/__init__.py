@@ -8,8 +8,5 @@ May import: numpy, torch, scipy; nothing of gnclib but `gnclib.checks`.
 import lazy_loader
 
 __getattr__, __dir__, __all__ = lazy_loader.attach(
-    __name__,
-    submod_attrs={
-        "mixture": ["GaussianMixture", "empirical", "figure1_mixture"],
-    },
+    __name__, submod_attrs={"mixture": ["GaussianMixture", "empirical", "figure1_mixture"]}
 )

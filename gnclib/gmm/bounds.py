@@ -53,15 +53,9 @@ def edge_direction(points: Tensor, a: int, b: int) -> Edge | None:
     """
     others = np.delete(points.numpy(), [a, b], 0)
     along = (points[b] - points[a]).numpy()
-    solved = linprog(
-        np.zeros(points.shape[1]),
-        A_ub=others - points[a].numpy(),
-        b_ub=-np.ones(len(others)),
-        A_eq=along[None],
-        b_eq=[0.0],
-        bounds=(None, None),
-        method="highs",
-    )
+    below = {"A_ub": others - points[a].numpy(), "b_ub": -np.ones(len(others))}
+    across = {"A_eq": along[None], "b_eq": [0.0]}
+    solved = linprog(np.zeros(points.shape[1]), **below, **across, bounds=(None, None), method="highs")
     if solved.status != 0:
         return None
     u = solved.x - along * (solved.x @ along) / (along @ along)  # exactly across the edge
@@ -121,9 +115,8 @@ def _spread(points, norms, y, u, t: float, power: int):
     mean = g @ points
     for _ in range(power):
         projected = u @ points.T - (u * mean).sum(1, keepdim=True)
-        u = torch.nn.functional.normalize(
-            (g * projected) @ points - (g * projected).sum(1, keepdim=True) * mean, dim=1
-        )
+        moved = (g * projected) @ points - (g * projected).sum(1, keepdim=True) * mean
+        u = torch.nn.functional.normalize(moved, dim=1)
     projected = u @ points.T - (u * mean).sum(1, keepdim=True)
     weight = g * projected.square()
     value = weight.sum(1)
@@ -131,10 +124,7 @@ def _spread(points, norms, y, u, t: float, power: int):
 
 
 def threshold_on_box(
-    points: Tensor,
-    box: tuple[float, float],
-    generator: torch.Generator,
-    accuracy: float = 0.02,
+    points: Tensor, box: tuple[float, float], generator: torch.Generator, accuracy: float = 0.02
 ) -> tuple[float, Tensor]:
     """Lower bound of the threshold on a box: the largest t found where F is *not* convex, and a point where.
 

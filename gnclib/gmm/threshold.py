@@ -45,12 +45,8 @@ def _lowest(parts: Parts, ends: tuple[float, float]) -> tuple[float, float]:
     for k in _dips(y, h):
         # measured from y[k]: far out a step may be small beside y itself
         bounds = y[k - 1] - y[k], y[k + 1] - y[k]
-        dip = minimize_scalar(
-            lambda u, at=y[k]: _hessian(np.array([at + u]), parts)[0],
-            bounds=bounds,
-            method="bounded",
-            options={"xatol": 1e-7 * (bounds[1] - bounds[0])},
-        )
+        search = {"bounds": bounds, "method": "bounded", "options": {"xatol": 1e-7 * (bounds[1] - bounds[0])}}
+        dip = minimize_scalar(lambda u, at=y[k]: _hessian(np.array([at + u]), parts)[0], **search)
         found.append((float(dip.fun), float(y[k] + dip.x)))
     return min(found)
 
@@ -113,9 +109,8 @@ def _last_change(dip, top: float, smallest: float) -> tuple[float, float]:
     pairs = list(zip(ts, values, strict=False))
     for k in bottoms[np.argsort(h[bottoms], kind="stable")[:4]]:
         ends = (ts[k + 1], ts[k - 1])
-        found = minimize_scalar(
-            dip, bounds=ends, method="bounded", options={"xatol": 1e-6 * (ends[1] - ends[0])}
-        )
+        options = {"xatol": 1e-6 * (ends[1] - ends[0])}
+        found = minimize_scalar(dip, bounds=ends, method="bounded", options=options)
         pairs.append((found.x, found.fun))
     pairs.sort(reverse=True)
     for (above, _), (below, value) in pairwise(pairs):

@@ -208,9 +208,7 @@ def validation_images() -> dict[str, Tensor]:
 
 def training_images() -> dict[str, Tensor]:
     """The images to train on: train and test, each sorted by id, 400 of them. Raises as :func:`bsds68`."""
-    images = {}
-    for split in ("train", "test"):
-        images |= _images(split, bsds500_ids(split))
+    images = _images("train", bsds500_ids("train")) | _images("test", bsds500_ids("test"))
     refuse_validation(images)
     return images
 

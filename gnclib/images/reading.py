@@ -43,8 +43,6 @@ _KEPT_EXIF = (270, 271, 272, 305, 306, 315, 316, 33432, *range(40091, 40096))
 _KEPT_GROUPS = (ExifTags.IFD.Exif, ExifTags.IFD.GPSInfo)
 #: of the EXIF group: width and height in pixels
 _EXIF_SIZE = (40962, 40963)
-
-
 #: what a fourth sample of TIFF files may be, by tifffile's names
 EXTRA = {"unassalpha": "alpha", "assocalpha": "associated alpha", "unspecified": "an extra band"}
 
@@ -95,8 +93,7 @@ def decode(content: bytes, name: str, *, bilevel: bool = False) -> Picture:
     for decoder in ("PIL", "tifffile"):  # what they log about damage would land on stderr
         logging.getLogger(decoder).addHandler(logging.NullHandler())
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # odd metadata; large images are judged by _demand_size
+        with warnings.catch_warnings(action="ignore"):  # odd metadata; _demand_size judges large images
             return _decode(content, name, bilevel)
     except _Refused as error:
         raise ValueError(str(error)) from None
@@ -377,9 +374,7 @@ def _chunks(content: bytes) -> list[bytes]:
 def declared_pixels(path: Path) -> int:
     """What the header of an image file declares; 0 for a damaged or far too large one, which is refused when read."""
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore")
-            with Image.open(path, formats=FORMATS) as image:
-                return image.size[0] * image.size[1]
+        with warnings.catch_warnings(action="ignore"), Image.open(path, formats=FORMATS) as image:
+            return image.size[0] * image.size[1]
     except Exception:  # decoders raise whatever damaged bytes drive them into
         return 0

@@ -69,11 +69,8 @@ class Stack:
             )
         if any(item.parent is not file for item in pages):
             raise ValueError(f"{path} is one of several files of a stack: save it as one file")
-        if (
-            not axes.endswith(("YX", "YXS"))
-            or len(frame) == 3 != frame[-1]
-            or page.photometric.name == "PALETTE"
-        ):
+        other = not axes.endswith(("YX", "YXS")) or len(frame) == 3 != frame[-1]
+        if other or page.photometric.name == "PALETTE":
             raise ValueError(
                 f"{path} has the axes {axes} {shape}: a frame is grey (..YX) or RGB (..YXS), save it so"
             )

@@ -50,23 +50,15 @@ def export(prior: str, folder: Path, sigma_255: float = 25.0) -> Path:
     folder = Path(folder)
     write_bytes(folder / "weights.pt", content.getvalue())
     write_text(folder / "README.md", card.split("\n---\n", 1)[-1].lstrip())
-    arrays = {"noisy": y, "denoised": x}
-    for name, array in arrays.items():
-        content = io.BytesIO()
-        np.save(content, array.numpy())
-        write_bytes(folder / f"{name}.npy", content.getvalue())
     axes = [{"type": "batch"}, {"type": "channel", "channel_names": ["grey"]}]
     given = [{"type": "space", "id": k, "size": {"min": 64, "step": 1}} for k in "yx"]
     same = [{"type": "space", "id": k, "size": {"tensor_id": "noisy", "axis_id": k}} for k in "yx"]
-    tensors = [
-        {
-            "id": name,
-            "axes": [*axes, *space],
-            "data": {"type": "float32"},
-            "test_tensor": _file(folder, f"{name}.npy"),
-        }
-        for name, space in (("noisy", given), ("denoised", same))
-    ]
+    tensors = []
+    for name, array, space in (("noisy", y, given), ("denoised", x, same)):
+        np.save(content := io.BytesIO(), array.numpy())
+        write_bytes(folder / f"{name}.npy", content.getvalue())
+        test = _file(folder, f"{name}.npy")
+        tensors.append({"id": name, "axes": axes + space, "data": {"type": "float32"}, "test_tensor": test})
     architecture = {
         "import_from": "gnclib.integrations.bioimageio", "callable": "Denoiser",
         "kwargs": {"prior": prior, "sigma_255": sigma_255},

@@ -161,14 +161,12 @@ class EnergyDenoiser(Denoiser):
         largest = noise.flatten(1).amax(1)  # (B C,), where the schedule begins
         result = torch.empty_like(channels)
         for level in largest.unique():  # a schedule belongs to one noise level
-            chosen = largest == level
-            result[chosen] = self._flow(channels[chosen], level.item(), noise[chosen])
+            chosen, sigma = largest == level, 255 * level.item()
+            check_sigma(sigma, self.energy)
+            ts, etas = predefined(self.energy, Task("denoise", sigma), self.steps)
+            data_term = Denoising(channels[chosen], noise[chosen])
+            result[chosen] = last(gnc_flow(self.energy, ts, data_term, step_sizes=etas)).x
         return result.reshape(x.shape).to(x)
-
-    def _flow(self, y: Tensor, level: float, noise: Tensor) -> Tensor:
-        check_sigma(255 * level, self.energy)
-        ts, etas = predefined(self.energy, Task("denoise", 255 * level), self.steps)
-        return last(gnc_flow(self.energy, ts, Denoising(y, noise), step_sizes=etas)).x
 
 
 def _energy(energy):
@@ -222,9 +220,8 @@ def _levels(name: str, value, x: Tensor) -> Tensor:
 def _refuse_gradient(what: str, energy, *inputs) -> None:
     """A result without the derivative that somebody waits for would be wrong in silence."""
     parameters = energy.parameters() if isinstance(energy, torch.nn.Module) else ()
-    if torch.is_grad_enabled() and any(
-        isinstance(v, Tensor) and v.requires_grad for v in (*inputs, *parameters)
-    ):
+    awaited = any(isinstance(v, Tensor) and v.requires_grad for v in (*inputs, *parameters))
+    if awaited and torch.is_grad_enabled():
         raise RuntimeError(
             f"{what} has no derivative here: use the prior's gradient (g_first=True) or one step of the denoiser, or"
             " compute it under torch.no_grad()"

@@ -98,9 +98,7 @@ class Checkpoint(TypedDict):
 
 def save_checkpoint(state: State, folder: str | Path) -> Path:
     """Write the state into ``folder/checkpoint.safetensors``, atomically; an OSError leaves an older one intact."""
-    found = {
-        f"{part}.{k}": v for part, module in state.modules().items() for k, v in module.state_dict().items()
-    }
+    found = {f"{part}.{k}": v for part, m in state.modules().items() for k, v in m.state_dict().items()}
     optimizer = state.optimizer.state_dict()
     for index, entries in optimizer["state"].items():
         found |= {f"optimizer.{index}.{k}": v for k, v in entries.items()}
@@ -108,16 +106,12 @@ def save_checkpoint(state: State, folder: str | Path) -> Path:
     meta = {
         "step": state.step,
         "config": asdict(state.config),
-        "groups": [
-            {k: group[k] for k in ("lr", "step") if k in group} for group in optimizer["param_groups"]
-        ],
+        "groups": [{k: g[k] for k in ("lr", "step") if k in g} for g in optimizer["param_groups"]],
         "record": state.record,
         **state.about(),
     }
-    content = save(
-        {k: v.detach().cpu().contiguous() for k, v in found.items()}, metadata={"state": json.dumps(meta)}
-    )
-    return files.write_bytes(Path(folder) / CHECKPOINT, content)
+    tensors = {k: v.detach().cpu().contiguous() for k, v in found.items()}
+    return files.write_bytes(Path(folder) / CHECKPOINT, save(tensors, metadata={"state": json.dumps(meta)}))
 
 
 def load_checkpoint(

@@ -114,9 +114,8 @@ class Form:
             if content["columns"] != expected:
                 raise ValueError(f"its columns must be {json.dumps(expected)}")
             about = check(content["about"], self.about, "about")
-            return Content(
-                about, {name: _rows(content[name], row, name) for name, row in self.tables.items()}
-            )
+            rows = {name: _rows(content[name], row, name) for name, row in self.tables.items()}
+            return Content(about, rows)
         except ValueError as error:
             raise ValueError(f"{path} is no {self.kind}: {error}") from None
 
@@ -239,9 +238,8 @@ def _flat(values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
 
 def _replaces(new: Row, old: Row) -> bool:
     """Whether `old` goes when `new` comes: another row for the same key, or one that is out of date."""
-    return new.at(new.by) == old.at(new.by) and (
-        new.at(new.key) == old.at(new.key) or new.settings != old.settings
-    )
+    same = new.at(new.key) == old.at(new.key)
+    return new.at(new.by) == old.at(new.by) and (same or new.settings != old.settings)
 
 
 # the file ------------------------------------------------------------------------------------------------------------

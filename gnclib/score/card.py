@@ -108,8 +108,6 @@ SCHEMES = {
     "joint": "joint descent",
     "learned": "learned schedule",
 }
-
-
 #: x_0 of inpainting in words
 X_0 = {
     "start": "missing pixels at mid grey",
@@ -209,11 +207,9 @@ def _training(
     rates = f"cosine from {settings.lr:g} to {settings.lr_last:g}"
     if settings.optimiser == "muon":
         rates += f", of kernels with several inputs and outputs from {settings.lr_matrix:g}"
-    start = (
-        "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
-        if experts
-        else "none"
-    )
+    start = "none"
+    if experts:
+        start = "none: DCT and Kaiming-normal kernels, a quadratic last potential, as in the paper"
     if settings.warm_start:
         hidden = "" if not experts or config.scales else f", hidden activation {settings.warm_start_hidden}"
         if settings.warm_start_hidden == "kept":
@@ -239,12 +235,10 @@ def _training(
 def _of_network(config: NetworkConfig, settings: TrainConfig) -> list[tuple[str, str | None]]:
     """The rows on the network, its gate and its arithmetic."""
     channels = ", ".join(map(str, config.channels))
+    gate = f"1 up to sigma {config.sigma_open:g}, 0 from {config.sigma_convex:g} on: convex there by construction"
     return [
         ("network", f"U-Net of {channels} channels, sees {config.margin} pixels far (ours)"),
-        (
-            "gate",
-            f"1 up to sigma {config.sigma_open:g}, 0 from {config.sigma_convex:g} on: convex there by construction",
-        ),
+        ("gate", gate),
         ("arithmetic", "bfloat16 in the convolutions" if settings.bf16 else None),
     ]
 
@@ -260,11 +254,9 @@ def _of_experts(config: FoEConfig, settings: TrainConfig) -> list[tuple[str, str
             f"{begun} first learning rate {settings.lr_coarse:g}"
         )
     if config.convex_from is not None:
-        kept = (
-            "potentials are"
-            if config.layers == 1
-            else "hidden activations are affine and last potentials are"
-        )
+        kept = "potentials are"
+        if config.layers > 1:
+            kept = "hidden activations are affine and last potentials are"
         convex = (
             f"{kept} kept convex for sigma >= {config.convex_from:g}, those of coarser scales everywhere;"
             " `gnc certify` proves it (ours)"
@@ -303,13 +295,11 @@ def _log(folder: Path, run: Training) -> list[tuple[str, str]]:
     log = io.rows(folder, Row, run["iterations"])
     if not log:
         return [("validation", "none yet")]
-    row, held_out = log[-1], run.get("held_out", HELD_OUT)
+    row = log[-1]
+    quality = f"{row.validation:.2f} dB (one-step MMSE, {run.get('held_out', HELD_OUT)})"
     return [
         ("last logged loss per pixel", f"image {row.image:.4f}, smoothing {row.smoothing:.2f}"),
-        (
-            f"validation, sigma 25/255, at iteration {row.step}",
-            f"{row.validation:.2f} dB (one-step MMSE, {held_out})",
-        ),
+        (f"validation, sigma 25/255, at iteration {row.step}", quality),
     ]
 
 
@@ -356,6 +346,7 @@ def write_of_schedule(folder: Path) -> Path:
     other = shipped.is_file() and io.sha256(shipped) != digest
     named = f"`{prior}`" + (" (of one's own, not the one that comes with gnclib)" if other else "")
     kind = "kernels and potentials as well" if tuned else "all t_i and eta_i"
+    shown = f"{run['iterations']} of batch {settings['batch']}, patches of side {settings['patch']}"
     rows = [
         ("task", task or f"inpainting, {values['missing']:.0%} of the pixels missing"),
         ("prior", named + (", fine-tuned: model.safetensors beside this file" if tuned else "")),
@@ -366,10 +357,7 @@ def write_of_schedule(folder: Path) -> Path:
         ("loss", "squared error of x_I per pixel, all pixels of the patches"),
         ("start", run["start"]),
         ("x_0", None if level else X_0[values.get("x_0", "start")]),
-        (
-            "iterations",
-            f"{run['iterations']} of batch {settings['batch']}, patches of side {settings['patch']}",
-        ),
+        ("iterations", shown),
         ("optimiser", f"Adam, cosine from {lr:g} to {LEARN_LAST * lr:g} (tau and log eta)"),
         ("", f"and from {lr_prior:g} to {LEARN_LAST * lr_prior:g} (prior)" if tuned else None),
         *_made(run, settings["seed"]),

@@ -269,10 +269,7 @@ RECIPES = {
 FIRST_G1 = replace(RECIPES["G1"], optimiser="adam", smoothing=5e-4, emphasis=0.0, hold=0.7)
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
 #: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03
-LEARN_RECIPES = {
-    "schedule": LearnConfig(),
-    "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4),
-}
+LEARN_RECIPES = {"schedule": LearnConfig(), "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4)}
 #: the last learning rate of a schedule is this part of the first
 LEARN_LAST = 0.01
 #: iterations of each training of ``gnc ablate``

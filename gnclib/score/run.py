@@ -21,21 +21,9 @@ import torch
 from gnclib import io
 from gnclib.deep import NetworkConfig, kind_of, load_prior
 from gnclib.foe import FieldsOfExperts, FoEConfig, weights_sha256
-from gnclib.score import (
-    ALONE,
-    PRIORS,
-    Group,
-    Step,
-    TrainConfig,
-    TrainState,
-    card,
-    denoising_psnr,
-    load_checkpoint,
-    starts,
-    training_set,
-)
+from gnclib.score import ALONE, PRIORS, Group, TrainConfig, card, denoising_psnr, starts, training_set
 from gnclib.score.card import Row
-from gnclib.score.training import training
+from gnclib.score.training import Step, TrainState, load_checkpoint, training
 
 
 def same_kind(*configs: FoEConfig | NetworkConfig) -> bool:

@@ -196,9 +196,8 @@ def fit_constant(model: FieldsOfExperts, images, generator: torch.Generator, lev
             found.append(model.dtau(y, math.exp(2 * here), order=1)[0].item() / x.numel())
         means.append(-sum(found) / len(found))
     slopes = spline.contract(torch.eye(grid.count, dtype=torch.float64), tau.double(), grid, 1)
-    change = torch.linalg.lstsq(
-        slopes, torch.tensor(means, dtype=torch.float64)[:, None], driver="gelsd"
-    ).solution
+    target = torch.tensor(means, dtype=torch.float64)[:, None]
+    change = torch.linalg.lstsq(slopes, target, driver="gelsd").solution
     model.offset += change[:, 0].to(model.offset)
 
 

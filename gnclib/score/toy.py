@@ -250,13 +250,8 @@ def with_noise(mixture: GaussianMixture, points: Points) -> Points:
     mean, deviation = t.sqrt() * (y - mixture.means) / v, (mixture.variances / v).sqrt()
     z = mean[..., None] + deviation[..., None] * x  # (B, K, 3)
     weight = (points.weight[:, None] * g)[..., None] * (w / w.sum())
-    count = z[0].numel()
-    return Points(
-        points.y.repeat_interleave(count),
-        points.tau.repeat_interleave(count),
-        weight.reshape(-1),
-        z.reshape(-1),
-    )
+    y, tau = (v.repeat_interleave(z[0].numel()) for v in (points.y, points.tau))
+    return Points(y, tau, weight.reshape(-1), z.reshape(-1))
 
 
 # --- losses -------------------------------------------------------------------------------------------------------
@@ -271,9 +266,8 @@ class Quadratic:
     constant: float = 0.0
 
     def __add__(self, other: Quadratic) -> Quadratic:
-        return Quadratic(
-            self.matrix + other.matrix, self.vector + other.vector, self.constant + other.constant
-        )
+        matrix, vector = self.matrix + other.matrix, self.vector + other.vector
+        return Quadratic(matrix, vector, self.constant + other.constant)
 
     def __rmul__(self, factor: float) -> Quadratic:
         return Quadratic(factor * self.matrix, factor * self.vector, factor * self.constant)

@@ -140,11 +140,9 @@ def _restore_average(state: TrainState, average: dict[str, Tensor]) -> None:
     count = average.pop("n_averaged", None)
     if count is None or count.shape or count.dtype != torch.int64 or count < 0:
         raise ValueError("the moving average of the weights is damaged")
-    weights = {name.removeprefix("module."): v for name, v in average.items()}
+    weights = {k.removeprefix("module."): v for k, v in average.items()}
     io.demand_tensors(weights, state.model.config.shapes, "the moving average")
-    state.average.load_state_dict(
-        {f"module.{name}": v for name, v in weights.items()} | {"n_averaged": count}
-    )
+    state.average.load_state_dict({f"module.{k}": v for k, v in weights.items()} | {"n_averaged": count})
 
 
 # the loss ------------------------------------------------------------------------------------------------------------
@@ -345,9 +343,8 @@ def _gradient(
         raise FloatingPointError(f"the gradient of the loss is not finite {at}")
     if config.clip:
         groups = state.model.parameter_groups()
-        nn.utils.clip_grad_norm_(
-            [p for name in groups if name != "lr_constant" for p in groups[name]], config.clip
-        )
+        bounded = [p for name in groups if name != "lr_constant" for p in groups[name]]
+        nn.utils.clip_grad_norm_(bounded, config.clip)
     return tuple(found)
 
 

@@ -67,7 +67,11 @@ def training_set(images: str | os.PathLike = "", patch: int = 1) -> TrainingSet:
         raise ValueError(
             f"{images} holds one image: at least two are needed, since one is held out for validation"
         )
-    _refuse_small(found, patch)
+    if small := [f"{k} ({x.shape[3]} x {x.shape[2]})" for k, x in found.items() if min(x.shape[2:]) < patch]:
+        raise ValueError(
+            f"patches of {patch} x {patch} pixels do not fit into {', '.join(small[:5])}"
+            f"{' and others' if len(small) > 5 else ''}: leave such images out or set a smaller --patch"
+        )
     names = list(found)
     count = max(1, min(MOST_HELD_OUT, len(names) // 8))
     others = {names[k * len(names) // count] for k in range(count)}
@@ -114,15 +118,6 @@ def _of_folder(folder: Path) -> dict[str, Tensor]:
         )
     data.refuse_validation_files(files)
     return data.folder_images(folder)
-
-
-def _refuse_small(images: dict[str, Tensor], patch: int) -> None:
-    small = [f"{key} ({x.shape[3]} x {x.shape[2]})" for key, x in images.items() if min(x.shape[2:]) < patch]
-    if small:
-        raise ValueError(
-            f"patches of {patch} x {patch} pixels do not fit into {', '.join(small[:5])}"
-            f"{' and others' if len(small) > 5 else ''}: leave such images out or set a smaller --patch"
-        )
 
 
 def _digest(images: dict[str, Tensor]) -> str:

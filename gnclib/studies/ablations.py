@@ -43,8 +43,6 @@ SHIPPED, NETWORK, WINDOWS = (
 CROP = 160
 #: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
 JOINT, JOINT_CROPS = ("recipe", "objective corrected", "objective restored", "objective vanishing"), 8
-
-
 Levels = Annotated[tuple[float, ...], Field(strict=False)]  # a list will do, as JSON has no tuples
 
 
@@ -119,9 +117,8 @@ def _smallest_eigenvalue(prior: LearnedEnergy, y: Tensor, sigma: float) -> float
     """Of t times the Hessian at one image (1, 1, H, W), for a Field of Experts apart from the constant image."""
     if isinstance(prior, FieldsOfExperts):
         return smallest_eigenvalue(PointHessian(prior, y, sigma), y.shape, y.dtype, 1e-6, lift=1.0)
-    return smallest_eigenvalue(
-        lambda v: sigma**2 * prior.hvp(y, sigma**2, v), y.shape, y.dtype, 1e-4, lift=0.0
-    )
+    t = sigma**2
+    return smallest_eigenvalue(lambda v: t * prior.hvp(y, t, v), y.shape, y.dtype, 1e-4, lift=0.0)
 
 
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))

@@ -58,7 +58,7 @@ def _known(values: tuple) -> tuple:
     return values
 
 
-def _rising(values: tuple) -> tuple:
+def _rises(values: tuple) -> tuple:
     if not values or any(a >= b for a, b in pairwise(values)):
         raise ValueError(f"must be at least one value, strictly rising, got {values}")
     return values
@@ -66,10 +66,8 @@ def _rising(values: tuple) -> tuple:
 
 Count = Annotated[int, Field(ge=0)]
 #: a list will do for a tuple, as JSON has no other
-Rising = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False), AfterValidator(_rising)]
-RisingCounts = Annotated[
-    tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False), AfterValidator(_rising)
-]
+Rising = Annotated[tuple[Annotated[float, Field(gt=0)], ...], Field(strict=False), AfterValidator(_rises)]
+RisingCounts = Annotated[tuple[Annotated[int, Field(ge=1)], ...], Field(strict=False), AfterValidator(_rises)]
 
 
 @settings
@@ -199,15 +197,12 @@ def _joint(
     prior, summands: int, term, x: Tensor, settings: Settings, aim: Tensor | None
 ) -> dict[str, list[list[float]]]:
     """Algorithm 2 with a preconditioner from each t_0, looked at after each number of steps."""
-    rows: dict[str, list] = {}
-    for t_first in settings.t_firsts:
-        row: dict[str, list] = {}
+    rows: dict[str, list[list]] = {}
+    for k, t_first in enumerate(settings.t_firsts):
         for state in joint_descent(prior, t_first, term, steps=settings.steps[-1], summands=summands):
             if state.step in settings.steps:
                 found = _judge(prior, term, state.x, x, aim)
                 found |= {"own": state.energy.double() / x.numel(), "t": state.t}
                 for quantity, value in found.items():
-                    row.setdefault(quantity, []).append(value.item())
-        for quantity, values in row.items():
-            rows.setdefault(quantity, []).append(values)
+                    rows.setdefault(quantity, [[] for _ in settings.t_firsts])[k].append(value.item())
     return rows

@@ -218,11 +218,7 @@ def tune_tv(images: Mapping[str, Tensor], sigma: float) -> dict[str, Any]:
     def quality(weight: float) -> float:
         return float(np.mean([psnr(tv(y, weight), x).item() for x, y in zip(clean, noisy, strict=True)]))
 
-    found = minimize_scalar(
-        lambda u: -quality(sigma * math.exp(u)),
-        bounds=(-math.log(10), math.log(10)),
-        method="bounded",
-        options={"xatol": 0.01},
-    )
+    end, search = math.log(10), {"method": "bounded", "options": {"xatol": 0.01}}
+    found = minimize_scalar(lambda u: -quality(sigma * math.exp(u)), bounds=(-end, end), **search)
     weight = float(f"{sigma * math.exp(found.x):.4g}")
     return {"weight": weight, "psnr": round(quality(weight), 4), "images": len(clean)}

@@ -155,10 +155,8 @@ def constant(prior: Prior, sigma: float, base: Gaussian, quadratic: bool) -> dic
         value = quadratic_constant(prior, sigma**2, torch.full((1, 1, *shape), base.mean)) / n
         same = dict.fromkeys(("lower", "upper", "value"), value)
         return {"method": "determinant", **same, "error": 0.0, "accepted": 1.0}
-    generator = torch.Generator().manual_seed(0)
-    found = annealed_constant(
-        prior, sigma**2, base, torch.zeros(CHAINS, 1, *shape), steps=STEPS, generator=generator
-    )
+    generator, zeros = torch.Generator().manual_seed(0), torch.zeros(CHAINS, 1, *shape)
+    found = annealed_constant(prior, sigma**2, base, zeros, steps=STEPS, generator=generator)
     values = {name: v / n if name != "accepted" else v for name, v in asdict(found).items()}
     return {"method": f"annealing, {CHAINS} chains, {STEPS} steps", **values}
 

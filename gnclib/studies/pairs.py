@@ -130,9 +130,8 @@ def compute(
             wanted = METHODS if (count, seed) == (max(counts), 0) else ("linear", "logarithmic", "learned")
             for method in wanted:
                 given = {"method": method, "pairs": count, "seed": seed}
-                yield from file.fill(
-                    "schedules", [Job(given, settings, partial(_judged, method, x, seed, images))]
-                )
+                job = Job(given, settings, partial(_judged, method, x, seed, images))
+                yield from file.fill("schedules", [job])
 
 
 def gains(content: Content, method: str, others: Iterable[str]) -> dict[int, np.ndarray]:

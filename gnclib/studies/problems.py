@@ -139,9 +139,8 @@ def grid(method: str, t_min: float, t_max: float) -> list[dict[str, float]]:
     if method in ("fixed", "fixed long"):
         return [{"t": t} for t in ends]
     if method == "gnc":
-        return [
-            {"t_first": f, "t_last": t} for f in FIRST_TIMES if f <= t_max * (1 + 1e-6) for t in ends if t < f
-        ]
+        firsts = [t for t in FIRST_TIMES if t <= t_max * (1 + 1e-6)]
+        return [{"t_first": first, "t_last": t} for first in firsts for t in ends if t < first]
     return [{}]
 
 

@@ -184,9 +184,8 @@ class Record:
 
     def evidence_text(self) -> str:
         """The evidence on one line, numbers with four significant digits."""
-        return ", ".join(
-            f"`{k}` = {v:.4g}" if isinstance(v, float) else f"`{k}` = {v}" for k, v in self.evidence.items()
-        )
+        shown = {k: f"{v:.4g}" if isinstance(v, float) else v for k, v in self.evidence.items()}
+        return ", ".join(f"`{name}` = {value}" for name, value in shown.items())
 
     def _repr_mimebundle_(self, include: Any = None, exclude: Any = None) -> dict[str, Any]:
         text = f"claim {self.id}: {self.verdict}"

@@ -55,9 +55,8 @@ def collect(notebook: Mapping[str, Any], name: str, mode: str) -> list[Record]:
     """
     cells = [item for item in notebook["cells"] if item["cell_type"] == "code"]
     shown = [output["data"] for item in cells for output in item["outputs"] if "data" in output]
-    records = [
-        replace(Record.from_json(data[MIME]), notebook=name, mode=mode) for data in shown if MIME in data
-    ]
+    found = [Record.from_json(data[MIME]) for data in shown if MIME in data]
+    records = [replace(record, notebook=name, mode=mode) for record in found]
     counts = Counter(record.id for record in records)
     if twice := [id for id, count in counts.items() if count > 1]:
         raise ValueError(f"{name} records a claim twice: {', '.join(twice)}")
@@ -148,9 +147,8 @@ def to_markdown(records: Iterable[Record]) -> str:
                     seen = tested[id].evidence.get("images", "") if id in tested else ""
                     on_p = tested[id].restored if id in tested else ("not measured", None)
                 row = (verdicts[id], seen, on_p[0], "" if on_p[1] is None else on_p[1], made)
-                lines.append(
-                    "| " + " | ".join(map(str, (id, cell(item.sentence), cell(item.where), *row))) + " |"
-                )
+                cells = (id, cell(item.sentence), cell(item.where), *row)
+                lines.append("| " + " | ".join(map(str, cells)) + " |")
     lines += ["", "## Evidence and rules"]
     for id, made in tested.items():
         lines += ["", f"### {id}: {verdicts[id]} ({made.notebook}, {made.mode})", "", claim(id).sentence, ""]
@@ -187,9 +185,8 @@ def differences(reference: Any, value: Any, rtol: float, atol: float, name: str 
     worst, allowed = np.abs(a[finite] - b[finite]).max(initial=0.0), atol + rtol * scale
     if worst <= allowed:
         return []
-    return [
-        f"{label}: off by {worst:.3g}, allowed {allowed:.3g} (atol {atol:g} + rtol {rtol:g} * {scale:.3g})"
-    ]
+    why = f"(atol {atol:g} + rtol {rtol:g} * {scale:.3g})"
+    return [f"{label}: off by {worst:.3g}, allowed {allowed:.3g} {why}"]
 
 
 def _numbers(value: Any) -> np.ndarray | None:

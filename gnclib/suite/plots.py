@@ -205,9 +205,8 @@ def columns_figure(blocks: Sequence[Block], sigmas: Sequence[float], title: str 
     ax.set(xlim=(0, WIDTH), ylim=(0, height), aspect="auto")
     ax.set_axis_off()
     fig.text(0.5, 1 - 0.5 * head / height, title, fontsize=8, **centred)
-    handles = [
-        plt.Line2D([], [], color=c, label=rf"$\sigma={s:.2g}$") for c, s in zip(colours, sigmas, strict=True)
-    ]
+    pairs = zip(colours, sigmas, strict=True)
+    handles = [plt.Line2D([], [], color=c, label=rf"$\sigma={s:.2g}$") for c, s in pairs]
     title = r"smoothing $\tau=\log\sigma$, from the smallest (bottom) to the largest (top)"
     small = {"fontsize": 7, "title_fontsize": 7}
     fig.legend(handles=handles, loc="lower center", ncols=len(sigmas), title=title, **small)

@@ -61,10 +61,9 @@ class Done:
 
     def tell(self, say: Callable[[str], None]) -> None:
         """A line about the notebook, and one for each figure or claim that differs."""
-        outcome = ", ".join(self.figures) or "no figures declared"
-        say(
-            f"{self.notebook:<26}{self.seconds:6.1f} s  {f'FAILED: {self.failure}' if self.failure else outcome}"
-        )
+        made = ", ".join(self.figures) or "no figures declared"
+        outcome = f"FAILED: {self.failure}" if self.failure else made
+        say(f"{self.notebook:<26}{self.seconds:6.1f} s  {outcome}")
         for words, found in (("changed", self.changed), ("not compared", self.elsewhere)):
             for name, reason in found.items():
                 say(f"  {words}: {name}: {reason}")
@@ -81,9 +80,8 @@ def compared(
     changed, elsewhere = {}, {}
     for name, figure in notebooks.of(notebook, manifest).items():
         try:
-            unlike, reason = ledger.compare_files(
-                old / f"{name}.json", new / f"{name}.json", figure.rtol, figure.atol
-            )
+            files = old / f"{name}.json", new / f"{name}.json"
+            unlike, reason = ledger.compare_files(*files, figure.rtol, figure.atol)
         except (FileNotFoundError, ValueError) as error:
             unlike, reason = [str(error)], None
         if reason:

@@ -14,13 +14,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from gnclib.foe import FieldsOfExperts, FoEConfig, experts
 from gnclib.spline import SplineGrid, evaluate, native
 
-OPERATIONS = [
-    experts.slope,
-    experts.curved,
-    experts.value,
-    experts.value_and_slope,
-    experts._backward,
-]
+OPERATIONS = [experts.slope, experts.curved, experts.value, experts.value_and_slope, experts._backward]
 
 
 @pytest.fixture

@@ -6,14 +6,7 @@ import torch
 import torch.nn.functional as F
 from scipy.fft import dctn, idctn
 
-from gnclib.foe.filters import (
-    convolve,
-    convolve_adjoint,
-    dct_kernels,
-    dilate,
-    reflect,
-    reflect_adjoint,
-)
+from gnclib.foe.filters import convolve, convolve_adjoint, dct_kernels, dilate, reflect, reflect_adjoint
 from tests.draws import generator
 
 f64 = {"dtype": torch.float64}

@@ -134,13 +134,7 @@ NAMES = (
 def test_names_that_are_no_priors(name, monkeypatch, tmp_path):
     monkeypatch.chdir(tmp_path)
     loaders = (FieldsOfExperts.from_pretrained, LearnedSchedule.from_pretrained, load_checkpoint)
-    for load in (
-        *loaders,
-        learn.load_checkpoint,
-        field.load,
-        figure3.load,
-        ablations.load,
-    ):
+    for load in (*loaders, learn.load_checkpoint, field.load, figure3.load, ablations.load):
         with pytest.raises(
             (ValueError, OSError)
         ):  # FileNotFoundError where the system does not find the name too long
@@ -157,11 +151,7 @@ def training_checkpoint(folder, monkeypatch):
     images = [child_runs.leaves(40, k) for k in range(2)]
     steps = train.training(state, images)
     next(steps), next(steps)
-    state.record |= {
-        "count": 2,
-        "sums": {"loss": 1.0, "image": 1.0, "smoothing": 1.0},
-        "seconds": 3.5,
-    }
+    state.record |= {"count": 2, "sums": {"loss": 1.0, "image": 1.0, "smoothing": 1.0}, "seconds": 3.5}
     run_state.remember(state)
     save_checkpoint(state, folder)
     return images

@@ -159,10 +159,7 @@ def test_forms_are_the_means_of_the_training_terms(drawn, seed):
 
 def test_integration_by_parts_needs_the_boundary_term(exact, ends):
     """implicit + boundary - explicit = -1/2 E (d_tau F)^2 for every R; without the boundary term it is not constant."""
-    explicit, implicit = (
-        toy.tau_explicit(BASIS, exact, MIXTURE),
-        toy.tau_implicit(BASIS, exact),
-    )
+    explicit, implicit = toy.tau_explicit(BASIS, exact, MIXTURE), toy.tau_implicit(BASIS, exact)
     boundary = toy.boundary(BASIS, *ends, UNIFORM)
     constant = -0.5 * exact.mean(MIXTURE.dtau(exact.y, exact.t)[0] ** 2).item()
     gaps = []

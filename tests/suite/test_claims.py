@@ -120,10 +120,7 @@ BAD = {
         {"linear_48n_energy_apart_512_denoise_from_1": 0.2},
         {"linear_48n_psnr_apart_512_inpaint_from_0.01": 0.6},
     ],
-    "F3-attain": [
-        {"rate_gnc_at_largest_t0_and_steps": 0.7},
-        {"rate_joint_at_largest_t0_and_steps": 0.6},
-    ],
+    "F3-attain": [{"rate_gnc_at_largest_t0_and_steps": 0.7}, {"rate_joint_at_largest_t0_and_steps": 0.6}],
     "I-near": [{"distance_from_threshold_mixture": 0.5, "distance_at_largest_t_C1": 0.5}],
     "G-ddim": [{"smallest_curvature_at_the_start": -0.1}, {"share_of_steps_that_descend_P1": 0.99}],
     "F3-early": [{"psnr_lost_gnc_db": 0.05}],

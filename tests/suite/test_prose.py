@@ -77,14 +77,10 @@ def figure(name: str) -> dict:
 # Numbers in the prose that no cell of the notebook prints or sets: a function computes them, or a text says whose
 # they are.
 ELSEWHERE = {
-    "00_the_paper_in_fifteen_minutes": {
-        "27.6": lambda: figure("overview_eye")["psnr"][-1],
-    },
+    "00_the_paper_in_fifteen_minutes": {"27.6": lambda: figure("overview_eye")["psnr"][-1]},
     "03_score_matching": {"0.42": lambda: figure1_mixture().convexity_threshold((-1.0, 1.0)) ** 0.5},
     "appendix_robustness": {"30.71": "cited, with its source"},
-    "appendix_inverse_problems": {
-        "0.005": lambda: problems.PROBLEMS["tomography"].sigma,
-    },
+    "appendix_inverse_problems": {"0.005": lambda: problems.PROBLEMS["tomography"].sigma},
 }
 
 # Sentences whose numbers are words, or come from files of results: the text, and a function that says if it is true.

@@ -59,8 +59,7 @@ class Whole:
         unknown = [record.id for record in fresh if record.id not in stored]
         known = [record for record in fresh if record.id in stored]
         ledger.save(
-            self.folder,
-            [replace(r, notebook=stored[r.id].notebook, mode=stored[r.id].mode) for r in known],
+            self.folder, [replace(r, notebook=stored[r.id].notebook, mode=stored[r.id].mode) for r in known]
         )
         wrong = {f"claim {id}": "not in figures/claims.json" for id in unknown}
         for name in names:
