@@ -20,6 +20,7 @@ POSITIVE = click.IntRange(min=1)
 #: what --scheme may be, and what the help says about it
 SCHEMES = {
     "mmse": "one Tweedie step",
+    "symmetric": "mean of eight, of the turned and mirrored image",
     "gnc": "GNC flow, schedule of ours",
     "linear": "GNC flow, schedule of the paper",
     "joint": "over image and smoothing",

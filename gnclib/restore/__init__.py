@@ -29,6 +29,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "evidence": ["Gaussian", "WithBrightness", "annealed_constant", "quadratic_constant"],
         "sampling": ["mala"],
         "tiles": ["Tiled"],
+        "symmetry": ["SYMMETRIES", "Symmetrised"],
         "restoration": ["denoise_channels", "denoise_gnc", "inpaint_channels", "inpaint_gnc", "std_channels"],
         "stacks": ["denoise_stack"],
     },

@@ -86,7 +86,7 @@ def denoise_gnc(
         has a level for each pixel, a :class:`gnclib.restore.NoiseCurve` one that grows with brightness: both for "gnc",
         "linear" and "joint".
     prior : a shipped prior ("R1", "R3", "C1"), a folder, or a name on the hub
-    scheme : {"gnc", "linear", "mmse", "joint", "learned", "finetuned"}
+    scheme : {"gnc", "linear", "mmse", "symmetric", "joint", "learned", "finetuned"}
         See :mod:`gnclib.restore.schemes`. GNC flow is defined at every noise level of the prior; "learned" is a little
         better where a schedule was learned nearby (R1: 12 to 62 of 255).
     steps : int, optional, of gnc, linear and joint

@@ -1,6 +1,7 @@
 r"""The ways to use a prior on a measurement (Kobler & Pock 2023, section 4), by name.
 
     mmse        x = y - sigma^2 grad_1 R(y, sigma^2), one step, no data term (Tweedie); denoising only
+    symmetric   the same step of the energy averaged over turns and reflections (:mod:`gnclib.restore.symmetry`), ours
     gnc         GNC flow (eq. 9) along a predefined schedule of ours
     linear      GNC flow with the paper's: t_i linear down to the smallest t of the prior, eta_i = t_i
     joint       Algorithm 2: descent on D(x) + R(x, t) in x and t
@@ -30,11 +31,13 @@ from gnclib.checks import as_device
 from gnclib.deep import load_prior
 from gnclib.foe import derived
 from gnclib.restore import (
+    SYMMETRIES,
     Denoising,
     Energy,
     Inpainting,
     LearnedSchedule,
     State,
+    Symmetrised,
     Task,
     Tiled,
     as_count,
@@ -55,7 +58,7 @@ class Scheme:
     """A scheme with its prior, ready for measurements of one task; made by :func:`load`."""
 
     name: str  # one of SCHEMES
-    prior: Energy  # possibly Tiled
+    prior: Energy  # possibly Tiled or Symmetrised
     task: Task
     steps: int  # how many States it yields
     schedule: LearnedSchedule | None = None  # of "learned" and "finetuned"
@@ -63,7 +66,7 @@ class Scheme:
     @property
     def evaluations(self) -> int:
         """How many gradients of the energy one restoration costs, a derivative in tau counted as one."""
-        return (2 if self.name == "joint" else 1) * self.steps
+        return {"joint": 2, "symmetric": len(SYMMETRIES)}.get(self.name, 1) * self.steps
 
     @property
     def device(self) -> torch.device:
@@ -76,7 +79,7 @@ class Scheme:
             raise ValueError(f"this scheme is for the task {self.task}, got {type(data).__name__} data")
         if self.schedule is not None:
             return self.schedule.states(self.prior, data, start)
-        if self.name == "mmse":
+        if self.name in ("mmse", "symmetric"):
             return gnc_flow(self.prior, [self.task.sigma**2], start=data.start() if start is None else start)
         if self.name == "joint":
             return joint_descent(self.prior, self.prior.sigma_max**2, data, start, steps=self.steps)
@@ -93,6 +96,7 @@ PRECISIONS = ("float32", "bf16")
 #: the schemes by their names, with their numbers of steps by the kind of task; None is that of the schedule
 SCHEMES = {
     "mmse": {"denoise": 1},
+    "symmetric": {"denoise": 1},
     "gnc": {"denoise": 10, "inpaint": 30},
     "linear": {"denoise": 64, "inpaint": 30},
     "joint": {"denoise": 12, "inpaint": 60},
@@ -161,7 +165,8 @@ def load(
     count = as_count(SCHEMES[name][task.kind] if steps is None else steps)
     model = model.to(found)
     model.bf16 = precision == "bf16"
-    return Scheme(name, model if tile is None else Tiled(model, tile), task, count, schedule)
+    energy = model if tile is None else Tiled(model, tile)
+    return Scheme(name, Symmetrised(energy) if name == "symmetric" else energy, task, count, schedule)
 
 
 def predefined(prior: Energy, task: Task, steps: int) -> tuple[Tensor, Tensor]:

@@ -19,7 +19,6 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -54,6 +53,8 @@ TASKS = (Task("denoise", 25), Task("inpaint", 0.8), Task("denoise", 15), Task("d
 #: the task on which BM3D is the unit of time
 REFERENCE = Task("denoise", 25)
 PRIORS = ("P1", "P2", "P3", "R1", "C1", "M1", "R2", "R3", "C3", "M3", "G1")
+#: those of which the mean over turns and reflections is compared
+SYMMETRIC = ("R3", "G1")
 #: every so many-th training image is used to tune TV
 TUNING_STEP = 20
 
@@ -118,7 +119,8 @@ def methods(task: Task, weight: float | None = None) -> dict[str, Callable[[], M
     for prior in PRIORS:
         for scheme in schemes.SCHEMES:
             folder = {"learned": f"{prior}-{task}", "finetuned": f"{prior}-finetuned-{task}"}.get(scheme)
-            fits = scheme != "linear" and (scheme != "mmse" or task.kind == "denoise")
+            fits = task.kind in schemes.SCHEMES[scheme] and scheme != "linear"
+            fits = fits and (scheme != "symmetric" or prior in SYMMETRIC)
             if fits and (not folder or (WEIGHTS / folder / "schedule.json").is_file()):
                 found[f"{prior} {scheme}"] = partial(ours, prior, scheme, task)
     return found
@@ -128,7 +130,8 @@ def ours(prior: str, name: str, task: Task) -> Method:
     """A scheme of :data:`gnclib.restore.schemes.SCHEMES` with a prior of the package."""
     scheme = schemes.load(name, prior, task)
     settings = {"weights": weights_sha256(f"{prior}-finetuned-{task}" if name == "finetuned" else prior)}
-    parameters = sum(p.numel() for part in scheme.prior.parameter_groups().values() for p in part)
+    model = scheme.prior.prior if name == "symmetric" else scheme.prior
+    parameters = sum(p.numel() for part in model.parameter_groups().values() for p in part)
     if scheme.schedule is not None:
         t, eta = scheme.schedule.t, scheme.schedule.eta
         if scheme.schedule.x_0 != "start":
@@ -254,26 +257,17 @@ def _one_core() -> Iterator[None]:
 # the table -----------------------------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True)
-class Cited:
-    """A published mean PSNR in dB on BSDS68 by noise level, with its source; parameters in words, "" where unsure."""
-
-    method: str
-    parameters: str
-    psnr: Mapping[int, float]
-    source: str
-
-
 #: Published, not measured here: other realisations of the noise, and clipping that the sources do not always state.
+#: Method, parameters in words ("" where unsure), mean PSNR in dB on BSDS68 by noise level, source.
 CITED = (
-    Cited("EPLL", "", {15: 31.21, 25: 28.68, 50: 25.67},
-          "Zoran & Weiss 2011, as measured by Zhang et al., IEEE TIP 26(7), 2017"),
-    Cited("WCRR-NN", "< 15,000", {25: 28.68},
-          "Goujon, Neumayer & Unser, Learning Weakly Convex Regularizers, arXiv 2308.10542, 2023"),
-    Cited("TNRD (7x7, 5 stages)", "26,645", {15: 31.42, 25: 28.92, 50: 25.97},
-          "Chen & Pock, IEEE TPAMI 39(6), 2017; one network per noise level"),
-    Cited("DnCNN-S", "0.56 million", {15: 31.73, 25: 29.23, 50: 26.23},
-          "Zhang, Zuo, Chen, Meng & Zhang, IEEE TIP 26(7), 2017; one network per noise level"),
+    ("EPLL", "", {15: 31.21, 25: 28.68, 50: 25.67},
+     "Zoran & Weiss 2011, as measured by Zhang et al., IEEE TIP 26(7), 2017"),
+    ("WCRR-NN", "< 15,000", {25: 28.68},
+     "Goujon, Neumayer & Unser, Learning Weakly Convex Regularizers, arXiv 2308.10542, 2023"),
+    ("TNRD (7x7, 5 stages)", "26,645", {15: 31.42, 25: 28.92, 50: 25.97},
+     "Chen & Pock, IEEE TPAMI 39(6), 2017; one network per noise level"),
+    ("DnCNN-S", "0.56 million", {15: 31.73, 25: 29.23, 50: 26.23},
+     "Zhang, Zuo, Chen, Meng & Zhang, IEEE TIP 26(7), 2017; one network per noise level"),
 )  # fmt: skip
 
 
@@ -310,12 +304,12 @@ def table(content: Content) -> str:
         "Cited, not measured here:",
         "",
     ]
-    levels = sorted({level for cited in CITED for level in cited.psnr})
+    levels = sorted({level for _, _, psnr, _ in CITED for level in psnr})
     head = ["method", "parameters", *(_title(f"denoise-{level}") for level in levels), "source"]
     rows = []
-    for cited in CITED:
-        cells = [f"{cited.psnr[level]:.2f}" if level in cited.psnr else "-" for level in levels]
-        rows.append([cited.method, cited.parameters, *cells, cited.source])
+    for method, parameters, psnr, source in CITED:
+        cells = [f"{psnr[level]:.2f}" if level in psnr else "-" for level in levels]
+        rows.append([method, parameters, *cells, source])
     return "\n".join([*lines, markdown(head, rows)])
 
 

@@ -13,6 +13,7 @@ from gnclib.restore import evaluate, learned, schemes
 from gnclib.restore.flow import last
 from gnclib.restore.learned import LearnedSchedule, Task, weights_sha256
 from gnclib.restore.operators import Denoising, Inpainting
+from gnclib.restore.symmetry import Symmetrised
 from gnclib.restore.tiles import Tiled
 
 DENOISE, INPAINT = Task("denoise", 25), Task("inpaint", 0.8)
@@ -76,6 +77,34 @@ def test_mmse_and_gnc_are_the_stated_formulas(folder):
         x = (sigma**2 * x + eta * y) / (sigma**2 + eta)
     gnc = last(schemes.load("gnc", folder, DENOISE, 3, tile=12).states(Denoising(y, sigma))).x
     torch.testing.assert_close(gnc, x, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("tile", [None, 12])
+def test_the_symmetric_prior_knows_no_direction(folder, tile):
+    """R_8 is the mean of eight energies, which differ; its derivatives are those that autograd finds of it, and a
+    mirrored image has the mirrored result. Two images of 24 x 20 pixels, each with a t of its own."""
+    whole = FieldsOfExperts.from_pretrained(folder).double()
+    energy = Symmetrised(whole if tile is None else Tiled(whole, tile))
+    y, v = (torch.cat([image(seed=k)[..., :20] for k in seeds]).double() for seeds in ((2, 3), (4, 5)))
+    y, t = y.requires_grad_(True), torch.tensor([0.01, 0.1], dtype=y.dtype)
+    turned = [torch.rot90(z, k, (2, 3)) for z in (y, y.mT) for k in range(4)]
+    values = torch.stack([whole.energy(z, t) for z in turned])
+    assert (values.std(0) > 1e-4 * values.mean(0).abs()).all()
+    (grad,) = torch.autograd.grad(values.mean(0).sum(), y, create_graph=True)
+    (product,) = torch.autograd.grad((grad * v).sum(), y)
+    y, same = y.detach(), {"rtol": 1e-8, "atol": 1e-8}
+    torch.testing.assert_close(energy.energy(y, t), values.detach().mean(0), **same)
+    torch.testing.assert_close(energy.grad(y, t), grad.detach(), **same)
+    torch.testing.assert_close(energy.hvp(y, t, v), product, **same)
+    torch.testing.assert_close(
+        energy.dtau(y, t)[1], torch.stack([whole.dtau(z.detach(), t)[1] for z in turned]).mean(0), **same
+    )
+    scheme = schemes.load("symmetric", folder, DENOISE, tile=tile)
+    assert scheme.evaluations == 8
+    x, other = (last(scheme.states(Denoising(z.float().contiguous(), 25 / 255))).x for z in (y, y.mT))
+    expected = y - (25 / 255) ** 2 * energy.grad(y, (25 / 255) ** 2)
+    torch.testing.assert_close(x, expected.float(), rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(other, x.mT, rtol=1e-4, atol=1e-5)
 
 
 def test_linear_is_the_flow_of_the_paper(folder):
