@@ -11,7 +11,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     __name__,
     submod_attrs={
         "operators": ["LEVELS", "Denoising", "Inpainting", "Task"],
-        "schemes": ["FIRST_INPAINTING", "check_sigma", "predefined"],
+        "schemes": ["FIRST_INPAINTING", "Scheme", "check_sigma", "predefined"],
         "linear": [
             *("Blur", "LinearMeasurement", "LinearOperator", "LowResolution", "PeriodicBlur", "Projections"),
             *("SampledFourier", "SampledTransform", "gaussian_kernel"),

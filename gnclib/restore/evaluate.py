@@ -14,9 +14,8 @@ import torch
 from torch import Tensor
 
 from gnclib.images import metrics
+from gnclib.restore import Denoising, Scheme
 from gnclib.restore.colour import choose_planes
-from gnclib.restore.operators import Denoising
-from gnclib.restore.schemes import Scheme
 
 
 @dataclass(frozen=True)
