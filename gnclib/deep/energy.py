@@ -18,10 +18,9 @@ alpha and beta two numbers per channel from an embedding of tau. The activation
     a_g(v) = (1 - g) v / 2 + g v / (1 + e^-v)
 
 is SiLU for g = 1 and linear for g = 0: then u -> N(u, tau) is affine, whatever the weights are. Beyond the border of
-the image the blocks of the two finest scales see zeros, that is m, which is the fastest, and those of coarser scales
-the nearest value, since at strong noise zeros would darken what they average. A side that the scales do not divide is
-filled up with the nearest value and cropped again; images of every size from 1 x 1 on are served. The gradient is one
-backward pass of automatic differentiation, which gives dE/dtau along with it.
+the image every convolution sees zeros, that is m; a side that the scales do not divide is filled up so and cropped
+again, and images of every size from 1 x 1 on are served. The gradient is one backward pass of automatic
+differentiation, which gives dE/dtau along with it.
 """
 
 from __future__ import annotations
@@ -53,12 +52,12 @@ FREQUENCIES = torch.linspace(-1, 2, 8, dtype=torch.float32).exp()
 
 
 class Block(nn.Module):
-    """x + B a_g((1 + alpha) A x + beta); ``border`` is torch's name for what A and B see beyond it."""
+    """x + B a_g((1 + alpha) A x + beta)."""
 
-    def __init__(self, channels: int, embedding: int, border: str):
+    def __init__(self, channels: int, embedding: int):
         super().__init__()
-        self.a = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=border, bias=False)
-        self.b = nn.Conv2d(channels, channels, 3, padding=1, padding_mode=border, bias=False)
+        self.a = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.b = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
         self.film = nn.Linear(embedding, 2 * channels)
         with torch.no_grad():
             self.b.weight.mul_(0.3)
@@ -82,10 +81,8 @@ class GatedUNet(nn.Module):
             nn.Linear(2 * len(FREQUENCIES), embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
         self.first = nn.Conv2d(1, channels[0], 3, padding=1, bias=False)
-        borders = ["zeros" if scale < 2 else "replicate" for scale in range(len(channels))]
-        blocks = [(c, embedding, border) for c, border in zip(channels, borders, strict=True)]
-        self.encode = nn.ModuleList([Block(*block) for block in blocks])
-        self.decode = nn.ModuleList([Block(*block) for block in blocks[:-1]])
+        self.encode = nn.ModuleList([Block(c, embedding) for c in channels])
+        self.decode = nn.ModuleList([Block(c, embedding) for c in fine])
         sides = list(zip(fine, coarse, strict=True))
         self.down = nn.ModuleList([nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in sides])
         self.up = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in sides])
@@ -100,7 +97,7 @@ class GatedUNet(nn.Module):
         for block, down in zip(self.encode, self.down, strict=False):
             x = block(x, embedding, gate)
             skipped.append(x)
-            x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"))
+            x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
         x = self.encode[-1](x, embedding, gate)
         for block, up, skip in zip(reversed(self.decode), reversed(self.up), reversed(skipped), strict=True):
             x = block(skip + up(x)[..., : skip.shape[-2], : skip.shape[-1]], embedding, gate)
