@@ -16,6 +16,7 @@ from benchmarks import engine
 from gnclib import denoise_gnc, load_prior
 from gnclib.images import data
 from gnclib.studies import coverage, field, problems
+from gnclib.suite import ledger
 
 ROOT = Path(__file__).parents[1]
 GUIDE = ROOT / "notebooks" / "guide"
@@ -45,9 +46,26 @@ def test_the_readme_counts_the_verdicts_on_the_paper():
     (row,) = re.findall(r"\| The paper's claims \| (.*) \|", text(ROOT / "figures" / "claims.md"))
     identities, holds, caveats, undecided, fails = map(int, row.split(" | "))
     total = identities + holds + caveats + undecided + fails
-    said = f"of {total}, {identities + holds} hold, {caveats} with a caveat, {fails} do not"
+    said = f"of {total}, {identities} are identities, {holds} hold, {caveats} with a caveat, {fails} do not"
     assert said in " ".join(text(ROOT / "README.md").split())
     assert undecided == 0
+
+
+def test_the_page_on_reproducibility_says_how_verdicts_changed():
+    page, stored = text(GUIDE / "reproducibility.md"), ledger.load(ROOT / "figures" / "claims.json")
+    evidence = {record.id: record.evidence for record in stored}
+    of_page = re.findall(r"^\| ([A-Z]\S*-\S+) \| [a-z ]+ \| ([a-z ]+) \|", page, re.MULTILINE)
+    assert len(of_page) == 12
+    assert dict(of_page).items() <= {record.id: record.verdict for record in stored}.items()
+    bent = [100 * evidence["F2-quadratic"][f"share_parabolas_R_{k}"] for k in (2, 3)]
+    assert "{:.0f} % of R_2's potentials and {:.0f} % of R_3's".format(*bent) in page
+    minima = {k: v for k, v in evidence["F2-simpler"].items() if k.startswith("minima_R_")}
+    assert all(
+        minima[f"minima_R_{k}_at_{s}"] > minima[f"minima_R_1_at_{s}"] for k in (2, 3) for s in (32, 100, 316)
+    )
+    assert f"{evidence['I-mmse']['best_other_prior_above_db']:.2f} dB above" in page
+    assert "Thirteen of the 50" in page
+    assert sum(record.verdict == "verified identity" for record in stored) == 13
 
 
 def test_the_eigenvalues_of_the_page_on_priors_are_those_of_notebook_9():
