@@ -202,20 +202,32 @@ def sweep(prior, task, sets, limit, crop, t_first, steps, only, reference, worke
     "--sigma", type=int, metavar="S", help="noise in grey levels of 0..255 (default: 15, 25, 50)"
 )
 @options.repeated("--photons", type=POSITIVE, metavar="N", help="instead: N photons at white, on BSDS68 only")
+@click.option(
+    "--drift", is_flag=True, help="instead: the mean of d_tau R on val, 0 for a true density; all priors"
+)
 @click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of each set")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/coverage.json)")
 @table_option
-def coverage(prior, sigma, photons, limit, out, table):
+def coverage(prior, sigma, photons, drift, limit, out, table):
     """Measure how often the error of a pixel lies within the interval that the posterior of the prior states, on the
     middles of the images of BSDS68; a scale of the intervals is fitted on the other images of val. Beside that the
     squared error, what the prior expects it to be, and Stein's estimate of it. Image k has noise of seed k. Started
     again, the command computes what is missing."""
     from gnclib.studies import coverage as study
 
+    if drift and (sigma or photons):
+        raise ValueError("--drift has noise levels of its own: leave --sigma and --photons away")
     if table:
-        say(study.table(study.load(out or study.SHIPPED)))
+        say((study.drift_table if drift else study.table)(study.load(out or study.SHIPPED)))
         return
     path = out or Path("runs/coverage.json")
+    if drift:
+        found = study.drifts(path, prior or study.SHOWN, limit)
+        done = _consume(
+            found, lambda row: f"{row.prior} {row.sigma:g}: {100 * fmean(row.values):+.2f} % of n"
+        )
+        say(f"{done} results were added to {path}; 'gnc coverage --drift --table --out {path}' shows them")
+        return
     noise = sigma or (() if photons else study.NOISE)
     rows = study.compute(path, prior or study.PRIORS, noise, limit, photons)
     done = _consume(

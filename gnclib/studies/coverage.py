@@ -8,6 +8,9 @@ squared error beside what the energy expects (tr Cov) and what SURE estimates wi
 One scale of the standard deviation per prior and noise level is fitted on images of val that are not in BSDS68, so
 that 90 % of the errors lie inside of the intervals of 90 %.
 
+The mean of d_tau R over noisy photographs is 0 at every tau for the logarithm of a true density (section 3.2).
+:func:`drifts` measures it on the same images of val.
+
 Counted photons have another noise in every pixel. :func:`counted` makes it nearly equal; the posterior is then that of
 the transformed image. These rows are of the set "20 photons" (at white), and have no scale.
 """
@@ -40,6 +43,9 @@ Z = norm.ppf((1 + np.array(LEVELS)) / 2)
 #: pixels along each side of the square in the middle of an image, and spacing of the probes
 SIDE, SPACING = 96, 7
 SETS = {"BSDS68": bsds68, "val": validation_images}
+#: the priors and noise levels of the drifts, the levels as far as the range of the prior goes
+SHOWN = ("P1", "P2", "P3", "R1", "R2", "R3", "C1", "C3", "M1", "M3", "G1")
+SIGMAS = tuple(round(10 ** (k / 4 - 2), 6) for k in range(12))
 #: standard deviation of the read noise, in photons
 READ = 1.0
 
@@ -73,7 +79,17 @@ class Calibration(Row):
     inside: list[rounded(4)]
 
 
-FORM = Form("file of coverages", About, {"images": Calibration}, SHIPPED)
+class Drift(Row):
+    """d_tau R(y, tau) per pixel for each image of val, seed 0, in nats."""
+
+    by: ClassVar[tuple[str, ...]] = ("prior",)
+    key: ClassVar[tuple[str, ...]] = ("sigma",)
+    prior: str
+    sigma: float
+    values: list[rounded(5)]
+
+
+FORM = Form("file of coverages", About, {"images": Calibration, "drifts": Drift}, SHIPPED)
 load = FORM.load
 
 
@@ -137,8 +153,7 @@ def compute(
     Image k of each set, the first `limit` of them, has noise of seed k; `peaks` are of photons, on BSDS68. Raises
     ValueError for a file that is none.
     """
-    about = About(side=SIDE, spacing=SPACING, levels=list(LEVELS))
-    file = Table(path, FORM, about, packages=("torch", "numpy", "scipy"))
+    file = _table(path)
     images = {name: dict(list(read().items())[:limit]) for name, read in SETS.items()}
     for prior in priors:
         energy = load_prior(prior)
@@ -155,6 +170,28 @@ def compute(
                 for k, (image, x) in enumerate(images[name if name in SETS else "BSDS68"].items())
             ]
             yield from file.fill("images", wanted)
+
+
+def drifts(path: str | Path, priors: Iterable[str] = SHOWN, limit: int | None = None) -> Iterator[Drift]:
+    """As :func:`compute`, for d_tau R on the middles of the images of val, at the levels of the prior's range."""
+    x = torch.cat([middle(image, SIDE) for image in list(validation_images().values())[:limit]])
+
+    def found(prior: Energy, sigma: float) -> dict[str, list[float]]:
+        with torch.no_grad():
+            slopes = prior.dtau(add_noise(x, sigma, 0), sigma**2, order=1)[0]
+        return {"values": (slopes / SIDE**2).tolist()}
+
+    for name in priors:
+        prior = load_prior(name)
+        settings = {"weights": weights_sha256(prior), "images": len(x)}
+        levels = [sigma for sigma in SIGMAS if sigma <= prior.sigma_max * (1 + 1e-6)]
+        jobs = [Job({"prior": name, "sigma": s}, settings, partial(found, prior, s)) for s in levels]
+        yield from _table(path).fill("drifts", jobs)
+
+
+def _table(path: str | Path) -> Table:
+    about = About(side=SIDE, spacing=SPACING, levels=list(LEVELS))
+    return Table(path, FORM, about, packages=("torch", "numpy", "scipy"))
 
 
 def equal_sigma(peak: int) -> int:
@@ -240,3 +277,14 @@ def table(content: Content) -> str:
         below.append([prior, name, str(found[0].sigma), *covers, *ratios, str(len(found))])
     head_below = "prior, noise, sigma, raw 50/90/95, with floor, tr Cov, SURE, images".split(", ")
     return markdown(head, lines) + (f"\n\n{markdown(head_below, below)}" if below else "")
+
+
+def drift_table(content: Content) -> str:
+    """E[d_tau R] / n in % as markdown: mean over the images and its standard error, by noise level."""
+    means: dict[str, dict[float, str]] = {}
+    for row in content.rows["drifts"]:
+        mean, error = np.mean(row.values), np.std(row.values, ddof=1) / len(row.values) ** 0.5
+        means.setdefault(row.prior, {})[row.sigma] = f"{100 * mean:+.1f} +- {100 * error:.1f}"
+    names = [name for name in SHOWN if name in means]
+    head = ["sigma", *names]
+    return markdown(head, [[f"{s:.2g}", *(means[n].get(s, "-") for n in names)] for s in SIGMAS])

@@ -145,8 +145,7 @@ def i_few(e):
 
 
 def i_finetune(e):
-    gains = e.finetuned_db > e.learned_db
-    return graded(gains and e.images_that_gain > 0.9 * e.images, gains)
+    return from_enough(e.images, beyond_noise([e.gain_db], [e.two_standard_errors_db]))
 
 
 def r_convex(e):

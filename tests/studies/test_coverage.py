@@ -8,7 +8,7 @@ from scipy.stats import norm
 from gnclib import load_prior
 from gnclib.images import data
 from gnclib.io.table import Origin
-from gnclib.restore import posterior_moments
+from gnclib.restore import posterior_moments, weights_sha256
 from gnclib.studies import coverage
 from gnclib.studies.coverage import LEVELS, Calibration
 
@@ -92,3 +92,31 @@ def test_a_file_is_continued(tmp_path):
         same = stored[row.prior, row.sigma, row.set, row.image]
         assert torch.tensor(row.inside).sub(torch.tensor(same.inside)).abs().max() < 2e-3
         assert row.squared == pytest.approx(same.squared, rel=1e-3)
+
+
+@pytest.mark.skipif(not data.available(("val",)), reason="needs val of BSDS500: set GNC_DATA_DIR")
+def test_the_drift_is_the_derivative_in_tau(tmp_path):
+    """By central differences in double precision, for two images at every level of R_1."""
+    made = list(coverage.drifts(tmp_path / "drifts.json", ["R1"], limit=2))
+    assert [row.sigma for row in made] == [s for s in coverage.SIGMAS if s <= 1]
+    assert list(coverage.drifts(tmp_path / "drifts.json", ["R1"], limit=2)) == []
+    prior, h = load_prior("R1").double(), 1e-4
+    x = torch.cat(
+        [data.middle(image, coverage.SIDE) for image in list(data.validation_images().values())[:2]]
+    )
+    for row in made[1:-1]:  # inside of the range
+        y = data.add_noise(x, row.sigma, 0).double()
+        up, down = (prior.energy(y, row.sigma**2 * np.exp(2 * step)) for step in (h, -h))
+        assert row.values == pytest.approx(((up - down) / (2 * h * coverage.SIDE**2)).tolist(), abs=1e-4)
+
+
+def test_the_shipped_drifts_are_those_of_the_shipped_weights():
+    """If this fails after a change of weights: gnc coverage --drift --out gnclib/studies/coverage.json."""
+    found = coverage.load().rows["drifts"]
+    assert {row.prior for row in found} == set(coverage.SHOWN)
+    for name in coverage.SHOWN:
+        prior = load_prior(name)
+        of = [row for row in found if row.prior == name]
+        assert [row.sigma for row in of] == [s for s in coverage.SIGMAS if s <= prior.sigma_max * (1 + 1e-6)]
+        assert {row.settings["weights"] for row in of} == {weights_sha256(prior)}
+        assert {len(row.values) for row in of} == {32}
