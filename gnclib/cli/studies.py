@@ -202,9 +202,7 @@ def sweep(prior, task, sets, limit, crop, t_first, steps, only, reference, worke
     "--sigma", type=int, metavar="S", help="noise in grey levels of 0..255 (default: 15, 25, 50)"
 )
 @options.repeated("--photons", type=POSITIVE, metavar="N", help="instead: N photons at white, on BSDS68 only")
-@click.option(
-    "--drift", is_flag=True, help="instead: the mean of d_tau R on val, 0 for a true density; all priors"
-)
+@click.option("--drift", is_flag=True, help="instead: the mean of d_tau R on val, by default for all priors")
 @click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of each set")
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/coverage.json)")
 @table_option
@@ -220,21 +218,15 @@ def coverage(prior, sigma, photons, drift, limit, out, table):
     if table:
         say((study.drift_table if drift else study.table)(study.load(out or study.SHIPPED)))
         return
-    path = out or Path("runs/coverage.json")
+    path, noise = out or Path("runs/coverage.json"), sigma or (() if photons else study.NOISE)
     if drift:
-        found = study.drifts(path, prior or study.SHOWN, limit)
-        done = _consume(
-            found, lambda row: f"{row.prior} {row.sigma:g}: {100 * fmean(row.values):+.2f} % of n"
-        )
-        say(f"{done} results were added to {path}; 'gnc coverage --drift --table --out {path}' shows them")
-        return
-    noise = sigma or (() if photons else study.NOISE)
-    rows = study.compute(path, prior or study.PRIORS, noise, limit, photons)
-    done = _consume(
-        rows,
-        lambda row: f"{row.prior} {row.sigma} {row.set} {row.image}: {100 * row.inside[8]:.1f} % within 90 %",
-    )
-    say(f"{done} results were added to {path}; 'gnc coverage --table --out {path}' shows them")
+        rows, text = study.drifts(path, prior or study.SHOWN, limit), "{0.prior} {0.sigma:g}"
+    else:
+        rows = study.compute(path, prior or study.PRIORS, noise, limit, photons)
+        text = "{0.prior} {0.sigma} {0.set} {0.image}"
+    done = _consume(rows, text.format)
+    kind = "--drift --table" if drift else "--table"
+    say(f"{done} results were added to {path}; 'gnc coverage {kind} --out {path}' shows them")
 
 
 @command(
