@@ -223,7 +223,7 @@ def coverage(prior, sigma, photons, drift, limit, out, table):
         rows, text = study.drifts(path, prior or study.SHOWN, limit), "{0.prior} {0.sigma:g}"
     else:
         rows = study.compute(path, prior or study.PRIORS, noise, limit, photons)
-        text = "{0.prior} {0.sigma} {0.set} {0.image}"
+        text = "{0.prior} {0.sigma} {0.set} {0.image}: {0.inside[8]:.1%} within 90 %"
     done = _consume(rows, text.format)
     kind = "--drift --table" if drift else "--table"
     say(f"{done} results were added to {path}; 'gnc coverage {kind} --out {path}' shows them")

@@ -4,38 +4,29 @@ Photographs turned or mirrored are photographs, but a trained prior rates them a
 
     R_8(y, t) = 1/8 sum_g R(g y, t),   g the turns by multiples of 90 degrees, with and without a reflection,
 
-rates them alike, is convex where R is, and costs eight times as much. Its Tweedie step is the mean of eight: what is
-known as geometric self-ensemble (Timofte, Rothe & Van Gool 2016) is an energy, too.
+rates them alike, is convex where R is, and costs eight times as much. Its gradient is 1/8 sum_g g^-1 grad_1 R(g y, t),
+the Hessian alike. So its Tweedie step is the mean of eight: what is known as geometric self-ensemble (Timofte, Rothe
+& Van Gool 2016) is an energy, too.
 """
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from gnclib.restore.flow import Energy
+from gnclib.restore.tiles import Composed
 
 #: quarter turns, and whether a reflection comes first
 SYMMETRIES = tuple(itertools.product(range(4), (False, True)))
 
 
 @dataclass(frozen=True)
-class Symmetrised:
+class Symmetrised(Composed):
     """R_8 of a prior with its derivatives; large images: R_8 of a :class:`gnclib.restore.Tiled`, not its tiles."""
-
-    prior: Energy
-
-    sigma_min = property(lambda self: self.prior.sigma_min)
-    sigma_max = property(lambda self: self.prior.sigma_max)
-    margin = property(lambda self: self.prior.margin)
-
-    def parameters(self) -> Iterator[Tensor]:
-        """Those of the prior."""
-        return self.prior.parameters()
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
         """R_8(y, t), (B,), of images (B, 1, H, W)."""
@@ -45,14 +36,6 @@ class Symmetrised:
         """The derivatives of R_8 in tau up to an order, as many tensors (B,)."""
         every = [self.prior.dtau(_turned(y, *g), t, order=order) for g in SYMMETRIES]
         return tuple(map(_mean, zip(*every, strict=True)))
-
-    def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
-        """grad_1 R_8(y, t) = 1/8 sum_g g^-1 grad_1 R(g y, t), shaped like y."""
-        return self._whole(lambda part: self.prior.grad(part, t), y)
-
-    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
-        """The Hessian of R_8 in y times v, shaped like y."""
-        return self._whole(lambda part, along: self.prior.hvp(part, t, along), y, v)
 
     def _whole(self, function: Callable[..., Tensor], *images: Tensor) -> Tensor:
         return _mean(_back(function(*(_turned(image, *g) for image in images)), *g) for g in SYMMETRIES)

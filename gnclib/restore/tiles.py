@@ -23,24 +23,39 @@ from gnclib.restore.flow import Energy
 
 
 @dataclass(frozen=True)
-class Tiled:
-    """A prior whose energy and derivatives are computed in tiles, equal to its own up to rounding."""
+class Composed:
+    """A prior made of several calls of another; ``_whole`` makes an image of what a function of images gives."""
 
     prior: Energy
+
+    sigma_min = property(lambda self: self.prior.sigma_min)
+    sigma_max = property(lambda self: self.prior.sigma_max)
+    margin = property(lambda self: self.prior.margin)
+
+    def parameters(self) -> Iterator[Tensor]:
+        """Those of the prior."""
+        return self.prior.parameters()
+
+    def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
+        """The gradient of the energy in y, shaped like y (B, 1, H, W)."""
+        return self._whole(lambda part: self.prior.grad(part, t), y)
+
+    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
+        """The Hessian of the energy in y times v, shaped like y."""
+        return self._whole(lambda part, along: self.prior.hvp(part, t, along), y, v)
+
+
+@dataclass(frozen=True)
+class Tiled(Composed):
+    """A prior whose energy and derivatives are computed in tiles, equal to its own up to rounding."""
+
     tile: int = 512  # side of a tile in pixels, >= 1, without its overlap
 
     def __post_init__(self) -> None:
         if self.tile < 1:
             raise ValueError(f"the side of a tile must be at least 1 pixel, got {self.tile}")
 
-    sigma_min = property(lambda self: self.prior.sigma_min)
-    sigma_max = property(lambda self: self.prior.sigma_max)
-    margin = property(lambda self: self.prior.margin)
     alignment = property(lambda self: self.prior.alignment)
-
-    def parameters(self) -> Iterator[Tensor]:
-        """Those of the prior."""
-        return self.prior.parameters()
 
     def energy(self, y: Tensor, t: float | Tensor) -> Tensor:
         """R(y, t), (B,)."""
@@ -52,14 +67,6 @@ class Tiled:
             [sign * d for d in self.prior.dtau(part, t, order=order)] for sign, part in self._pieces(y)
         ]
         return tuple(map(sum, zip(*by_piece, strict=True)))
-
-    def grad(self, y: Tensor, t: float | Tensor) -> Tensor:
-        """grad_1 R(y, t), shaped like y (B, 1, H, W)."""
-        return self._whole(lambda part: self.prior.grad(part, t), y)
-
-    def hvp(self, y: Tensor, t: float | Tensor, v: Tensor) -> Tensor:
-        """The Hessian of R in y times v, shaped like y."""
-        return self._whole(lambda part, along: self.prior.hvp(part, t, along), y, v)
 
     def _whole(self, function: Callable[..., Tensor], *images: Tensor) -> Tensor:
         """What a function of images gives that sees two margins far, tile by tile."""

@@ -6,6 +6,7 @@ import torch
 from scipy.stats import norm
 
 from gnclib import load_prior
+from gnclib.cli import main as cli
 from gnclib.images import data
 from gnclib.io.table import Origin
 from gnclib.restore import posterior_moments, weights_sha256
@@ -120,3 +121,10 @@ def test_the_shipped_drifts_are_those_of_the_shipped_weights():
         assert [row.sigma for row in of] == [s for s in coverage.SIGMAS if s <= prior.sigma_max * (1 + 1e-6)]
         assert {row.settings["weights"] for row in of} == {weights_sha256(prior)}
         assert {len(row.values) for row in of} == {32}
+
+
+def test_the_command_on_drifts(tmp_path, capsys):
+    assert cli.main(["coverage", "--drift", "--table"]) == 0
+    assert capsys.readouterr().out == coverage.drift_table(coverage.load()) + "\n"
+    assert cli.main(["coverage", "--drift", "--sigma", "25", "--out", str(tmp_path / "a.json")]) == 2
+    assert "--drift has noise levels of its own" in capsys.readouterr().err
