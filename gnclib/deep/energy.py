@@ -17,10 +17,11 @@ alpha and beta two numbers per channel from an embedding of tau. The activation
 
     a_g(v) = (1 - g) v / 2 + g v / (1 + e^-v)
 
-is SiLU for g = 1 and linear for g = 0: then u -> N(u, tau) is affine, whatever the weights are. Beyond the border of
-the image every convolution sees zeros, that is m; a side that the scales do not divide is filled up so and cropped
-again, and images of every size from 1 x 1 on are served. The gradient is one backward pass of automatic
-differentiation, which gives dE/dtau along with it.
+is SiLU for g = 1 and linear for g = 0: then u -> N(u, tau) is affine, whatever the weights are. Beyond the border the
+image is continued by reflection, as far as the first block sees and until the scales divide its sides; N is cropped
+again, and images of every size from 1 x 1 on are served. Features of the coarser scales are continued by their nearest
+value, those of the finest by zeros on the way back, which blur no border into another scale. The gradient is one
+backward pass of automatic differentiation, which gives dE/dtau along with it.
 """
 
 from __future__ import annotations
@@ -52,12 +53,17 @@ FREQUENCIES = torch.linspace(-1, 2, 8, dtype=torch.float32).exp()
 
 
 class Block(nn.Module):
-    """x + B a_g((1 + alpha) A x + beta)."""
+    """x + B a_g((1 + alpha) A x + beta), with torch's name for what A and B see beyond the border.
 
-    def __init__(self, channels: int, embedding: int):
+    Where this is "valid" they see nothing, and the result has two pixels less on each side.
+    """
+
+    def __init__(self, channels: int, embedding: int, border: str):
         super().__init__()
-        self.a = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.b = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.inside = slice(2, -2) if border == "valid" else slice(None)
+        how = {} if border == "valid" else {"padding": 1, "padding_mode": border}
+        self.a = nn.Conv2d(channels, channels, 3, bias=False, **how)
+        self.b = nn.Conv2d(channels, channels, 3, bias=False, **how)
         self.film = nn.Linear(embedding, 2 * channels)
         with torch.no_grad():
             self.b.weight.mul_(0.3)
@@ -68,7 +74,7 @@ class Block(nn.Module):
         alpha, beta = self.film(embedding)[:, :, None, None].to(x.dtype).chunk(2, 1)
         v = self.a(x) * (1 + alpha) + beta
         active = F.silu(v) if gate is None else torch.lerp(0.5 * v, F.silu(v), gate.to(v.dtype))
-        return x + self.b(active)
+        return x[..., self.inside, self.inside] + self.b(active)
 
 
 class GatedUNet(nn.Module):
@@ -80,9 +86,11 @@ class GatedUNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(2 * len(FREQUENCIES), embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
-        self.first = nn.Conv2d(1, channels[0], 3, padding=1, bias=False)
-        self.encode = nn.ModuleList([Block(c, embedding) for c in channels])
-        self.decode = nn.ModuleList([Block(c, embedding) for c in fine])
+        self.first = nn.Conv2d(1, channels[0], 3, bias=False)
+        self.encode, self.decode = (
+            nn.ModuleList([Block(c, embedding, "replicate" if k else border) for k, c in enumerate(part)])
+            for part, border in ((channels, "valid"), (fine, "zeros"))
+        )
         sides = list(zip(fine, coarse, strict=True))
         self.down = nn.ModuleList([nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in sides])
         self.up = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in sides])
@@ -93,15 +101,18 @@ class GatedUNet(nn.Module):
         """N(u, tau) with activations of the gate (B, 1, 1, 1); None is 1."""
         phase = FREQUENCIES.to(tau) * tau[:, None]
         embedding = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
-        x, skipped = self.first(u), []
+        x, skipped = (
+            self.first(_continued(u, 3, 2 ** len(self.down))),
+            [],
+        )  # the first block sees 3 pixels far
         for block, down in zip(self.encode, self.down, strict=False):
             x = block(x, embedding, gate)
             skipped.append(x)
-            x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+            x = down(x)
         x = self.encode[-1](x, embedding, gate)
         for block, up, skip in zip(reversed(self.decode), reversed(self.up), reversed(skipped), strict=True):
-            x = block(skip + up(x)[..., : skip.shape[-2], : skip.shape[-1]], embedding, gate)
-        return self.last(x)
+            x = block(skip + up(x), embedding, gate)
+        return self.last(x)[..., : u.shape[-2], : u.shape[-1]]
 
 
 class NetworkEnergy(LearnedEnergy):
@@ -227,6 +238,15 @@ class NetworkEnergy(LearnedEnergy):
     def _recorded(self, y: Tensor, tau: Tensor) -> bool:
         """Whether torch records what is done with these or with the weights."""
         return recorded(y, tau, *self.parameters())
+
+
+def _continued(u: Tensor, margin: int, multiple: int) -> Tensor:
+    """Images (..., H, W) continued by reflection, the edge repeated: to multiples, and by a margin on each side."""
+    for axis in (-2, -1):
+        side = u.shape[axis]
+        k = torch.arange(-margin, -(-side // multiple) * multiple + margin, device=u.device) % (2 * side)
+        u = u.index_select(axis, torch.minimum(k, 2 * side - 1 - k))
+    return u
 
 
 def _leaf(v: Tensor) -> Tensor:

@@ -10,7 +10,7 @@ import torch
 
 import gnclib
 from gnclib.deep import NetworkConfig, NetworkEnergy
-from gnclib.deep.energy import GatedUNet
+from gnclib.deep.energy import GatedUNet, _continued
 from gnclib.restore.tiles import Tiled
 
 SMALL = NetworkConfig(channels=(3, 4, 5), embedding=6, nodes_tau=7)
@@ -152,6 +152,14 @@ def test_what_is_seen_ends_at_the_margin():
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (17, 9)])
 def test_images_of_every_size(prior, size):
     assert prior.grad(images(2, 1, *size), 0.01).shape == (2, 1, *size)
+
+
+@pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (17, 9), (8, 12)])
+def test_beyond_the_border_is_the_mirror_image(size):
+    """The continuation is numpy's "symmetric", up to sides that the scales divide and by a margin."""
+    u = images(2, 1, *size)
+    expected = np.pad(u.numpy(), ((0, 0), (0, 0), *((3, 3 + -n % 4) for n in size)), mode="symmetric")
+    assert np.array_equal(_continued(u, 3, 4).numpy(), expected)
 
 
 def test_half_the_precision_is_close():

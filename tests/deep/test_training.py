@@ -61,7 +61,7 @@ def test_wide_patches_have_their_own_noise_levels(images, monkeypatch):
         return loss_parts(model, x, config, generator, group, levels)
 
     monkeypatch.setattr(train, "loss_parts", watch)
-    for _ in train.training(fresh(replace(SHORT, steps=20)), images):
+    for _ in train.training(fresh(replace(SHORT, steps=20, wide_from=0.3)), images):
         pass
     assert set(seen) == {((4, 1, 14, 14), (0.01, 1.0)), ((1, 1, 28, 28), (0.3, 8.0))}
     assert 4 <= sum(shape[0] == 1 for shape, _ in seen) <= 16
