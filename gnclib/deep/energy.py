@@ -17,10 +17,11 @@ alpha and beta two numbers per channel from an embedding of tau. The activation
 
     a_g(v) = (1 - g) v / 2 + g v / (1 + e^-v)
 
-is SiLU for g = 1 and linear for g = 0: then u -> N(u, tau) is affine, whatever the weights are. Beyond the border of
-the image every convolution sees zeros, that is m; a side that the scales do not divide is filled up so and cropped
-again, and images of every size from 1 x 1 on are served. The gradient is one backward pass of automatic
-differentiation, which gives dE/dtau along with it.
+is SiLU for g = 1 and linear for g = 0: then u -> N(u, tau) is affine, whatever the weights are. Images and features are
+continued beyond the border by reflection, but for the last block and convolution of the finest scale, which see zeros:
+they blur no border into the coarser scales, and that is faster. A side that the scales do not divide is filled up with
+the nearest value and cropped again; images of every size from 1 x 1 on are served. The gradient is one backward pass of
+automatic differentiation, which gives dE/dtau along with it.
 """
 
 from __future__ import annotations
@@ -45,6 +46,7 @@ from gnclib.foe import (
     demand_shape,
     read_prior,
     recorded,
+    reflect,
 )
 
 #: frequencies of the embedding of tau: from one period over several decades of noise to one over a tenth of a decade
@@ -52,12 +54,17 @@ FREQUENCIES = torch.linspace(-1, 2, 8, dtype=torch.float32).exp()
 
 
 class Block(nn.Module):
-    """x + B a_g((1 + alpha) A x + beta)."""
+    """x + B a_g((1 + alpha) A x + beta), with torch's name for what A and B see beyond the border.
 
-    def __init__(self, channels: int, embedding: int):
+    Where this is "valid" they see nothing, and the result has two pixels less on each side.
+    """
+
+    def __init__(self, channels: int, embedding: int, border: str):
         super().__init__()
-        self.a = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
-        self.b = nn.Conv2d(channels, channels, 3, padding=1, bias=False)
+        self.inside = slice(2, -2) if border == "valid" else slice(None)
+        how = {} if border == "valid" else {"padding": 1, "padding_mode": border}
+        self.a = nn.Conv2d(channels, channels, 3, bias=False, **how)
+        self.b = nn.Conv2d(channels, channels, 3, bias=False, **how)
         self.film = nn.Linear(embedding, 2 * channels)
         with torch.no_grad():
             self.b.weight.mul_(0.3)
@@ -68,7 +75,7 @@ class Block(nn.Module):
         alpha, beta = self.film(embedding)[:, :, None, None].to(x.dtype).chunk(2, 1)
         v = self.a(x) * (1 + alpha) + beta
         active = F.silu(v) if gate is None else torch.lerp(0.5 * v, F.silu(v), gate.to(v.dtype))
-        return x + self.b(active)
+        return x[..., self.inside, self.inside] + self.b(active)
 
 
 class GatedUNet(nn.Module):
@@ -80,9 +87,11 @@ class GatedUNet(nn.Module):
         self.embed = nn.Sequential(
             nn.Linear(2 * len(FREQUENCIES), embedding), nn.SiLU(), nn.Linear(embedding, embedding), nn.SiLU()
         )
-        self.first = nn.Conv2d(1, channels[0], 3, padding=1, bias=False)
-        self.encode = nn.ModuleList([Block(c, embedding) for c in channels])
-        self.decode = nn.ModuleList([Block(c, embedding) for c in fine])
+        self.first = nn.Conv2d(1, channels[0], 3, bias=False)
+        self.encode, self.decode = (
+            nn.ModuleList([Block(c, embedding, "replicate" if k else border) for k, c in enumerate(part)])
+            for part, border in ((channels, "valid"), (fine, "zeros"))
+        )
         sides = list(zip(fine, coarse, strict=True))
         self.down = nn.ModuleList([nn.Conv2d(a, b, 2, stride=2, bias=False) for a, b in sides])
         self.up = nn.ModuleList([nn.ConvTranspose2d(b, a, 2, stride=2, bias=False) for a, b in sides])
@@ -93,11 +102,13 @@ class GatedUNet(nn.Module):
         """N(u, tau) with activations of the gate (B, 1, 1, 1); None is 1."""
         phase = FREQUENCIES.to(tau) * tau[:, None]
         embedding = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
-        x, skipped = self.first(u), []
+        seen = 3  # pixels beyond the border, by the first convolution and block
+        far = reflect(u, seen) if min(u.shape[-2:]) >= seen else F.pad(u, [seen] * 4, mode="replicate")
+        x, skipped = self.first(far), []
         for block, down in zip(self.encode, self.down, strict=False):
             x = block(x, embedding, gate)
             skipped.append(x)
-            x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2)))
+            x = down(F.pad(x, (0, x.shape[-1] % 2, 0, x.shape[-2] % 2), mode="replicate"))
         x = self.encode[-1](x, embedding, gate)
         for block, up, skip in zip(reversed(self.decode), reversed(self.up), reversed(skipped), strict=True):
             x = block(skip + up(x)[..., : skip.shape[-2], : skip.shape[-1]], embedding, gate)

@@ -13,6 +13,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
         "layers": ["LearnedEnergy", "demand_shape", "recorded"],
         "energy": ["FieldsOfExperts"],
         "config": ["FoEConfig"],
+        "filters": ["reflect"],
         "convexity": ["Certificate"],
         "hub": ["WEIGHTS", "derived", "is_hub_name", "locate", "read_prior", "weights_sha256"],
         "spectra": ["PointHessian", "smallest_eigenvalue"],
