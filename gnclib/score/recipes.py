@@ -245,17 +245,20 @@ RECIPES = {
     "P2": _RESTORED_DEEP,
     "P3": replace(_RESTORED_DEEP, patch=48),
     "G1": TrainConfig(
-        steps=11_000,
+        steps=12_000,
         batch=16,
         patch=64,
+        lr=6e-4,
+        lr_matrix=6e-3,
         lr_last=1e-6,
         smoothing=1e-4,
-        hold=0.6,
+        hold=0.4,
         optimiser="muon",
         clip=1.0,
         bf16=True,
-        wide=0.2,
-        emphasis=0.5,
+        wide=0.3,
+        wide_from=1.0,
+        emphasis=0.75,
         fraction=1.0,
         objective="denoising",
         averaging=0.999,
@@ -266,7 +269,17 @@ RECIPES = {
     "C3": replace(_SCALED, roughness_hidden=0.1),
 }
 #: G1's recipe before Muon, around which ``gnc ablate --network`` varies
-FIRST_G1 = replace(RECIPES["G1"], optimiser="adam", smoothing=5e-4, emphasis=0.0, hold=0.7)
+FIRST_G1 = replace(
+    RECIPES["G1"],
+    lr=1e-3,
+    lr_matrix=0.01,
+    optimiser="adam",
+    smoothing=5e-4,
+    wide=0.2,
+    wide_from=0.3,
+    emphasis=0.0,
+    hold=0.7,
+)
 #: the settings of the shipped schedules, and those of fine-tuning; lr_prior on validation images for R3 at sigma 25:
 #: 3e-4 had gained 0.02 dB after 120 updates, where 1e-3 had lost 0.03
 LEARN_RECIPES = {"schedule": LearnConfig(), "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4)}
