@@ -267,9 +267,7 @@ def _entropy(row) -> str:
     """
 )
 @options.repeated("--prior", metavar="NAME", help="a prior of the package (default: R1, P1)")
-@options.repeated(
-    "--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 2, 4, 8, 16, 64, 256)"
-)
+@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 2, ... 256)")
 @click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of BSDS68")
 @click.option("--out", type=PATH, default="runs/pairs.json", metavar="FILE", help="result file")
 def pairs(prior, count, limit, out):
@@ -282,9 +280,8 @@ def pairs(prior, count, limit, out):
 
     judges = dict(list(bsds68().items())[:limit])
     rows = study.compute(out, training_images(), judges, count or study.COUNTS, priors=prior or study.PRIORS)
-    done = _consume(
-        rows, lambda r: f"{r.prior} {r.method}, {r.pairs} pairs, draw {r.seed}: {fmean(r.psnr):.3f} dB"
-    )
+    text = "{0.prior} {0.method}, {0.pairs} pairs, draw {0.seed}: {1:.3f} dB"
+    done = _consume(rows, lambda r: text.format(r, fmean(r.psnr)))
     say(f"{done} results were added to {out}")
 
 
