@@ -138,13 +138,21 @@ def compute(
                 yield from file.fill("schedules", [job])
 
 
+def psnr_by_pairs(content: Content, prior: str, method: str) -> dict[int, np.ndarray]:
+    """By number of pairs: PSNR in dB of the method's schedules for this prior, (seeds, images)."""
+    found: dict[int, list[np.ndarray]] = {}
+    for row in content.rows["schedules"]:
+        if (row.prior, row.method) == (prior, method):
+            found.setdefault(row.pairs, []).append(np.array(row.psnr))
+    return {count: np.array(values) for count, values in sorted(found.items())}
+
+
 def gains(content: Content, prior: str, method: str, others: Iterable[str]) -> dict[int, np.ndarray]:
     """By number of pairs: PSNR in dB of a method minus the best of others from as many pairs, (seeds, images)."""
-    of_prior = (r for r in content.rows["schedules"] if r.prior == prior)
-    rows = {(r.method, r.pairs, r.seed): np.array(r.psnr) for r in of_prior}
-    found: dict[int, list[np.ndarray]] = {}
-    for (name, count, seed), own in rows.items():
-        if name == method:
-            best = max((rows[o, count, seed] for o in others), key=np.mean)
-            found.setdefault(count, []).append(own - best)
-    return {count: np.array(values) for count, values in sorted(found.items())}
+    beside = [psnr_by_pairs(content, prior, other) for other in others]
+
+    def best(count: int, seed: int) -> np.ndarray:
+        return max((found[count][seed] for found in beside), key=np.mean)
+
+    own = psnr_by_pairs(content, prior, method)
+    return {count: np.array([v - best(count, seed) for seed, v in enumerate(own[count])]) for count in own}
