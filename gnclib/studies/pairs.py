@@ -140,11 +140,11 @@ def compute(
 
 def psnr_by_pairs(content: Content, prior: str, method: str) -> dict[int, np.ndarray]:
     """By number of pairs: PSNR in dB of the method's schedules for this prior, (seeds, images)."""
-    found: dict[int, list[np.ndarray]] = {}
-    for row in content.rows["schedules"]:
-        if (row.prior, row.method) == (prior, method):
-            found.setdefault(row.pairs, []).append(np.array(row.psnr))
-    return {count: np.array(values) for count, values in sorted(found.items())}
+    rows = [row for row in content.rows["schedules"] if (row.prior, row.method) == (prior, method)]
+    found: dict[int, list[list[float]]] = {}
+    for row in sorted(rows, key=lambda row: (row.pairs, row.seed)):
+        found.setdefault(row.pairs, []).append(row.psnr)
+    return {count: np.array(values) for count, values in found.items()}
 
 
 def gains(content: Content, prior: str, method: str, others: Iterable[str]) -> dict[int, np.ndarray]:
