@@ -147,14 +147,14 @@ class Task:
     """
 
     kind: str
-    level: float  # standard deviation in grey levels, in (0, 255], or fraction of missing pixels, in (0, 1)
+    level: float  # standard deviation in grey levels, in (0, 2550], or fraction of missing pixels, in (0, 1)
 
     def __post_init__(self) -> None:
         if self.kind not in LEVELS:
             raise ValueError(f"the task must be one of {', '.join(LEVELS)}, got {self.kind!r}")
         object.__setattr__(self, "level", float(self.level))
-        if self.kind == "denoise" and not 0 < self.level <= 255:
-            raise ValueError(f"sigma is in grey levels of 0..255 and must lie in (0, 255], got {self.level}")
+        if self.kind == "denoise" and not 0 < self.level <= 2550:
+            raise ValueError(f"sigma is in grey levels of 0..255 and must lie in (0, 2550], got {self.level}")
         if self.kind == "inpaint" and not 0 < self.level < 1:
             raise ValueError(f"the fraction of missing pixels must lie in (0, 1), got {self.level}")
 
