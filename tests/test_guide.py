@@ -286,7 +286,10 @@ def test_the_table_of_noise_levels_is_that_of_the_shipped_results():
     price = {s: mean["M3", s] - mean["C3", s] for s in (*levels, 1.4, 2)}
     assert f"and {price[1.4]:.2f} and {price[2]:.2f} dB at 1.4 and 2, the end of its range" in said
     over = [mean["G1", s] - mean["R3", s] for s in levels]
-    assert f"above R3 by {over[0]:.2f} dB at 0.01 and by {min(over[1:]):.2f} to {max(over):.2f} dB from 0.05 on" in said
+    assert (
+        f"above R3 by {over[0]:.2f} dB at 0.01 and by {min(over[1:]):.2f} to {max(over):.2f} dB from 0.05 on"
+        in said
+    )
     filters = [f"{mean[name, s]:.2f}" for name in ("G1", "Wiener") for s in (4, 8)]
     assert "{} / {} dB at 4 / 8, the filter {} / {}".format(*filters) in said
     most = max(price[s] for s in levels if s <= 0.1)
