@@ -97,17 +97,17 @@ def as_images(x: Tensor, bytes_above: float = math.inf) -> Tensor:
     return x
 
 
-def as_measured(y: Tensor) -> Tensor:
+def as_measured(y: Tensor, sigma: float = 0.0) -> Tensor:
     """:func:`as_images` for what a user measured: noise takes grey values a few units beyond [0, 1], not to 255.
 
-    Raises ValueError: as :func:`as_images`, and for values farther from 0 than :data:`FARTHEST` or a mean farther from
-    [0, 1] than :data:`FARTHEST_MEAN` and four standard errors.
+    Raises ValueError: as :func:`as_images`, and for values farther from 0 than :data:`FARTHEST` and six sigma or a mean
+    farther from [0, 1] than :data:`FARTHEST_MEAN` and four standard errors.
     """
     if hidden():
         return as_images(y)
     seen = as_images(y).detach()
     (low, high), far = (v.item() for v in seen.aminmax()), 4 * seen.std(correction=0) / seen.numel() ** 0.5
-    if max(-low, high) > FARTHEST or abs(seen.mean() - 0.5) > 0.5 + FARTHEST_MEAN + far:
+    if max(-low, high) > FARTHEST + 6 * sigma or abs(seen.mean() - 0.5) > 0.5 + FARTHEST_MEAN + far:
         raise ValueError(_range(low, high))
     return y
 

@@ -7,6 +7,7 @@ import torch
 
 from gnclib.checks import FARTHEST, as_device, as_images, as_measured, as_time
 from gnclib.foe import FieldsOfExperts, FoEConfig
+from gnclib.restore import Denoising
 
 LIKE = torch.zeros(3, dtype=torch.float64)
 
@@ -70,6 +71,13 @@ def test_as_measured_takes_strong_noise_but_no_bytes():
             as_measured(x)
     with pytest.raises(ValueError, match="shape"):
         as_measured(torch.zeros(3, 3))
+    y = torch.randn(1, 1, 3, 3, generator=torch.Generator().manual_seed(0))
+    for value in (-FARTHEST - 48, FARTHEST + 48):
+        y[0, 0, 1, 1] = value
+        Denoising(y, 8.0)
+        y[0, 0, 1, 1] = 1.01 * value
+        with pytest.raises(ValueError, match="divide by 255"):
+            Denoising(y, 8.0)
 
 
 def test_as_measured_knows_counts_by_their_mean():

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import re
 import subprocess
 import sys
@@ -252,23 +253,28 @@ def test_the_table_of_noise_levels_is_that_of_the_shipped_results():
         level = float(row.task.removeprefix("denoise-"))
         found.setdefault(row.method, {}).setdefault(level, []).append(row.psnr)
     page = text(GUIDE / "priors.md")
+    levels = sorted(found["Wiener"])
+    assert f"| {' | '.join(f'{level / 255:g}' for level in levels)} |" in page
     for name, by_level in found.items():
         assert all(len(values) == 68 for values in by_level.values())
-        means = [f"{fmean(by_level[level]):.2f}" for level in sorted(by_level)]
+        means = [f"{fmean(by_level[level]):.2f}" if level in by_level else "-" for level in levels]
         assert f"| {name} | {' | '.join(means)} |" in page
     assert {"Wiener", *(f"{prior} mmse" for prior in field.PRIORS)} == found.keys()
     mean = {
         (name.split()[0], level / 255): fmean(v) for name, rows in found.items() for level, v in rows.items()
     }
-    levels, said = sorted({level for _, level in mean}), " ".join(page.split())
-    below = {p: [s for s in levels if mean[p, s] < mean["Wiener", s]][:1] for p in field.PRIORS}
-    assert {p for p, first in below.items() if not first} == {"C1", "C3", "M1", "M3", "G1"}
+    levels, said = [level / 255 for level in levels], " ".join(page.split())
+    below = {
+        p: [s for s in levels if mean.get((p, s), math.inf) < mean["Wiener", s]][:1] for p in field.PRIORS
+    }
+    assert {p for p, first in below.items() if not first} == {"C1", "M1", "M3"}
     assert {p for p, first in below.items() if first == [0.8]} == {"R1", "R2", "P1", "P2", "P3"}
-    assert below["R3"] == [1]
+    assert (below["R3"], below["C3"], below["G1"]) == ([1], [1.4], [4])
     assert (
-        "C1, C3, M1, M3 and G1 are above it at every level of the table; R1, R2 and P1 to P3 fall below"
-        in said
+        "C1, M1 and M3 are above it at every level of their range, C3 up to 1 and G1 up to 2; R1, R2 and P1 to P3 fall"
+        " below it at 0.8" in said
     )
+    levels = [s for s in levels if s <= 1]  # the range of all
     gains = [mean["P2", s] - mean["R2", s] for s in levels if s >= 0.5]
     assert f"P2 is better than R2 (by {min(gains):.2f} to {max(gains):.2f} dB" in said
     assert f"P1 as good as R1 but at sigma = 1 ({mean['R1', 1] - mean['P1', 1]:.2f} dB less)" in said
@@ -277,7 +283,15 @@ def test_the_table_of_noise_levels_is_that_of_the_shipped_results():
     assert max(abs(v) for s, v in lost.items() if s <= 0.2) < 0.02
     assert max(v for s, v in lost.items() if s >= 0.8) < 0
     assert f"within 0.02 dB, {lost[0.5]:.2f} dB less at 0.5 and more from 0.8 on" in said
-    price = {s: mean["M3", s] - mean["C3", s] for s in levels}
+    price = {s: mean["M3", s] - mean["C3", s] for s in (*levels, 1.4, 2)}
+    assert f"and {price[1.4]:.2f} and {price[2]:.2f} dB at 1.4 and 2, the end of its range" in said
+    over = [mean["G1", s] - mean["R3", s] for s in levels]
+    assert (
+        f"above R3 by {over[0]:.2f} dB at 0.01 and by {min(over[1:]):.2f} to {max(over):.2f} dB from 0.05 on"
+        in said
+    )
+    filters = [f"{mean[name, s]:.2f}" for name in ("G1", "Wiener") for s in (4, 8)]
+    assert "{} / {} dB at 4 / 8, the filter {} / {}".format(*filters) in said
     most = max(price[s] for s in levels if s <= 0.1)
     assert (
         f"costs it {most:.2f} dB at most up to sigma = 0.1, {price[0.5]:.2f} dB at 0.5 and {price[1]:.2f} dB at 1"

@@ -262,24 +262,26 @@ def _entropy(row) -> str:
 
 @command(
     """
-    gnc pairs                                  twenty minutes on one core
-    gnc pairs --count 2 --limit 4 --out few.json
+    gnc pairs                                  an hour and a half on one core
+    gnc pairs --prior R1 --count 2 --limit 4 --out few.json
     """
 )
-@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 4, 16, 64)")
+@options.repeated("--prior", metavar="NAME", help="a prior of the package (default: R1, P1)")
+@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 2, ... 256)")
 @click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of BSDS68")
 @click.option("--out", type=PATH, default="runs/pairs.json", metavar="FILE", help="result file")
-def pairs(count, limit, out):
-    """Learn the schedule of R1 at sigma 25 from few pairs of clean and noisy patches, tune the beginning of linear and
-    logarithmic schedules on the same pairs, and judge them all on BSDS68. Needs BSDS500. Started again, the command
-    computes what is missing. The notebook 06_inverse_problems shows the results that come with the package."""
+def pairs(prior, count, limit, out):
+    """Learn the schedules of R1 and P1 at sigma 25 from few pairs of clean and noisy patches, tune the beginning of
+    linear and logarithmic schedules on the same pairs, and judge them all on BSDS68. Needs BSDS500. Started again, the
+    command computes what is missing. The notebook 06_inverse_problems shows the results that come with the package."""
     _one_thread()
     from gnclib.images import bsds68, training_images
     from gnclib.studies import pairs as study
 
     judges = dict(list(bsds68().items())[:limit])
-    rows = study.compute(out, training_images(), judges, count or study.COUNTS)
-    done = _consume(rows, lambda r: f"{r.method}, {r.pairs} pairs, draw {r.seed}: {fmean(r.psnr):.3f} dB")
+    rows = study.compute(out, training_images(), judges, count or study.COUNTS, priors=prior or study.PRIORS)
+    text = "{0.prior} {0.method}, {0.pairs} pairs, draw {0.seed}: {1:.3f} dB"
+    done = _consume(rows, lambda r: text.format(r, fmean(r.psnr)))
     say(f"{done} results were added to {out}")
 
 

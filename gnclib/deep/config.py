@@ -32,6 +32,7 @@ class NetworkConfig(Architecture):
     sigma_convex: Level = 4.0  # from here on it is 0 and the energy is convex
     mean: Annotated[float, Field(ge=0, le=1, description="must lie in [0, 1]")] = 0.45  # m
     sigma_0: Level = 0.25
+    border: Literal["reflected", "zeros"] = "reflected"  # zeros: only in records of old trainings
     family: Literal["network"] = "network"  # what config.json says about the kind of prior
 
     @model_validator(mode="after")

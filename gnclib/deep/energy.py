@@ -101,10 +101,8 @@ class GatedUNet(nn.Module):
         """N(u, tau) with activations of the gate (B, 1, 1, 1); None is 1."""
         phase = FREQUENCIES.to(tau) * tau[:, None]
         embedding = self.embed(torch.cat([phase.sin(), phase.cos()], 1))
-        x, skipped = (
-            self.first(_continued(u, 3, 2 ** len(self.down))),
-            [],
-        )  # the first block sees 3 pixels far
+        x = self.first(_continued(u, 3, 2 ** len(self.down)))  # with the first block it sees 3 pixels far
+        skipped = []
         for block, down in zip(self.encode, self.down, strict=False):
             x = block(x, embedding, gate)
             skipped.append(x)
@@ -134,6 +132,10 @@ class NetworkEnergy(LearnedEnergy):
     def __init__(self, config: NetworkConfig | None = None, *, generator: torch.Generator | None = None):
         super().__init__()
         self.config = c = config or NetworkConfig()
+        if c.border == "zeros":
+            raise ValueError(
+                "networks that see zeros beyond the border are of an older version: train it again"
+            )
         with torch.random.fork_rng(devices=[]):  # torch's own initialisations take no generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) if generator else 0)
             self.network = GatedUNet(c.channels, c.embedding).to(memory_format=torch.channels_last)

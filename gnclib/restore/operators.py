@@ -41,7 +41,7 @@ class Denoising:
     """
 
     def __init__(self, y: Tensor, sigma: float | Tensor) -> None:
-        self.y = as_measured(y).detach().clone()
+        self.y = as_images(y).detach().clone()
         if of_pixels := isinstance(sigma, Tensor) and sigma.ndim > 1:
             self.sigma = _expanded("map of sigma", sigma.to(self.y), self.y)
             low, high = (v.item() for v in self.sigma.aminmax())
@@ -57,6 +57,7 @@ class Denoising:
                 "sigma must be a number > 0 in units of the grey range (25 of 255 is 0.098), got"
                 f" {f'{low:g} to {high:g}' if of_pixels else f'{low:g}'}: divide grey levels by 255"
             )
+        as_measured(self.y, high)
 
     def energy(self, x: Tensor) -> Tensor:
         """The sum of (x - y)^2 / (2 sigma^2) per image: (B, 1, H, W) -> (B,)."""
@@ -147,14 +148,14 @@ class Task:
     """
 
     kind: str
-    level: float  # standard deviation in grey levels, in (0, 255], or fraction of missing pixels, in (0, 1)
+    level: float  # standard deviation in grey levels, in (0, 2550], or fraction of missing pixels, in (0, 1)
 
     def __post_init__(self) -> None:
         if self.kind not in LEVELS:
             raise ValueError(f"the task must be one of {', '.join(LEVELS)}, got {self.kind!r}")
         object.__setattr__(self, "level", float(self.level))
-        if self.kind == "denoise" and not 0 < self.level <= 255:
-            raise ValueError(f"sigma is in grey levels of 0..255 and must lie in (0, 255], got {self.level}")
+        if self.kind == "denoise" and not 0 < self.level <= 2550:
+            raise ValueError(f"sigma is in grey levels of 0..255 and must lie in (0, 2550], got {self.level}")
         if self.kind == "inpaint" and not 0 < self.level < 1:
             raise ValueError(f"the fraction of missing pixels must lie in (0, 1), got {self.level}")
 

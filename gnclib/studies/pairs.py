@@ -1,7 +1,7 @@
 r"""Schedules from few pairs: what 2 I learned numbers gain over a schedule with a tuned beginning (section 4).
 
-Denoising by R_1 in I = 10 steps of eq. (9) at sigma = 25 / 255. N pairs are N random patches of training images with
-their noise, drawn once. From the same pairs come
+Denoising by R_1 or P_1 in I = 10 steps of eq. (9) at sigma = 25 / 255. N pairs are N random patches of training images
+with their noise, drawn once. From the same pairs come
 
     linear, logarithmic   eta_i = t_i, t_1 the best of a grid by the mean PSNR on the pairs, t_I = t_min
     increments            logarithmic from sigma^2, eta_i = t_i - t_{i+1}: nothing is chosen
@@ -15,6 +15,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from itertools import product
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -31,18 +32,17 @@ from gnclib.score import LEARN_LAST, LearnConfig, learning_rate
 
 #: the results that come with the package
 SHIPPED = Path(__file__).with_name("pairs.json")
-PRIOR, TASK, STEPS = "R1", Task("denoise", 25), 10
+PRIORS, TASK, STEPS = ("R1", "P1"), Task("denoise", 25), 10
 METHODS = ("linear", "logarithmic", "increments", "learned")
 #: numbers of pairs, each with this many draws of them
-COUNTS, SEEDS = (1, 4, 16, 64), 2
+COUNTS, SEEDS = (1, 2, 4, 8, 16, 64, 256), 2
 #: t_1 of linear and logarithmic schedules
 FIRST = tuple(round(10 ** (-3 + k / 8), 7) for k in range(17))
 
 
 class About(Record):
-    """The energy, the noise level in grey levels of 0..255 and the names of the images that judge."""
+    """The noise level in grey levels of 0..255 and the names of the images that judge."""
 
-    prior: str
     sigma: float
     images: list[str]
 
@@ -50,8 +50,9 @@ class About(Record):
 class Schedule(Row):
     """A schedule from N pairs of one draw, and its PSNR in dB on each image."""
 
-    by: ClassVar[tuple[str, ...]] = ("method", "pairs")
+    by: ClassVar[tuple[str, ...]] = ("prior", "method", "pairs")
     key: ClassVar[tuple[str, ...]] = ("seed",)
+    prior: str
     method: str
     pairs: int
     seed: int
@@ -70,15 +71,15 @@ def restored(prior, t: Tensor, eta: Tensor, x: Tensor, seed: int) -> float:
     return psnr(last(gnc_flow(prior, t, measured, step_sizes=eta, rising=True)).x, x).item()
 
 
-def schedule(method: str, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
-    """t_i and eta_i, float64 (I,) each, of a method of :data:`METHODS` from clean patches x (N, 1, H, W).
+def schedule(name: str, method: str, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
+    """t_i and eta_i, float64 (I,) each, for a prior by a method of :data:`METHODS` from clean patches x (N, 1, H, W).
 
     Their noise and the order in which they are shown follow from the seed.
     """
     generator = torch.Generator().manual_seed(seed)
     y = TASK.measure(x, generator).y
     config = LearnConfig(batch=min(2, len(x)), seed=seed)
-    prior = load_prior(PRIOR)
+    prior = load_prior(name)
     t_min = prior.sigma_min**2
     if method == "increments":
         t = log_schedule(TASK.sigma**2, t_min, STEPS)
@@ -88,7 +89,7 @@ def schedule(method: str, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     t = max(tried, key=lambda t: psnr(last(gnc_flow(prior, t, data_term)).x, x).mean().item())
     if method != "learned":
         return t, t
-    state = learn.start(PRIOR, TASK, config, steps=STEPS, t_first=t[0].item())
+    state = learn.start(name, TASK, config, steps=STEPS, t_first=t[0].item())
     for step in range(config.iterations):
         for group in state.optimizer.param_groups:
             group["lr"] = learning_rate(config.lr, LEARN_LAST * config.lr, step, config.iterations)
@@ -101,9 +102,9 @@ def schedule(method: str, x: Tensor, seed: int) -> tuple[Tensor, Tensor]:
     return state.schedule.t.detach(), state.schedule.eta.detach()
 
 
-def _judged(method: str, x: Tensor, seed: int, images: Mapping[str, Tensor]) -> dict[str, Any]:
-    t, eta = schedule(method, x, seed)
-    prior = load_prior(PRIOR)
+def _judged(name: str, method: str, x: Tensor, seed: int, images: Mapping[str, Tensor]) -> dict[str, Any]:
+    t, eta = schedule(name, method, x, seed)
+    prior = load_prior(name)
     with torch.no_grad():
         found = [restored(prior, t, eta, image, k) for k, image in enumerate(images.values())]
     return {"t": t.tolist(), "eta": eta.tolist(), "psnr": found}
@@ -115,31 +116,43 @@ def compute(
     images: Mapping[str, Tensor],
     counts: Sequence[int] = COUNTS,
     seeds: int = SEEDS,
+    priors: Sequence[str] = PRIORS,
 ) -> Iterator[Schedule]:
     """Compute what is missing in the file, made where it is missing; yield rows as they are added.
 
     Pairs come from `training`, names -> (1, 1, H, W), which must not hold images of val (ValueError).
     """
     refuse_validation(training)
-    file = Table(path, FORM, About(prior=PRIOR, sigma=TASK.level, images=list(images)))
-    settings = {"weights": weights_sha256(PRIOR), "iterations": LearnConfig().iterations}
+    file = Table(path, FORM, About(sigma=TASK.level, images=list(images)))
+    settings = {
+        name: {"weights": weights_sha256(name), "iterations": LearnConfig().iterations} for name in priors
+    }
     for count in counts:
-        for seed in range(seeds):
+        for name, seed in product(priors, range(seeds)):
             sampler = PatchSampler(training, LearnConfig().patch, torch.Generator().manual_seed(1000 + seed))
             x = sampler.sample(count)
             wanted = METHODS if (count, seed) == (max(counts), 0) else ("linear", "logarithmic", "learned")
             for method in wanted:
-                given = {"method": method, "pairs": count, "seed": seed}
-                job = Job(given, settings, partial(_judged, method, x, seed, images))
+                given = {"prior": name, "method": method, "pairs": count, "seed": seed}
+                job = Job(given, settings[name], partial(_judged, name, method, x, seed, images))
                 yield from file.fill("schedules", [job])
 
 
-def gains(content: Content, method: str, others: Iterable[str]) -> dict[int, np.ndarray]:
+def psnr_by_pairs(content: Content, prior: str, method: str) -> dict[int, np.ndarray]:
+    """By number of pairs: PSNR in dB of the method's schedules for this prior, (seeds, images)."""
+    rows = [row for row in content.rows["schedules"] if (row.prior, row.method) == (prior, method)]
+    found: dict[int, list[list[float]]] = {}
+    for row in sorted(rows, key=lambda row: (row.pairs, row.seed)):
+        found.setdefault(row.pairs, []).append(row.psnr)
+    return {count: np.array(values) for count, values in found.items()}
+
+
+def gains(content: Content, prior: str, method: str, others: Iterable[str]) -> dict[int, np.ndarray]:
     """By number of pairs: PSNR in dB of a method minus the best of others from as many pairs, (seeds, images)."""
-    rows = {(r.method, r.pairs, r.seed): np.array(r.psnr) for r in content.rows["schedules"]}
-    found: dict[int, list[np.ndarray]] = {}
-    for (name, count, seed), own in rows.items():
-        if name == method:
-            best = max((rows[o, count, seed] for o in others), key=np.mean)
-            found.setdefault(count, []).append(own - best)
-    return {count: np.array(values) for count, values in sorted(found.items())}
+    beside = [psnr_by_pairs(content, prior, other) for other in others]
+
+    def best(count: int, seed: int) -> np.ndarray:
+        return max((found[count][seed] for found in beside), key=np.mean)
+
+    own = psnr_by_pairs(content, prior, method)
+    return {count: np.array([v - best(count, seed) for seed, v in enumerate(own[count])]) for count in own}

@@ -7,10 +7,11 @@ import math
 import numpy as np
 import pytest
 import torch
+from torch.nn import functional
 
 import gnclib
 from gnclib.deep import NetworkConfig, NetworkEnergy
-from gnclib.deep.energy import GatedUNet, _continued
+from gnclib.deep.energy import FREQUENCIES, GatedUNet, _continued
 from gnclib.restore.tiles import Tiled
 
 SMALL = NetworkConfig(channels=(3, 4, 5), embedding=6, nodes_tau=7)
@@ -154,12 +155,48 @@ def test_images_of_every_size(prior, size):
     assert prior.grad(images(2, 1, *size), 0.01).shape == (2, 1, *size)
 
 
+@pytest.mark.parametrize("channels", [(2,), (2, 2, 2, 2, 2)])
+@pytest.mark.parametrize("size", [(1, 1), (17, 9)])
+def test_networks_of_one_and_of_five_scales(channels, size):
+    torch.manual_seed(0)
+    prior = NetworkEnergy(NetworkConfig(channels=channels, embedding=4)).double().requires_grad_(False)
+    y, v = images(1, 1, *size), images(1, 1, *size, seed=1)
+    along = differences(lambda z: prior.energy(z, 0.01), y, v)
+    torch.testing.assert_close((prior.grad(y, 0.01) * v).sum((1, 2, 3)), along, rtol=1e-7, atol=1e-8)
+
+
 @pytest.mark.parametrize("size", [(1, 1), (1, 7), (5, 3), (17, 9), (8, 12)])
 def test_beyond_the_border_is_the_mirror_image(size):
     """The continuation is numpy's "symmetric", up to sides that the scales divide and by a margin."""
     u = images(2, 1, *size)
     expected = np.pad(u.numpy(), ((0, 0), (0, 0), *((3, 3 + -n % 4) for n in size)), mode="symmetric")
     assert np.array_equal(_continued(u, 3, 4).numpy(), expected)
+
+
+def test_what_the_network_sees_beyond_the_border(prior):
+    """N written out: the image mirrored, the features of coarser scales repeated, zeros on the finest way back."""
+    network, u, tau = prior.network, images(2, 1, 9, 14), torch.tensor([-1.0, 0.3], dtype=torch.float64)
+    phase = FREQUENCIES.to(tau) * tau[:, None]
+    embedding = network.embed(torch.cat([phase.sin(), phase.cos()], 1))
+
+    def block(part, x, pad):
+        alpha, beta = part.film(embedding)[:, :, None, None].chunk(2, 1)
+        v = functional.conv2d(pad(x), part.a.weight) * (1 + alpha) + beta
+        inner = x if pad is not nothing else x[..., 2:-2, 2:-2]
+        return inner + functional.conv2d(pad(functional.silu(v)), part.b.weight)
+
+    nothing, zeros = (lambda x: x), (lambda x: functional.pad(x, (1, 1, 1, 1)))
+    nearest = lambda x: functional.pad(x, (1, 1, 1, 1), mode="replicate")  # noqa: E731
+    far = np.pad(
+        u.numpy(), ((0, 0), (0, 0), (3, 6), (3, 5)), mode="symmetric"
+    )  # to 12 x 16, and 3 on each side
+    fine = block(network.encode[0], functional.conv2d(torch.from_numpy(far), network.first.weight), nothing)
+    half = block(network.encode[1], network.down[0](fine), nearest)
+    quarter = block(network.encode[2], network.down[1](half), nearest)
+    half = block(network.decode[1], half + network.up[1](quarter), nearest)
+    fine = block(network.decode[0], fine + network.up[0](half), zeros)
+    by_hand = functional.conv2d(zeros(fine), network.last.weight)[..., :9, :14]
+    torch.testing.assert_close(network(u, tau), by_hand)
 
 
 def test_half_the_precision_is_close():
@@ -205,7 +242,7 @@ def test_bad_input(prior):
 
 
 def test_files(prior, tmp_path):
-    """What is saved is loaded again by name; a damaged file is refused, and says which."""
+    """What is saved is loaded again by name; a damaged file, or one from before `border`, is refused by name."""
     prior = copy.deepcopy(prior).float()
     prior.save_pretrained(tmp_path)
     loaded, y = gnclib.load_prior(tmp_path), images(1, 1, 8, 8).float()
@@ -224,6 +261,13 @@ def test_files(prior, tmp_path):
         (tmp_path / "config.json").write_text(json.dumps(about | change))
         with pytest.raises(ValueError, match=f"the (prior|weights) in {tmp_path}"):
             gnclib.load_prior(tmp_path)
+    (tmp_path / "config.json").write_text(json.dumps(about | {"border": "zeros"}))
+    with pytest.raises(ValueError, match="older version"):
+        gnclib.load_prior(tmp_path)
+    del about["border"]
+    (tmp_path / "config.json").write_text(json.dumps(about))
+    with pytest.raises(ValueError, match=r"names are missing or unknown: .*border"):
+        gnclib.load_prior(tmp_path)
 
 
 def test_a_field_of_experts_is_loaded_by_the_same_name():

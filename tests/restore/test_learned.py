@@ -231,7 +231,7 @@ def test_measurements():
     [
         ("deblur", 1.0, "denoise, inpaint"),
         ("denoise", 0.0, "0..255"),
-        ("denoise", 256.0, "0..255"),
+        ("denoise", 2551.0, "0..255"),
         ("denoise", math.nan, "0..255"),
         ("inpaint", 0.0, "fraction"),
         ("inpaint", 1.0, "fraction"),

@@ -522,7 +522,7 @@ def test_evaluate_bad_input(tmp_path, capsys):
         (("--images", tmp_path), "no image in"),
         (("--images", tmp_path / "none"), "there is no folder"),
         (("--limit", "0"), "--limit"),
-        (("--sigma", "500"), "must lie in (0, 255]"),
+        (("--sigma", "2551"), "must lie in (0, 2550]"),
     ]:
         status, _, error = gnc(capsys, "evaluate", *words)
         assert status in (1, 2)

@@ -335,10 +335,10 @@ def test_stored_schedules_give_their_psnr():
     content, chance = pairs.load(), draw("pairs")
     row = chance.choice(content.rows["schedules"])
     t, eta = (torch.tensor(column, dtype=torch.float64) for column in (row.t, row.eta))
-    images, prior = data.bsds68(), FieldsOfExperts.from_pretrained("R1")
+    images, prior = data.bsds68(), FieldsOfExperts.from_pretrained(row.prior)
     assert list(images) == content.about.images
     for k in chance.sample(range(68), 2):
         found = pairs.restored(prior, t, eta, images[content.about.images[k]], k)
         assert abs(found - row.psnr[k]) <= PSNR, (
-            f"{row.method}, {row.pairs} pairs, image {k}, GNC_SAMPLE={SEED}"
+            f"{row.prior} {row.method}, {row.pairs} pairs, image {k}, GNC_SAMPLE={SEED}"
         )

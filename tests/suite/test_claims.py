@@ -44,7 +44,7 @@ GOOD = {
     "F3-inpainting": {"images": 68},
     "F4-energy": {"gnc_gap_of_the_worst_start": 0.01, "joint_gap": 0.01},
     "G-ddim": {"share_at_the_minimum_ddim": 1.0},
-    "I-near": {"distance_from_threshold_mixture": 0.05},
+    "I-near": {f"distance_from_threshold_{name}": 0.05 for name in ("mixture", "C1", "C3", "G1")},
     "A-dct": {"change_at_128": -0.5, "change_at_25": -0.5},
     "A-scaled": {"change_at_25": -0.1},
     "A-deep": {f"psnr_change_{key}": 0.3 for key in ("lambda", "magnitudes", "dilation")},
@@ -58,7 +58,7 @@ GOOD = {
     "X-ranks": {
         f"share_{kind}_{prior}": 1.0
         for kind in ("unlike_noise", "unlike_checks", "constant", "blurred")
-        for prior in ("R_1", "R_2", "R_3", "C_1", "G_1")
+        for prior in ("R_1", "R_2", "R_3", "C_1", "C_3", "M_1", "M_3", "G_1")
     },
     "X-problems": {
         f"standard_errors_above_{other}_{problem}": 2.5
