@@ -114,7 +114,7 @@ def test_sentences_on_learned_schedules_are_those_of_the_comparison():
     assert "is at these three levels within 0.02 dB of R_3, in one step and with learned schedules" in page
     for scheme, task in product(("mmse", "learned"), ("denoise-15", "denoise-25", "denoise-50")):
         assert abs(mean(f"C3 {scheme}", task) - mean(f"R3 {scheme}", task)) < 0.02
-    for prior, least, most in (("G1", 0.04, 0.05), ("R3", 0.04, 0.06)):
+    for prior, least, most in (("G1", 0.04, 0.04), ("R3", 0.04, 0.06)):
         found = []
         for level in (15, 25, 50):
             eight, one = (
@@ -125,7 +125,7 @@ def test_sentences_on_learned_schedules_are_those_of_the_comparison():
             assert all(eight[image] > value for image, value in one.items())
             found.append(np.mean([*eight.values()]) - np.mean([*one.values()]))
         assert [round(end(found), 2) for end in (min, max)] == [least, most]
-    assert "by 0.04 to 0.05 dB with G1 and 0.04 to 0.06 dB with R_3, for eight gradients" in page
+    assert "by 0.04 dB with G1 and 0.04 to 0.06 dB with R_3, for eight gradients" in page
     gains = [
         mean(f"{p} learned", "inpaint-80") - mean("biharmonic", "inpaint-80") for p in ("R3", "G1", "R1")
     ]
