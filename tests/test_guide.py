@@ -114,7 +114,7 @@ def test_sentences_on_learned_schedules_are_those_of_the_comparison():
     assert "is at these three levels within 0.02 dB of R_3, in one step and with learned schedules" in page
     for scheme, task in product(("mmse", "learned"), ("denoise-15", "denoise-25", "denoise-50")):
         assert abs(mean(f"C3 {scheme}", task) - mean(f"R3 {scheme}", task)) < 0.02
-    for prior, least, most in (("G1", 0.04, 0.05), ("R3", 0.04, 0.06)):
+    for prior, least, most in (("G1", 0.04, 0.04), ("R3", 0.04, 0.06)):
         found = []
         for level in (15, 25, 50):
             eight, one = (
@@ -125,7 +125,7 @@ def test_sentences_on_learned_schedules_are_those_of_the_comparison():
             assert all(eight[image] > value for image, value in one.items())
             found.append(np.mean([*eight.values()]) - np.mean([*one.values()]))
         assert [round(end(found), 2) for end in (min, max)] == [least, most]
-    assert "by 0.04 to 0.05 dB with G1 and 0.04 to 0.06 dB with R_3, for eight gradients" in page
+    assert "by 0.04 dB with G1 and 0.04 to 0.06 dB with R_3, for eight gradients" in page
     gains = [
         mean(f"{p} learned", "inpaint-80") - mean("biharmonic", "inpaint-80") for p in ("R3", "G1", "R1")
     ]
@@ -231,9 +231,9 @@ def test_the_tables_are_those_of_the_shipped_results():
     assert coverage.drift_table(drifts) in text(GUIDE / "priors.md")
     for row in drifts.rows["drifts"]:
         worst[row.prior] = max(worst.get(row.prior, 0), abs(100 * np.mean(row.values)))
-    assert [name for name, value in worst.items() if value <= 1] == ["R3"]
-    assert sorted(worst, key=worst.get)[:3] == ["R3", "P3", "G1"]
-    said = "P3 and G1 reach {P3:.1f} and {G1:.1f} %, the others more, C1 {C1:.1f} % at sigma = 0.01"
+    assert {name for name, value in worst.items() if value <= 1} == {"R3", "G1"}
+    assert sorted(worst, key=worst.get)[2] == "P3"
+    said = "(at most {R3:.1f} and {G1:.1f} %); P3 reaches {P3:.1f} %, the others more, C1 {C1:.1f} % at sigma = 0.01"
     assert said.format(**worst) in " ".join(text(GUIDE / "priors.md").split())
 
 

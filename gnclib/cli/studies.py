@@ -262,12 +262,12 @@ def _entropy(row) -> str:
 
 @command(
     """
-    gnc pairs                                  an hour and a half on one core
+    gnc pairs                                  an hour on one core
     gnc pairs --prior R1 --count 2 --limit 4 --out few.json
     """
 )
 @options.repeated("--prior", metavar="NAME", help="a prior of the package (default: R1, P1)")
-@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 2, ... 256)")
+@options.repeated("--count", type=POSITIVE, metavar="N", help="number of pairs (default: 1, 2, 4, 8, 16, 64)")
 @click.option("--limit", type=POSITIVE, metavar="N", help="only the first N images of BSDS68")
 @click.option("--out", type=PATH, default="runs/pairs.json", metavar="FILE", help="result file")
 def pairs(prior, count, limit, out):

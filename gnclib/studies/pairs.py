@@ -35,7 +35,7 @@ SHIPPED = Path(__file__).with_name("pairs.json")
 PRIORS, TASK, STEPS = ("R1", "P1"), Task("denoise", 25), 10
 METHODS = ("linear", "logarithmic", "increments", "learned")
 #: numbers of pairs, each with this many draws of them
-COUNTS, SEEDS = (1, 2, 4, 8, 16, 64, 256), 2
+COUNTS, SEEDS = (1, 2, 4, 8, 16, 64), 2
 #: t_1 of linear and logarithmic schedules
 FIRST = tuple(round(10 ** (-3 + k / 8), 7) for k in range(17))
 
