@@ -294,7 +294,7 @@ def table(content: Content) -> str:
         shares = [f"{times[method][task]:.3g}" if task in times.get(method, {}) else "-" for task in timed]
         images = " / ".join(map(str, sorted({len(rows) for rows in of_task.values()}, reverse=True)))
         rows.append([method, parameters, *cells, *shares, images])
-    spent = "; time: processor time relative to BM3D in the same run, one thread"
+    spent = "; time: processor time relative to BM3D in the run that timed it, one thread"
     lines = [
         markdown(head, rows),
         "",
