@@ -186,7 +186,25 @@ def test_the_page_on_speed_shows_what_was_measured():
     assert engine.report(table) in page
     seconds = {name: row["seconds"]["ours"] for name, row in table["rows"].items()}
     single, half = (seconds[f"R3 learned schedule{k}"] / seconds["BM3D"] for k in ("", ", bfloat16"))
-    assert f"falls from {single:.2f} to {half:.2f} of that of BM3D" in " ".join(page.split())
+    said = " ".join(page.split())
+    assert f"falls from {single:.2f} to {half:.2f} of that of BM3D" in said
+    assert f"at {table['rows']['G1 gradient']['ratio']:.2f} times the floor an explicit backward pass" in said
+    assert ("Here R3's gradient misses its goal" in said) == (table["rows"]["R3 gradient"]["ratio"] > 1.4)
+
+
+def test_the_losses_of_the_network_in_inverse_problems_are_told():
+    found = {}
+    for row in problems.load().rows["results"]:
+        found.setdefault((row.task, row.method), {})[row.image] = row.psnr
+    worst = {}
+    for task in ("super-3", "sensing"):
+        network, one_layer = (found[task, f"{name} gnc"] for name in ("G1", "R1"))
+        worst[task] = sorted(one_layer[image] - value for image, value in network.items())[::-1]
+    said = (
+        "G1 loses {:.1f} dB to R_1 on one image at x3, and {:.1f} and {:.1f} dB on two in compressed sensing"
+    )
+    said = said.format(worst["super-3"][0], *worst["sensing"][:2])
+    assert said in " ".join(text(GUIDE / "pipelines.md").split())
 
 
 @pytest.mark.parametrize("name", ["add_a_prior", "add_an_operator", "add_a_figure", "add_a_claim"])
