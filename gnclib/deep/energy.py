@@ -127,15 +127,15 @@ class NetworkEnergy(LearnedEnergy):
     ----------
     bf16 : bool
         Whether the network's convolutions are computed in bfloat16: faster where the processor has it, and less exact.
+
+    Raises ValueError for a configuration with ``border="zeros"``.
     """
 
     def __init__(self, config: NetworkConfig | None = None, *, generator: torch.Generator | None = None):
         super().__init__()
         self.config = c = config or NetworkConfig()
         if c.border == "zeros":
-            raise ValueError(
-                "networks that see zeros beyond the border are of an older version: train it again"
-            )
+            raise ValueError("networks that see zeros beyond the border are of an older version: train anew")
         with torch.random.fork_rng(devices=[]):  # torch's own initialisations take no generator
             torch.manual_seed(int(torch.randint(2**62, (), generator=generator)) if generator else 0)
             self.network = GatedUNet(c.channels, c.embedding).to(memory_format=torch.channels_last)
