@@ -97,6 +97,7 @@ class Keeper(Generic[R]):
             files.remove_remains(self.folder)
         self.rows = rows(folder, row, state.step) if state.step else []
         self.before, self.started = state.record.get("seconds", 0.0), time.monotonic()
+        self.cpu = state.record.get("cpu_seconds", 0.0) - time.process_time()
         there = (self.folder / CHECKPOINT).is_file()
         self.saved = state.step if state.step and there else None  # the step of the last checkpoint
         remember(state, processes)
@@ -127,6 +128,7 @@ class Keeper(Generic[R]):
         """Write the checkpoint, unless that of this step is written."""
         if self.saved != self.state.step:
             self.state.record["seconds"] = round(self._clock(), 1)
+            self.state.record["cpu_seconds"] = round(self.cpu + time.process_time(), 1)
             self._write(lambda: save_checkpoint(self.state, self.folder))
             self.saved = self.state.step
 
