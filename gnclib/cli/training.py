@@ -17,7 +17,7 @@ import click
 
 from gnclib.cli import options
 from gnclib.cli.options import PATH, POSITIVE, command, say
-from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, STEPS, VARIANTS
+from gnclib.score.recipes import LEARN_RECIPES, PRIORS, RECIPES, VARIANTS
 
 
 def _settings_options(recipes: Mapping[str, Any]) -> Callable[[Callable], Callable]:
@@ -230,9 +230,12 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
     gnc ablate --only recipe --only 'N_tau = 5'    two of them
     gnc ablate --network --seeds 0                 of G1; an hour and a half on one core
     gnc ablate --windows --seeds 0                 of networks that see less or more; an hour on one core
+    gnc ablate --departures --seeds 0              from P1 to R1, 100,000 iterations each; some hours on one core
     """
 )
-@click.option("--steps", type=int, default=STEPS, metavar="N", help="iterations per training")
+@click.option(
+    "--steps", type=POSITIVE, metavar="N", help="iterations per training (default: 1000; departures: 100000)"
+)
 @options.repeated(
     "--seeds",
     type=int,
@@ -247,29 +250,34 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
 @click.option(
     "--windows", "kind", flag_value="windows", help="of networks of one to three scales, convex or not"
 )
+@click.option(
+    "--departures", "kind", flag_value="departures", help="on the way from the recipe of P1 to that of R1"
+)
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/ablations[_KIND].json)")
 def ablate(steps, seeds, only, kind, out):
     """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge
     them on validation images outside of BSDS68. Each finished training is added to FILE at once; started again after
-    an interruption, the command trains what is missing. Needs BSDS500. The notebooks 08_ablations and 10_expressive
-    read the results that come with the package."""
+    an interruption, the command trains what is missing. Those of --departures, which are long, also have checkpoints
+    and a log, in a folder beside FILE. Needs BSDS500. The notebooks 08_ablations and 10_expressive read the results
+    that come with the package."""
     import torch
 
     from gnclib.images import data
     from gnclib.studies import ablations
 
     torch.set_num_threads(1)
-    known, (shipped, judge) = VARIANTS[kind or ""](steps), ablations.KINDS[kind or ""]
+    known, (shipped, judge) = VARIANTS[kind or ""](*([steps] if steps else [])), ablations.KINDS[kind or ""]
     names = [variant.name for variant in known]
     if other := [name for name in only if name not in names]:
         raise ValueError(
-            f"{', '.join(other)}: not among {', '.join(names)}; --network and --windows choose other lists"
+            f"{', '.join(other)}: not among {', '.join(names)}; other lists: --network, --windows, --departures"
         )
     chosen = [variant for variant in known if variant.name in only or not only]
     images, crops = data.training_images(), ablations.held_out()
     out = out or Path("runs") / shipped.name
-    table = ablations.opened(out, steps, judge)
-    jobs = list(ablations.jobs(chosen, seeds, images, crops, judge, ablations.JOINT))
+    table = ablations.opened(out, known[0].config.steps, judge)
+    folder = out.with_suffix("") if kind == "departures" else None
+    jobs = list(ablations.jobs(chosen, seeds, images, crops, judge, ablations.JOINT, folder))
     wanted = table.missing("runs", jobs)
     say(f"{len(wanted)} trainings to do, {len(jobs) - len(wanted)} in {out} already")
     for k, run in enumerate(table.fill("runs", wanted), 1):

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import time
 from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
@@ -31,14 +32,15 @@ from gnclib import io
 from gnclib.deep import configuration, kind_of
 from gnclib.foe import FieldsOfExperts, LearnedEnergy, PointHessian, smallest_eigenvalue
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
-from gnclib.io import Form, Job, Record, Row, Table, from_object, rounded
+from gnclib.io import CHECKPOINT, Form, Job, Record, Row, Table, from_object, rounded
 from gnclib.restore import Denoising, joint_descent
-from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, starts, variants  # noqa: F401  (notebook 08)
-from gnclib.score.training import training
+from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, run, starts, variants  # noqa: F401
+from gnclib.score.training import load_checkpoint, training
 
-#: the results that come with the package: of Fields of Experts, of a network, and of networks that see less or more
-SHIPPED, NETWORK, WINDOWS = (
-    Path(__file__).with_name(f"ablations{kind}.json") for kind in ("", "_network", "_windows")
+#: the results that come with the package: of Fields of Experts, of a network, of networks that see less or more, and of
+#: the way from P_1 to R_1
+SHIPPED, NETWORK, WINDOWS, DEPARTURES = (
+    Path(__file__).with_name(f"ablations{kind}.json") for kind in ("", "_network", "_windows", "_departures")
 )
 CROP = 160
 #: variants whose priors are also tried in joint optimisation, on that many of the held-out crops
@@ -127,8 +129,14 @@ NETWORK_JUDGE = replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0, 4.0), curvature_at=(0
 WINDOW_JUDGE = replace(
     JUDGE, sigmas=(0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0), curvature_at=()
 )
+DEPARTURE_JUDGE = replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0), curved=8)
 #: the files of all kinds, by the names of :data:`gnclib.score.recipes.VARIANTS`, and who judges them
-KINDS = {"": (SHIPPED, JUDGE), "network": (NETWORK, NETWORK_JUDGE), "windows": (WINDOWS, WINDOW_JUDGE)}
+KINDS = {
+    "": (SHIPPED, JUDGE),
+    "network": (NETWORK, NETWORK_JUDGE),
+    "windows": (WINDOWS, WINDOW_JUDGE),
+    "departures": (DEPARTURES, DEPARTURE_JUDGE),
+}
 
 
 # trainings -----------------------------------------------------------------------------------------------------------
@@ -150,13 +158,19 @@ def held_out() -> list[Tensor]:
 
 
 def train(
-    variant: Variant, seed: int, images, known: dict[tuple[Variant, int], tuple[LearnedEnergy, float]]
+    variant: Variant,
+    seed: int,
+    images,
+    known: dict[tuple[Variant, int], tuple[LearnedEnergy, float]],
+    folder: Path | None = None,
 ) -> tuple[LearnedEnergy, float]:
     """The trained prior of a variant, and the seconds of the processor that it took, those of its start included.
 
     A seed decides training patches, noise levels, noise and random kernels, so that variants share all of these as far
     as their shapes agree. `images` is as for :func:`gnclib.score.training.training`, which refuses val and BSDS68.
-    `known` holds trainings without a warm start that were made before; this one is added.
+    `known` holds trainings without a warm start that were made before; this one is added. With a `folder` the training
+    is a run in it on BSDS500 (:func:`gnclib.score.run.drive`), with checkpoints, log and card, and goes on where it was
+    stopped; ValueError if it holds that of other settings.
     """
     if (variant, seed) in known:
         return known[variant, seed]
@@ -168,12 +182,29 @@ def train(
     if start is not None:
         starts.warm_start(prior, start, generator, variant.config.warm_start_hidden)
     state = TrainState(prior, replace(variant.config, seed=seed))
-    for _ in training(state, images):
-        pass
-    done = state.prior.requires_grad_(False), before + time.process_time() - begun
+    if folder is None:
+        for _ in training(state, images):
+            pass
+        seconds = time.process_time() - begun
+    else:
+        state = _begun(state, folder)
+        for _ in run.drive(state, folder):
+            pass
+        seconds = state.record["cpu_seconds"]
+    done = state.prior.requires_grad_(False), before + seconds
     if not variant.warm:  # others may start from it
         known[variant, seed] = done
     return done
+
+
+def _begun(fresh: TrainState, folder: Path) -> TrainState:
+    """The state of the run in a folder, or, where there is none, the fresh one."""
+    if not (folder / CHECKPOINT).is_file():
+        return fresh
+    state = load_checkpoint(folder)
+    if (state.config, state.model.config) != (fresh.config, fresh.model.config):
+        raise ValueError(f"{folder} holds a run with other settings: choose another --out, or move it away")
+    return state
 
 
 def jobs(
@@ -183,22 +214,25 @@ def jobs(
     crops: Sequence[Tensor],
     judge: Judge,
     joint: Collection[str] = (),
+    folder: Path | None = None,
 ) -> Iterator[Job]:
     """The trainings of every variant with every seed: all variants with the first seed, then with the second, ...
 
     The priors are judged on the `crops`, images (1, 1, H, W); those of the variants named in `joint` also by
-    :func:`joint_outcome`.
+    :func:`joint_outcome`. In a `folder` each training is a run in one of its own (:func:`train`).
     """
     chosen, known = list(chosen), {}
 
-    def run(variant: Variant, seed: int) -> dict[str, Any]:
-        prior, seconds = train(variant, seed, images, known)
+    def measured(variant: Variant, seed: int) -> dict[str, Any]:
+        own = folder and folder / re.sub(r"\W+", "_", f"{variant.name} {seed}").strip("_")
+        prior, seconds = train(variant, seed, images, known, own)
         outcome = joint_outcome(prior, crops[:JOINT_CROPS]) if variant.name in joint else None
         return judge(prior, crops) | {"joint": outcome and list(outcome), "cpu_seconds": round(seconds)}
 
     for seed in seeds:
         for variant in chosen:
-            yield Job({"variant": variant.name, "seed": seed}, settings(variant), partial(run, variant, seed))
+            given = {"variant": variant.name, "seed": seed}
+            yield Job(given, settings(variant), partial(measured, variant, seed))
 
 
 # the file ------------------------------------------------------------------------------------------------------------

@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import torch
@@ -13,8 +14,17 @@ from gnclib.deep import NetworkConfig, NetworkEnergy
 from gnclib.foe import FieldsOfExperts, FoEConfig
 from gnclib.images import data
 from gnclib.io.table import Job
-from gnclib.score import TrainConfig, TrainState
-from gnclib.score.recipes import STEPS, VARIANTS, network_variants, window_variants
+from gnclib.score import TrainConfig, TrainState, training_set
+from gnclib.score import run as score_run
+from gnclib.score.recipes import (
+    PRIORS,
+    RECIPES,
+    STEPS,
+    VARIANTS,
+    departure_variants,
+    network_variants,
+    window_variants,
+)
 from gnclib.score.training import training
 from gnclib.studies import ablations
 from gnclib.studies.ablations import Judge, Variant
@@ -255,9 +265,61 @@ def test_settings_that_did_not_exist_yet_count_as_defaults(small, tmp_path):
         ablations.load(path)
 
 
+def test_long_trainings_go_on_where_they_were_stopped(small, tmp_path, monkeypatch):
+    """Each is a run in a folder beside the file; one of other settings is not continued."""
+    part = lambda steps=4: [Variant("+ a, b/c", TINY, replace(BRIEF, steps=steps, averaging=0.5))]  # noqa: E731
+    monkeypatch.setitem(VARIANTS, "departures", part)
+    monkeypatch.setitem(ablations.KINDS, "departures", (ablations.DEPARTURES, JUDGE))
+    monkeypatch.setattr(
+        training_set, "of_run", lambda state: training_set.TrainingSet(leaves(), crops(), "", "")
+    )
+    words = "--departures", "--seeds", 0, "--out"
+    command(*words, tmp_path / "whole.json")
+    (row,) = ablations.load(tmp_path / "whole.json").rows["runs"]
+    alone = sweep(part())["+ a, b/c", 0]
+    assert row.psnr == pytest.approx(alone["psnr"], abs=1e-4)
+
+    def stopped(state, images, group):
+        for step in training(state, images, group):
+            yield step
+            if step.step == 2:
+                raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(score_run, "training", stopped)
+        with pytest.raises(KeyboardInterrupt):
+            command(*words, tmp_path / "parts.json")
+    folder = tmp_path / "parts" / "a_b_c_0"
+    assert (folder / "checkpoint.safetensors").is_file()
+    monkeypatch.setitem(VARIANTS, "departures", lambda: part(5))
+    with pytest.raises(ValueError, match="a_b_c_0 holds a run with other settings"):
+        command(*words, tmp_path / "parts.json")
+    monkeypatch.setitem(VARIANTS, "departures", part)
+    command(*words, tmp_path / "parts.json")
+    assert without_seconds(tmp_path / "parts.json") == without_seconds(tmp_path / "whole.json")
+    assert {path.name for path in folder.iterdir()} >= {"log.csv", "README.md", "model.safetensors"}
+
+
+def test_the_way_from_P1_to_R1_takes_one_departure_after_the_other():
+    known = departure_variants()
+    ends = [(v.prior, v.config) for v in (known[0], known[-1])]
+    assert ends == [(PRIORS[name], RECIPES[name]) for name in ("P1", "R1")]
+    changes = []
+    for before, after in pairwise(known):
+        old, new = ablations.settings(before), ablations.settings(after)
+        changes.append({k for part in ("prior", "config") for k in old[part] if old[part][k] != new[part][k]})
+    assert changes == [
+        {"averaging"},
+        {"objective", "fraction"},
+        {"projected", "constant"},
+        {"scaled_input", "range", "nodes_x"},
+        {"roughness"},
+    ]
+
+
 def test_the_command_refuses_nonsense(small, tmp_path):
     for words in (["--only", "nothing"], ["--only", "G1"], ["--network", "--only", "recipe"]):
-        with pytest.raises(ValueError, match=f"^{words[-1]}: .*--network and --windows choose other lists"):
+        with pytest.raises(ValueError, match=f"^{words[-1]}: .*other lists: --network, --windows, --dep"):
             command(*words, "--out", tmp_path / "a.json")
 
 
