@@ -168,12 +168,14 @@ def train(
 
     A seed decides training patches, noise levels, noise and random kernels, so that variants share all of these as far
     as their shapes agree. `images` is as for :func:`gnclib.score.training.training`, which refuses val and BSDS68.
-    `known` holds trainings without a warm start that were made before; this one is added. With a `folder` the training
+    `known` holds trainings without a warm start that were made before, whatever their name; this one is added, and
+    where weights are averaged, with its last weights, the one that does not average. With a `folder` the training
     is a run in it on BSDS500 (:func:`gnclib.score.run.drive`), with checkpoints, log and card, and goes on where it was
     stopped; ValueError if it holds that of other settings.
     """
-    if (variant, seed) in known:
-        return known[variant, seed]
+    nameless = replace(variant, name="")
+    if (nameless, seed) in known:
+        return known[nameless, seed]
     start, before = train(variant.warm, seed, images, known) if variant.warm else (None, 0.0)
     begun = time.process_time()
     generator = torch.Generator().manual_seed(seed)
@@ -191,9 +193,10 @@ def train(
         for _ in run.drive(state, folder):
             pass
         seconds = state.record["cpu_seconds"]
-    done = state.prior.requires_grad_(False), before + seconds
+    last, done = ((p.requires_grad_(False), before + seconds) for p in (state.model, state.prior))
     if not variant.warm:  # others may start from it
-        known[variant, seed] = done
+        plain = replace(nameless, config=replace(variant.config, averaging=0.0))
+        known |= {(plain, seed): last, (nameless, seed): done}
     return done
 
 

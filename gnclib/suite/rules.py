@@ -295,6 +295,12 @@ def a_deep(e):
     return beyond_noise(changes, [e.threshold_dB] * len(changes))
 
 
+def a_departures(e):
+    rises = e.each("eigenvalue_rise_")
+    keeps = min(e.each("psnr_change_")) > -0.02  # dB
+    return graded(keeps and e.eigenvalue_rise_damping == max(rises), keeps)
+
+
 def x_popoviciu(e):
     return e.smallest_scaled_eigenvalue >= -1e-12 and e.largest_ratio <= 0.25 + 1e-9
 

@@ -152,7 +152,7 @@ def test_a_warm_start_sets_out_from_the_trained_shallow_variant():
     before, seconds = ablations.train(shallow, 5, leaves(), known)
     warm, more = ablations.train(deep, 5, leaves(), known)
     assert more > seconds > 0
-    assert list(known) == [(shallow, 5)]
+    assert {variant for variant, _ in known} == {replace(shallow, name="")}
     alone, _ = ablations.train(deep, 5, leaves(), {})
     assert torch.equal(alone.kernels[0], warm.kernels[0])
     assert torch.allclose(warm.kernels[0], before.kernels[0], atol=1e-6)
@@ -164,8 +164,14 @@ def test_a_warm_start_sets_out_from_the_trained_shallow_variant():
 
 
 def test_averaged_weights_are_what_is_judged():
-    averaged = Variant("averaged", TINY, replace(BRIEF, averaging=0.9))
+    averaged, known = Variant("averaged", TINY, replace(BRIEF, averaging=0.9)), {}
     last, mean = (ablations.train(v, 2, leaves(), {})[0] for v in (Variant("last", TINY, BRIEF), averaged))
+    ablations.train(averaged, 2, leaves(), known)  # one training has both
+    both = [
+        ablations.train(v, 2, {}, known)[0] for v in (Variant("b", TINY, BRIEF), replace(averaged, name="c"))
+    ]
+    for found, alone in zip(both, (last, mean), strict=True):
+        assert all(torch.equal(found.state_dict()[k], v) for k, v in alone.state_dict().items())
     generator = torch.Generator().manual_seed(2)
     state = TrainState(FieldsOfExperts(TINY, generator=generator), replace(averaged.config, seed=2))
     for _ in training(state, leaves()):
@@ -301,7 +307,8 @@ def test_long_trainings_go_on_where_they_were_stopped(small, tmp_path, monkeypat
 
 
 def test_the_way_from_P1_to_R1_takes_one_departure_after_the_other():
-    known = departure_variants()
+    averaged, first, *others = departure_variants()
+    known = [first, averaged, *others]
     ends = [(v.prior, v.config) for v in (known[0], known[-1])]
     assert ends == [(PRIORS[name], RECIPES[name]) for name in ("P1", "R1")]
     changes = []

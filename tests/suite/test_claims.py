@@ -16,6 +16,7 @@ IDENTITY, HOLDS, CAVEAT, UNDECIDED, FAILS = VERDICTS
 LEDGER = Path(__file__).parents[2] / "figures" / "claims.json"
 STORED = {record.id: record for record in ledger.load(LEDGER)}
 
+DEPARTURES = "averaging", "denoising", "kernels", "scaling", "damping"
 #: what would have to be different for the claim to hold, where it does not today
 GOOD = {
     "F1-steps": {"increases_beyond_t_bar": 0},
@@ -48,6 +49,8 @@ GOOD = {
     "A-dct": {"change_at_128": -0.5, "change_at_25": -0.5},
     "A-scaled": {"change_at_25": -0.1},
     "A-deep": {f"psnr_change_{key}": 0.3 for key in ("lambda", "magnitudes", "dilation")},
+    "A-departures": {f"psnr_change_{key}": 0.01 for key in DEPARTURES}
+    | {f"eigenvalue_rise_{key}": float(key == "damping") for key in DEPARTURES},
     "X-sure": {
         f"{kind}_{n}_{s}": value
         for kind, value in (("ratio", 1.0), ("error", 0.005))
@@ -141,6 +144,7 @@ BAD = {
     "A-smooth": [{"psnr_change_without": 0.03}],
     "A-warm": [{"psnr_change_cold": 0.3}],
     "A-deep": [{"psnr_change_dilation": -0.3}],
+    "A-departures": [{"psnr_change_kernels": -0.03}],
     "X-popoviciu": [{"smallest_scaled_eigenvalue": -1e-6}, {"largest_ratio": 0.251}],
     "X-tight": [{"largest_error_two_components": 1e-6}, {"largest_relative_error_two_points": 1e-6}],
     "X-certificate": [
@@ -213,6 +217,10 @@ def test_where_a_sentence_fails_beyond_the_noise_no_caveat_covers_it():
     limit = scaled["threshold_at_25"]
     for change, verdict in ((-1.1, HOLDS), (-0.9, CAVEAT), (0.9, UNDECIDED), (1.1, FAILS)):
         assert claims.CLAIMS["A-scaled"].verdict(scaled | {"change_at_25": change * limit}) == verdict
+    way = evidence("A-departures")
+    for change, verdict in ((-0.019, HOLDS), (-0.021, FAILS)):
+        assert claims.CLAIMS["A-departures"].verdict(way | {"psnr_change_scaling": change}) == verdict
+    assert claims.CLAIMS["A-departures"].verdict(way | {"eigenvalue_rise_scaling": 1.1}) == CAVEAT
     deep = evidence("A-deep")
     for change, verdict in ((0.27, HOLDS), (0.25, CAVEAT), (-0.25, UNDECIDED), (-0.27, FAILS)):
         assert claims.CLAIMS["A-deep"].verdict(deep | {"psnr_change_lambda": change}) == verdict
