@@ -384,19 +384,18 @@ def window_variants(steps: int = STEPS) -> list[Variant]:
 def departure_variants(steps: int = RECIPES["R1"].steps) -> list[Variant]:
     """From P_1, the recipe as restored from the paper, to R_1: one departure after the other, each kept from then on.
 
-    The first departure are averaged weights, so that all later comparisons have less noise; with it the list begins,
-    because P_1 has the last weights of the same training. Of one layer, and by default as long as the shipped priors
-    were trained.
+    The first departure are averaged weights, so that all later comparisons have less noise. Of one layer, and by
+    default as long as the shipped priors were trained.
     """
     ours = RECIPES["R1"]
     prior, config = PRIORS["P1"], replace(RECIPES["P1"], steps=steps)
-    averaged = Variant("P_1, averaged weights", prior, replace(config, averaging=ours.averaging))
-    found = [averaged, Variant("P_1", prior, config)]
+    found = [Variant("P_1", prior, config)]
 
     def add(name: str, shape: FoEConfig | None = None, **changes) -> None:
-        last = found[-1] if len(found) > 2 else averaged
+        last = found[-1]
         found.append(Variant(name, shape or last.prior, replace(last.config, **changes)))
 
+    add("P_1, averaged weights", averaging=ours.averaging)
     add("+ denoising in tau", objective=ours.objective, fraction=ours.fraction)
     add("+ projected kernels, c(tau)", replace(prior, constant=True), projected=True)
     add("+ scaled input", PRIORS["R1"])

@@ -32,7 +32,7 @@ from gnclib import io
 from gnclib.deep import configuration, kind_of
 from gnclib.foe import FieldsOfExperts, LearnedEnergy, PointHessian, smallest_eigenvalue
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
-from gnclib.io import CHECKPOINT, Form, Job, Record, Row, Table, from_object, rounded
+from gnclib.io import CHECKPOINT, Content, Form, Job, Record, Row, Table, from_object, markdown, rounded
 from gnclib.restore import Denoising, joint_descent
 from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, run, starts, variants  # noqa: F401
 from gnclib.score.training import load_checkpoint, training
@@ -124,18 +124,15 @@ def _smallest_eigenvalue(prior: LearnedEnergy, y: Tensor, sigma: float) -> float
 
 
 JUDGE = Judge(sigmas=tuple(s / 255 for s in (15, 25, 50, 128)), patches=64, curvature_at=(0.1, 1.0))
-#: for networks, whose range is wider
-NETWORK_JUDGE = replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0, 4.0), curvature_at=(0.1, 1.0, 4.0))
-WINDOW_JUDGE = replace(
-    JUDGE, sigmas=(0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0), curvature_at=()
-)
-DEPARTURE_JUDGE = replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0), curved=8)
 #: the files of all kinds, by the names of :data:`gnclib.score.recipes.VARIANTS`, and who judges them
 KINDS = {
     "": (SHIPPED, JUDGE),
-    "network": (NETWORK, NETWORK_JUDGE),
-    "windows": (WINDOWS, WINDOW_JUDGE),
-    "departures": (DEPARTURES, DEPARTURE_JUDGE),
+    "network": (NETWORK, replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0, 4.0), curvature_at=(0.1, 1.0, 4.0))),
+    "windows": (
+        WINDOWS,
+        replace(JUDGE, sigmas=(0.1, 0.2, 0.35, 0.5, 0.7, 1.0, 1.4, 2.0, 4.0, 8.0, 16.0), curvature_at=()),
+    ),
+    "departures": (DEPARTURES, replace(JUDGE, sigmas=(*JUDGE.sigmas, 1.0), curved=8)),
 }
 
 
@@ -221,10 +218,11 @@ def jobs(
 ) -> Iterator[Job]:
     """The trainings of every variant with every seed: all variants with the first seed, then with the second, ...
 
+    Those that average their weights come first: the others among them may be the last weights of the same training.
     The priors are judged on the `crops`, images (1, 1, H, W); those of the variants named in `joint` also by
     :func:`joint_outcome`. In a `folder` each training is a run in one of its own (:func:`train`).
     """
-    chosen, known = list(chosen), {}
+    chosen, known = sorted(chosen, key=lambda variant: not variant.config.averaging), {}
 
     def measured(variant: Variant, seed: int) -> dict[str, Any]:
         own = folder and folder / re.sub(r"\W+", "_", f"{variant.name} {seed}").strip("_")
@@ -287,3 +285,19 @@ def opened(path: str | Path, steps: int, judge: Judge | None = None) -> Table:
     """The file to be filled with :func:`jobs` of so many steps, judged (by :data:`JUDGE`) on :func:`held_out`."""
     where = f"the middle {CROP} x {CROP} pixels of each of the 32 images of val of BSDS500 outside of BSDS68"
     return Table(path, FORM, About(judge=judge or JUDGE, held_out=where, steps=steps))
+
+
+def table(content: Content) -> str:
+    """The trainings as markdown, those without averaged weights first.
+
+    PSNR in dB at each noise level, calibration error, smallest eigenvalue of t Hess R at the worst patch, minutes.
+    """
+    judge = content.about.judge
+    head = [f"{255 * s:.0f}" for s in judge.sigmas] + ["calibration"]
+    head += [f"eigenvalue, {255 * s:g}" for s in judge.curvature_at]
+    lines = []
+    for row in sorted(content.rows["runs"], key=lambda row: bool(row.settings["config"]["averaging"])):
+        numbers = [f"{v:.2f}" for v in row.psnr] + [f"{row.calibration:.3f}"]
+        numbers += [f"{v:.2f}" for v in row.curvature] + [f"{row.cpu_seconds / 60:.0f}"]
+        lines.append([row.variant, *numbers])
+    return markdown(["training, 255 sigma", *head, "minutes"], lines)

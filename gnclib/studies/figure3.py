@@ -33,9 +33,11 @@ from gnclib.images import data
 from gnclib.io import Content, Form, Job, Record, Row, Table, from_object
 from gnclib.studies.attainment import TASKS, Settings, measure
 
-#: the results that come with the package: of R_1 and P_1; of both with up to 512 steps; of R_3 and P_3 on 24 images
-SHIPPED, RESTORED, LONG, RESTORED_LONG, DEEP, RESTORED_DEEP = (
-    Path(__file__).with_name(f"figure3_{k}.json") for k in ("R1", "P1", "long_R1", "long_P1", "R3", "P3")
+#: the results that come with the package: of R_1 and P_1; of both with up to 512 steps; of R_3 and P_3 on 24 images; of
+#: R_1 and P_1 on 24 whole images
+SHIPPED, RESTORED, LONG, RESTORED_LONG, DEEP, RESTORED_DEEP, WHOLE, RESTORED_WHOLE = (
+    Path(__file__).with_name(f"figure3_{k}.json")
+    for k in ("R1", "P1", "long_R1", "long_P1", "R3", "P3", "whole_R1", "whole_P1")
 )
 #: sets of images; the embedded photographs come first, anyone can recompute them
 SETS = ("embedded", "bsds68")
