@@ -255,11 +255,11 @@ def learn(prior, task, sigma, missing, steps, t0, finetune, out, resume, device,
 )
 @click.option("--out", type=PATH, metavar="FILE", help="result file (default: runs/ablations[_KIND].json)")
 def ablate(steps, seeds, only, kind, out):
-    """Train variants of the recipe of the shipped priors, each with the same few steps and several seeds, and judge
-    them on validation images outside of BSDS68. Each finished training is added to FILE at once; started again after
-    an interruption, the command trains what is missing. Those of --departures, which are long, also have checkpoints
-    and a log, in a folder beside FILE. Needs BSDS500. The notebooks 08_ablations and 10_expressive read the results
-    that come with the package."""
+    """Train variants of the recipe of the shipped priors, each with the same steps and several seeds, few steps but for
+    --departures, and judge them on validation images outside of BSDS68. Each finished training is added to FILE at
+    once; started again after an interruption, the command trains what is missing. Those of --departures also have
+    checkpoints, log and card, in the folder FILE_runs. Needs BSDS500. The notebooks 08_ablations and 10_expressive read
+    the results that come with the package."""
     import torch
 
     from gnclib.images import data
@@ -273,10 +273,10 @@ def ablate(steps, seeds, only, kind, out):
             f"{', '.join(other)}: not among {', '.join(names)}; other lists: --network, --windows, --departures"
         )
     chosen = [variant for variant in known if variant.name in only or not only]
-    images, crops = data.training_images(), ablations.held_out()
     out = out or Path("runs") / shipped.name
+    folder = out.with_name(f"{out.stem}_runs") if kind == "departures" else None
+    images, crops = {} if folder else data.training_images(), ablations.held_out()
     table = ablations.opened(out, known[0].config.steps, judge)
-    folder = out.with_suffix("") if kind == "departures" else None
     jobs = list(ablations.jobs(chosen, seeds, images, crops, judge, ablations.JOINT, folder))
     wanted = table.missing("runs", jobs)
     say(f"{len(wanted)} trainings to do, {len(jobs) - len(wanted)} in {out} already")

@@ -41,7 +41,7 @@ class Record(TypedDict):
     count: NotRequired[Annotated[int, Field(ge=0)]]  # steps since the last row of the log
     sums: NotRequired[dict[str, float]]  # over these steps
     seconds: NotRequired[float]  # that the run has taken, pauses not counted
-    cpu_seconds: NotRequired[float]  # of the processor, all threads together
+    cpu_seconds: NotRequired[float]  # of the processor, all threads of this process together
     history: NotRequired[list[Turn]]
     images: NotRequired[str]  # what it learns from, in words, unless that is the default
     held_out: NotRequired[str]  # what it is watched with

@@ -191,7 +191,7 @@ class Table:
         """
         form = self.form.tables[name]
         rows = [
-            check({**job.given, **values, "settings": job.depends, "made": self.origin}, form)
+            check({**job.given, "settings": job.depends, "made": self.origin, **values}, form)
             for job, values in found
         ]
         self.path.parent.mkdir(parents=True, exist_ok=True)

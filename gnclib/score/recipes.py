@@ -276,7 +276,7 @@ FIRST_G1 = replace(FIRST_G1, smoothing=5e-4, wide=0.2, wide_from=0.3, emphasis=0
 LEARN_RECIPES = {"schedule": LearnConfig(), "finetune": LearnConfig(iterations=1000, lr=0.01, lr_prior=3e-4)}
 #: the last learning rate of a schedule is this part of the first
 LEARN_LAST = 0.01
-#: iterations of each training of ``gnc ablate``
+#: iterations of each training of ``gnc ablate``, but for the departures
 STEPS = 1000
 
 
@@ -384,8 +384,9 @@ def window_variants(steps: int = STEPS) -> list[Variant]:
 def departure_variants(steps: int = RECIPES["R1"].steps) -> list[Variant]:
     """From P_1, the recipe as restored from the paper, to R_1: one departure after the other, each kept from then on.
 
-    The first departure are averaged weights, so that all later comparisons have less noise. Of one layer, and by
-    default as long as the shipped priors were trained.
+    The first departure are averaged weights, so that all later comparisons have less noise. Two come together: kernels
+    without mean cannot express a constant, so c(tau) has its own parameters. One layer; by default as many iterations
+    as the shipped priors had.
     """
     ours = RECIPES["R1"]
     prior, config = PRIORS["P1"], replace(RECIPES["P1"], steps=steps)
@@ -395,11 +396,11 @@ def departure_variants(steps: int = RECIPES["R1"].steps) -> list[Variant]:
         last = found[-1]
         found.append(Variant(name, shape or last.prior, replace(last.config, **changes)))
 
-    add("P_1, averaged weights", averaging=ours.averaging)
+    add("+ averaged weights", averaging=ours.averaging)
     add("+ denoising in tau", objective=ours.objective, fraction=ours.fraction)
     add("+ projected kernels, c(tau)", replace(prior, constant=True), projected=True)
     add("+ scaled input", PRIORS["R1"])
-    add("R_1", roughness=ours.roughness)
+    add("+ damping (R_1)", roughness=ours.roughness)
     return found
 
 

@@ -1,4 +1,4 @@
-r"""Ablations: short trainings of variants under one budget, and the three yardsticks that compare priors.
+r"""Ablations: trainings of variants under one budget, and the three yardsticks that compare priors.
 
 * *Denoising*: PSNR of the one-step MMSE estimate y - t grad_1 R(y, t) on images that the training has not seen
   (:func:`gnclib.score.denoising_psnr`).
@@ -22,7 +22,7 @@ from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 from statistics import fmean
-from typing import Annotated, Any, ClassVar
+from typing import Annotated, Any, ClassVar, NamedTuple
 
 import torch
 from pydantic import Field, field_validator
@@ -32,9 +32,22 @@ from gnclib import io
 from gnclib.deep import configuration, kind_of
 from gnclib.foe import FieldsOfExperts, LearnedEnergy, PointHessian, smallest_eigenvalue
 from gnclib.images import add_noise, middle, patches, psnr, validation_images
-from gnclib.io import CHECKPOINT, Content, Form, Job, Record, Row, Table, from_object, markdown, rounded
+from gnclib.io import (
+    CHECKPOINT,
+    Content,
+    Form,
+    Job,
+    Origin,
+    Record,
+    Row,
+    Table,
+    from_object,
+    markdown,
+    rounded,
+)
 from gnclib.restore import Denoising, joint_descent
-from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, run, starts, variants  # noqa: F401
+from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, run, starts, variants  # noqa: F401  (notebook 08)
+from gnclib.score.recipes import VARIANTS
 from gnclib.score.training import load_checkpoint, training
 
 #: the results that come with the package: of Fields of Experts, of a network, of networks that see less or more, and of
@@ -154,26 +167,34 @@ def held_out() -> list[Tensor]:
     return [middle(x, CROP) for x in validation_images().values()]
 
 
+class Trained(NamedTuple):
+    """A prior, the seconds of the processor that it took, those of its start included, and revisions of the code."""
+
+    prior: LearnedEnergy
+    seconds: float
+    revisions: str
+
+
 def train(
     variant: Variant,
     seed: int,
     images,
-    known: dict[tuple[Variant, int], tuple[LearnedEnergy, float]],
+    known: dict[tuple[Variant, int], Trained],
     folder: Path | None = None,
-) -> tuple[LearnedEnergy, float]:
-    """The trained prior of a variant, and the seconds of the processor that it took, those of its start included.
+) -> Trained:
+    """The trained prior of a variant.
 
     A seed decides training patches, noise levels, noise and random kernels, so that variants share all of these as far
     as their shapes agree. `images` is as for :func:`gnclib.score.training.training`, which refuses val and BSDS68.
     `known` holds trainings without a warm start that were made before, whatever their name; this one is added, and
-    where weights are averaged, with its last weights, the one that does not average. With a `folder` the training
-    is a run in it on BSDS500 (:func:`gnclib.score.run.drive`), with checkpoints, log and card, and goes on where it was
-    stopped; ValueError if it holds that of other settings.
+    where weights are averaged, with its last weights, the one that does not average. With a `folder` the training is a
+    run in it on BSDS500, not on `images` (:func:`gnclib.score.run.drive`), with checkpoints, log and card, and goes on
+    where it was stopped; ValueError if it holds that of other settings.
     """
     nameless = replace(variant, name="")
     if (nameless, seed) in known:
         return known[nameless, seed]
-    start, before = train(variant.warm, seed, images, known) if variant.warm else (None, 0.0)
+    start, before, _ = train(variant.warm, seed, images, known) if variant.warm else (None, 0.0, "")
     begun = time.process_time()
     generator = torch.Generator().manual_seed(seed)
     kernels = {"kernels": variant.kernels} if kind_of(variant.prior) is FieldsOfExperts else {}
@@ -184,13 +205,16 @@ def train(
     if folder is None:
         for _ in training(state, images):
             pass
-        seconds = time.process_time() - begun
+        seconds, revisions = time.process_time() - begun, Origin.here().revision
     else:
         state = _begun(state, folder)
         for _ in run.drive(state, folder):
             pass
         seconds = state.record["cpu_seconds"]
-    last, done = ((p.requires_grad_(False), before + seconds) for p in (state.model, state.prior))
+        revisions = ", ".join(dict.fromkeys(turn["revision"] for turn in state.record["history"]))
+    last, done = (
+        Trained(p.requires_grad_(False), before + seconds, revisions) for p in (state.model, state.prior)
+    )
     if not variant.warm:  # others may start from it
         plain = replace(nameless, config=replace(variant.config, averaging=0.0))
         known |= {(plain, seed): last, (nameless, seed): done}
@@ -226,9 +250,15 @@ def jobs(
 
     def measured(variant: Variant, seed: int) -> dict[str, Any]:
         own = folder and folder / re.sub(r"\W+", "_", f"{variant.name} {seed}").strip("_")
-        prior, seconds = train(variant, seed, images, known, own)
+        prior, seconds, revisions = train(variant, seed, images, known, own)
         outcome = joint_outcome(prior, crops[:JOINT_CROPS]) if variant.name in joint else None
-        return judge(prior, crops) | {"joint": outcome and list(outcome), "cpu_seconds": round(seconds)}
+        found = judge(prior, crops) | {"joint": outcome and list(outcome), "cpu_seconds": round(seconds)}
+        here = Origin.here()  # which may be later than a run in a folder
+        return (
+            found
+            if revisions == here.revision
+            else found | {"made": here.model_copy(update={"trained": revisions})}
+        )
 
     for seed in seeds:
         for variant in chosen:
@@ -288,16 +318,16 @@ def opened(path: str | Path, steps: int, judge: Judge | None = None) -> Table:
 
 
 def table(content: Content) -> str:
-    """The trainings as markdown, those without averaged weights first.
+    """The trainings as markdown, in the order of their list.
 
     PSNR in dB at each noise level, calibration error, smallest eigenvalue of t Hess R at the worst patch, minutes.
     """
-    judge = content.about.judge
+    judge, order = content.about.judge, [v.name for made in VARIANTS.values() for v in made()]
     head = [f"{255 * s:.0f}" for s in judge.sigmas] + ["calibration"]
     head += [f"eigenvalue, {255 * s:g}" for s in judge.curvature_at]
     lines = []
-    for row in sorted(content.rows["runs"], key=lambda row: bool(row.settings["config"]["averaging"])):
+    for row in sorted(content.rows["runs"], key=lambda row: (order.index(row.variant), row.seed)):
         numbers = [f"{v:.2f}" for v in row.psnr] + [f"{row.calibration:.3f}"]
         numbers += [f"{v:.2f}" for v in row.curvature] + [f"{row.cpu_seconds / 60:.0f}"]
-        lines.append([row.variant, *numbers])
-    return markdown(["training, 255 sigma", *head, "minutes"], lines)
+        lines.append([row.variant, str(row.seed), *numbers])
+    return markdown(["training", "seed", *head, "minutes"], lines)

@@ -296,9 +296,8 @@ def a_deep(e):
 
 
 def a_departures(e):
-    rises = e.each("eigenvalue_rise_")
-    keeps = min(e.each("psnr_change_")) > -0.02  # dB
-    return graded(keeps and e.eigenvalue_rise_damping == max(rises), keeps)
+    costs_nothing = min(e.each("psnr_change_")) > -e.limit_db
+    return costs_nothing and e.eigenvalue_rise_damping == max(0.0, *e.each("eigenvalue_rise_"))
 
 
 def x_popoviciu(e):

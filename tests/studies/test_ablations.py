@@ -3,6 +3,7 @@
 import json
 import math
 from dataclasses import replace
+from functools import partial
 from itertools import pairwise
 
 import pytest
@@ -19,13 +20,12 @@ from gnclib.score import run as score_run
 from gnclib.score.recipes import (
     PRIORS,
     RECIPES,
-    STEPS,
     VARIANTS,
     departure_variants,
     network_variants,
     window_variants,
 )
-from gnclib.score.training import training
+from gnclib.score.training import load_checkpoint, training
 from gnclib.studies import ablations
 from gnclib.studies.ablations import Judge, Variant
 from tests.leaves import dead_leaves
@@ -104,7 +104,7 @@ def test_trainings_repeat_themselves_and_are_judged():
     x = data.patches(crops(), 10, 5, torch.Generator().manual_seed(0))
     taus = torch.tensor([math.log(0.01), math.log(0.1), 0.0])
     for variant in variants:
-        found, (prior, _) = first[variant.name, 1], ablations.train(variant, 1, leaves(), {})
+        found, (prior, *_) = first[variant.name, 1], ablations.train(variant, 1, leaves(), {})
         profile = ablations.calibration(prior, x, taus)
         assert found["profile"] == pytest.approx(profile.mean(1).tolist(), abs=1e-5)
         assert found["error"] == pytest.approx((profile.std(1) / math.sqrt(5)).tolist(), abs=1e-5)
@@ -125,7 +125,7 @@ def test_a_network_is_trained_and_judged():
     network = NetworkConfig(channels=(4, 4), embedding=4)
     variant = Variant("network", network, replace(BRIEF, optimiser="adam"))
     found = sweep([variant], [0])["network", 0]
-    prior, _ = ablations.train(variant, 0, leaves(), {})
+    prior, *_ = ablations.train(variant, 0, leaves(), {})
     assert isinstance(prior, NetworkEnergy)
     x, exact, lowest = data.patches(crops(), 10, 5, torch.Generator().manual_seed(0)), prior.double(), []
     for k in range(2):
@@ -149,16 +149,16 @@ def test_a_warm_start_sets_out_from_the_trained_shallow_variant():
     still = replace(BRIEF, patch=16, lr=1e-9, lr_constant=1e-9, lr_last=1e-9)
     deep = Variant("deep", replace(TINY, layers=2), still, warm=shallow)
     known = {}
-    before, seconds = ablations.train(shallow, 5, leaves(), known)
-    warm, more = ablations.train(deep, 5, leaves(), known)
+    before, seconds, _ = ablations.train(shallow, 5, leaves(), known)
+    warm, more, _ = ablations.train(deep, 5, leaves(), known)
     assert more > seconds > 0
     assert {variant for variant, _ in known} == {replace(shallow, name="")}
-    alone, _ = ablations.train(deep, 5, leaves(), {})
+    alone, *_ = ablations.train(deep, 5, leaves(), {})
     assert torch.equal(alone.kernels[0], warm.kernels[0])
     assert torch.allclose(warm.kernels[0], before.kernels[0], atol=1e-6)
     assert torch.allclose(warm.weights[-1], before.weights[0], atol=1e-6)
     assert torch.allclose(warm.offset, before.offset, atol=1e-6)
-    cold, _ = ablations.train(replace(deep, warm=None), 5, leaves(), {})
+    cold, *_ = ablations.train(replace(deep, warm=None), 5, leaves(), {})
     assert torch.allclose(cold.kernels[0], FieldsOfExperts(TINY).kernels[0], atol=1e-6)
     assert not torch.allclose(warm.kernels[0], cold.kernels[0], atol=1e-3)
 
@@ -272,8 +272,11 @@ def test_settings_that_did_not_exist_yet_count_as_defaults(small, tmp_path):
 
 
 def test_long_trainings_go_on_where_they_were_stopped(small, tmp_path, monkeypatch):
-    """Each is a run in a folder beside the file; one of other settings is not continued."""
-    part = lambda steps=4: [Variant("+ a, b/c", TINY, replace(BRIEF, steps=steps, averaging=0.5))]  # noqa: E731
+    """Each is a run in a folder beside the file; one of other settings is not continued, last weights are shared."""
+    part = lambda steps=4: [  # noqa: E731
+        Variant("plain", TINY, replace(BRIEF, steps=steps)),
+        Variant("+ a, b/c", TINY, replace(BRIEF, steps=steps, averaging=0.5)),
+    ]
     monkeypatch.setitem(VARIANTS, "departures", part)
     monkeypatch.setitem(ablations.KINDS, "departures", (ablations.DEPARTURES, JUDGE))
     monkeypatch.setattr(
@@ -281,34 +284,40 @@ def test_long_trainings_go_on_where_they_were_stopped(small, tmp_path, monkeypat
     )
     words = "--departures", "--seeds", 0, "--out"
     command(*words, tmp_path / "whole.json")
-    (row,) = ablations.load(tmp_path / "whole.json").rows["runs"]
-    alone = sweep(part())["+ a, b/c", 0]
-    assert row.psnr == pytest.approx(alone["psnr"], abs=1e-4)
+    rows = ablations.load(tmp_path / "whole.json").rows["runs"]
+    alone = {key: found for v in part() for key, found in sweep([v]).items()}
+    assert [row.variant for row in rows] == ["+ a, b/c", "plain"]
+    assert [path.name for path in (tmp_path / "whole_runs").iterdir()] == ["a_b_c_0"]
+    for row in rows:
+        assert row.psnr == pytest.approx(alone[row.variant, 0]["psnr"], abs=1e-4)
 
-    def stopped(state, images, group):
+    made = []
+
+    def watched(state, images, group):
         for step in training(state, images, group):
-            yield step
-            if step.step == 2:
+            made.append(step.step)
+            if len(made) == 3:
                 raise KeyboardInterrupt
+            yield step
 
-    with monkeypatch.context() as patch:
-        patch.setattr(score_run, "training", stopped)
-        with pytest.raises(KeyboardInterrupt):
-            command(*words, tmp_path / "parts.json")
-    folder = tmp_path / "parts" / "a_b_c_0"
-    assert (folder / "checkpoint.safetensors").is_file()
+    monkeypatch.setattr(score_run, "training", watched)
+    monkeypatch.setattr(score_run, "drive", partial(score_run.drive, every=1))
+    with pytest.raises(KeyboardInterrupt):
+        command(*words, tmp_path / "parts.json")
+    folder = tmp_path / "parts_runs" / "a_b_c_0"
+    assert load_checkpoint(folder).step == 2
     monkeypatch.setitem(VARIANTS, "departures", lambda: part(5))
     with pytest.raises(ValueError, match="a_b_c_0 holds a run with other settings"):
         command(*words, tmp_path / "parts.json")
     monkeypatch.setitem(VARIANTS, "departures", part)
     command(*words, tmp_path / "parts.json")
+    assert made == [1, 2, 3, 3, 4]
     assert without_seconds(tmp_path / "parts.json") == without_seconds(tmp_path / "whole.json")
     assert {path.name for path in folder.iterdir()} >= {"log.csv", "README.md", "model.safetensors"}
 
 
 def test_the_way_from_P1_to_R1_takes_one_departure_after_the_other():
-    averaged, first, *others = departure_variants()
-    known = [first, averaged, *others]
+    known = departure_variants()
     ends = [(v.prior, v.config) for v in (known[0], known[-1])]
     assert ends == [(PRIORS[name], RECIPES[name]) for name in ("P1", "R1")]
     changes = []
@@ -372,50 +381,27 @@ def test_networks_for_one_window_differ_in_their_gate_alone():
     assert VARIANTS.keys() == ablations.KINDS.keys()
 
 
-def test_the_shipped_results_are_those_of_the_present_variants():
-    content, variants = ablations.load(), ablations.variants()
-    assert content.about == ablations.opened(ablations.SHIPPED, STEPS).about
-    assert {row.variant for row in content.rows["runs"]} == {v.name for v in variants}
-    judge = content.about.judge
-    for v in variants:
-        runs = [row for row in content.rows["runs"] if row.variant == v.name]
-        assert len(runs) >= 2, v.name
-        for run in runs:
-            assert run.settings == Job({}, ablations.settings(v), dict).depends
-            assert (len(run.psnr), len(run.curvature)) == (len(judge.sigmas), len(judge.curvature_at))
-            assert len(run.profile) == len(run.error) == judge.levels
-            assert (run.joint is not None) == (v.name in ablations.JOINT)
-            assert not run.made.revision.endswith("dirty")
-
-
-def with_zeros(variant):
-    """Settings of the shipped runs of networks, which saw zeros beyond the border; ``gnc ablate`` would train anew."""
-    known = Job({}, ablations.settings(variant), dict).depends
-    assert known["prior"]["border"] == "reflected"
-    return known | {"prior": known["prior"] | {"border": "zeros"}}
-
-
-def test_the_shipped_results_of_the_network_are_those_of_its_variants():
-    content, known = ablations.load(ablations.NETWORK), {v.name: v for v in network_variants()}
-    assert content.about == ablations.opened(ablations.NETWORK, STEPS, ablations.NETWORK_JUDGE).about
+@pytest.mark.parametrize("kind", VARIANTS)
+def test_the_shipped_results_are_those_of_the_present_variants(kind):
+    """Those of networks saw zeros beyond the border; ``gnc ablate`` would train them anew."""
+    (path, judge), known = ablations.KINDS[kind], {v.name: v for v in VARIANTS[kind]()}
+    content, (steps,) = ablations.load(path), {v.config.steps for v in known.values()}
+    assert content.about == ablations.opened(path, steps, judge).about
     runs = content.rows["runs"]
     assert {run.variant for run in runs} == known.keys()
-    assert {run.seed for run in runs if run.variant in ("G1", "no gate")} == {0, 1}
+    twice = {"": known, "network": ("G1", "no gate")}.get(kind, ())
+    assert all({run.seed for run in runs if run.variant == name} == {0, 1} for name in twice)
+    assert {run.seed for run in runs} == ({0, 1} if twice else {0})
     for run in runs:
-        assert run.settings == with_zeros(known[run.variant])
-        judge = content.about.judge
+        settings = Job({}, ablations.settings(known[run.variant]), dict).depends
+        if kind in ("network", "windows"):
+            assert settings["prior"]["border"] == "reflected"
+            settings |= {"prior": settings["prior"] | {"border": "zeros"}}
+        assert run.settings == settings
         assert (len(run.psnr), len(run.curvature)) == (len(judge.sigmas), len(judge.curvature_at))
-        assert not run.made.revision.endswith("dirty")
-
-
-def test_the_shipped_results_of_windows_are_those_of_their_variants():
-    content, known = ablations.load(ablations.WINDOWS), {v.name: v for v in window_variants()}
-    assert content.about == ablations.opened(ablations.WINDOWS, STEPS, ablations.WINDOW_JUDGE).about
-    assert {run.variant for run in content.rows["runs"]} == known.keys()
-    for run in content.rows["runs"]:
-        assert run.settings == with_zeros(known[run.variant])
-        assert len(run.psnr) == len(content.about.judge.sigmas)
-        assert not run.made.revision.endswith("dirty")
+        assert len(run.profile) == len(run.error) == judge.levels
+        assert (run.joint is not None) == (run.variant in ablations.JOINT)
+        assert "dirty" not in f"{run.made}"
 
 
 def test_joint_outcome_is_that_of_algorithm_2():

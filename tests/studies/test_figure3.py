@@ -409,18 +409,22 @@ def test_workers_fill_the_same_file(sweep, tmp_path):
     [
         *((figure3.SHIPPED, "R1"), (figure3.LONG, "R1"), (figure3.RESTORED, "P1")),
         *((figure3.RESTORED_LONG, "P1"), (figure3.DEEP, "R3"), (figure3.RESTORED_DEEP, "P3")),
+        *((figure3.WHOLE, "R1"), (figure3.RESTORED_WHOLE, "P1")),
     ],
-    ids=["R1", "long_R1", "P1", "long_P1", "R3", "P3"],
+    ids=["R1", "long_R1", "P1", "long_P1", "R3", "P3", "whole_R1", "whole_P1"],
 )
 def test_the_shipped_results_fit_the_shipped_priors(path, name):
     content = figure3.load(path)
     settings = Settings(crop=80) if path in (figure3.SHIPPED, figure3.DEEP) else content.about.settings
+    if not settings.crop:
+        most = {"t_firsts": (0.01, 1.0), "algorithms": (*attainment.ALGORITHMS, "literal")}
+        assert settings == Settings(crop=0, reference_schedule=150 if name == "R1" else 0, **most)
     assert figure3.opened(path, name, settings).read() == content
     assert path.stat().st_size < 1_000_000
     done = {(run.set, run.task, run.image) for run in content.rows["runs"]}
     embedded, count = (
         figure3.EMBEDDED if path == figure3.SHIPPED else (),
-        24 if name in ("R3", "P3") else 68,
+        24 if name in ("R3", "P3") or not settings.crop else 68,
     )
     assert {(name, image) for name, _, image in done if name == "embedded"} == {
         ("embedded", image) for image in embedded
@@ -430,6 +434,7 @@ def test_the_shipped_results_fit_the_shipped_priors(path, name):
     for run in content.rows["runs"]:
         names = figure3.EMBEDDED if run.set == "embedded" else data.bsds68_ids()
         assert run.seed == names.index(run.image)
+        assert sorted(run.size) == ([settings.crop] * 2 if settings.crop else [321, 481])
         for algorithm in settings.algorithms:
             for values in run.maps[algorithm].values():
                 assert np.isfinite(values).all()

@@ -184,24 +184,20 @@ def test_a_tuning_is_what_its_setting_gives():
 @pytest.fixture(scope="module")
 def figure3_pairs():
     """Stored runs of some images with their settings, and the maps of one t_0 as they are now with theirs."""
-    files = figure3.SHIPPED, figure3.LONG, figure3.RESTORED, figure3.RESTORED_LONG
-    files += figure3.DEEP, figure3.RESTORED_DEEP
-    rng, contents = draw("figure 3"), map(figure3.load, files)
+    files = dict.fromkeys((figure3.SHIPPED, figure3.RESTORED), 2)
+    files |= dict.fromkeys((figure3.LONG, figure3.RESTORED_LONG, figure3.DEEP, figure3.RESTORED_DEEP), 1)
+    files |= dict.fromkeys((figure3.WHOLE, figure3.RESTORED_WHOLE), 1)
+    rng, contents = draw("figure 3"), ((figure3.load(path), count) for path, count in files.items())
     pairs, images = [], {"bsds68": data.bsds68(), "embedded": data.embedded()}
-    for content, run in (
-        (c, run)
-        for c in contents
-        for run in rng.sample(
-            c.rows["runs"], 1 if c.about.prior in ("R3", "P3") or 512 in c.about.settings.steps else 2
-        )
-    ):
+    for content, run in ((c, run) for c, count in contents for run in rng.sample(c.rows["runs"], count)):
         settings, prior = content.about.settings, FieldsOfExperts.from_pretrained(content.about.prior)
         t = rng.choice(settings.t_firsts)
-        most = rng.choice((64, 256))
+        most = rng.choice((64, 256)) if settings.crop else 8
         steps = tuple(s for s in settings.steps if s <= most)
         brief = vars(settings) | {"t_firsts": (t,), "steps": steps, "reference_schedule": 0}
         brief = figure3.Settings(**brief)
-        x = data.middle(images[run.set][run.image], settings.crop)
+        x = images[run.set][run.image]
+        x = data.middle(x, settings.crop) if settings.crop else x
         pairs.append((run, settings, measure(prior, run.task, x, run.seed, brief)["maps"], brief))
     return pairs
 
