@@ -211,7 +211,8 @@ def train(
         for _ in run.drive(state, folder):
             pass
         seconds = state.record["cpu_seconds"]
-        revisions = ", ".join(dict.fromkeys(turn["revision"] for turn in state.record["history"]))
+        turns = (turn["revision"] for turn in state.record["history"] if turn["from"] < state.total)
+        revisions = ", ".join(dict.fromkeys(turns))
     last, done = (
         Trained(p.requires_grad_(False), before + seconds, revisions) for p in (state.model, state.prior)
     )
