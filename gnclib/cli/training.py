@@ -75,7 +75,7 @@ def _run_options(every: int) -> Callable[[Callable], Callable]:
     gnc train R1 --images embedded --steps 2000    the same on photographs that need no download
     gnc train R1 --images DIR                      on photographs of your own
     gnc train R3 --images DIR --warm-start R3      the shipped R_3 trained further on them
-    gnc train P1                                   the recipe as restored from the paper; 80 minutes on one core
+    gnc train P1                                   the recipe as restored from the paper; 45 minutes on one core
     gnc train R1 --resume                          go on after an interruption
     gnc train R3 --warm-start R1 --batch 16        three layers, from the shipped R_1
     gnc train G1                                   a network energy; some hours on one core
