@@ -6,8 +6,8 @@ No torch is loaded for them.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, field, replace
-from typing import Annotated, Literal, get_args
+from dataclasses import asdict, dataclass, field, replace
+from typing import Annotated, Any, Literal, get_args
 
 from pydantic import Field, model_validator
 
@@ -294,6 +294,12 @@ class Variant:
     kernels: str = "dct"  # or "random", K_1; the others are Kaiming-normal
     warm: Variant | None = None
 
+    def but(self, name: str, **values: Any) -> Variant:
+        """The same under another name, with other settings of its architecture or training. TypeError: unknown ones."""
+        shape = {key: values.pop(key) for key in [*values] if key in asdict(self.prior)}
+        prior, config = replace(self.prior, **shape), replace(self.config, **values)
+        return replace(self, name=name, prior=prior, config=config)
+
 
 def variants(steps: int = STEPS) -> list[Variant]:
     """The variants that are compared.
@@ -306,38 +312,30 @@ def variants(steps: int = STEPS) -> list[Variant]:
         steps=steps, batch=16, patch=48, lr=1e-3, smoothing=5e-4, fraction=0.125, objective="denoising", roughness=10.0
     )  # fmt: skip
     recipe = Variant("recipe", FoEConfig(), config)
-
-    def trained(name: str, **changes) -> Variant:
-        return replace(recipe, name=name, config=replace(config, **changes))
-
-    def shaped(name: str, **changes) -> Variant:
-        return replace(recipe, name=name, prior=replace(recipe.prior, **changes))
-
-    deep = Variant("R_3 warm", FoEConfig(layers=3), replace(config, batch=4, patch=64, lr=5e-4), warm=recipe)
-    light = replace(deep, name="R_3 lambda / 5", config=replace(deep.config, smoothing=config.smoothing / 5))
-    bent = replace(light.config, warm_start_hidden="magnitude", roughness_hidden=0.1)
-    magnitudes = replace(light, name="R_3 magnitudes", config=bent)
+    deep = replace(recipe.but("R_3 warm", layers=3, batch=4, patch=64, lr=5e-4), warm=recipe)
+    light = deep.but("R_3 lambda / 5", smoothing=config.smoothing / 5)
+    magnitudes = light.but("R_3 magnitudes", warm_start_hidden="magnitude", roughness_hidden=0.1)
     return [
         recipe,
         deep,
         replace(deep, name="R_3 cold", warm=None),
         light,
         magnitudes,
-        replace(magnitudes, name="R_3 dilated", prior=replace(magnitudes.prior, dilation=2)),
-        trained("lambda = 0", smoothing=0.0),
-        trained("lambda x 10", smoothing=10 * config.smoothing),
-        trained("roughness = 0", roughness=0.0),
-        shaped("input not scaled", scaled_input=False, range=4.0, nodes_x=127),
+        magnitudes.but("R_3 dilated", dilation=2),
+        recipe.but("lambda = 0", smoothing=0.0),
+        recipe.but("lambda x 10", smoothing=10 * config.smoothing),
+        recipe.but("roughness = 0", roughness=0.0),
+        recipe.but("input not scaled", scaled_input=False, range=4.0, nodes_x=127),
         replace(recipe, name="random kernels", kernels="random"),
-        trained("objective corrected", objective="corrected"),
-        trained("objective restored", objective="restored"),
-        trained("objective vanishing", objective="vanishing"),
-        shaped("N_tau = 5", nodes_tau=5),
-        shaped("N_tau = 21", nodes_tau=21),
-        shaped("N_x = 31", nodes_x=31),
-        shaped("N_x = 191", nodes_x=191),
-        trained("roughness x 10", roughness=10 * config.roughness),
-        trained("averaged weights", averaging=0.9995),
+        recipe.but("objective corrected", objective="corrected"),
+        recipe.but("objective restored", objective="restored"),
+        recipe.but("objective vanishing", objective="vanishing"),
+        recipe.but("N_tau = 5", nodes_tau=5),
+        recipe.but("N_tau = 21", nodes_tau=21),
+        recipe.but("N_x = 31", nodes_x=31),
+        recipe.but("N_x = 191", nodes_x=191),
+        recipe.but("roughness x 10", roughness=10 * config.roughness),
+        recipe.but("averaged weights", averaging=0.9995),
     ]
 
 
@@ -348,20 +346,16 @@ def network_variants(steps: int = STEPS) -> list[Variant]:
     energy is a convex quadratic at every noise level.
     """
     recipe = Variant("G1", PRIORS["G1"], replace(FIRST_G1, steps=steps))
-    low, high = recipe.prior.sigma_min, recipe.prior.sigma_max
-
-    def shaped(name: str, **changes) -> Variant:
-        return replace(recipe, name=name, prior=replace(recipe.prior, **changes))
-
+    low, high, channels = recipe.prior.sigma_min, recipe.prior.sigma_max, recipe.prior.channels
     return [
         recipe,
-        shaped("no gate", sigma_open=0.99 * high, sigma_convex=high),
-        shaped("linear activations", sigma_open=1.01 * low, sigma_convex=1.02 * low),
-        replace(recipe, name="no time score", config=replace(recipe.config, smoothing=0.0)),
-        replace(recipe, name="Muon", config=replace(recipe.config, optimiser="muon")),
-        shaped("half the width", channels=tuple(c // 2 for c in recipe.prior.channels)),
-        shaped("three scales", channels=recipe.prior.channels[:3]),
-        shaped("twice the width", channels=tuple(2 * c for c in recipe.prior.channels)),
+        recipe.but("no gate", sigma_open=0.99 * high, sigma_convex=high),
+        recipe.but("linear activations", sigma_open=1.01 * low, sigma_convex=1.02 * low),
+        recipe.but("no time score", smoothing=0.0),
+        recipe.but("Muon", optimiser="muon"),
+        recipe.but("half the width", channels=tuple(c // 2 for c in channels)),
+        recipe.but("three scales", channels=channels[:3]),
+        recipe.but("twice the width", channels=tuple(2 * c for c in channels)),
     ]
 
 
@@ -389,25 +383,15 @@ def departure_variants(steps: int = RECIPES["R1"].steps) -> list[Variant]:
     as the shipped priors had.
     """
     ours = RECIPES["R1"]
-    prior, config = PRIORS["P1"], replace(RECIPES["P1"], steps=steps)
-    found = [Variant("P_1", prior, config)]
-
-    def add(name: str, shape: FoEConfig | None = None, **changes) -> None:
-        last = found[-1]
-        found.append(Variant(name, shape or last.prior, replace(last.config, **changes)))
-
-    add("+ averaged weights", averaging=ours.averaging)
-    add("+ denoising in tau", objective=ours.objective, fraction=ours.fraction)
-    add("+ projected kernels, c(tau)", replace(prior, constant=True), projected=True)
-    add("+ scaled input", PRIORS["R1"])
-    add("+ damping (R_1)", roughness=ours.roughness)
+    found = [Variant("P_1", PRIORS["P1"], replace(RECIPES["P1"], steps=steps))]
+    found.append(found[-1].but("+ averaged weights", averaging=ours.averaging))
+    found.append(found[-1].but("+ denoising in tau", objective=ours.objective, fraction=ours.fraction))
+    found.append(found[-1].but("+ projected kernels, c(tau)", constant=True, projected=True))
+    found.append(replace(found[-1], name="+ scaled input", prior=PRIORS["R1"]))
+    found.append(found[-1].but("+ damping (R_1)", roughness=ours.roughness))
     return found
 
 
 #: the lists of ``gnc ablate``
-VARIANTS = {
-    "": variants,
-    "network": network_variants,
-    "windows": window_variants,
-    "departures": departure_variants,
-}
+VARIANTS = {"": variants, "network": network_variants, "windows": window_variants}
+VARIANTS |= {"departures": departure_variants}

@@ -46,9 +46,18 @@ from gnclib.io import (
     rounded,
 )
 from gnclib.restore import Denoising, joint_descent
-from gnclib.score import TrainConfig, TrainState, Variant, denoising_psnr, run, starts, variants  # noqa: F401  (notebook 08)
-from gnclib.score.recipes import VARIANTS
-from gnclib.score.training import load_checkpoint, training
+from gnclib.score import (
+    VARIANTS,
+    TrainConfig,
+    TrainState,
+    Variant,
+    denoising_psnr,
+    load_checkpoint,
+    run,
+    starts,
+    variants,  # noqa: F401  (notebook 08)
+)
+from gnclib.score.training import training
 
 #: the results that come with the package: of Fields of Experts, of a network, of networks that see less or more, and of
 #: the way from P_1 to R_1

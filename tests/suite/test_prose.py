@@ -93,8 +93,8 @@ SENTENCES = [
     ("08_ablations", "with nineteen variants and seven measures", lambda: (
         len({run.variant for run in ablations.load(ablations.SHIPPED).rows["runs"]}) == 1 + 19
     )),
-    ("08_ablations", "the hundred thousand of the shipped priors", lambda: (
-        {stored(name, "training.json")["iterations"] for name in ("R1", "R2", "R3")} == {100_000}
+    ("08_ablations", "no damping, a hundred thousand iterations", lambda: (
+        {stored(name, "training.json")["iterations"] for name in ("P1", "P2", "P3")} == {100_000}
     )),
     ("appendix_inverse_problems", "along the lines of 45 views", lambda: views(192) == 45),
     ("appendix_inverse_problems", "22 for the crop of 96 pixels", lambda: views(96) == 22),
