@@ -378,9 +378,9 @@ def window_variants(steps: int = STEPS) -> list[Variant]:
 def departure_variants(steps: int = RECIPES["R1"].steps) -> list[Variant]:
     """From P_1, the recipe as restored from the paper, to R_1: one departure after the other, each kept from then on.
 
-    The first departure are averaged weights, so that all later comparisons have less noise. Two come together: kernels
-    without mean cannot express a constant, so c(tau) has its own parameters. One layer; by default as many iterations
-    as the shipped priors had.
+    The first departure are averaged weights, so that all later comparisons have less noise. Some come together and are
+    not separated: objective and fraction, projected kernels and a c(tau) of its own, scaling and nodes. One layer; by
+    default as many iterations as the shipped priors had.
     """
     ours = RECIPES["R1"]
     found = [Variant("P_1", PRIORS["P1"], replace(RECIPES["P1"], steps=steps))]
