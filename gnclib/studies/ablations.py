@@ -140,7 +140,7 @@ class Judge:
 def _smallest_eigenvalue(prior: LearnedEnergy, y: Tensor, sigma: float) -> float:
     """Of t times the Hessian at one image (1, 1, H, W), without the constant image where no kernel of K_1 sees it."""
     if isinstance(prior, FieldsOfExperts):
-        blind = bool((prior.kernels[0].mean((-2, -1)).abs() < 1e-6).all())
+        blind = bool((prior.kernels[0].mean((-2, -1)).abs() < 1e-5).all())
         return smallest_eigenvalue(PointHessian(prior, y, sigma), y.shape, y.dtype, 1e-6, lift=float(blind))
     t = sigma**2
     return smallest_eigenvalue(lambda v: t * prior.hvp(y, t, v), y.shape, y.dtype, 1e-4, lift=0.0)

@@ -79,6 +79,7 @@ def figure(name: str) -> dict:
 ELSEWHERE = {
     "00_the_paper_in_fifteen_minutes": {"27.6": lambda: figure("overview_eye")["psnr"][-1]},
     "03_score_matching": {"0.42": lambda: figure1_mixture().convexity_threshold((-1.0, 1.0)) ** 0.5},
+    "08_ablations": {"3.87": "of the shipped P_1; computed by a test of the guide"},
     "appendix_robustness": {"30.71": "cited, with its source"},
     "appendix_inverse_problems": {"0.005": lambda: problems.PROBLEMS["tomography"].sigma},
 }
