@@ -287,6 +287,10 @@ def test_what_each_departure_brings_is_what_the_trainings_gave():
     gain, without, there, *_ = short("recipe", "roughness = 0")
     assert f"damping gained {gain:.2f} dB and lifted the eigenvalue from {without:.2f} to {there:.2f}" in page
     assert f"the scaled input gained {short('recipe', 'input not scaled')[-1]:.2f} dB at 128" in page
+    limit = next(r for r in ledger.load(ROOT / "figures" / "claims.json") if r.id == "A-deep").evidence[
+        "threshold_dB"
+    ]
+    assert f"a difference is decided beyond {limit:.2f} dB" in page
     for name, other, what in (
         ("R_3 warm", "R_3 cold", "warm start instead of a cold one"),
         ("R_3 magnitudes", "R_3 lambda / 5", "magnitudes in the last hidden layer"),
@@ -294,7 +298,7 @@ def test_what_each_departure_brings_is_what_the_trainings_gave():
     ):
         row = "| {:+.2f}{} | {:.2f}, {:.2f} | {:.0f}, {:.0f} |"
         found = short(name, other)
-        decided = ", undecided" if abs(found[0]) < 0.26 else ""
+        decided = ", undecided" if abs(found[0]) < limit else ""
         assert f"| {what} {row.format(found[0], decided, *found[1:5])}" in page
 
 

@@ -143,7 +143,7 @@ def sizes() -> dict[str, int]:
 # files of a new user showed (curves of integers, texts beyond ASCII, maps over results, frames stored as colours);
 # several layers that are convex by construction, coordinates for chains of images with known pixels, and chains without
 # data; what networks see beyond the border, and schedules of P beside R; long ablations, which can be resumed.
-MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 222, 23_078, 20_031, 1
+MOST_ARROWS, MOST_LINES, MOST_LINES_WITHOUT_THE_COURSE, MOST_LONG_FILES = 222, 23_075, 20_028, 1
 
 
 def without_the_course() -> int:

@@ -186,8 +186,8 @@ class Table:
     def add(self, name: str, *found: tuple[Job, Mapping[str, Any]]) -> list[Any]:
         """Add what was computed for jobs to the table `name`, all at once, and return the rows as they are in the file.
 
-        They are rounded and have their origin. Raises ValueError as :meth:`read`, and for a row that does not fit its
-        form.
+        They are rounded and have their origin, unless the values name another as "made". Raises ValueError as
+        :meth:`read`, and for a row that does not fit its form.
         """
         form = self.form.tables[name]
         rows = [

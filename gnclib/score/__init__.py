@@ -12,7 +12,7 @@ __getattr__, __dir__, __all__ = lazy_loader.attach(
     submod_attrs={
         "recipes": [
             *("LEARN_LAST", "LEARN_RECIPES", "OBJECTIVES", "PRIORS", "RECIPES", "LearnConfig", "TrainConfig"),
-            *("VARIANTS", "Variant", "learning_rate", "variants"),
+            *("VARIANTS", "Variant", "learning_rate"),
         ],
         "distributed": ["ALONE", "Group"],
         "training_set": ["HELD_OUT", "denoising_psnr", "mmse"],

@@ -393,5 +393,6 @@ def departure_variants(steps: int = RECIPES["R1"].steps) -> list[Variant]:
 
 
 #: the lists of ``gnc ablate``
-VARIANTS = {"": variants, "network": network_variants, "windows": window_variants}
-VARIANTS |= {"departures": departure_variants}
+VARIANTS = {
+    "": variants, "network": network_variants, "windows": window_variants, "departures": departure_variants
+}  # fmt: skip

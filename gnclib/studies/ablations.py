@@ -55,7 +55,6 @@ from gnclib.score import (
     load_checkpoint,
     run,
     starts,
-    variants,  # noqa: F401  (notebook 08)
 )
 from gnclib.score.training import training
 
@@ -178,7 +177,7 @@ def held_out() -> list[Tensor]:
 
 
 class Trained(NamedTuple):
-    """A prior, the seconds of the processor that it took, those of its start included, and revisions of the code."""
+    """A prior, the seconds of the processor that it took, those of its start included, and what made a run's steps."""
 
     prior: LearnedEnergy
     seconds: float
@@ -215,7 +214,7 @@ def train(
     if folder is None:
         for _ in training(state, images):
             pass
-        seconds, revisions = time.process_time() - begun, Origin.here().revision
+        seconds, revisions = time.process_time() - begun, ""
     else:
         state = _begun(state, folder)
         for _ in run.drive(state, folder):
@@ -264,12 +263,9 @@ def jobs(
         prior, seconds, revisions = train(variant, seed, images, known, own)
         outcome = joint_outcome(prior, crops[:JOINT_CROPS]) if variant.name in joint else None
         found = judge(prior, crops) | {"joint": outcome and list(outcome), "cpu_seconds": round(seconds)}
-        here = Origin.here()  # which may be later than a run in a folder
-        return (
-            found
-            if revisions == here.revision
-            else found | {"made": here.model_copy(update={"trained": revisions})}
-        )
+        if revisions:  # of a run in a folder, which may be older than its judgement
+            found["made"] = Origin.here().model_copy(update={"trained": revisions})
+        return found
 
     for seed in seeds:
         for variant in chosen:

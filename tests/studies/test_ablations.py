@@ -340,7 +340,7 @@ def test_the_command_refuses_nonsense(small, tmp_path):
 
 
 def test_variants_differ_from_the_recipe_in_one_ingredient():
-    recipe, *others = ablations.variants()
+    recipe, *others = VARIANTS[""]()
     assert (recipe.config.objective, recipe.config.roughness, recipe.config.batch) == ("denoising", 10.0, 16)
     deep = {v.name: v for v in others if v.prior.layers > 1}
     steps = {"R_3 magnitudes": "R_3 lambda / 5", "R_3 dilated": "R_3 magnitudes"}  # others: "R_3 warm"

@@ -289,7 +289,7 @@ def test_the_ablations_that_are_drawn_are_the_rows():
         assert errors == pytest.approx([row.calibration for row in runs[name]], rel=1e-6)
         assert np.allclose(curvature, [row.curvature for row in runs[name]], rtol=1e-6)
     recipe = {row.seed: np.array(row.psnr) for row in runs["recipe"]}
-    shallow = [v.name for v in ablations.variants()[1:] if v.prior.layers == 1]
+    shallow = [v.name for v in ablations.VARIANTS[""]()[1:] if v.prior.layers == 1]
     for name in shallow:
         gaps = np.mean([row.psnr - recipe[row.seed] for row in runs[name]], axis=0)
         k = differences["variants"].index(name) - 1
